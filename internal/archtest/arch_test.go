@@ -1,0 +1,111 @@
+// Package archtest keeps the arrows between the packages: who may depend on
+// what. It contains nothing but the test.
+package archtest
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	module = "github.com/blockmover/blockmover"
+
+	kopia  = "github.com/kopia/kopia"
+	velero = "github.com/vmware-tanzu/velero"
+
+	kopiaAdapter = module + "/internal/repository/kopia"
+)
+
+// pure packages know nothing of Kubernetes, Velero and kopia, not even by way
+// of something else that they import.
+var pure = []string{
+	"internal/block",
+	"internal/cbt",
+	"internal/chain",
+	"internal/datapath",
+	"internal/device",
+	"internal/identity",
+	"internal/phase",
+	"internal/policy",
+	"internal/repository",
+	"internal/task",
+}
+
+// goPackage is what go list says of a package.
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+func load(t *testing.T) map[string]goPackage {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,Deps", module+"/...").Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		t.Fatalf("go list: %v: %s", err, exit.Stderr)
+	}
+	require.NoError(t, err)
+	packages := map[string]goPackage{}
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		err := d.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return packages
+		}
+		require.NoError(t, err)
+		packages[p.ImportPath] = p
+	}
+}
+
+// within reports whether a package is at or below a path.
+func within(pkg string, paths ...string) bool {
+	for _, p := range paths {
+		if pkg == p || strings.HasPrefix(pkg, p+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+func TestArrows(t *testing.T) {
+	packages := load(t)
+	for _, name := range pure {
+		p, ok := packages[module+"/"+name]
+		if !ok {
+			t.Logf("%s does not exist yet", name)
+			continue
+		}
+		for _, d := range p.Deps {
+			if within(d, "k8s.io", "sigs.k8s.io", velero, kopia, kopiaAdapter) {
+				t.Errorf("%s is pure and depends on %s", name, d)
+			}
+		}
+	}
+	for _, p := range packages {
+		for _, d := range p.Imports {
+			switch {
+			case within(d, kopia) && p.ImportPath != kopiaAdapter:
+				t.Errorf("%s imports %s: only %s may", p.ImportPath, d, kopiaAdapter)
+			case within(d, velero+"/pkg/repository") && p.ImportPath != kopiaAdapter:
+				t.Errorf("%s imports %s: only %s may", p.ImportPath, d, kopiaAdapter)
+			case within(d, velero+"/pkg/exposer", velero+"/pkg/datapath", velero+"/pkg/controller"):
+				t.Errorf("%s imports %s, which pulls in half of Velero", p.ImportPath, d)
+			}
+		}
+		if !within(p.ImportPath, module+"/plugins") {
+			continue
+		}
+		for _, d := range p.Deps {
+			if within(d, module+"/mover", module+"/internal/datapath", kopiaAdapter) {
+				t.Errorf("%s is part of the plugin and depends on %s", p.ImportPath, d)
+			}
+		}
+	}
+}

@@ -1,0 +1,84 @@
+// Package identity derives the names, labels and annotations of everything
+// that Blockmover creates. Names are functions of UIDs only, so that any number
+// of retries, and a new process after a crash, arrive at the same object.
+//
+// The package is pure.
+package identity
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+)
+
+// DataMover is the value of DataUpload.spec.datamover and
+// DataDownload.spec.datamover that Blockmover answers to.
+const DataMover = "blockmover"
+
+// Labels and annotations. The domain is blockmover.io throughout.
+const (
+	// LabelOperation holds the UID of the DataUpload or DataDownload that an
+	// object was created for. The sweep removes objects whose operation is gone.
+	LabelOperation = "blockmover.io/operation"
+	// LabelBackupUID holds the UID of the backup that an object was created for
+	// before any DataUpload existed (VolumeSnapshots of the PVC action).
+	LabelBackupUID = "blockmover.io/backup-uid"
+	// LabelRole tells the objects of one operation apart: see the Role constants.
+	LabelRole = "blockmover.io/role"
+	// AnnotationDataUpload, on a PVC in a backup, names the DataUpload that holds
+	// its data; the restore action acts on PVCs that carry it.
+	AnnotationDataUpload = "blockmover.io/data-upload"
+	// AnnotationBackupType, on a Backup or Schedule, asks for full or incremental.
+	AnnotationBackupType = "blockmover.io/backup-type"
+)
+
+// Keys of DataUpload.spec.dataMoverConfig.
+const (
+	// ConfigParentSnapshot is "auto", "none", or a repo snapshot ID.
+	ConfigParentSnapshot = "parentSnapshot"
+	// ConfigFullEvery is a Go duration: a full image is due when the newest one of
+	// the volume is older.
+	ConfigFullEvery = "fullEvery"
+)
+
+// Values of ConfigParentSnapshot.
+const (
+	ParentAuto = "auto"
+	ParentNone = "none"
+)
+
+// DataUploadName is the name of the DataUpload for one PVC in one backup.
+func DataUploadName(backupUID, pvcUID string) string {
+	return "blockmover-" + digest("DataUpload", backupUID, pvcUID)
+}
+
+// DataDownloadName is the name of the DataDownload for one PVC in one restore.
+func DataDownloadName(restoreUID, pvcUID string) string {
+	return "blockmover-" + digest("DataDownload", restoreUID, pvcUID)
+}
+
+// VolumeSnapshotName is the name of the VolumeSnapshot that the PVC action
+// takes, in the namespace of the PVC.
+func VolumeSnapshotName(backupUID, pvcUID string) string {
+	return "blockmover-" + digest("VolumeSnapshot", backupUID, pvcUID)
+}
+
+// OperationName is the name of the objects (VolumeSnapshot and its content,
+// PVC, pod) that serve one DataUpload or DataDownload, in Velero's namespace.
+func OperationName(operationUID string) string { return "blockmover-" + operationUID }
+
+// RebindVolumeName is the name of the PersistentVolume that gives a restored
+// volume to its target PVC.
+func RebindVolumeName(dataDownloadUID string) string {
+	return "blockmover-restored-" + dataDownloadUID
+}
+
+// digest is 20 hexadecimal digits over the parts: enough that no two objects
+// of a cluster meet, short enough for a label value.
+func digest(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		h.Write([]byte(p))
+		h.Write([]byte{0})
+	}
+	return hex.EncodeToString(h.Sum(nil)[:10])
+}
