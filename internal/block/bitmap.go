@@ -1,0 +1,310 @@
+package block
+
+import (
+	"fmt"
+	"iter"
+	"math/bits"
+	"slices"
+	"sort"
+)
+
+// PageSize is the usual granularity of a Bitmap. A page of 64 KiB keeps the
+// bitmap of a fully scattered terabyte at 2 MiB and is no larger than the
+// blocks that most storage systems track.
+const PageSize = 64 << 10
+
+// Bitmap is a set of pages of a volume.
+//
+// Pages are kept in containers of 65,536 (4 GiB of 64 KiB pages), each in the
+// form that suits how full it is: nothing, a sorted list of 16-bit page
+// numbers, a plain bitmap of 8 KiB, or the word "all". So the whole of 64 TiB
+// costs 0.6 MiB when empty or complete, about 21 MiB with one page in a hundred
+// set at random, and 128 MiB at worst. Ranges set in ascending order, as
+// changed-block tracking delivers them, cost O(1) amortised.
+//
+// A Bitmap is not safe for concurrent use while it is being changed.
+type Bitmap struct {
+	size       int64
+	page       int64
+	pages      int64
+	containers []container
+}
+
+const (
+	containerPages = 1 << 16
+	// arrayMax is where a list of 16-bit numbers becomes as large as a bitmap:
+	// 4096 * 2 bytes = 65536 / 8 bytes.
+	arrayMax = containerPages / 16
+	words    = containerPages / 64
+)
+
+// NewBitmap returns the empty set of pages of a volume. The page size must be a
+// power of two of at least 512 bytes.
+func NewBitmap(size, pageSize int64) (*Bitmap, error) {
+	if size <= 0 || size > MaxVolumeSize {
+		return nil, fmt.Errorf("volume size is %d bytes, want 1 to %d", size, int64(MaxVolumeSize))
+	}
+	if pageSize < 512 || bits.OnesCount64(uint64(pageSize)) != 1 {
+		return nil, fmt.Errorf("page size is %d bytes, want a power of two of at least 512", pageSize)
+	}
+	pages := (size + pageSize - 1) / pageSize
+	return &Bitmap{
+		size:       size,
+		page:       pageSize,
+		pages:      pages,
+		containers: make([]container, (pages+containerPages-1)/containerPages),
+	}, nil
+}
+
+// Size is the size of the volume in bytes.
+func (b *Bitmap) Size() int64 { return b.size }
+
+// PageSize is the granularity in bytes.
+func (b *Bitmap) PageSize() int64 { return b.page }
+
+// Set adds every page that the extent touches.
+func (b *Bitmap) Set(e Extent) error {
+	if err := e.CheckWithin(b.size); err != nil {
+		return err
+	}
+	first, end := e.Offset/b.page, (e.End()+b.page-1)/b.page
+	for first < end {
+		c := first / containerPages
+		base := c * containerPages
+		stop := min(end, base+containerPages)
+		b.containers[c].setRange(int(first-base), int(stop-base))
+		first = stop
+	}
+	return nil
+}
+
+// SetAll adds every page of the volume.
+func (b *Bitmap) SetAll() {
+	for i := range b.containers {
+		stop := min(b.pages-int64(i)*containerPages, containerPages)
+		b.containers[i].setRange(0, int(stop))
+	}
+}
+
+// AnyIn reports whether a page of the set touches the extent. Parts of the
+// extent outside the volume count as not set.
+func (b *Bitmap) AnyIn(e Extent) bool {
+	if e.Length <= 0 || e.End() <= 0 || e.Offset >= b.size {
+		return false
+	}
+	p, ok := b.nextSet(max(e.Offset, 0) / b.page)
+	return ok && p*b.page < e.End()
+}
+
+// Bytes is how many bytes of the volume the pages cover.
+func (b *Bitmap) Bytes() int64 {
+	var n int64
+	for i := range b.containers {
+		n += int64(b.containers[i].count)
+	}
+	n *= b.page
+	// The last page may reach beyond the volume.
+	if p, ok := b.nextSet(b.pages - 1); ok && p == b.pages-1 {
+		n -= b.pages*b.page - b.size
+	}
+	return n
+}
+
+// Chunks yields, in ascending order, every chunk that a page of the set
+// touches. g must describe the same volume.
+func (b *Bitmap) Chunks(g Geometry) iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		for chunk := int64(0); chunk < g.Chunks(); chunk++ {
+			p, ok := b.nextSet(chunk * g.ChunkSize() / b.page)
+			if !ok {
+				return
+			}
+			chunk = max(chunk, p*b.page/g.ChunkSize())
+			if chunk >= g.Chunks() || !yield(chunk) {
+				return
+			}
+		}
+	}
+}
+
+// CountChunks is how many chunks Chunks yields.
+func (b *Bitmap) CountChunks(g Geometry) int64 {
+	var n int64
+	for range b.Chunks(g) {
+		n++
+	}
+	return n
+}
+
+// Extents yields the set as maximal extents in ascending order, cut to the
+// given range and to the volume.
+func (b *Bitmap) Extents(within Extent) iter.Seq[Extent] {
+	end := min(within.End(), b.size)
+	return func(yield func(Extent) bool) {
+		for off := max(within.Offset, 0); off < end; {
+			first, ok := b.nextSet(off / b.page)
+			if !ok || first*b.page >= end {
+				return
+			}
+			start := max(off, first*b.page)
+			off = min(end, b.nextClear(first)*b.page)
+			if !yield(Extent{Offset: start, Length: off - start}) {
+				return
+			}
+		}
+	}
+}
+
+// nextSet is the first page of the set at or after p.
+func (b *Bitmap) nextSet(p int64) (int64, bool) {
+	for p < b.pages {
+		c := p / containerPages
+		base := c * containerPages
+		if i, ok := b.containers[c].nextSet(int(p - base)); ok {
+			return base + int64(i), true
+		}
+		p = base + containerPages
+	}
+	return 0, false
+}
+
+// nextClear is the first page at or after p that is not in the set; it may be
+// the number of pages.
+func (b *Bitmap) nextClear(p int64) int64 {
+	for p < b.pages {
+		c := p / containerPages
+		base := c * containerPages
+		i := b.containers[c].nextClear(int(p - base))
+		p = base + int64(i)
+		if i < containerPages {
+			break
+		}
+	}
+	return min(p, b.pages)
+}
+
+// container is a set of up to 65,536 pages. At most one of list and bitmap is
+// used; neither is when count is 0 or containerPages.
+type container struct {
+	count  int32
+	list   []uint16
+	bitmap *[words]uint64
+}
+
+func (c *container) setRange(lo, hi int) {
+	switch n := hi - lo; {
+	case c.count == containerPages:
+		return
+	case n == containerPages:
+		*c = container{count: containerPages}
+		return
+	case c.bitmap == nil && int(c.count)+n <= arrayMax:
+		c.insert(lo, hi)
+		return
+	}
+	c.toBitmap()
+	c.setBits(lo, hi)
+	if c.count == containerPages {
+		c.bitmap = nil
+	}
+}
+
+// insert adds a range to the list. The range usually follows all of the list.
+func (c *container) insert(lo, hi int) {
+	from := len(c.list)
+	if from > 0 && int(c.list[from-1]) >= lo {
+		from = sort.Search(len(c.list), func(i int) bool { return int(c.list[i]) >= lo })
+	}
+	to := from
+	for to < len(c.list) && int(c.list[to]) < hi {
+		to++
+	}
+	if to == len(c.list) {
+		c.list = c.list[:from]
+		for v := lo; v < hi; v++ {
+			c.list = append(c.list, uint16(v))
+		}
+	} else {
+		fresh := make([]uint16, 0, hi-lo)
+		for v := lo; v < hi; v++ {
+			fresh = append(fresh, uint16(v))
+		}
+		c.list = slices.Replace(c.list, from, to, fresh...)
+	}
+	c.count = int32(len(c.list))
+}
+
+func (c *container) toBitmap() {
+	if c.bitmap != nil {
+		return
+	}
+	c.bitmap = new([words]uint64)
+	for _, v := range c.list {
+		c.bitmap[v/64] |= 1 << (v % 64)
+	}
+	c.list = nil
+}
+
+func (c *container) setBits(lo, hi int) {
+	for lo < hi {
+		w := lo / 64
+		stop := min(hi, (w+1)*64)
+		mask := ^uint64(0) << (lo % 64)
+		if tail := stop - w*64; tail < 64 {
+			mask &= 1<<tail - 1
+		}
+		c.count += int32(bits.OnesCount64(mask &^ c.bitmap[w]))
+		c.bitmap[w] |= mask
+		lo = stop
+	}
+}
+
+func (c *container) nextSet(p int) (int, bool) {
+	switch {
+	case c.count == 0:
+		return 0, false
+	case c.count == containerPages:
+		return p, true
+	case c.bitmap == nil:
+		i, _ := slices.BinarySearch(c.list, uint16(p))
+		if i == len(c.list) {
+			return 0, false
+		}
+		return int(c.list[i]), true
+	}
+	w := p / 64
+	word := c.bitmap[w] & (^uint64(0) << (p % 64))
+	for word == 0 {
+		if w++; w == words {
+			return 0, false
+		}
+		word = c.bitmap[w]
+	}
+	return w*64 + bits.TrailingZeros64(word), true
+}
+
+// nextClear returns containerPages when all pages from p on are set.
+func (c *container) nextClear(p int) int {
+	switch {
+	case c.count == 0:
+		return p
+	case c.count == containerPages:
+		return containerPages
+	case c.bitmap == nil:
+		i, _ := slices.BinarySearch(c.list, uint16(p))
+		for i < len(c.list) && int(c.list[i]) == p {
+			i++
+			p++
+		}
+		return p
+	}
+	w := p / 64
+	word := ^c.bitmap[w] & (^uint64(0) << (p % 64))
+	for word == 0 {
+		if w++; w == words {
+			return containerPages
+		}
+		word = ^c.bitmap[w]
+	}
+	return w*64 + bits.TrailingZeros64(word)
+}

@@ -1,0 +1,205 @@
+package cbt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/blockmover/blockmover/internal/block"
+)
+
+// Options of Collect. The zero value of each field means its default.
+type Options struct {
+	// PageSize of the bitmap; default block.PageSize.
+	PageSize int64
+	// Attempts is how often in a row a stream may break without having delivered a
+	// block; default 5.
+	Attempts int
+	// Backoff is the wait before the first resumption; it doubles with each one
+	// that brings no block, up to 30 times. Default 1 s.
+	Backoff time.Duration
+	// Sleep waits, or returns the context's error; default is the real clock.
+	Sleep func(ctx context.Context, d time.Duration) error
+}
+
+const (
+	defaultAttempts = 5
+	defaultBackoff  = time.Second
+	maxBackoffs     = 30
+	// maxResumptions bounds a stream that breaks again and again after a few
+	// blocks. A server that cuts streams after a minute may take 16 hours.
+	maxResumptions = 1000
+)
+
+// Stats says how a stream went.
+type Stats struct {
+	Messages    int64
+	Blocks      int64
+	Resumptions int64
+}
+
+// CollectAllocated folds the allocated blocks of the target into a bitmap of a
+// device of size bytes.
+func CollectAllocated(ctx context.Context, src Source, size int64, o Options) (*block.Bitmap, Stats, error) {
+	b, stats, err := collect(ctx, size, o, src.Allocated)
+	if err != nil {
+		return nil, stats, fmt.Errorf("collect allocated blocks: %w", err)
+	}
+	return b, stats, nil
+}
+
+// CollectChanged folds the blocks that differ between base and target into a
+// bitmap of a device of size bytes.
+func CollectChanged(ctx context.Context, src Source, base ChangeID, size int64, o Options) (*block.Bitmap, Stats, error) {
+	if base == "" {
+		return nil, Stats{}, errors.New("collect changed blocks: change ID is empty")
+	}
+	b, stats, err := collect(ctx, size, o, func(ctx context.Context, from int64, record func(Batch) error) error {
+		return src.Changed(ctx, base, from, record)
+	})
+	if err != nil {
+		return nil, stats, fmt.Errorf("collect changed blocks: %w", err)
+	}
+	return b, stats, nil
+}
+
+type stream func(ctx context.Context, from int64, record func(Batch) error) error
+
+func collect(ctx context.Context, size int64, o Options, run stream) (*block.Bitmap, Stats, error) {
+	o = o.withDefaults()
+	bitmap, err := block.NewBitmap(size, o.PageSize)
+	if err != nil {
+		return nil, Stats{}, err
+	}
+	c := collector{bitmap: bitmap, size: size}
+	for barren := 0; ; {
+		blocks := c.stats.Blocks
+		c.resumed = true
+		err := run(ctx, c.next, c.record)
+		switch {
+		case err == nil:
+			return bitmap, c.stats, nil
+		case !errors.Is(err, ErrInterrupted) || ctx.Err() != nil:
+			return nil, c.stats, err
+		case c.next >= size:
+			// It broke after the last block that there can be.
+			return bitmap, c.stats, nil
+		case c.stats.Blocks > blocks:
+			barren = 0
+		}
+		if barren++; barren >= o.Attempts || c.stats.Resumptions >= maxResumptions {
+			return nil, c.stats, fmt.Errorf("give up at offset %d after %d resumptions: %w", c.next, c.stats.Resumptions, err)
+		}
+		c.stats.Resumptions++
+		if err := o.Sleep(ctx, o.Backoff*time.Duration(min(1<<(barren-1), maxBackoffs))); err != nil {
+			return nil, c.stats, err
+		}
+	}
+}
+
+func (o Options) withDefaults() Options {
+	if o.PageSize == 0 {
+		o.PageSize = block.PageSize
+	}
+	if o.Attempts == 0 {
+		o.Attempts = defaultAttempts
+	}
+	if o.Backoff == 0 {
+		o.Backoff = defaultBackoff
+	}
+	if o.Sleep == nil {
+		o.Sleep = sleep
+	}
+	return o
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// collector checks a stream and its resumptions as one sequence.
+type collector struct {
+	bitmap *block.Bitmap
+	size   int64
+	stats  Stats
+
+	// started is whether a batch has come, so that fixed is known.
+	started bool
+	fixed   bool
+	// length of the blocks, where it is fixed and one has come.
+	length int64
+	// next is the end of the last block.
+	next int64
+	// resumed is set until the first block of a stream has come: that one may begin
+	// before the offset that was asked for.
+	resumed bool
+}
+
+func (c *collector) record(b Batch) error {
+	c.stats.Messages++
+	switch {
+	case b.Capacity != c.size:
+		return fmt.Errorf("storage describes a volume of %d bytes, the device has %d", b.Capacity, c.size)
+	case c.started && b.Fixed != c.fixed:
+		return errors.New("storage changes between blocks of fixed and of variable length")
+	}
+	c.started, c.fixed = true, b.Fixed
+	for _, e := range b.Blocks {
+		if err := c.block(e); err != nil {
+			return err
+		}
+		c.stats.Blocks++
+	}
+	return nil
+}
+
+func (c *collector) block(e block.Extent) error {
+	if c.fixed {
+		var err error
+		if e, err = c.fixedBlock(e); err != nil {
+			return err
+		}
+	}
+	if err := e.CheckWithin(c.size); err != nil {
+		return err
+	}
+	if e.Offset < c.next && (!c.resumed || e.End() <= c.next) {
+		return fmt.Errorf("block %s begins before the end %d of the one before it", e, c.next)
+	}
+	c.resumed = false
+	c.next = e.End()
+	return c.bitmap.Set(e)
+}
+
+// fixedBlock checks the length of a block where all have one length, and cuts
+// off what is not there.
+//
+// CSI says that the length "MUST be constant", so in a volume that is no
+// multiple of it the last block reaches over the end: what is beyond does not
+// exist and is cut off. A driver that shortens that block instead means the same
+// and is let pass. Any other difference is an error.
+func (c *collector) fixedBlock(e block.Extent) (block.Extent, error) {
+	if e.Length <= 0 || e.Offset < 0 || e.Offset >= c.size {
+		return e, e.CheckWithin(c.size)
+	}
+	atEnd := e.Length >= c.size-e.Offset
+	if c.length == 0 && !atEnd {
+		c.length = e.Length
+	}
+	shortened := e.Length == c.size-e.Offset && e.Length < c.length
+	if c.length != 0 && e.Length != c.length && !shortened {
+		return e, fmt.Errorf("block %s has length %d, want %d as all before it", e, e.Length, c.length)
+	}
+	if atEnd {
+		e.Length = c.size - e.Offset
+	}
+	return e, nil
+}

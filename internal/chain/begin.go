@@ -1,0 +1,200 @@
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/cbt"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// Store is what Begin needs of a repository.
+type Store interface {
+	List(ctx context.Context, volume repository.VolumeKey) ([]repository.Snapshot, error)
+	NewWriter(ctx context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error)
+}
+
+// Input of Begin.
+type Input struct {
+	Request
+	Volume repository.VolumeKey
+	Store  Store
+	// Source tells what changed and what is allocated. Where there is none it is
+	// nil, and Unavailable says why.
+	Source      cbt.Source
+	Unavailable string
+	Collect     cbt.Options
+}
+
+// Run is a backup that has begun: Writer takes the chunks that Read touches.
+type Run struct {
+	Decision
+	Writer repository.VolumeWriter
+	Read   *block.Bitmap
+}
+
+// Decision is what a Run does, and why.
+type Decision struct {
+	Kind   repository.Kind
+	Parent repository.SnapshotID
+	// Reason and Detail are empty for an increment on the newest repo snapshot.
+	Reason Reason
+	Detail string
+	// Source counts what the storage said, failed attempts included.
+	Source cbt.Stats
+}
+
+// Begin finds the best way to make the image in.Target, of Target.Size bytes,
+// and starts it. The caller commits or aborts the writer.
+//
+// An error is one of writing a full image, or the context's: whatever else goes
+// wrong leads one rung down.
+func Begin(ctx context.Context, in Input) (Run, error) {
+	run, err := begin(ctx, in)
+	if err != nil {
+		return Run{}, fmt.Errorf("begin backup of %s: %w", in.Volume, err)
+	}
+	return run, nil
+}
+
+func begin(ctx context.Context, in Input) (Run, error) {
+	if in.Target.Size <= 0 {
+		return Run{}, fmt.Errorf("device has %d bytes", in.Target.Size)
+	}
+	history, err := in.Store.List(ctx, in.Volume)
+	if err != nil {
+		return Run{}, err
+	}
+	choice := Choose(in.Request, history)
+	l := ladder{Input: in, steps: choice.Steps}
+	if in.Source == nil {
+		l.broke(CBTUnavailable, errors.New(in.Unavailable))
+	} else {
+		for _, parent := range choice.Parents {
+			run, ok := l.incremental(ctx, parent)
+			if ok {
+				return run, nil
+			}
+			if err := ctx.Err(); err != nil {
+				return Run{}, err
+			}
+		}
+	}
+	return l.full(ctx)
+}
+
+// ladder is one walk down; see the package comment.
+type ladder struct {
+	Input
+	steps []Step
+	stats cbt.Stats
+}
+
+func (l *ladder) broke(reason Reason, err error) {
+	l.steps = append(l.steps, Step{reason, err.Error()})
+}
+
+func (l *ladder) count(s cbt.Stats) {
+	l.stats.Messages += s.Messages
+	l.stats.Blocks += s.Blocks
+	l.stats.Resumptions += s.Resumptions
+}
+
+func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (Run, bool) {
+	read, stats, err := cbt.CollectChanged(ctx, l.Source, cbt.ChangeID(parent.Meta.ChangeID), l.Target.Size, l.Collect)
+	l.count(stats)
+	if err == nil {
+		err = addResized(read, parent.Meta, l.Target.Size)
+	}
+	if err != nil {
+		l.broke(failure(err, DeltaFailed), fmt.Errorf("since repo snapshot %s: %w", parent.ID, err))
+		return Run{}, false
+	}
+	w, err := l.Store.NewWriter(ctx, l.Target, parent.ID)
+	if err != nil {
+		reason := ParentDamaged
+		if errors.Is(err, repository.ErrNotFound) {
+			reason = ParentGone
+		}
+		l.broke(reason, fmt.Errorf("repo snapshot %s: %w", parent.ID, err))
+		return Run{}, false
+	}
+	return l.run(w, read, repository.Incremental, parent.ID), true
+}
+
+// failure is the reason for an error of a Source.
+func failure(err error, otherwise Reason) Reason {
+	if errors.Is(err, cbt.ErrUnavailable) {
+		return CBTUnavailable
+	}
+	return otherwise
+}
+
+// addResized adds what the parent does not have or has as padding: from the
+// start of the chunk in which the smaller of both volumes ends. What a volume
+// has grown by is read in full: storage systems differ in whether they call it
+// changed, and a volume grows seldom.
+func addResized(read *block.Bitmap, parent repository.Meta, size int64) error {
+	if parent.Size == size {
+		return nil
+	}
+	end := min(parent.Size, size)
+	start := end - end%parent.ChunkSize
+	if start == size {
+		return nil // shrunk to a whole chunk
+	}
+	return read.Set(block.Extent{Offset: start, Length: size - start})
+}
+
+func (l *ladder) full(ctx context.Context) (Run, error) {
+	read, err := l.allocated(ctx)
+	if err != nil {
+		return Run{}, err
+	}
+	w, err := l.Store.NewWriter(ctx, l.Target, "")
+	if err != nil {
+		return Run{}, err
+	}
+	return l.run(w, read, repository.Full, ""), nil
+}
+
+// allocated is what a full image reads.
+func (l *ladder) allocated(ctx context.Context) (*block.Bitmap, error) {
+	if l.Source != nil {
+		read, stats, err := cbt.CollectAllocated(ctx, l.Source, l.Target.Size, l.Collect)
+		l.count(stats)
+		if err == nil {
+			return read, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		l.broke(failure(err, AllocatedFailed), err)
+	}
+	page := l.Collect.PageSize
+	if page == 0 {
+		page = block.PageSize
+	}
+	read, err := block.NewBitmap(l.Target.Size, page)
+	if err != nil {
+		return nil, err
+	}
+	read.SetAll()
+	return read, nil
+}
+
+func (l *ladder) run(w repository.VolumeWriter, read *block.Bitmap, kind repository.Kind, parent repository.SnapshotID) Run {
+	d := Decision{Kind: kind, Parent: parent, Source: l.stats}
+	if len(l.steps) > 0 {
+		d.Reason = l.steps[0].Reason
+		texts := make([]string, len(l.steps))
+		for i, s := range l.steps {
+			texts[i] = s.String()
+		}
+		d.Detail = strings.Join(texts, "; ")
+	}
+	return Run{Decision: d, Writer: w, Read: read}
+}

@@ -1,0 +1,174 @@
+package datapath
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// BackupStats says what a Backup did.
+type BackupStats struct {
+	BytesRead int64
+}
+
+// Backup reads every chunk that the bitmap touches and puts it into the writer.
+// It neither commits nor aborts.
+func Backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w repository.VolumeWriter, o Options) (BackupStats, error) {
+	stats, err := backup(ctx, dev, read, w, o)
+	if err != nil {
+		return stats, fmt.Errorf("back up device: %w", err)
+	}
+	return stats, nil
+}
+
+func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w repository.VolumeWriter, o Options) (BackupStats, error) {
+	meta := w.Meta()
+	g, err := block.NewGeometry(meta.Size, meta.ChunkSize)
+	if err != nil {
+		return BackupStats{}, err
+	}
+	if dev.Size() != meta.Size || read.Size() != meta.Size {
+		return BackupStats{}, fmt.Errorf("device has %d bytes, bitmap %d, image %d", dev.Size(), read.Size(), meta.Size)
+	}
+	o = o.withDefaults(g.ChunkSize())
+	o.Progress.total.Store(chunkBytes(read, g))
+
+	b := backupRun{dev: dev, w: w, geometry: g, progress: o.Progress}
+	items := make(chan item)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(items)
+		return produce(ctx, read, g, o.ReadSize/g.ChunkSize(), items)
+	})
+	for range o.Workers {
+		group.Go(func() error {
+			buf := device.NewBuffer(int(o.ReadSize))
+			for it := range items {
+				if err := b.move(ctx, it, buf); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	err = group.Wait()
+	return BackupStats{BytesRead: o.Progress.Done()}, err
+}
+
+// chunkBytes is how many bytes of the volume the touched chunks hold.
+func chunkBytes(read *block.Bitmap, g block.Geometry) int64 {
+	var n int64
+	for c := range read.Chunks(g) {
+		n += g.Extent(c).Length
+	}
+	return n
+}
+
+// item is a run of consecutive chunks.
+type item struct {
+	// seq counts items from 0.
+	seq        int64
+	first, end int64
+}
+
+// produce joins neighbouring chunks to items of at most limit chunks.
+func produce(ctx context.Context, read *block.Bitmap, g block.Geometry, limit int64, items chan<- item) error {
+	send := func(it item) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case items <- it:
+			return nil
+		}
+	}
+	var it item
+	for c := range read.Chunks(g) {
+		if c == it.end && it.end-it.first < limit {
+			it.end++
+			continue
+		}
+		if it.end > it.first {
+			if err := send(it); err != nil {
+				return err
+			}
+			it.seq++
+		}
+		it.first, it.end = c, c+1
+	}
+	if it.end > it.first {
+		return send(it)
+	}
+	return nil
+}
+
+type backupRun struct {
+	dev      device.Reader
+	w        repository.VolumeWriter
+	geometry block.Geometry
+	progress *Progress
+	frontier frontier
+}
+
+// move reads one item and puts its chunks.
+func (b *backupRun) move(ctx context.Context, it item, buf []byte) error {
+	chunkSize := b.geometry.ChunkSize()
+	start := it.first * chunkSize
+	length := min(it.end*chunkSize, b.geometry.Size()) - start
+	if _, err := b.dev.ReadAt(buf[:length], start); err != nil {
+		return err
+	}
+	clear(buf[length : (it.end-it.first)*chunkSize]) // padding
+	for c := it.first; c < it.end; c++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		from := (c - it.first) * chunkSize
+		if err := b.w.Put(ctx, c, buf[from:from+chunkSize]); err != nil {
+			return err
+		}
+		b.progress.done.Add(b.geometry.Extent(c).Length)
+	}
+	if reached, ok := b.frontier.complete(it); ok {
+		return b.w.Advance(ctx, reached)
+	}
+	return nil
+}
+
+// frontier finds up to where all items are complete, while they complete in
+// any order.
+type frontier struct {
+	mu sync.Mutex
+	// next is the first item that is not complete.
+	next int64
+	// ends of the complete items after it, by number: never more than workers.
+	ends map[int64]int64
+}
+
+// complete notes an item. Where it was the first one missing, complete returns
+// the chunk before which nothing is missing now.
+func (f *frontier) complete(it item) (int64, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if it.seq != f.next {
+		if f.ends == nil {
+			f.ends = map[int64]int64{}
+		}
+		f.ends[it.seq] = it.end
+		return 0, false
+	}
+	reached := it.end
+	for f.next++; ; f.next++ {
+		end, ok := f.ends[f.next]
+		if !ok {
+			return reached, true
+		}
+		delete(f.ends, f.next)
+		reached = end
+	}
+}

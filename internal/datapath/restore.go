@@ -1,0 +1,228 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// ErrTooSmall is wrapped by the error of a Restore onto a device that is
+// smaller than the volume was. Nothing has been written then.
+var ErrTooSmall = errors.New("device is smaller than the volume")
+
+// maxZeroRun bounds one call of Zero, which cannot be canceled: a device that
+// has to write the zeros does 4 GiB in seconds.
+const maxZeroRun = 4 << 30
+
+// RestoreStats says what a Restore did.
+type RestoreStats struct {
+	// BytesWritten came from the repository, ZeroBytes did not: they are the holes
+	// of the image, and what the device has beyond it.
+	BytesWritten int64
+	ZeroBytes    int64
+}
+
+// Restore makes the device equal to the image: every byte of it is written or
+// zeroed, and whatever lies beyond the image's size is zeroed. It returns after
+// Sync; it does not close the device.
+func Restore(ctx context.Context, r repository.VolumeReader, dev device.Writer, o Options) (RestoreStats, error) {
+	stats, err := restore(ctx, r, dev, o)
+	if err != nil {
+		return stats, fmt.Errorf("restore device: %w", err)
+	}
+	return stats, nil
+}
+
+func restore(ctx context.Context, r repository.VolumeReader, dev device.Writer, o Options) (RestoreStats, error) {
+	meta := r.Meta()
+	g, err := block.NewGeometry(meta.Size, meta.ChunkSize)
+	if err != nil {
+		return RestoreStats{}, err
+	}
+	if dev.Size() < g.Size() {
+		return RestoreStats{}, fmt.Errorf("%w: %d bytes, want %d", ErrTooSmall, dev.Size(), g.Size())
+	}
+	o = o.withDefaults(g.ChunkSize())
+	o.Progress.total.Store(dev.Size())
+	run := restoreRun{reader: r, dev: dev, geometry: g, options: o}
+	if o.Verify {
+		o.Progress.total.Store(2 * dev.Size())
+		run.sums = newChecksums(dev.Size(), g.ChunkSize())
+	}
+	stats, err := run.write(ctx)
+	if err != nil {
+		return stats, err
+	}
+	if err := dev.Sync(); err != nil {
+		return stats, err
+	}
+	if o.Verify {
+		return stats, run.verify(ctx)
+	}
+	return stats, nil
+}
+
+type restoreRun struct {
+	reader   repository.VolumeReader
+	dev      device.Writer
+	geometry block.Geometry
+	options  Options
+	sums     *checksums
+}
+
+// piece is one item of a restore.
+type piece struct {
+	block.Extent
+	zero bool
+}
+
+func (r *restoreRun) write(ctx context.Context) (RestoreStats, error) {
+	var stats RestoreStats
+	pieces := make(chan piece)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(pieces)
+		return r.plan(ctx, func(p piece) error {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case pieces <- p:
+			}
+			if p.zero {
+				stats.ZeroBytes += p.Length
+			} else {
+				stats.BytesWritten += p.Length
+			}
+			return nil
+		})
+	})
+	for range r.options.Workers {
+		group.Go(func() error {
+			buf := device.NewBuffer(int(r.options.ReadSize))
+			for p := range pieces {
+				if err := r.move(ctx, p, buf); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	err := group.Wait()
+	return stats, err
+}
+
+// plan walks the image and hands out pieces in ascending order: runs of data of
+// at most ReadSize bytes, runs of zeros of at most maxZeroRun.
+func (r *restoreRun) plan(ctx context.Context, send func(piece) error) error {
+	var run piece
+	flush := func() error {
+		if run.Length == 0 {
+			return nil
+		}
+		err := send(run)
+		run = piece{Extent: block.Extent{Offset: run.End()}}
+		return err
+	}
+	grow := func(e block.Extent, zero bool) error {
+		limit := r.options.ReadSize
+		if zero {
+			limit = maxZeroRun
+		}
+		if run.zero != zero || run.Length+e.Length > limit {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		run.zero = zero
+		run.Length += e.Length
+		return nil
+	}
+	for c := range r.geometry.Chunks() {
+		zero, err := r.reader.IsZero(ctx, c)
+		if err != nil {
+			return err
+		}
+		if err := grow(r.geometry.Extent(c), zero); err != nil {
+			return err
+		}
+	}
+	for off := r.geometry.Size(); off < r.dev.Size(); {
+		e := block.Extent{Offset: off, Length: min(r.dev.Size()-off, maxZeroRun/2)}
+		if err := grow(e, true); err != nil {
+			return err
+		}
+		off = e.End()
+	}
+	return flush()
+}
+
+// move writes one piece.
+func (r *restoreRun) move(ctx context.Context, p piece, buf []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if p.zero {
+		if err := r.dev.Zero(p.Extent); err != nil {
+			return err
+		}
+		r.sums.addZeros(p.Extent)
+		r.options.Progress.done.Add(p.Length)
+		return nil
+	}
+	data := buf[:p.Length]
+	if n, err := r.reader.ReadAt(data, p.Offset); n < len(data) {
+		return fmt.Errorf("read image %s: %w", p.Extent, err)
+	}
+	if _, err := r.dev.WriteAt(data, p.Offset); err != nil {
+		return err
+	}
+	r.sums.add(p.Offset, data, buf)
+	r.options.Progress.done.Add(p.Length)
+	return nil
+}
+
+// verify reads the whole device and compares its checksums with those of what
+// was written.
+func (r *restoreRun) verify(ctx context.Context) error {
+	got := newChecksums(r.dev.Size(), r.geometry.ChunkSize())
+	got.seed = r.sums.seed
+	extents := make(chan block.Extent)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(extents)
+		for off := int64(0); off < r.dev.Size(); off += r.options.ReadSize {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case extents <- block.Extent{Offset: off, Length: min(r.options.ReadSize, r.dev.Size()-off)}:
+			}
+		}
+		return nil
+	})
+	for range r.options.Workers {
+		group.Go(func() error {
+			buf := device.NewBuffer(int(r.options.ReadSize))
+			for e := range extents {
+				if _, err := r.dev.ReadAt(buf[:e.Length], e.Offset); err != nil {
+					return err
+				}
+				got.add(e.Offset, buf[:e.Length], buf)
+				r.options.Progress.done.Add(e.Length)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return fmt.Errorf("verify: %w", err)
+	}
+	if bad, differ := r.sums.difference(got); differ {
+		return fmt.Errorf("verify: device does not hold what was written to it, in %s", bad)
+	}
+	return nil
+}

@@ -1,0 +1,75 @@
+// Package device reads and writes block devices and the files that stand in
+// for them.
+//
+// A device has a fixed size in bytes and a logical block size. Any offset and
+// length inside the device may be read and written; what is aligned to the
+// logical block, in a buffer from NewBuffer, goes past the page cache
+// (O_DIRECT) where the system allows it.
+//
+// A device that is written is complete only after Sync and Close have returned
+// without an error.
+package device
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"unsafe"
+
+	"github.com/blockmover/blockmover/internal/block"
+)
+
+// ErrReadOnly is wrapped by the errors of a device that cannot be written.
+var ErrReadOnly = errors.New("device is read-only")
+
+// Reader reads a device. It is safe for concurrent use. An access that is not
+// wholly inside the device is an error, io.EOF included only as the cause.
+type Reader interface {
+	io.ReaderAt
+	// Size is the size in bytes.
+	Size() int64
+	// BlockSize is the logical block size in bytes.
+	BlockSize() int
+	io.Closer
+}
+
+// Writer reads and writes a device. It is safe for concurrent use on ranges
+// that do not overlap.
+type Writer interface {
+	Reader
+	io.WriterAt
+	// Zero makes the range read as zeros, whatever it held before, without
+	// sending zeros where the device knows a shorter way.
+	Zero(e block.Extent) error
+	// Sync returns when everything written is durable. Reading it afterwards asks
+	// the device, not a cache, where the system allows it.
+	Sync() error
+}
+
+// bufferAlign suits every logical block size in use, and the page size that
+// memory is handed to a device in.
+const bufferAlign = 4096
+
+// NewBuffer returns a buffer that is aligned for direct access.
+func NewBuffer(size int) []byte {
+	b := make([]byte, size+bufferAlign-1)
+	skip := 0
+	if r := int(uintptr(unsafe.Pointer(unsafe.SliceData(b))) % bufferAlign); r != 0 {
+		skip = bufferAlign - r
+	}
+	return b[skip : skip+size : skip+size]
+}
+
+// aligned reports whether a buffer and its place on a device suit direct access.
+func aligned(p []byte, off int64, blockSize int) bool {
+	return off%int64(blockSize) == 0 && len(p)%blockSize == 0 && len(p) > 0 &&
+		uintptr(unsafe.Pointer(unsafe.SliceData(p)))%bufferAlign == 0
+}
+
+// checkRange refuses an access outside the device.
+func checkRange(size int64, p []byte, off int64) error {
+	if off < 0 || int64(len(p)) > size-off {
+		return fmt.Errorf("%d bytes at %d are outside the device of %d bytes: %w", len(p), off, size, io.EOF)
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package device_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/device/devicetest"
+)
+
+func TestContract(t *testing.T) {
+	t.Run("memory", func(t *testing.T) {
+		devicetest.Contract(t, func(_ *testing.T, data []byte) device.Writer { return device.NewMemory(data, 512) })
+	})
+	t.Run("file", func(t *testing.T) {
+		devicetest.Contract(t, func(t *testing.T, data []byte) device.Writer {
+			t.Helper()
+			return openWriter(t, writeFile(t, t.TempDir(), data))
+		})
+	})
+	t.Run("file in memory", func(t *testing.T) {
+		devicetest.Contract(t, func(t *testing.T, data []byte) device.Writer {
+			t.Helper()
+			dir, err := os.MkdirTemp("/dev/shm", "device")
+			if err != nil {
+				t.Skip("no file system in memory")
+			}
+			t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+			return openWriter(t, writeFile(t, dir, data))
+		})
+	})
+	for _, blockSize := range []int{512, 4096} {
+		t.Run("loop device "+strconv.Itoa(blockSize), func(t *testing.T) {
+			devicetest.Contract(t, func(t *testing.T, data []byte) device.Writer {
+				t.Helper()
+				// The kernel cannot reach a last block that is not whole.
+				data = data[:len(data)/blockSize*blockSize]
+				d := openWriter(t, loopDevice(t, writeFile(t, t.TempDir(), data), blockSize))
+				require.Equal(t, blockSize, d.BlockSize())
+				require.True(t, d.(*device.File).Direct())
+				return d
+			})
+		})
+	}
+}
+
+func TestWriterRefusesADeviceInUse(t *testing.T) {
+	loop := loopDevice(t, writeFile(t, t.TempDir(), make([]byte, 1<<20)), 512)
+	first, err := device.OpenWriter(loop)
+	require.NoError(t, err)
+	_, err = device.OpenWriter(loop)
+	require.ErrorIs(t, err, unix.EBUSY)
+	require.NoError(t, first.Close())
+}
+
+func TestWriterRefusesAReadOnlyDevice(t *testing.T) {
+	loop := loopDevice(t, writeFile(t, t.TempDir(), make([]byte, 1<<20)), 512, "--read-only")
+	d, err := device.OpenWriter(loop)
+	if err == nil { // the kernel lets the opening pass and refuses the write
+		_, err = d.WriteAt(make([]byte, 512), 0)
+		require.NoError(t, d.Close())
+	}
+	require.Error(t, err)
+
+	r, err := device.Open(loop)
+	require.NoError(t, err)
+	_, err = r.ReadAt(make([]byte, 100), 3)
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+}
+
+func TestOpenRefuses(t *testing.T) {
+	dir := t.TempDir()
+	for _, path := range []string{dir, filepath.Join(dir, "missing"), "/dev/null"} {
+		_, err := device.Open(path)
+		require.Error(t, err, path)
+		_, err = device.OpenWriter(path)
+		require.Error(t, err, path)
+	}
+}
+
+func openWriter(t *testing.T, path string) device.Writer {
+	t.Helper()
+	d, err := device.OpenWriter(path)
+	require.NoError(t, err)
+	return d
+}
+
+func writeFile(t *testing.T, dir string, data []byte) string {
+	t.Helper()
+	path := filepath.Join(dir, "disk")
+	require.NoError(t, os.WriteFile(path, data, 0o600))
+	return path
+}
+
+func loopDevice(t *testing.T, file string, blockSize int, args ...string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	args = append(args, "--find", "--show", "--sector-size", strconv.Itoa(blockSize), file)
+	out, err := exec.Command("losetup", args...).CombinedOutput()
+	if err != nil {
+		t.Skipf("no loop devices: %v: %s", err, out)
+	}
+	loop := strings.TrimSpace(string(out))
+	t.Cleanup(func() { require.NoError(t, exec.Command("losetup", "--detach", loop).Run()) })
+	return loop
+}

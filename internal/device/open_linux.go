@@ -1,0 +1,251 @@
+package device
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/blockmover/blockmover/internal/block"
+)
+
+// fileBlockSize is what a regular file counts as its logical block: what
+// O_DIRECT asks for on every file system in use.
+const fileBlockSize = 4096
+
+// File is a block device or a regular file.
+//
+// It is opened twice: for direct access, and, for what is not aligned, through
+// the page cache. The kernel keeps both views the same: direct writes drop the
+// cached pages, direct reads write dirty pages back first.
+type File struct {
+	buffered *os.File
+	// direct is nil where the file system refuses O_DIRECT.
+	direct    *os.File
+	isDevice  bool
+	size      int64
+	blockSize int
+}
+
+var _ Writer = (*File)(nil)
+
+// Open opens a block device or regular file for reading.
+func Open(path string) (Reader, error) {
+	f, err := open(path, os.O_RDONLY)
+	if err != nil {
+		return nil, fmt.Errorf("open device: %w", err)
+	}
+	return f, nil
+}
+
+// OpenWriter opens a block device or regular file for reading and writing. A
+// block device that something else has mounted or claimed is refused.
+func OpenWriter(path string) (Writer, error) {
+	f, err := open(path, os.O_RDWR)
+	switch {
+	case errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("open device: %w: %w", ErrReadOnly, err)
+	case err != nil:
+		return nil, fmt.Errorf("open device: %w", err)
+	}
+	return f, nil
+}
+
+func open(path string, flag int) (*File, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	f := &File{isDevice: info.Mode().Type() == os.ModeDevice}
+	switch {
+	case f.isDevice && flag == os.O_RDWR:
+		// On a block device O_EXCL fails with EBUSY while the device is in use by
+		// the kernel. It holds for one opening only, the first.
+		f.buffered, err = os.OpenFile(path, flag|unix.O_EXCL, 0)
+	case f.isDevice || info.Mode().IsRegular():
+		f.buffered, err = os.OpenFile(path, flag, 0)
+	default:
+		err = fmt.Errorf("%s is neither a block device nor a regular file: %s", path, info.Mode().Type())
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := f.inspect(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	// Some file systems refuse O_DIRECT; tmpfs did until Linux 6.6.
+	f.direct, err = os.OpenFile(path, flag|unix.O_DIRECT, 0)
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// inspect finds size and logical block size.
+func (f *File) inspect() error {
+	if !f.isDevice {
+		info, err := f.buffered.Stat()
+		if err != nil {
+			return err
+		}
+		f.size, f.blockSize = info.Size(), fileBlockSize
+		return nil
+	}
+	if err := f.ioctl(unix.BLKGETSIZE64, unsafe.Pointer(&f.size)); err != nil {
+		return fmt.Errorf("get size of %s: %w", f.buffered.Name(), err)
+	}
+	var logical int32
+	if err := f.ioctl(unix.BLKSSZGET, unsafe.Pointer(&logical)); err != nil {
+		return fmt.Errorf("get logical block size of %s: %w", f.buffered.Name(), err)
+	}
+	if f.size <= 0 || logical <= 0 {
+		return fmt.Errorf("%s has %d bytes in blocks of %d", f.buffered.Name(), f.size, logical)
+	}
+	f.blockSize = int(logical)
+	return nil
+}
+
+func (f *File) ioctl(request uint, arg unsafe.Pointer) error {
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.buffered.Fd(), uintptr(request), uintptr(arg))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+			continue
+		default:
+			return errno
+		}
+	}
+}
+
+// Size implements Reader.
+func (f *File) Size() int64 { return f.size }
+
+// BlockSize implements Reader.
+func (f *File) BlockSize() int { return f.blockSize }
+
+// Direct reports whether aligned accesses go past the page cache.
+func (f *File) Direct() bool { return f.direct != nil }
+
+// through picks the way for one access.
+func (f *File) through(p []byte, off int64) *os.File {
+	if f.direct != nil && aligned(p, off, f.blockSize) {
+		return f.direct
+	}
+	return f.buffered
+}
+
+// ReadAt implements Reader.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	if err := checkRange(f.size, p, off); err != nil {
+		return 0, fmt.Errorf("read %s: %w", f.buffered.Name(), err)
+	}
+	n, err := f.through(p, off).ReadAt(p, off)
+	if err != nil {
+		return n, fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
+	}
+	return n, nil
+}
+
+// WriteAt implements Writer.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	if err := checkRange(f.size, p, off); err != nil {
+		return 0, fmt.Errorf("write %s: %w", f.buffered.Name(), err)
+	}
+	n, err := f.through(p, off).WriteAt(p, off)
+	if err != nil {
+		return n, fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
+	}
+	return n, nil
+}
+
+// blkZeroOut is BLKZEROOUT: _IO(0x12, 127). Its neighbour 0x127b is BLKPBSZGET,
+// which succeeds and zeroes nothing.
+const blkZeroOut = 0x12<<8 | 127
+
+// Zero implements Writer.
+func (f *File) Zero(e block.Extent) error {
+	if err := e.CheckWithin(f.size); err != nil {
+		return fmt.Errorf("zero %s: %w", f.buffered.Name(), err)
+	}
+	unit := int64(f.blockSize)
+	start, end := (e.Offset+unit-1)/unit*unit, e.End()/unit*unit
+	if !f.isDevice {
+		start, end = e.Offset, e.End() // any range will do
+	}
+	if start >= end {
+		return f.writeZeros(e)
+	}
+	inner := block.Extent{Offset: start, Length: end - start}
+	if err := f.zeroAligned(inner); err != nil {
+		return fmt.Errorf("zero %s: %w", inner, err)
+	}
+	// The ends that are no whole blocks.
+	return errors.Join(
+		f.writeZeros(block.Extent{Offset: e.Offset, Length: start - e.Offset}),
+		f.writeZeros(block.Extent{Offset: end, Length: e.End() - end}),
+	)
+}
+
+func (f *File) zeroAligned(e block.Extent) error {
+	var err error
+	if f.isDevice {
+		span := [2]uint64{uint64(e.Offset), uint64(e.Length)} //nolint:gosec // both are checked to be in the device
+		err = f.ioctl(blkZeroOut, unsafe.Pointer(&span))
+	} else {
+		err = f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
+		return f.writeZeros(e)
+	}
+	return err
+}
+
+func (f *File) fallocate(mode uint32, e block.Extent) error {
+	for {
+		if err := unix.Fallocate(int(f.buffered.Fd()), mode, e.Offset, e.Length); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// zeros is what writeZeros writes from.
+var zeros = NewBuffer(1 << 20)
+
+func (f *File) writeZeros(e block.Extent) error {
+	for off := e.Offset; off < e.End(); {
+		n, err := f.WriteAt(zeros[:min(int64(len(zeros)), e.End()-off)], off)
+		if err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// Sync implements Writer.
+func (f *File) Sync() error {
+	if err := f.buffered.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", f.buffered.Name(), err)
+	}
+	// Advice only: where it is not taken, a later read comes from the cache.
+	_ = unix.Fadvise(int(f.buffered.Fd()), 0, 0, unix.FADV_DONTNEED)
+	return nil
+}
+
+// Close implements Reader.
+func (f *File) Close() error {
+	var errs []error
+	for _, file := range []*os.File{f.direct, f.buffered} {
+		if file != nil {
+			errs = append(errs, file.Close())
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close device: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,209 @@
+// Package repository is the vocabulary of the backup repository: what a volume
+// image is, how it is written and read, and the catalog of the repo snapshots
+// that make images findable.
+//
+// An image is the content of one volume at one instant. It is cut into chunks
+// (of Meta.ChunkSize bytes, the last one padded with zeros), chunks are gathered
+// into segments, segments into the image. An incremental image refers to the
+// segments and chunks of its parent for everything it does not change.
+//
+// A repo snapshot is the manifest that names an image, with the Meta document
+// beside it (volume.json). An image is visible only when its repo snapshot is
+// saved; a crash before leaves the repository as it was.
+//
+// The package is pure: adapters live below it.
+package repository
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+)
+
+// ErrNotFound is wrapped by every error that says that a repo snapshot, or
+// something that it refers to, is not in the repository.
+var ErrNotFound = errors.New("not found in the repository")
+
+// ErrCorrupt is wrapped by every error that says that what the repository holds
+// is not what its format promises.
+var ErrCorrupt = errors.New("repository content is damaged")
+
+// How an image is cut unless its Meta says otherwise.
+//
+// A segment of 128 chunks costs about 9 KiB of index to rewrite, so that one
+// changed chunk in each of 100 segments is less than 1 MiB of metadata; and it
+// is what a stock reader of the repository buffers, which must stay at or below
+// 256 MiB.
+const (
+	DefaultChunkSize   = 1 << 20
+	DefaultSegmentSize = 128 * DefaultChunkSize
+)
+
+// TagOperation is the tag of a repo snapshot that holds the operation ID: a
+// repeated operation finds by it what it saved before.
+const TagOperation = "blockmover.io/operation-id"
+
+// SnapshotID identifies a repo snapshot: it is what DataUpload.status.snapshotID
+// holds.
+type SnapshotID string
+
+// VolumeKey names a volume the way a user does. A PVC that was deleted and
+// created again under its name has the same key and another
+// Meta.VolumeHandle.
+type VolumeKey struct {
+	Namespace string
+	PVC       string
+}
+
+// String formats the key as namespace/pvc.
+func (k VolumeKey) String() string { return k.Namespace + "/" + k.PVC }
+
+// Kind says how an image was made.
+type Kind string
+
+// The kinds of image.
+const (
+	Full        Kind = "Full"
+	Incremental Kind = "Incremental"
+)
+
+// MetaVersion is the version of the volume.json document that this program
+// writes. Documents of another version are refused.
+const MetaVersion = 1
+
+// Meta is the content of volume.json. Sizes are bytes.
+type Meta struct {
+	Version int `json:"version"`
+	// Size is the exact size of the volume; disk.raw is padded to a multiple of
+	// ChunkSize.
+	Size        int64 `json:"size"`
+	ChunkSize   int64 `json:"chunkSize"`
+	SegmentSize int64 `json:"segmentSize"`
+	Kind        Kind  `json:"kind"`
+	// Parent is the repo snapshot that an incremental image is based on.
+	Parent SnapshotID `json:"parent,omitempty"`
+	// Driver, VolumeHandle and SnapshotHandle are CSI's names.
+	Driver         string `json:"driver,omitempty"`
+	VolumeHandle   string `json:"volumeHandle,omitempty"`
+	SnapshotHandle string `json:"snapshotHandle,omitempty"`
+	// ChangeID names this image's instant towards the storage: the base of the
+	// next delta.
+	ChangeID string `json:"changeID,omitempty"`
+	// SnapshotTime is the instant of the VolumeSnapshot, not of the upload.
+	SnapshotTime time.Time `json:"snapshotTime"`
+	// Mover is the data mover type that wrote the image.
+	Mover string `json:"mover"`
+}
+
+// Snapshot is one repo snapshot of a volume.
+type Snapshot struct {
+	ID     SnapshotID
+	Volume VolumeKey
+	Meta   Meta
+	// Tags are the manifest's own, such as the operation ID.
+	Tags map[string]string
+	// Start and End of the upload.
+	Start, End time.Time
+	// Damage says why the image cannot be used; Meta is empty then. It is nil for
+	// a healthy repo snapshot.
+	Damage error
+}
+
+// FindOperation returns the repo snapshot that an operation saved, if it did.
+func FindOperation(snapshots []Snapshot, operationID string) (Snapshot, bool) {
+	for _, s := range snapshots {
+		if operationID != "" && s.Tags[TagOperation] == operationID {
+			return s, true
+		}
+	}
+	return Snapshot{}, false
+}
+
+// Image is a written image that no repo snapshot names yet. Root is the
+// adapter's own name of it.
+type Image struct {
+	Root string
+	Meta Meta
+}
+
+// WriteStats counts what a VolumeWriter did. All but the counts are bytes.
+type WriteStats struct {
+	// BytesUploaded were new to the repository, before compression and without metadata.
+	BytesUploaded int64
+	// MetadataBytes were written for segments and the root, before compression.
+	MetadataBytes int64
+	// ChunksWritten were put, the zero ones included; ChunksInherited came from the
+	// parent.
+	ChunksWritten   int64
+	ChunksInherited int64
+	// ZeroBytes were put and are zero.
+	ZeroBytes int64
+}
+
+// VolumeWriter writes one image. Put may be called from many goroutines at
+// once; each chunk at most once; a chunk that is not put is inherited from the
+// parent, or is zero where there is no parent or the parent ends before it.
+//
+// After Commit or Abort, or after any error, only Abort may be called. Abort is
+// idempotent and a no-op after Commit.
+type VolumeWriter interface {
+	// Meta is the image's, with what NewWriter has filled in.
+	Meta() Meta
+	// Put stores one chunk. data is exactly Meta.ChunkSize bytes, the tail of the
+	// volume's last chunk padded with zeros. data may be reused after Put
+	// returns.
+	Put(ctx context.Context, chunk int64, data []byte) error
+	// Advance promises that no chunk below the given one is still to be put: the
+	// Puts of all that come before it have returned. The writer then finishes what
+	// it can, so that what it holds in memory does not grow with the volume.
+	// Advance need not be called at all; it may run beside Puts of later chunks.
+	Advance(ctx context.Context, chunk int64) error
+	// Commit completes the image and makes it durable, without naming it.
+	Commit(ctx context.Context) (Image, WriteStats, error)
+	Abort()
+}
+
+// VolumeReader reads one image. It is safe for concurrent use.
+type VolumeReader interface {
+	// ReaderAt reads the volume's bytes; at the exact size it returns io.EOF.
+	io.ReaderAt
+	Meta() Meta
+	// IsZero reports whether the chunk is known to hold only zeros without
+	// reading it.
+	IsZero(ctx context.Context, chunk int64) (bool, error)
+	io.Closer
+}
+
+// Catalog is the set of repo snapshots, and the way to their images.
+type Catalog interface {
+	// Save names an image: from here on it is a backup. It takes Volume, Tags,
+	// Start and End from s, and everything else from img. Idempotent: where a repo
+	// snapshot of the same volume has the same TagOperation already, that one is
+	// returned and nothing is written.
+	Save(ctx context.Context, s Snapshot, img Image) (SnapshotID, error)
+	// Get returns one repo snapshot; its error wraps ErrNotFound.
+	Get(ctx context.Context, id SnapshotID) (Snapshot, error)
+	// List returns the repo snapshots of a volume, newest SnapshotTime first. One
+	// whose documents cannot be read is listed with its Damage, after all others.
+	List(ctx context.Context, volume VolumeKey) ([]Snapshot, error)
+	// Delete forgets a repo snapshot; one that is gone already is no error.
+	Delete(ctx context.Context, id SnapshotID) error
+}
+
+// Store is an open repository.
+type Store interface {
+	Catalog
+	// NewWriter starts an image. parent is the image to inherit from, or "" for a
+	// full one. A ChunkSize or SegmentSize of 0 in meta means the parent's, or the
+	// default; another one than the parent's is an error. Version, Kind and Parent
+	// in meta are set by the writer. The error wraps ErrNotFound or ErrCorrupt when
+	// the parent, or something that it consists of, is not there or not whole.
+	//
+	// Where the size differs from the parent's, the chunk that holds the smaller of
+	// both ends must be put unless that end is the end of a chunk.
+	NewWriter(ctx context.Context, meta Meta, parent SnapshotID) (VolumeWriter, error)
+	// OpenReader opens the image of a repo snapshot. Reads use its context.
+	OpenReader(ctx context.Context, id SnapshotID) (VolumeReader, error)
+	Close(ctx context.Context) error
+}

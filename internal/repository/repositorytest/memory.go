@@ -1,0 +1,308 @@
+// Package repositorytest holds the contract of repository.Store as a test
+// suite, and a Store in memory.
+package repositorytest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// Memory is a Store in memory. It is safe for concurrent use.
+type Memory struct {
+	mu        sync.Mutex
+	next      int
+	images    map[string]*volume
+	snapshots map[repository.SnapshotID]entry
+}
+
+type entry struct {
+	repository.Snapshot
+	root string
+}
+
+// volume is one image: its chunks that are not zero.
+type volume struct {
+	meta   repository.Meta
+	chunks map[int64]string
+}
+
+var _ repository.Store = (*Memory)(nil)
+
+// NewMemory returns an empty Store.
+func NewMemory() *Memory {
+	return &Memory{images: map[string]*volume{}, snapshots: map[repository.SnapshotID]entry{}}
+}
+
+func (m *Memory) name(kind string) string {
+	m.next++
+	return kind + "-" + strconv.Itoa(m.next)
+}
+
+// Save implements repository.Catalog.
+func (m *Memory) Save(_ context.Context, s repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	operation := s.Tags[repository.TagOperation]
+	switch {
+	case operation == "":
+		return "", errors.New("operation ID is missing")
+	case s.Volume.Namespace == "" || s.Volume.PVC == "":
+		return "", errors.New("volume is missing")
+	case m.images[img.Root] == nil:
+		return "", fmt.Errorf("image %q: %w", img.Root, repository.ErrNotFound)
+	}
+	for id, e := range m.snapshots {
+		if e.Volume == s.Volume && e.Tags[repository.TagOperation] == operation {
+			return id, nil
+		}
+	}
+	s.ID = repository.SnapshotID(m.name("snapshot"))
+	s.Meta = m.images[img.Root].meta
+	s.Tags = maps.Clone(s.Tags)
+	s.Damage = nil
+	m.snapshots[s.ID] = entry{s, img.Root}
+	return s.ID, nil
+}
+
+// Get implements repository.Catalog.
+func (m *Memory) Get(_ context.Context, id repository.SnapshotID) (repository.Snapshot, error) {
+	s, _, err := m.find(id)
+	return s, err
+}
+
+func (m *Memory) find(id repository.SnapshotID) (repository.Snapshot, *volume, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.snapshots[id]
+	if !ok {
+		return repository.Snapshot{}, nil, fmt.Errorf("repo snapshot %s: %w", id, repository.ErrNotFound)
+	}
+	return e.Snapshot, m.images[e.root], nil
+}
+
+// List implements repository.Catalog.
+func (m *Memory) List(_ context.Context, v repository.VolumeKey) ([]repository.Snapshot, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var result []repository.Snapshot
+	for _, e := range m.snapshots {
+		if e.Volume == v {
+			result = append(result, e.Snapshot)
+		}
+	}
+	slices.SortFunc(result, func(a, b repository.Snapshot) int { return b.Meta.SnapshotTime.Compare(a.Meta.SnapshotTime) })
+	return result, nil
+}
+
+// Delete implements repository.Catalog.
+func (m *Memory) Delete(_ context.Context, id repository.SnapshotID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.snapshots, id)
+	return nil
+}
+
+// NewWriter implements repository.Store.
+func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error) {
+	meta.Version, meta.Kind, meta.Parent = repository.MetaVersion, repository.Full, parent
+	w := &memoryWriter{store: m, put: map[int64]string{}}
+	if parent != "" {
+		meta.Kind = repository.Incremental
+		var err error
+		if _, w.parent, err = m.find(parent); err != nil {
+			return nil, err
+		}
+		p := w.parent.meta
+		if meta.ChunkSize == 0 {
+			meta.ChunkSize = p.ChunkSize
+		}
+		if meta.SegmentSize == 0 {
+			meta.SegmentSize = p.SegmentSize
+		}
+		if meta.ChunkSize != p.ChunkSize || meta.SegmentSize != p.SegmentSize {
+			return nil, errors.New("chunk or segment size differs from the parent's")
+		}
+	}
+	if meta.ChunkSize == 0 {
+		meta.ChunkSize = repository.DefaultChunkSize
+	}
+	if meta.SegmentSize == 0 {
+		meta.SegmentSize = repository.DefaultSegmentSize
+	}
+	var err error
+	w.geometry, err = block.NewGeometry(meta.Size, meta.ChunkSize)
+	w.meta = meta
+	return w, err
+}
+
+type memoryWriter struct {
+	store    *Memory
+	meta     repository.Meta
+	geometry block.Geometry
+	parent   *volume
+
+	mu       sync.Mutex
+	put      map[int64]string
+	advanced int64
+	stats    repository.WriteStats
+	// over is set by an error, Commit and Abort.
+	over bool
+}
+
+func (w *memoryWriter) Meta() repository.Meta { return w.meta }
+
+func (w *memoryWriter) Put(_ context.Context, chunk int64, data []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, twice := w.put[chunk]
+	err := w.geometry.CheckChunk(chunk)
+	switch {
+	case w.over:
+		return errors.New("put: the image is committed, aborted or has failed")
+	case err != nil:
+	case int64(len(data)) != w.geometry.ChunkSize():
+		err = fmt.Errorf("put: %d bytes, want %d", len(data), w.geometry.ChunkSize())
+	case !block.IsZero(data[w.geometry.Extent(chunk).Length:]):
+		err = errors.New("put: padding is not zero")
+	case twice || chunk < w.advanced:
+		err = fmt.Errorf("put: chunk %d comes too late", chunk)
+	}
+	if err != nil {
+		w.over = true
+		return err
+	}
+	w.put[chunk] = string(data)
+	w.stats.ChunksWritten++
+	if block.IsZero(data) {
+		w.stats.ZeroBytes += w.geometry.Extent(chunk).Length
+	} else if w.parent == nil || w.parent.chunks[chunk] != string(data) {
+		w.stats.BytesUploaded += int64(len(data))
+	}
+	return nil
+}
+
+func (w *memoryWriter) Advance(_ context.Context, chunk int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over || chunk < 0 || chunk > w.geometry.Chunks() {
+		w.over = true
+		return fmt.Errorf("advance to chunk %d of %d", chunk, w.geometry.Chunks())
+	}
+	perSegment := w.meta.SegmentSize / w.meta.ChunkSize
+	w.advanced = max(w.advanced, chunk/perSegment*perSegment)
+	return nil
+}
+
+func (w *memoryWriter) Commit(context.Context) (repository.Image, repository.WriteStats, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over {
+		return repository.Image{}, repository.WriteStats{}, errors.New("commit: the image is committed, aborted or has failed")
+	}
+	w.over = true
+	v := &volume{meta: w.meta, chunks: map[int64]string{}}
+	if w.parent != nil {
+		p := w.parent.meta
+		end := min(p.Size, w.meta.Size)
+		_, put := w.put[end/w.meta.ChunkSize]
+		if p.Size != w.meta.Size && end%w.meta.ChunkSize != 0 && !put {
+			return repository.Image{}, repository.WriteStats{}, errors.New("commit: the chunk in which the smaller volume ends was not put")
+		}
+		w.stats.ChunksInherited = w.inherit(v)
+	}
+	for c, data := range w.put {
+		if block.IsZero([]byte(data)) {
+			delete(v.chunks, c)
+		} else {
+			v.chunks[c] = data
+		}
+	}
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	root := w.store.name("image")
+	w.store.images[root] = v
+	return repository.Image{Root: root, Meta: w.meta}, w.stats, nil
+}
+
+// inherit takes what the parent has and counts the chunks that stay.
+func (w *memoryWriter) inherit(v *volume) int64 {
+	g, err := block.NewGeometry(w.parent.meta.Size, w.parent.meta.ChunkSize)
+	if err != nil {
+		return 0
+	}
+	var kept int64
+	for c := range min(g.Chunks(), w.geometry.Chunks()) {
+		if data, ok := w.parent.chunks[c]; ok {
+			v.chunks[c] = data
+		}
+		if _, put := w.put[c]; !put {
+			kept++
+		}
+	}
+	return kept
+}
+
+func (w *memoryWriter) Abort() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
+}
+
+// OpenReader implements repository.Store.
+func (m *Memory) OpenReader(_ context.Context, id repository.SnapshotID) (repository.VolumeReader, error) {
+	_, v, err := m.find(id)
+	if err != nil {
+		return nil, err
+	}
+	return memoryReader{v}, nil
+}
+
+// Close implements repository.Store.
+func (m *Memory) Close(context.Context) error { return nil }
+
+type memoryReader struct{ *volume }
+
+func (r memoryReader) Meta() repository.Meta { return r.meta }
+
+func (r memoryReader) Close() error { return nil }
+
+func (r memoryReader) IsZero(_ context.Context, chunk int64) (bool, error) {
+	g, err := block.NewGeometry(r.meta.Size, r.meta.ChunkSize)
+	if err == nil {
+		err = g.CheckChunk(chunk)
+	}
+	_, data := r.chunks[chunk]
+	return !data, err
+}
+
+func (r memoryReader) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, errors.New("read image: negative offset")
+	}
+	n := 0
+	for n < len(p) && off < r.meta.Size {
+		within := off % r.meta.ChunkSize
+		part := p[n:]
+		part = part[:min(int64(len(part)), r.meta.ChunkSize-within, r.meta.Size-off)]
+		if data, ok := r.chunks[off/r.meta.ChunkSize]; ok {
+			copy(part, data[within:])
+		} else {
+			clear(part)
+		}
+		n += len(part)
+		off += int64(len(part))
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
