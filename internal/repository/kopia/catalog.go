@@ -1,0 +1,346 @@
+package kopia
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/manifest"
+	"github.com/kopia/kopia/repo/object"
+	"github.com/kopia/kopia/snapshot"
+	"github.com/kopia/kopia/snapshot/snapshotfs"
+
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// How a manifest looks, as far as Velero's own data movers have a say in it.
+const (
+	snapshotUser = "default"
+	snapshotHost = "default"
+
+	requester = "snapshot-data-upload-download"
+	uploader  = "blockmover"
+	// sourcePrefix is followed by namespace/pvc.
+	sourcePrefix = requester + "/" + uploader + "/"
+
+	tagRequester = "snapshot-requester"
+	tagUploader  = "snapshot-uploader"
+
+	// pin keeps kopia's retention policies away: Velero alone decides how long a
+	// backup lives.
+	pin = "velero-pin"
+
+	description = "Blockmover volume image"
+)
+
+// The files of an image's directory.
+const (
+	diskName     = "disk.raw"
+	documentName = "volume.json"
+
+	directoryStream = "kopia:directory"
+)
+
+func sourceOf(v repository.VolumeKey) snapshot.SourceInfo {
+	return snapshot.SourceInfo{UserName: snapshotUser, Host: snapshotHost, Path: sourcePrefix + v.Namespace + "/" + v.PVC}
+}
+
+// volumeOf is the inverse of sourceOf.
+func volumeOf(s snapshot.SourceInfo) (repository.VolumeKey, bool) {
+	name, ours := strings.CutPrefix(s.Path, sourcePrefix)
+	namespace, pvc, ok := strings.Cut(name, "/")
+	if !ours || !ok || namespace == "" || pvc == "" || strings.Contains(pvc, "/") {
+		return repository.VolumeKey{}, false
+	}
+	return repository.VolumeKey{Namespace: namespace, PVC: pvc}, true
+}
+
+func checkVolume(v repository.VolumeKey) error {
+	if back, ok := volumeOf(sourceOf(v)); !ok || back != v || path.Clean(sourceOf(v).Path) != sourceOf(v).Path {
+		return fmt.Errorf("volume %q is not a namespace and the name of a PVC", v)
+	}
+	return nil
+}
+
+// Save implements repository.Catalog.
+func (s *Store) Save(ctx context.Context, snap repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
+	id, err := s.save(ctx, snap, img)
+	if err != nil {
+		return "", fmt.Errorf("save repo snapshot of %s: %w", snap.Volume, err)
+	}
+	return id, nil
+}
+
+func (s *Store) save(ctx context.Context, snap repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
+	if err := checkVolume(snap.Volume); err != nil {
+		return "", err
+	}
+	if snap.Tags[repository.TagOperation] == "" {
+		return "", fmt.Errorf("tag %s is missing", repository.TagOperation)
+	}
+	root, err := object.ParseID(img.Root)
+	if err != nil {
+		return "", fmt.Errorf("image %q: %w", img.Root, err)
+	}
+	dir, err := readDirectory(ctx, s.rep, root)
+	if err != nil {
+		return "", err
+	}
+	saved, err := s.findOperation(ctx, snap.Volume, snap.Tags[repository.TagOperation])
+	if err != nil || saved != "" {
+		return saved, err
+	}
+
+	tags := maps.Clone(snap.Tags)
+	tags[tagRequester] = requester
+	tags[tagUploader] = uploader
+	m := &snapshot.Manifest{
+		Source:      sourceOf(snap.Volume),
+		Description: description,
+		StartTime:   fs.UTCTimestampFromTime(snap.Start),
+		EndTime:     fs.UTCTimestampFromTime(snap.End),
+		RootEntry: &snapshot.DirEntry{
+			Name:        snap.Volume.PVC,
+			Type:        snapshot.EntryTypeDirectory,
+			Permissions: 0o700,
+			ModTime:     fs.UTCTimestampFromTime(img.Meta.SnapshotTime),
+			ObjectID:    root,
+			DirSummary:  dir.manifest.Summary,
+		},
+		Tags: tags,
+		Pins: []string{pin},
+	}
+	m.Stats.TotalFileSize = dir.manifest.Summary.TotalFileSize
+	m.Stats.TotalFileCount = int32(dir.manifest.Summary.TotalFileCount) //nolint:gosec // it is 2
+	m.Stats.TotalDirectoryCount = 1
+
+	var id manifest.ID
+	err = repo.WriteSession(ctx, s.rep, repo.WriteSessionOptions{Purpose: "Blockmover save"},
+		func(ctx context.Context, w repo.RepositoryWriter) error {
+			id, err = snapshot.SaveSnapshot(ctx, w, m)
+			return err
+		})
+	if err != nil {
+		return "", err
+	}
+	return repository.SnapshotID(id), nil
+}
+
+// findOperation returns the repo snapshot that an operation has saved, or "".
+func (s *Store) findOperation(ctx context.Context, v repository.VolumeKey, operation string) (repository.SnapshotID, error) {
+	manifests, err := s.manifests(ctx, v)
+	if err != nil {
+		return "", err
+	}
+	for _, m := range manifests {
+		if m.Tags[repository.TagOperation] == operation {
+			return repository.SnapshotID(m.ID), nil
+		}
+	}
+	return "", nil
+}
+
+// manifests loads the complete manifests of a volume, those included that other
+// processes have written since.
+func (s *Store) manifests(ctx context.Context, v repository.VolumeKey) ([]*snapshot.Manifest, error) {
+	if err := s.rep.Refresh(ctx); err != nil {
+		return nil, fmt.Errorf("refresh repository index: %w", err)
+	}
+	source := sourceOf(v)
+	ids, err := snapshot.ListSnapshotManifests(ctx, s.rep, &source, nil)
+	if err != nil {
+		return nil, err
+	}
+	var result []*snapshot.Manifest
+	for _, id := range ids {
+		m, err := snapshot.LoadSnapshot(ctx, s.rep, id)
+		switch {
+		case errors.Is(err, snapshot.ErrSnapshotNotFound):
+			continue // deleted in the meantime
+		case err != nil:
+			return nil, fmt.Errorf("load manifest %s: %w", id, err)
+		case m.IncompleteReason != "":
+			continue
+		}
+		result = append(result, m)
+	}
+	return result, nil
+}
+
+// List implements repository.Catalog.
+func (s *Store) List(ctx context.Context, v repository.VolumeKey) ([]repository.Snapshot, error) {
+	manifests, err := s.manifests(ctx, v)
+	if err != nil {
+		return nil, fmt.Errorf("list repo snapshots of %s: %w", v, err)
+	}
+	result := make([]repository.Snapshot, 0, len(manifests))
+	for _, m := range manifests {
+		snap, _, err := s.describe(ctx, m)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, fmt.Errorf("list repo snapshots of %s: %w", v, ctx.Err())
+			}
+			snap.Damage = err
+		}
+		result = append(result, snap)
+	}
+	slices.SortStableFunc(result, func(a, b repository.Snapshot) int {
+		if (a.Damage == nil) != (b.Damage == nil) {
+			if a.Damage == nil {
+				return -1
+			}
+			return 1
+		}
+		if c := b.Meta.SnapshotTime.Compare(a.Meta.SnapshotTime); c != 0 {
+			return c
+		}
+		return b.Start.Compare(a.Start)
+	})
+	return result, nil
+}
+
+// Get implements repository.Catalog.
+func (s *Store) Get(ctx context.Context, id repository.SnapshotID) (repository.Snapshot, error) {
+	snap, _, err := s.load(ctx, id)
+	if err != nil {
+		return repository.Snapshot{}, fmt.Errorf("get repo snapshot %s: %w", id, err)
+	}
+	return snap, nil
+}
+
+// load finds a repo snapshot and the image that it names.
+func (s *Store) load(ctx context.Context, id repository.SnapshotID) (repository.Snapshot, image, error) {
+	m, err := s.loadManifest(ctx, id)
+	if err != nil {
+		return repository.Snapshot{}, image{}, err
+	}
+	return s.describe(ctx, m)
+}
+
+func (s *Store) loadManifest(ctx context.Context, id repository.SnapshotID) (*snapshot.Manifest, error) {
+	m, err := snapshot.LoadSnapshot(ctx, s.rep, manifest.ID(id))
+	if errors.Is(err, snapshot.ErrSnapshotNotFound) {
+		// Another process may have written it after this one opened the repository.
+		if err := s.rep.Refresh(ctx); err != nil {
+			return nil, fmt.Errorf("refresh repository index: %w", err)
+		}
+		m, err = snapshot.LoadSnapshot(ctx, s.rep, manifest.ID(id))
+	}
+	switch {
+	case err != nil:
+		return nil, translate(err)
+	case m.IncompleteReason != "":
+		return nil, fmt.Errorf("it is incomplete (%s): %w", m.IncompleteReason, repository.ErrNotFound)
+	}
+	return m, nil
+}
+
+// describe reads the documents of a manifest. The Snapshot that it returns
+// beside an error holds what the manifest alone says.
+func (s *Store) describe(ctx context.Context, m *snapshot.Manifest) (repository.Snapshot, image, error) {
+	snap := repository.Snapshot{
+		ID:    repository.SnapshotID(m.ID),
+		Tags:  m.Tags,
+		Start: m.StartTime.ToTime(),
+		End:   m.EndTime.ToTime(),
+	}
+	volume, ok := volumeOf(m.Source)
+	if !ok || m.RootEntry == nil {
+		return snap, image{}, fmt.Errorf("manifest of %s holds no volume image: %w", m.Source, repository.ErrNotFound)
+	}
+	snap.Volume = volume
+	dir, err := readDirectory(ctx, s.rep, m.RootEntry.ObjectID)
+	if err != nil {
+		return snap, image{}, err
+	}
+	snap.Meta = dir.document.Meta
+	return snap, dir, nil
+}
+
+// Delete implements repository.Catalog.
+func (s *Store) Delete(ctx context.Context, id repository.SnapshotID) error {
+	m, err := s.loadManifest(ctx, id)
+	if errors.Is(err, repository.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		if _, ok := volumeOf(m.Source); !ok {
+			return fmt.Errorf("delete repo snapshot %s: manifest of %s holds no volume image", id, m.Source)
+		}
+		err = repo.WriteSession(ctx, s.rep, repo.WriteSessionOptions{Purpose: "Blockmover delete"},
+			func(ctx context.Context, w repo.RepositoryWriter) error {
+				return w.DeleteManifest(ctx, m.ID)
+			})
+	}
+	if err != nil {
+		return fmt.Errorf("delete repo snapshot %s: %w", id, err)
+	}
+	return nil
+}
+
+// image is the directory of a written image.
+type image struct {
+	manifest *snapshot.DirManifest
+	document document
+	disk     object.ID
+}
+
+// writeDirectory stores volume.json, and the directory of it and the disk.
+func writeDirectory(ctx context.Context, o *objectWriter, disk object.ID, doc document) (object.ID, error) {
+	text, err := doc.encode()
+	if err != nil {
+		return object.EmptyID, err
+	}
+	id, _, err := o.write(ctx, "", text)
+	if err != nil {
+		return object.EmptyID, err
+	}
+	modified := fs.UTCTimestampFromTime(doc.SnapshotTime)
+	var b snapshotfs.DirManifestBuilder
+	b.AddEntry(&snapshot.DirEntry{
+		Name: diskName, Type: snapshot.EntryTypeFile, Permissions: 0o600,
+		FileSize: paddedSize(doc.Meta), ModTime: modified, ObjectID: disk,
+	})
+	b.AddEntry(&snapshot.DirEntry{
+		Name: documentName, Type: snapshot.EntryTypeFile, Permissions: 0o600,
+		FileSize: int64(len(text)), ModTime: modified, ObjectID: id,
+	})
+	return snapshotfs.WriteDirManifest(ctx, o.w, "", b.Build(modified, ""), compressor)
+}
+
+// readDirectory reads a directory and the volume.json in it.
+func readDirectory(ctx context.Context, rep repo.Repository, root object.ID) (image, error) {
+	var dir snapshot.DirManifest
+	if err := readObject(ctx, rep, root, func(r io.Reader) error {
+		return decodeDirectory(r, &dir)
+	}); err != nil {
+		return image{}, fmt.Errorf("read directory %v: %w", root, err)
+	}
+	img := image{manifest: &dir}
+	var doc object.ID
+	for _, e := range dir.Entries {
+		switch {
+		case e.Name == diskName && e.Type == snapshot.EntryTypeFile:
+			img.disk = e.ObjectID
+		case e.Name == documentName && e.Type == snapshot.EntryTypeFile:
+			doc = e.ObjectID
+		}
+	}
+	if img.disk == object.EmptyID || doc == object.EmptyID {
+		return image{}, corrupt(fmt.Errorf("read directory %v: %s or %s is missing", root, diskName, documentName))
+	}
+	if err := readObject(ctx, rep, doc, func(r io.Reader) (err error) {
+		img.document, err = parseDocument(r)
+		return err
+	}); err != nil {
+		return image{}, fmt.Errorf("read %s in directory %v: %w", documentName, root, err)
+	}
+	return img, nil
+}

@@ -1,0 +1,146 @@
+package kopia
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/kopia/kopia/repo/object"
+	"github.com/kopia/kopia/snapshot"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// Limits of what is read from a repository before it is trusted.
+const (
+	// maxDocumentBytes: handles and change IDs are a few hundred bytes.
+	maxDocumentBytes = 64 << 10
+	// maxZeroObjects: one for each length, and for each way of compressing.
+	maxZeroObjects = 32
+	// maxSegmentSize is what a stock reader of the repository may have to buffer.
+	maxSegmentSize = 256 << 20
+)
+
+// document is volume.json.
+type document struct {
+	repository.Meta
+	// Zero names the objects that hold nothing but zeros, so that a restore
+	// recognises them without reading them.
+	Zero []zeroObject `json:"zero"`
+}
+
+type zeroObject struct {
+	Length int64     `json:"length"`
+	Object object.ID `json:"object"`
+}
+
+func (d document) encode() ([]byte, error) {
+	if err := d.check(); err != nil {
+		return nil, fmt.Errorf("encode volume.json: %w", err)
+	}
+	b, err := json.MarshalIndent(d, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode volume.json: %w", err)
+	}
+	return append(b, '\n'), nil
+}
+
+// parseDocument reads volume.json strictly. Its errors wrap
+// repository.ErrCorrupt.
+func parseDocument(r io.Reader) (document, error) {
+	d, err := decodeDocument(r)
+	if err != nil {
+		return document{}, corrupt(fmt.Errorf("parse volume.json: %w", err))
+	}
+	return d, nil
+}
+
+func decodeDocument(r io.Reader) (document, error) {
+	text, err := io.ReadAll(io.LimitReader(r, maxDocumentBytes+1))
+	if err != nil {
+		return document{}, err
+	}
+	if len(text) > maxDocumentBytes {
+		return document{}, fmt.Errorf("more than %d bytes", maxDocumentBytes)
+	}
+	// The version comes first, so that a document of another one is named as such
+	// and not by the first field that is unknown here.
+	var version struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(text, &version); err != nil {
+		return document{}, err
+	}
+	if version.Version != repository.MetaVersion {
+		return document{}, fmt.Errorf("version is %d, want %d", version.Version, repository.MetaVersion)
+	}
+	var doc document
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&doc); err != nil {
+		return document{}, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return document{}, errors.New("text after the document")
+	}
+	return doc, doc.check()
+}
+
+func (d document) check() error {
+	if _, err := block.NewGeometry(d.Size, d.ChunkSize); err != nil {
+		return err
+	}
+	if err := checkSegmentSize(d.SegmentSize, d.ChunkSize); err != nil {
+		return err
+	}
+	switch {
+	case d.Version != repository.MetaVersion:
+		return fmt.Errorf("version is %d, want %d", d.Version, repository.MetaVersion)
+	case d.Kind != repository.Full && d.Kind != repository.Incremental:
+		return fmt.Errorf("kind is %q, want %q or %q", d.Kind, repository.Full, repository.Incremental)
+	case (d.Parent != "") != (d.Kind == repository.Incremental):
+		return fmt.Errorf("kind is %s and parent is %q", d.Kind, d.Parent)
+	case len(d.Zero) > maxZeroObjects:
+		return fmt.Errorf("%d zero objects, want at most %d", len(d.Zero), maxZeroObjects)
+	}
+	for _, z := range d.Zero {
+		if _, _, direct := z.Object.ContentID(); !direct || z.Object == object.EmptyID {
+			return fmt.Errorf("zero object %q is not a content", z.Object)
+		}
+		if z.Length <= 0 || z.Length > d.ChunkSize {
+			return fmt.Errorf("zero object has length %d, want 1 to %d", z.Length, d.ChunkSize)
+		}
+	}
+	return nil
+}
+
+func checkSegmentSize(segment, chunk int64) error {
+	if segment < chunk || segment > maxSegmentSize || segment%chunk != 0 {
+		return fmt.Errorf("segment size is %d bytes, want a multiple of the chunk size %d up to %d", segment, chunk, maxSegmentSize)
+	}
+	return nil
+}
+
+// decodeDirectory reads the JSON of kopia's directories. It is lenient about
+// fields that it does not know: the directory is kopia's document.
+func decodeDirectory(r io.Reader, dir *snapshot.DirManifest) error {
+	if err := json.NewDecoder(io.LimitReader(r, maxDocumentBytes)).Decode(dir); err != nil {
+		return corrupt(err)
+	}
+	if dir.StreamType != directoryStream {
+		return corrupt(fmt.Errorf("stream is %q, want %q", dir.StreamType, directoryStream))
+	}
+	if dir.Summary == nil || slices.Contains(dir.Entries, nil) {
+		return corrupt(errors.New("summary or an entry is missing"))
+	}
+	return nil
+}
+
+// paddedSize is the size of disk.raw.
+func paddedSize(m repository.Meta) int64 {
+	return (m.Size + m.ChunkSize - 1) / m.ChunkSize * m.ChunkSize
+}

@@ -1,0 +1,84 @@
+package kopia
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/blob"
+	"github.com/kopia/kopia/repo/blob/filesystem"
+	"github.com/kopia/kopia/repo/maintenance"
+)
+
+// CreateFilesystem makes a repository in a directory, which is created where it
+// does not exist.
+func CreateFilesystem(ctx context.Context, dir, password string) error {
+	if password == "" {
+		return errors.New("create repository: the password is empty")
+	}
+	st, err := openDirectory(ctx, dir, true)
+	if err != nil {
+		return fmt.Errorf("create repository: %w", err)
+	}
+	defer st.Close(ctx) //nolint:errcheck // nothing is buffered in it
+	if err := repo.Initialize(ctx, st, &repo.NewRepositoryOptions{}, password); err != nil {
+		return fmt.Errorf("create repository in %s: %w", dir, err)
+	}
+	if err := claimMaintenance(ctx, dir, password); err != nil {
+		return fmt.Errorf("create repository in %s: %w", dir, err)
+	}
+	return nil
+}
+
+// claimMaintenance makes the user that this package connects as the one who
+// may run maintenance: kopia refuses it to everyone while there is none.
+func claimMaintenance(ctx context.Context, dir, password string) error {
+	s, err := OpenFilesystem(ctx, dir, password)
+	if err != nil {
+		return err
+	}
+	err = repo.WriteSession(ctx, s.rep, repo.WriteSessionOptions{Purpose: "Blockmover create"},
+		func(ctx context.Context, w repo.RepositoryWriter) error {
+			params := maintenance.DefaultParams()
+			params.Owner = s.rep.ClientOptions().UsernameAtHost()
+			return maintenance.SetParams(ctx, w, &params)
+		})
+	return errors.Join(err, s.Close(ctx))
+}
+
+// OpenFilesystem opens a repository in a directory, without any cache.
+func OpenFilesystem(ctx context.Context, dir, password string) (*Store, error) {
+	st, err := openDirectory(ctx, dir, false)
+	if err != nil {
+		return nil, fmt.Errorf("open repository: %w", err)
+	}
+	defer st.Close(ctx) //nolint:errcheck // nothing is buffered in it
+
+	// kopia opens a repository by a configuration file only.
+	tmp, err := os.MkdirTemp("", "blockmover-")
+	if err != nil {
+		return nil, fmt.Errorf("open repository: %w", err)
+	}
+	remove := func() error { return os.RemoveAll(tmp) }
+	config := filepath.Join(tmp, "repository.config")
+	options := &repo.ConnectOptions{ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost}}
+	if err := repo.Connect(ctx, config, st, password, options); err != nil {
+		return nil, errors.Join(fmt.Errorf("open repository in %s: %w", dir, err), remove())
+	}
+	rep, err := repo.Open(ctx, config, password, &repo.Options{})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open repository in %s: %w", dir, err), remove())
+	}
+	return New(rep, remove), nil
+}
+
+func openDirectory(ctx context.Context, dir string, create bool) (blob.Storage, error) {
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	return filesystem.New(ctx, &filesystem.Options{Path: path}, create)
+}

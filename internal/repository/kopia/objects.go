@@ -1,0 +1,180 @@
+package kopia
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/compression"
+	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/object"
+)
+
+const (
+	// wholeSplitter keeps what is written at once in one content: nothing here is
+	// as long as 8 MiB.
+	wholeSplitter = "FIXED-8M"
+
+	compressor compression.Name = "zstd-fastest"
+)
+
+// objectWriter writes objects of one content each, and counts the bytes that
+// the repository did not have before. It is safe for concurrent use.
+type objectWriter struct {
+	// committed sees what is in the repository's index, and nothing that w has
+	// written since its last flush.
+	committed repo.Repository
+	w         repo.RepositoryWriter
+
+	mu    sync.Mutex
+	fresh map[content.ID]struct{}
+}
+
+// maxFresh bounds the memory (about 60 MiB) for telling equal contents of one
+// run apart. Beyond it, a content that occurs twice in one run is counted twice.
+const maxFresh = 1 << 20
+
+func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter) *objectWriter {
+	return &objectWriter{committed: committed, w: w, fresh: map[content.ID]struct{}{}}
+}
+
+// write stores one object and returns how many of its bytes were new.
+func (o *objectWriter) write(ctx context.Context, prefix content.IDPrefix, data []byte) (object.ID, int64, error) {
+	ow := o.w.NewObjectWriter(ctx, object.WriterOptions{
+		Prefix:             prefix,
+		Compressor:         compressor,
+		MetadataCompressor: compressor,
+		Splitter:           wholeSplitter,
+	})
+	defer ow.Close() //nolint:errcheck // it only gives its buffers back
+	if _, err := ow.Write(data); err != nil {
+		return object.EmptyID, 0, fmt.Errorf("write object: %w", err)
+	}
+	id, err := ow.Result()
+	if err != nil {
+		return object.EmptyID, 0, fmt.Errorf("write object: %w", err)
+	}
+	cid, _, direct := id.ContentID()
+	if !direct {
+		return object.EmptyID, 0, fmt.Errorf("write object: %d bytes became %v, want one content", len(data), id)
+	}
+	if !o.isFresh(ctx, cid) {
+		return id, 0, nil
+	}
+	return id, int64(len(data)), nil
+}
+
+// isFresh reports whether this run has brought a content into the repository,
+// once for each. kopia names a content only after it has stored it, so the
+// question is put to a session that does not see this one's writes.
+func (o *objectWriter) isFresh(ctx context.Context, id content.ID) bool {
+	o.mu.Lock()
+	_, seen := o.fresh[id]
+	o.mu.Unlock()
+	if seen {
+		return false
+	}
+	info, err := o.committed.ContentInfo(ctx, id)
+	if !errors.Is(err, content.ErrContentNotFound) && !info.Deleted {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if _, seen := o.fresh[id]; seen {
+		return false
+	}
+	if len(o.fresh) < maxFresh {
+		o.fresh[id] = struct{}{}
+	}
+	return true
+}
+
+// writeIndex stores the index of n entries and returns the object that it
+// describes, and how many bytes of index were new.
+func (o *objectWriter) writeIndex(ctx context.Context, n int, at func(int) entry) (object.ID, int64, error) {
+	var (
+		pieces []entry
+		pos    int64
+		total  int64
+	)
+	err := indexPieces(n, at, func(text []byte) error {
+		id, fresh, err := o.write(ctx, indexPrefix, text)
+		if err != nil {
+			return err
+		}
+		pieces = append(pieces, entry{Start: pos, Length: int64(len(text)), Object: id})
+		pos += int64(len(text))
+		total += fresh
+		return nil
+	})
+	if err != nil {
+		return object.EmptyID, total, err
+	}
+	index := pieces[0].Object
+	if len(pieces) > 1 {
+		// The index is itself an indirect object.
+		var fresh int64
+		index, fresh, err = o.writeIndex(ctx, len(pieces), func(i int) entry { return pieces[i] })
+		total += fresh
+		if err != nil {
+			return object.EmptyID, total, err
+		}
+	}
+	id, err := indirect(index)
+	return id, total, err
+}
+
+// readIndex reads the index of an indirect object of length bytes.
+func readIndex(ctx context.Context, rep repo.Repository, id object.ID, length int64, maxEntries int, add func(entry) error) error {
+	index, ok := id.IndexObjectID()
+	if !ok {
+		return corrupt(fmt.Errorf("object %v has no index", id))
+	}
+	r, err := rep.OpenObject(ctx, index)
+	if err != nil {
+		return fmt.Errorf("open index of object %v: %w", id, translate(err))
+	}
+	defer r.Close() //nolint:errcheck // it holds nothing
+	in := &source{r: r}
+	if err := in.explain(parseIndex(in, length, maxEntries, add)); err != nil {
+		return fmt.Errorf("read object %v: %w", id, err)
+	}
+	return nil
+}
+
+// readObject hands the bytes of an object to a parser.
+func readObject(ctx context.Context, rep repo.Repository, id object.ID, parse func(io.Reader) error) error {
+	r, err := rep.OpenObject(ctx, id)
+	if err != nil {
+		return translate(err)
+	}
+	defer r.Close() //nolint:errcheck // it holds nothing
+	in := &source{r: r}
+	return in.explain(parse(in))
+}
+
+// source remembers why reading failed, so that a storage that does not answer
+// is not taken for a damaged document by the parser that reads from it.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = translate(err)
+	}
+	return n, err //nolint:wrapcheck // an io.Reader passes io.EOF on as it is
+}
+
+// explain replaces a parser's error by that of reading, where there is one.
+func (s *source) explain(parsed error) error {
+	if parsed != nil && s.err != nil {
+		return s.err
+	}
+	return parsed
+}

@@ -1,0 +1,212 @@
+package kopia
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/object"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// cachedSegments is how many parsed segments a reader keeps: at about 7 KiB
+// each, enough for all the places that a restore reads from at once.
+const cachedSegments = 64
+
+// reader reads one image.
+type reader struct {
+	ctx    context.Context //nolint:containedctx // it is that of OpenReader: io.ReaderAt takes none
+	rep    repo.Repository
+	meta   repository.Meta
+	layout layout
+	root   []object.ID
+	zero   map[object.ID]bool
+
+	mu    sync.Mutex
+	cache map[object.ID]segment
+	order []object.ID
+}
+
+// OpenReader implements repository.Store.
+func (s *Store) OpenReader(ctx context.Context, id repository.SnapshotID) (repository.VolumeReader, error) {
+	r, err := s.openReader(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("open image of repo snapshot %s: %w", id, err)
+	}
+	return r, nil
+}
+
+func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*reader, error) {
+	_, img, err := s.load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	l, err := newLayout(img.document.Meta)
+	if err != nil {
+		return nil, corrupt(err)
+	}
+	r := &reader{
+		ctx:    ctx,
+		rep:    s.rep,
+		meta:   img.document.Meta,
+		layout: l,
+		zero:   map[object.ID]bool{},
+		cache:  map[object.ID]segment{},
+	}
+	if r.root, err = loadRoot(ctx, s.rep, img.disk, l); err != nil {
+		return nil, err
+	}
+	// What is called zero is never read again, so it is checked here.
+	for _, z := range img.document.Zero {
+		buf := make([]byte, z.Length)
+		if err := r.readContent(ctx, buf, 0, entry{Length: z.Length, Object: z.Object}); err != nil {
+			return nil, fmt.Errorf("read zero object: %w", err)
+		}
+		if !block.IsZero(buf) {
+			return nil, corrupt(fmt.Errorf("object %v is called zero and is not", z.Object))
+		}
+		r.zero[z.Object] = true
+	}
+	return r, nil
+}
+
+// Meta implements repository.VolumeReader.
+func (r *reader) Meta() repository.Meta { return r.meta }
+
+// Close implements repository.VolumeReader.
+func (r *reader) Close() error { return nil }
+
+// IsZero implements repository.VolumeReader.
+func (r *reader) IsZero(ctx context.Context, chunk int64) (bool, error) {
+	if err := r.layout.CheckChunk(chunk); err != nil {
+		return false, fmt.Errorf("look up chunk: %w", err)
+	}
+	entries, err := r.chunk(ctx, chunk)
+	if err != nil {
+		return false, fmt.Errorf("look up chunk %d: %w", chunk, err)
+	}
+	for _, e := range entries {
+		if !r.zero[e.Object] {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// ReadAt implements io.ReaderAt.
+func (r *reader) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read image at %d: negative offset", off)
+	}
+	if off >= r.meta.Size {
+		return 0, io.EOF
+	}
+	var atEnd error
+	if int64(len(p)) > r.meta.Size-off {
+		p = p[:r.meta.Size-off]
+		atEnd = io.EOF
+	}
+	n := 0
+	for n < len(p) {
+		chunk := r.layout.ChunkAt(off)
+		within := off - chunk*r.layout.ChunkSize()
+		part := p[n:]
+		part = part[:min(int64(len(part)), r.layout.ChunkSize()-within)]
+		if err := r.readChunk(r.ctx, part, chunk, within); err != nil {
+			return n, fmt.Errorf("read image at %d: %w", off, err)
+		}
+		n += len(part)
+		off += int64(len(part))
+	}
+	return n, atEnd
+}
+
+// readChunk fills p from the given place in a chunk.
+func (r *reader) readChunk(ctx context.Context, p []byte, chunk, within int64) error {
+	entries, err := r.chunk(ctx, chunk)
+	if err != nil {
+		return err
+	}
+	base := entries[0].Start
+	for _, e := range entries {
+		if len(p) == 0 {
+			break
+		}
+		skip := within - (e.Start - base)
+		if skip >= e.Length {
+			continue
+		}
+		part := p[:min(int64(len(p)), e.Length-skip)]
+		if r.zero[e.Object] {
+			clear(part)
+		} else if err := r.readContent(ctx, part, skip, e); err != nil {
+			return err
+		}
+		p = p[len(part):]
+		within += int64(len(part))
+	}
+	return nil
+}
+
+// readContent fills p from the given place in the content of one entry.
+func (r *reader) readContent(ctx context.Context, p []byte, skip int64, e entry) error {
+	o, err := r.rep.OpenObject(ctx, e.Object)
+	if err != nil {
+		return fmt.Errorf("open object %v: %w", e.Object, translate(err))
+	}
+	defer o.Close() //nolint:errcheck // it holds nothing
+	if o.Length() != e.Length {
+		return corrupt(fmt.Errorf("object %v has length %d, want %d", e.Object, o.Length(), e.Length))
+	}
+	if _, err := o.Seek(skip, io.SeekStart); err != nil {
+		return fmt.Errorf("seek in object %v: %w", e.Object, err)
+	}
+	if _, err := io.ReadFull(o, p); err != nil {
+		return fmt.Errorf("read object %v: %w", e.Object, translate(err))
+	}
+	return nil
+}
+
+// chunk returns the entries of a chunk. There is always at least one.
+func (r *reader) chunk(ctx context.Context, chunk int64) ([]entry, error) {
+	index := chunk / r.layout.perSegment()
+	s, err := r.segment(ctx, r.root[index], r.layout.length(index))
+	if err != nil {
+		return nil, fmt.Errorf("segment %d: %w", index, err)
+	}
+	return s.chunk(int(chunk % r.layout.perSegment())), nil
+}
+
+// segment returns a parsed segment, from the cache where it is there. Two
+// goroutines that miss at once both load it, which is harmless.
+func (r *reader) segment(ctx context.Context, id object.ID, length int64) (segment, error) {
+	r.mu.Lock()
+	s, ok := r.cache[id]
+	r.mu.Unlock()
+	if ok && int64(s.count())*r.layout.ChunkSize() != length {
+		return segment{}, corrupt(errors.New("one segment stands for two of different length"))
+	}
+	if ok {
+		return s, nil
+	}
+	s, err := loadSegment(ctx, r.rep, id, length, r.layout.ChunkSize())
+	if err != nil {
+		return segment{}, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.cache[id]; !ok {
+		if len(r.order) == cachedSegments {
+			delete(r.cache, r.order[0])
+			r.order = r.order[1:]
+		}
+		r.cache[id] = s
+		r.order = append(r.order, id)
+	}
+	return s, nil
+}

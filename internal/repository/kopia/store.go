@@ -1,0 +1,98 @@
+package kopia
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/blob"
+	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/manifest"
+	"github.com/kopia/kopia/repo/object"
+	"github.com/kopia/kopia/snapshot"
+
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// Store is an open kopia repository. It is safe for concurrent use.
+type Store struct {
+	rep     repo.Repository
+	release func() error
+}
+
+var _ repository.Store = (*Store)(nil)
+
+// New returns a Store over an open repository and takes ownership of it: Close
+// closes it. release, which may be nil, runs after that.
+func New(rep repo.Repository, release func() error) *Store {
+	if release == nil {
+		release = func() error { return nil }
+	}
+	return &Store{rep: rep, release: release}
+}
+
+// Open opens the repository that a kopia configuration file connects to.
+func Open(ctx context.Context, configFile, password string) (*Store, error) {
+	rep, err := repo.Open(ctx, configFile, password, &repo.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("open repository: %w", err)
+	}
+	return New(rep, nil), nil
+}
+
+// Close closes the repository.
+func (s *Store) Close(ctx context.Context) error {
+	if err := errors.Join(s.rep.Close(ctx), s.release()); err != nil {
+		return fmt.Errorf("close repository: %w", err)
+	}
+	return nil
+}
+
+// translate gives kopia's ways of saying "not there" the package's own.
+func translate(err error) error {
+	for _, missing := range []error{
+		object.ErrObjectNotFound, content.ErrContentNotFound, blob.ErrBlobNotFound, manifest.ErrNotFound, snapshot.ErrSnapshotNotFound,
+	} {
+		if errors.Is(err, missing) {
+			return fmt.Errorf("%w: %w", repository.ErrNotFound, err)
+		}
+	}
+	return err
+}
+
+// corrupt marks what the repository holds as damaged.
+func corrupt(err error) error {
+	if errors.Is(err, repository.ErrCorrupt) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", repository.ErrCorrupt, err)
+}
+
+// checkPresent reports an error that wraps repository.ErrNotFound when the
+// content that an object starts with is not in the repository. A content that
+// garbage collection has marked is as good as gone.
+func checkPresent(ctx context.Context, rep repo.Repository, id object.ID) error {
+	cid := firstContent(id)
+	info, err := rep.ContentInfo(ctx, cid)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look up content %v: %w", cid, translate(err))
+	case info.Deleted:
+		return fmt.Errorf("content %v is marked for deletion: %w", cid, repository.ErrNotFound)
+	}
+	return nil
+}
+
+// firstContent is the content that an object ID ends in: the bytes of a direct
+// object, the index of an indirect one.
+func firstContent(id object.ID) content.ID {
+	for {
+		index, ok := id.IndexObjectID()
+		if !ok {
+			cid, _, _ := id.ContentID()
+			return cid
+		}
+		id = index
+	}
+}

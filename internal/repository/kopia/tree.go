@@ -1,0 +1,106 @@
+package kopia
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/object"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// minEntry is the shortest entry that a segment may have; it bounds how much of
+// a hostile index is read.
+const minEntry = 4 << 10
+
+// layout is how an image is cut.
+type layout struct {
+	block.Geometry
+	segment int64
+}
+
+func newLayout(m repository.Meta) (layout, error) {
+	g, err := block.NewGeometry(m.Size, m.ChunkSize)
+	if err != nil {
+		return layout{}, err
+	}
+	if err := checkSegmentSize(m.SegmentSize, m.ChunkSize); err != nil {
+		return layout{}, err
+	}
+	return layout{Geometry: g, segment: m.SegmentSize}, nil
+}
+
+// perSegment is how many chunks a whole segment has.
+func (l layout) perSegment() int64 { return l.segment / l.ChunkSize() }
+
+// segments is the number of segments, the short one at the end included.
+func (l layout) segments() int64 { return (l.PaddedSize() + l.segment - 1) / l.segment }
+
+// length is how many bytes of the padded volume a segment holds; 0 for a
+// segment that is not the volume's.
+func (l layout) length(segment int64) int64 {
+	return max(0, min(l.segment, l.PaddedSize()-segment*l.segment))
+}
+
+// loadRoot reads the object IDs of all segments.
+func loadRoot(ctx context.Context, rep repo.Repository, disk object.ID, l layout) ([]object.ID, error) {
+	root := make([]object.ID, 0, l.segments())
+	err := readIndex(ctx, rep, disk, l.PaddedSize(), int(l.segments()), func(e entry) error {
+		if e.Length != l.length(int64(len(root))) {
+			return fmt.Errorf("segment has length %d, want %d", e.Length, l.length(int64(len(root))))
+		}
+		if _, ok := e.Object.IndexObjectID(); !ok {
+			return fmt.Errorf("segment %v has no index", e.Object)
+		}
+		root = append(root, e.Object)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read root: %w", err)
+	}
+	return root, nil
+}
+
+// segment is the content of one segment: its entries, and where those of each
+// chunk begin.
+type segment struct {
+	entries []entry
+	chunks  []int
+}
+
+// loadSegment reads the entries of a segment of length bytes.
+func loadSegment(ctx context.Context, rep repo.Repository, id object.ID, length, chunkSize int64) (segment, error) {
+	var s segment
+	err := readIndex(ctx, rep, id, length, int(length/min(minEntry, chunkSize)), func(e entry) error {
+		if _, _, direct := e.Object.ContentID(); !direct {
+			return fmt.Errorf("chunk %v is not a content", e.Object)
+		}
+		switch within := e.Start % chunkSize; {
+		case within+e.Length > chunkSize:
+			return errors.New("entry crosses the end of a chunk")
+		case within == 0:
+			s.chunks = append(s.chunks, len(s.entries))
+		}
+		s.entries = append(s.entries, e)
+		return nil
+	})
+	if err != nil {
+		return segment{}, fmt.Errorf("read segment: %w", err)
+	}
+	return s, nil
+}
+
+// count is the number of chunks.
+func (s segment) count() int { return len(s.chunks) }
+
+// chunk returns the entries of one chunk; their starts are relative to the
+// segment.
+func (s segment) chunk(i int) []entry {
+	if i == len(s.chunks)-1 {
+		return s.entries[s.chunks[i]:]
+	}
+	return s.entries[s.chunks[i]:s.chunks[i+1]]
+}

@@ -1,0 +1,485 @@
+package kopia
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/object"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// writer builds one image.
+//
+// Chunks that were put are kept as object IDs, by segment, until their segment
+// is sealed: by Advance, or by Commit. Sealing stores the segment's index, which
+// for an incremental image starts from the parent's. What stays in memory is one
+// object ID for each segment (36 bytes: 18 MiB for 64 TiB) and the segments that
+// are not sealed yet.
+type writer struct {
+	rep     repo.Repository
+	objects *objectWriter
+	layout  layout
+	doc     document
+	parent  *parentImage
+	zero    object.ID
+	// tail must be put where it is 0 or more: see the rule on sizes in
+	// repository.Store.NewWriter.
+	tail int64
+
+	mu    sync.Mutex
+	state writerState
+	open  map[int64]*openSegment
+	// frontier is the first segment that Advance has not closed to Puts.
+	frontier int64
+	stats    repository.WriteStats
+
+	// sealing is held while segments are sealed, which writes to the repository.
+	// It guards what follows.
+	sealing sync.Mutex
+	root    []object.ID
+	// zeroSegments remembers the segments of zeros by their length: a sparse volume
+	// of 10 TiB has 80,000 of them.
+	zeroSegments map[int64]object.ID
+}
+
+type writerState int
+
+const (
+	writing writerState = iota
+	failed
+	ended
+)
+
+// openSegment holds the chunks of one segment that were put.
+type openSegment struct {
+	chunks []object.ID
+	put    int64
+}
+
+// parentImage is what an incremental image inherits from.
+type parentImage struct {
+	layout layout
+	root   []object.ID
+}
+
+// NewWriter implements repository.Store.
+func (s *Store) NewWriter(ctx context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error) {
+	w, err := s.newWriter(ctx, meta, parent)
+	if err != nil {
+		return nil, fmt.Errorf("start image: %w", err)
+	}
+	return w, nil
+}
+
+func (s *Store) newWriter(ctx context.Context, meta repository.Meta, parentID repository.SnapshotID) (*writer, error) {
+	meta.Version = repository.MetaVersion
+	meta.Parent = parentID
+	meta.Kind = repository.Full
+
+	var (
+		parent *parentImage
+		zero   []zeroObject
+		tail   int64 = -1
+	)
+	if parentID != "" {
+		meta.Kind = repository.Incremental
+		img, p, err := s.loadParent(ctx, parentID)
+		if err != nil {
+			return nil, fmt.Errorf("load parent %s: %w", parentID, err)
+		}
+		if err := inheritLayout(&meta, img.document.Meta); err != nil {
+			return nil, err
+		}
+		parent, zero = p, img.document.Zero
+		if end := min(meta.Size, p.layout.Size()); meta.Size != p.layout.Size() && end%meta.ChunkSize != 0 {
+			tail = end / meta.ChunkSize
+		}
+	}
+	if meta.ChunkSize == 0 {
+		meta.ChunkSize = repository.DefaultChunkSize
+	}
+	if meta.SegmentSize == 0 {
+		meta.SegmentSize = repository.DefaultSegmentSize
+	}
+	l, err := newLayout(meta)
+	if err != nil {
+		return nil, err
+	}
+
+	_, session, err := s.rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "Blockmover backup"})
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{
+		rep:          s.rep,
+		objects:      newObjectWriter(s.rep, session),
+		layout:       l,
+		parent:       parent,
+		tail:         tail,
+		open:         map[int64]*openSegment{},
+		root:         make([]object.ID, l.segments()),
+		zeroSegments: map[int64]object.ID{},
+	}
+	w.zero, _, err = w.objects.write(ctx, "", make([]byte, l.ChunkSize()))
+	if err != nil {
+		return nil, errors.Join(err, session.Close(ctx))
+	}
+	own := zeroObject{Length: l.ChunkSize(), Object: w.zero}
+	if !slices.Contains(zero, own) {
+		zero = append(slices.Clone(zero), own)
+	}
+	w.doc = document{Meta: meta, Zero: zero}
+	return w, nil
+}
+
+// inheritLayout makes meta cut its image like the parent's, or says that it
+// asks for another cut.
+func inheritLayout(meta *repository.Meta, parent repository.Meta) error {
+	if meta.ChunkSize == 0 {
+		meta.ChunkSize = parent.ChunkSize
+	}
+	if meta.SegmentSize == 0 {
+		meta.SegmentSize = parent.SegmentSize
+	}
+	if meta.ChunkSize != parent.ChunkSize || meta.SegmentSize != parent.SegmentSize {
+		return fmt.Errorf("chunk and segment size are %d and %d bytes, those of the parent %d and %d",
+			meta.ChunkSize, meta.SegmentSize, parent.ChunkSize, parent.SegmentSize)
+	}
+	return nil
+}
+
+// loadParent reads the root of a parent and checks that all of its segments are
+// in the repository.
+func (s *Store) loadParent(ctx context.Context, id repository.SnapshotID) (image, *parentImage, error) {
+	_, img, err := s.load(ctx, id)
+	if err != nil {
+		return image{}, nil, err
+	}
+	l, err := newLayout(img.document.Meta)
+	if err != nil {
+		return image{}, nil, corrupt(err)
+	}
+	root, err := loadRoot(ctx, s.rep, img.disk, l)
+	if err != nil {
+		return image{}, nil, err
+	}
+	var last object.ID
+	for i, segment := range root {
+		if segment == last {
+			continue // a run of zeros
+		}
+		if err := checkPresent(ctx, s.rep, segment); err != nil {
+			return image{}, nil, fmt.Errorf("segment %d: %w", i, err)
+		}
+		last = segment
+	}
+	return img, &parentImage{layout: l, root: root}, nil
+}
+
+// Meta implements repository.VolumeWriter.
+func (w *writer) Meta() repository.Meta { return w.doc.Meta }
+
+// Put implements repository.VolumeWriter.
+func (w *writer) Put(ctx context.Context, chunk int64, data []byte) error {
+	if err := w.put(ctx, chunk, data); err != nil {
+		return w.fail(fmt.Errorf("put chunk %d: %w", chunk, err))
+	}
+	return nil
+}
+
+func (w *writer) put(ctx context.Context, chunk int64, data []byte) error {
+	if err := w.layout.CheckChunk(chunk); err != nil {
+		return err
+	}
+	if int64(len(data)) != w.layout.ChunkSize() {
+		return fmt.Errorf("%d bytes, want %d", len(data), w.layout.ChunkSize())
+	}
+	if !block.IsZero(data[w.layout.Extent(chunk).Length:]) {
+		return errors.New("padding after the end of the volume is not zero")
+	}
+	if err := w.check(chunk); err != nil {
+		return err
+	}
+	if block.IsZero(data) {
+		return w.record(chunk, w.zero, repository.WriteStats{ChunksWritten: 1, ZeroBytes: w.layout.Extent(chunk).Length})
+	}
+	id, fresh, err := w.objects.write(ctx, "", data)
+	if err != nil {
+		return err
+	}
+	return w.record(chunk, id, repository.WriteStats{ChunksWritten: 1, BytesUploaded: fresh})
+}
+
+// check fails early, before a chunk is hashed.
+func (w *writer) check(chunk int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.checkLocked(chunk)
+}
+
+func (w *writer) checkLocked(chunk int64) error {
+	segment := chunk / w.layout.perSegment()
+	switch {
+	case w.state != writing:
+		return errNotWriting
+	case segment < w.frontier:
+		return fmt.Errorf("its segment %d is finished already", segment)
+	}
+	if s := w.open[segment]; s != nil && s.chunks[chunk%w.layout.perSegment()] != object.EmptyID {
+		return errors.New("it was put before")
+	}
+	return nil
+}
+
+var errNotWriting = errors.New("the image is committed, aborted or has failed")
+
+func (w *writer) record(chunk int64, id object.ID, add repository.WriteStats) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.checkLocked(chunk); err != nil {
+		return err
+	}
+	segment := chunk / w.layout.perSegment()
+	s := w.open[segment]
+	if s == nil {
+		s = &openSegment{chunks: make([]object.ID, w.layout.length(segment)/w.layout.ChunkSize())}
+		w.open[segment] = s
+	}
+	s.chunks[chunk%w.layout.perSegment()] = id
+	s.put++
+	if chunk == w.tail {
+		w.tail = -1
+	}
+	w.addLocked(add)
+	return nil
+}
+
+func (w *writer) addLocked(s repository.WriteStats) {
+	w.stats.BytesUploaded += s.BytesUploaded
+	w.stats.MetadataBytes += s.MetadataBytes
+	w.stats.ChunksWritten += s.ChunksWritten
+	w.stats.ChunksInherited += s.ChunksInherited
+	w.stats.ZeroBytes += s.ZeroBytes
+}
+
+func (w *writer) fail(err error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state == writing {
+		w.state = failed
+	}
+	return err
+}
+
+// Advance implements repository.VolumeWriter.
+func (w *writer) Advance(ctx context.Context, chunk int64) error {
+	if chunk < 0 || chunk > w.layout.Chunks() {
+		return w.fail(fmt.Errorf("advance to chunk %d of %d", chunk, w.layout.Chunks()))
+	}
+	segment := chunk / w.layout.perSegment()
+	if chunk == w.layout.Chunks() {
+		segment = w.layout.segments()
+	}
+	if err := w.sealUpTo(ctx, segment); err != nil {
+		return w.fail(fmt.Errorf("advance to chunk %d: %w", chunk, err))
+	}
+	return nil
+}
+
+// sealUpTo finishes all segments before the given one.
+func (w *writer) sealUpTo(ctx context.Context, end int64) error {
+	w.sealing.Lock()
+	defer w.sealing.Unlock()
+	for {
+		index, put, err := w.closeNext(end)
+		if err != nil || index < 0 {
+			return err
+		}
+		if err := w.seal(ctx, index, put); err != nil {
+			return fmt.Errorf("finish segment %d: %w", index, err)
+		}
+	}
+}
+
+// closeNext takes the next segment before the given one away from Puts. It
+// returns -1 when there is none, and nil for a segment that nothing was put in.
+func (w *writer) closeNext(end int64) (int64, *openSegment, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.state != writing:
+		return -1, nil, errNotWriting
+	case w.frontier >= end:
+		return -1, nil, nil
+	}
+	index := w.frontier
+	put := w.open[index]
+	delete(w.open, index)
+	w.frontier++
+	return index, put, nil
+}
+
+// seal finds or writes one segment. put is nil where no chunk of it was put.
+func (w *writer) seal(ctx context.Context, index int64, put *openSegment) error {
+	length := w.layout.length(index)
+	chunks := length / w.layout.ChunkSize()
+	inherited, inheritedLength := w.inherited(index)
+	if put == nil {
+		switch inheritedLength {
+		case length:
+			w.root[index] = inherited
+			w.add(repository.WriteStats{ChunksInherited: chunks})
+			return nil
+		case 0:
+			id, err := w.zeroSegment(ctx, length)
+			w.root[index] = id
+			return err
+		}
+		put = &openSegment{chunks: make([]object.ID, chunks)}
+	}
+	entries, kept, err := w.merge(ctx, put, inherited, inheritedLength)
+	if err != nil {
+		return err
+	}
+	id, fresh, err := w.objects.writeIndex(ctx, len(entries), func(i int) entry { return entries[i] })
+	if err != nil {
+		return err
+	}
+	w.root[index] = id
+	w.add(repository.WriteStats{MetadataBytes: fresh, ChunksInherited: kept})
+	return nil
+}
+
+func (w *writer) add(s repository.WriteStats) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.addLocked(s)
+}
+
+// inherited is the parent's segment at an index and its length, which is 0
+// where there is none.
+func (w *writer) inherited(index int64) (object.ID, int64) {
+	if w.parent == nil || index >= int64(len(w.parent.root)) {
+		return object.EmptyID, 0
+	}
+	return w.parent.root[index], w.parent.layout.length(index)
+}
+
+// merge lists the entries of a segment: what was put, else what the parent has,
+// else zeros. It also says how many chunks are the parent's.
+func (w *writer) merge(ctx context.Context, put *openSegment, id object.ID, length int64) ([]entry, int64, error) {
+	var base segment
+	if length > 0 && put.put < int64(len(put.chunks)) {
+		var err error
+		if base, err = loadSegment(ctx, w.rep, id, length, w.layout.ChunkSize()); err != nil {
+			return nil, 0, fmt.Errorf("inherit from parent: %w", err)
+		}
+	}
+	chunkSize := w.layout.ChunkSize()
+	entries := make([]entry, 0, len(put.chunks))
+	var kept int64
+	for i, id := range put.chunks {
+		start := int64(i) * chunkSize
+		switch {
+		case id != object.EmptyID:
+			entries = append(entries, entry{Start: start, Length: chunkSize, Object: id})
+		case i < base.count():
+			for _, e := range base.chunk(i) {
+				if err := checkPresent(ctx, w.rep, e.Object); err != nil {
+					return nil, 0, fmt.Errorf("inherit chunk from parent: %w", err)
+				}
+				entries = append(entries, e)
+			}
+			kept++
+		default:
+			entries = append(entries, entry{Start: start, Length: chunkSize, Object: w.zero})
+		}
+	}
+	return entries, kept, nil
+}
+
+func (w *writer) zeroSegment(ctx context.Context, length int64) (object.ID, error) {
+	if id, ok := w.zeroSegments[length]; ok {
+		return id, nil
+	}
+	chunkSize := w.layout.ChunkSize()
+	id, fresh, err := w.objects.writeIndex(ctx, int(length/chunkSize), func(i int) entry {
+		return entry{Start: int64(i) * chunkSize, Length: chunkSize, Object: w.zero}
+	})
+	if err != nil {
+		return object.EmptyID, err
+	}
+	w.add(repository.WriteStats{MetadataBytes: fresh})
+	w.zeroSegments[length] = id
+	return id, nil
+}
+
+// Commit implements repository.VolumeWriter.
+func (w *writer) Commit(ctx context.Context) (repository.Image, repository.WriteStats, error) {
+	img, err := w.commit(ctx)
+	if err != nil {
+		return repository.Image{}, repository.WriteStats{}, w.fail(fmt.Errorf("commit image: %w", err))
+	}
+	return img, w.stats, nil
+}
+
+func (w *writer) commit(ctx context.Context) (repository.Image, error) {
+	w.mu.Lock()
+	tail := w.tail
+	w.mu.Unlock()
+	if tail >= 0 {
+		return repository.Image{}, fmt.Errorf("the size differs from the parent's and chunk %d, where one of them ends, was not put", tail)
+	}
+	if err := w.sealUpTo(ctx, w.layout.segments()); err != nil {
+		return repository.Image{}, err
+	}
+	disk, fresh, err := w.objects.writeIndex(ctx, len(w.root), func(i int) entry {
+		return entry{Start: int64(i) * w.layout.segment, Length: w.layout.length(int64(i)), Object: w.root[i]}
+	})
+	if err != nil {
+		return repository.Image{}, fmt.Errorf("write root: %w", err)
+	}
+	w.add(repository.WriteStats{MetadataBytes: fresh})
+	dir, err := writeDirectory(ctx, w.objects, disk, w.doc)
+	if err != nil {
+		return repository.Image{}, err
+	}
+	if err := w.objects.w.Flush(ctx); err != nil {
+		return repository.Image{}, err
+	}
+	if !w.end(writing) {
+		return repository.Image{}, errNotWriting
+	}
+	if err := w.objects.w.Close(ctx); err != nil {
+		return repository.Image{}, err
+	}
+	return repository.Image{Root: dir.String(), Meta: w.doc.Meta}, nil
+}
+
+// Abort implements repository.VolumeWriter. What was stored already stays until
+// the repository's maintenance finds that nothing refers to it.
+func (w *writer) Abort() {
+	if w.end(writing, failed) {
+		// Closing a session that was not flushed drops its buffers. The context of the
+		// backup may be over by now.
+		_ = w.objects.w.Close(context.Background())
+	}
+}
+
+// end moves the writer from one of the states to ended.
+func (w *writer) end(from ...writerState) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !slices.Contains(from, w.state) {
+		return false
+	}
+	w.state = ended
+	clear(w.open)
+	return true
+}
