@@ -1,0 +1,304 @@
+// Package config reads the one configuration document of the mover, which a
+// ConfigMap holds. Names and meanings of the fields follow Velero's node-agent
+// configuration where that has them, so that one who knows it knows this; the
+// document is strict: an unknown field or a malformed value is an error.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/yaml"
+)
+
+// Config is the whole document. The zero value of each field is replaced by
+// its default when the document is parsed.
+type Config struct {
+	// LoadConcurrency limits how many operations are exposed at once; backups and
+	// restores are counted apart.
+	LoadConcurrency LoadConcurrency `json:"loadConcurrency,omitempty"`
+	// LoadAffinity says on which nodes mover pods may run.
+	LoadAffinity []LoadAffinity `json:"loadAffinity,omitempty"`
+	// BackupPVC configures the intermediate PVC of a backup, by the storage class
+	// of the source.
+	BackupPVC map[string]BackupPVC `json:"backupPVC,omitempty"`
+	// RestorePVC configures the intermediate PVC of a restore.
+	RestorePVC RestorePVC `json:"restorePVC,omitempty"`
+	// PodResources are the requests and limits of mover pods.
+	PodResources      PodResources      `json:"podResources,omitempty"`
+	PriorityClassName string            `json:"priorityClassName,omitempty"`
+	PodAnnotations    map[string]string `json:"podAnnotations,omitempty"`
+	PodLabels         map[string]string `json:"podLabels,omitempty"`
+
+	// Fields that Velero's node-agent does not have.
+
+	Tolerations        []corev1.Toleration           `json:"tolerations,omitempty"`
+	ImagePullSecrets   []corev1.LocalObjectReference `json:"imagePullSecrets,omitempty"`
+	ServiceAccountName string                        `json:"serviceAccountName,omitempty"`
+	SecurityContext    SecurityContext               `json:"securityContext,omitempty"`
+	// ScratchSize bounds the disk that a mover pod may use for caches.
+	ScratchSize resource.Quantity `json:"scratchSize,omitempty"`
+	// PreparingTimeout bounds the time from accepting an operation, or retrying it,
+	// until its mover pod runs.
+	PreparingTimeout metav1.Duration `json:"preparingTimeout,omitempty"`
+	// PodDeadline bounds the life of a mover pod.
+	PodDeadline metav1.Duration `json:"podDeadline,omitempty"`
+	// Attempts is how many mover pods may be lost (evicted, killed, deleted, their
+	// node gone) before an operation fails.
+	Attempts int `json:"attempts,omitempty"`
+}
+
+// LoadConcurrency limits simultaneous operations.
+type LoadConcurrency struct {
+	// GlobalConfig is the number for each node that no rule of PerNodeConfig
+	// matches. The limit that counts is the sum over all nodes; the scheduler
+	// spreads the pods.
+	GlobalConfig  int           `json:"globalConfig,omitempty"`
+	PerNodeConfig []RuledConfig `json:"perNodeConfig,omitempty"`
+	// PrepareQueueLength limits the operations that are exposed but do not run yet;
+	// 0 is no limit of its own.
+	PrepareQueueLength int `json:"prepareQueueLength,omitempty"`
+}
+
+// RuledConfig is a number for the nodes that a selector matches.
+type RuledConfig struct {
+	NodeSelector metav1.LabelSelector `json:"nodeSelector"`
+	Number       int                  `json:"number"`
+}
+
+// LoadAffinity selects nodes, for the volumes of one storage class or, without
+// one, for all others.
+type LoadAffinity struct {
+	NodeSelector metav1.LabelSelector `json:"nodeSelector"`
+	StorageClass string               `json:"storageClass,omitempty"`
+}
+
+// BackupPVC configures the intermediate PVC of a backup.
+type BackupPVC struct {
+	// StorageClass to use instead of the source's.
+	StorageClass string `json:"storageClass,omitempty"`
+	// ReadOnly makes the PVC ReadOnlyMany.
+	ReadOnly bool `json:"readOnly,omitempty"`
+	// SPCNoRelabeling runs the mover pod with SELinux type spc_t; it needs ReadOnly.
+	SPCNoRelabeling bool              `json:"spcNoRelabeling,omitempty"`
+	Annotations     map[string]string `json:"annotations,omitempty"`
+}
+
+// RestorePVC configures the intermediate PVC of a restore.
+type RestorePVC struct {
+	// IgnoreDelayBinding restores a WaitForFirstConsumer volume without waiting for
+	// the pod that will use it; the volume may then end where that pod cannot run.
+	IgnoreDelayBinding bool `json:"ignoreDelayBinding,omitempty"`
+}
+
+// PodResources are quantities; empty or "0" is unset.
+type PodResources struct {
+	CPURequest              string `json:"cpuRequest,omitempty"`
+	CPULimit                string `json:"cpuLimit,omitempty"`
+	MemoryRequest           string `json:"memoryRequest,omitempty"`
+	MemoryLimit             string `json:"memoryLimit,omitempty"`
+	EphemeralStorageRequest string `json:"ephemeralStorageRequest,omitempty"`
+	EphemeralStorageLimit   string `json:"ephemeralStorageLimit,omitempty"`
+}
+
+// SecurityContext says who a mover pod runs as. Block devices belong to
+// root:disk in a container unless the container runtime gives them to the pod's
+// user (containerd: device_ownership_from_security_context). So the default is
+// user 0, without any capability: it may open the device because it owns it.
+// Where the runtime is set up for it, or with group 6 (disk) as a supplemental
+// group, another user works too.
+type SecurityContext struct {
+	RunAsUser          int64   `json:"runAsUser,omitempty"`
+	RunAsGroup         int64   `json:"runAsGroup,omitempty"`
+	SupplementalGroups []int64 `json:"supplementalGroups,omitempty"`
+}
+
+// Defaults.
+const (
+	defaultPerNode          = 4
+	defaultAttempts         = 3
+	defaultPreparingTimeout = 30 * time.Minute // as Velero's node-agent
+	defaultPodDeadline      = 24 * time.Hour
+	defaultScratchSize      = "8Gi"
+	defaultServiceAccount   = "blockmover-worker"
+)
+
+// Load reads the document in a file. An empty path gives the defaults.
+func Load(path string) (Config, error) {
+	if path == "" {
+		return Parse(nil)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	c, err := Parse(b)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Parse parses and checks a document and fills in the defaults. An empty
+// document gives the defaults.
+func Parse(document []byte) (Config, error) {
+	var c Config
+	if err := yaml.UnmarshalStrict(document, &c); err != nil {
+		return Config{}, fmt.Errorf("parse configuration: %w", err)
+	}
+	c.fillIn()
+	if err := c.check(); err != nil {
+		return Config{}, fmt.Errorf("check configuration: %w", err)
+	}
+	return c, nil
+}
+
+func (c *Config) fillIn() {
+	if c.LoadConcurrency.GlobalConfig == 0 {
+		c.LoadConcurrency.GlobalConfig = defaultPerNode
+	}
+	if c.Attempts == 0 {
+		c.Attempts = defaultAttempts
+	}
+	if c.PreparingTimeout.Duration == 0 {
+		c.PreparingTimeout.Duration = defaultPreparingTimeout
+	}
+	if c.PodDeadline.Duration == 0 {
+		c.PodDeadline.Duration = defaultPodDeadline
+	}
+	if c.ScratchSize.IsZero() {
+		c.ScratchSize = resource.MustParse(defaultScratchSize)
+	}
+	if c.ServiceAccountName == "" {
+		c.ServiceAccountName = defaultServiceAccount
+	}
+}
+
+func (c *Config) check() error {
+	switch {
+	case c.LoadConcurrency.GlobalConfig < 0:
+		return fmt.Errorf("loadConcurrency.globalConfig is %d, want 1 or more", c.LoadConcurrency.GlobalConfig)
+	case c.LoadConcurrency.PrepareQueueLength < 0:
+		return fmt.Errorf("loadConcurrency.prepareQueueLength is %d, want 0 or more", c.LoadConcurrency.PrepareQueueLength)
+	case c.Attempts < 0:
+		return fmt.Errorf("attempts is %d, want 1 or more", c.Attempts)
+	case c.PreparingTimeout.Duration < 0:
+		return fmt.Errorf("preparingTimeout is %s, want more than 0", c.PreparingTimeout.Duration)
+	case c.PodDeadline.Duration < time.Second:
+		return fmt.Errorf("podDeadline is %s, want 1s or more", c.PodDeadline.Duration)
+	case c.ScratchSize.Sign() < 0:
+		return fmt.Errorf("scratchSize is %s, want more than 0", c.ScratchSize.String())
+	}
+	for i, rule := range c.LoadConcurrency.PerNodeConfig {
+		if rule.Number < 0 {
+			return fmt.Errorf("loadConcurrency.perNodeConfig[%d].number is %d, want 0 or more", i, rule.Number)
+		}
+		if _, err := metav1.LabelSelectorAsSelector(&rule.NodeSelector); err != nil {
+			return fmt.Errorf("loadConcurrency.perNodeConfig[%d].nodeSelector: %w", i, err)
+		}
+	}
+	for i, affinity := range c.LoadAffinity {
+		if _, err := metav1.LabelSelectorAsSelector(&affinity.NodeSelector); err != nil {
+			return fmt.Errorf("loadAffinity[%d].nodeSelector: %w", i, err)
+		}
+	}
+	for class, pvc := range c.BackupPVC {
+		if pvc.SPCNoRelabeling && !pvc.ReadOnly {
+			return fmt.Errorf("backupPVC[%s]: %w", class, errors.New("spcNoRelabeling needs readOnly"))
+		}
+	}
+	_, err := c.PodResources.Requirements()
+	return err
+}
+
+// Requirements converts the quantities.
+func (p PodResources) Requirements() (corev1.ResourceRequirements, error) {
+	var r corev1.ResourceRequirements
+	for _, q := range []struct {
+		field, value string
+		list         *corev1.ResourceList
+		name         corev1.ResourceName
+	}{
+		{"cpuRequest", p.CPURequest, &r.Requests, corev1.ResourceCPU},
+		{"cpuLimit", p.CPULimit, &r.Limits, corev1.ResourceCPU},
+		{"memoryRequest", p.MemoryRequest, &r.Requests, corev1.ResourceMemory},
+		{"memoryLimit", p.MemoryLimit, &r.Limits, corev1.ResourceMemory},
+		{"ephemeralStorageRequest", p.EphemeralStorageRequest, &r.Requests, corev1.ResourceEphemeralStorage},
+		{"ephemeralStorageLimit", p.EphemeralStorageLimit, &r.Limits, corev1.ResourceEphemeralStorage},
+	} {
+		if q.value == "" {
+			continue
+		}
+		quantity, err := resource.ParseQuantity(q.value)
+		if err != nil {
+			return corev1.ResourceRequirements{}, fmt.Errorf("podResources.%s is %q: %w", q.field, q.value, err)
+		}
+		if quantity.IsZero() {
+			continue
+		}
+		if *q.list == nil {
+			*q.list = corev1.ResourceList{}
+		}
+		(*q.list)[q.name] = quantity
+	}
+	for name, limit := range r.Limits {
+		if request, ok := r.Requests[name]; ok && request.Cmp(limit) > 0 {
+			return corev1.ResourceRequirements{}, fmt.Errorf("podResources: request of %s is %s, more than its limit %s",
+				name, request.String(), limit.String())
+		}
+	}
+	return r, nil
+}
+
+// AffinityFor returns the node selector for volumes of a storage class: the
+// entry for the class, else the first entry without a class, else nil.
+func (c Config) AffinityFor(class string) *metav1.LabelSelector {
+	var fallback *metav1.LabelSelector
+	for i := range c.LoadAffinity {
+		switch entry := &c.LoadAffinity[i]; {
+		case entry.StorageClass == class && class != "":
+			return &entry.NodeSelector
+		case entry.StorageClass == "" && fallback == nil:
+			fallback = &entry.NodeSelector
+		}
+	}
+	return fallback
+}
+
+// Slots returns how many operations of one kind may be underway on nodes with
+// these labels. The smallest number of the rules that match a node counts.
+func (l LoadConcurrency) Slots(nodes []map[string]string) (int, error) {
+	total := 0
+	for _, node := range nodes {
+		n, err := l.slotsOf(node)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
+}
+
+func (l LoadConcurrency) slotsOf(node map[string]string) (int, error) {
+	number, matched := l.GlobalConfig, false
+	for i := range l.PerNodeConfig {
+		rule := &l.PerNodeConfig[i]
+		selector, err := metav1.LabelSelectorAsSelector(&rule.NodeSelector)
+		if err != nil {
+			return 0, fmt.Errorf("read node selector %d: %w", i, err)
+		}
+		if !selector.Matches(labels.Set(node)) {
+			continue
+		}
+		if !matched || rule.Number < number {
+			number, matched = rule.Number, true
+		}
+	}
+	return number, nil
+}

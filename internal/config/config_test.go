@@ -1,0 +1,108 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/blockmover/blockmover/internal/config"
+)
+
+func TestDefaults(t *testing.T) {
+	c, err := config.Load("")
+	require.NoError(t, err)
+	require.Equal(t, 4, c.LoadConcurrency.GlobalConfig)
+	require.Equal(t, 3, c.Attempts)
+	require.Equal(t, 30*time.Minute, c.PreparingTimeout.Duration)
+	require.Equal(t, 24*time.Hour, c.PodDeadline.Duration)
+	require.Equal(t, "8Gi", c.ScratchSize.String())
+	require.Equal(t, "blockmover-worker", c.ServiceAccountName)
+	require.Zero(t, c.SecurityContext.RunAsUser)
+}
+
+func TestParse(t *testing.T) {
+	c, err := config.Parse([]byte(`
+loadConcurrency:
+  globalConfig: 2
+  perNodeConfig:
+  - nodeSelector: {matchLabels: {disk: slow}}
+    number: 1
+  prepareQueueLength: 5
+loadAffinity:
+- nodeSelector: {matchLabels: {backup: "yes"}}
+- nodeSelector: {matchLabels: {zone: a}}
+  storageClass: zonal
+backupPVC:
+  gold: {storageClass: gold-ro, readOnly: true, spcNoRelabeling: true, annotations: {a: b}}
+restorePVC: {ignoreDelayBinding: true}
+podResources: {cpuRequest: "1", memoryLimit: 2Gi, cpuLimit: "0"}
+priorityClassName: low
+podAnnotations: {x: y}
+podLabels: {team: storage}
+tolerations:
+- {key: storage, operator: Exists}
+securityContext: {runAsUser: 65532, runAsGroup: 65532, supplementalGroups: [6]}
+scratchSize: 1Gi
+preparingTimeout: 5m
+podDeadline: 1h
+attempts: 1
+`))
+	require.NoError(t, err)
+	require.Equal(t, 5, c.LoadConcurrency.PrepareQueueLength)
+	require.True(t, c.BackupPVC["gold"].ReadOnly)
+	require.Equal(t, []int64{6}, c.SecurityContext.SupplementalGroups)
+	require.Equal(t, 5*time.Minute, c.PreparingTimeout.Duration)
+
+	require.Equal(t, map[string]string{"zone": "a"}, c.AffinityFor("zonal").MatchLabels)
+	require.Equal(t, map[string]string{"backup": "yes"}, c.AffinityFor("other").MatchLabels)
+	require.Equal(t, map[string]string{"backup": "yes"}, c.AffinityFor("").MatchLabels)
+
+	slots, err := c.LoadConcurrency.Slots([]map[string]string{{}, {"disk": "slow"}, nil})
+	require.NoError(t, err)
+	require.Equal(t, 2+1+2, slots)
+
+	r, err := c.PodResources.Requirements()
+	require.NoError(t, err)
+	require.Equal(t, corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}, r.Requests)
+	require.Equal(t, corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("2Gi")}, r.Limits)
+}
+
+func TestParseRefuses(t *testing.T) {
+	for document, want := range map[string]string{
+		"unknown: 1":                                         `unknown field "unknown"`,
+		"attempts: many":                                     "attempts",
+		"attempts: -1":                                       "attempts is -1",
+		"attempts: 1\nattempts: 2":                           "attempts",
+		"preparingTimeout: soon":                             "soon",
+		"podDeadline: 1ms":                                   "podDeadline is 1ms",
+		"loadConcurrency: {globalConfig: -1}":                "loadConcurrency.globalConfig is -1",
+		"loadConcurrency: {prepareQueueLength: -1}":          "loadConcurrency.prepareQueueLength is -1",
+		"loadConcurrency: {perNodeConfig: [{number: -1}]}":   "loadConcurrency.perNodeConfig[0].number is -1",
+		"podResources: {cpuRequest: lots}":                   `podResources.cpuRequest is "lots"`,
+		"podResources: {cpuRequest: \"2\", cpuLimit: \"1\"}": "more than its limit",
+		"backupPVC: {gold: {spcNoRelabeling: true}}":         "spcNoRelabeling needs readOnly",
+		"backupPVC: {gold: {secretNames: [a]}}":              "secretNames",
+		"loadAffinity: [{nodeSelector: {matchExpressions: [{key: a, operator: Like}]}}]": "loadAffinity[0].nodeSelector",
+	} {
+		_, err := config.Parse([]byte(document))
+		require.ErrorContains(t, err, want, document)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	_, err := config.Load(path)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.NoError(t, os.WriteFile(path, []byte("attempts: 2"), 0o600))
+	c, err := config.Load(path)
+	require.NoError(t, err)
+	require.Equal(t, 2, c.Attempts)
+	require.NoError(t, os.WriteFile(path, []byte("attempt: 2"), 0o600))
+	_, err = config.Load(path)
+	require.ErrorContains(t, err, path)
+}

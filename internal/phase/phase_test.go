@@ -1,0 +1,265 @@
+package phase_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/internal/phase"
+)
+
+var (
+	start  = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	limits = phase.Limits{
+		Secure: 10 * time.Minute, Prepare: 30 * time.Minute, Deliver: 5 * time.Minute, Release: time.Minute,
+		Attempts: 3, Backoff: 5 * time.Second,
+	}
+)
+
+// at is an observation some time after the start, in a first attempt.
+func at(after time.Duration, change func(o *phase.Observation)) phase.Observation {
+	o := phase.Observation{Now: start.Add(after), Created: start, Accepted: start, Attempt: phase.Attempt{Number: 1}}
+	if change != nil {
+		change(&o)
+	}
+	return o
+}
+
+func work(s phase.State, detail string) func(o *phase.Observation) {
+	return func(o *phase.Observation) { o.Work = phase.Work{State: s, Detail: detail} }
+}
+
+func outcome(p phase.Phase, change func(o *phase.Observation)) func(o *phase.Observation) {
+	return func(o *phase.Observation) {
+		o.Outcome = &phase.Outcome{Phase: p, At: start}
+		o.Committed, o.Delivered = true, true
+		if change != nil {
+			change(o)
+		}
+	}
+}
+
+func TestNext(t *testing.T) {
+	for name, tc := range map[string]struct {
+		current phase.Phase
+		o       phase.Observation
+		want    phase.Phase
+		outcome phase.Phase
+		attempt int
+		message string
+		after   time.Duration
+	}{
+		"new waits for its source": {
+			o: at(time.Minute, work(phase.Waiting, "snapshot not ready")), want: phase.New, message: "snapshot not ready", after: 9 * time.Minute,
+		},
+		"new gives up on its source": {
+			o:    at(10*time.Minute, work(phase.Waiting, "snapshot not ready")),
+			want: phase.New, outcome: phase.Failed, message: "could not start within 10m0s: snapshot not ready",
+		},
+		"new waits for a slot as long as it takes": {
+			o:    at(100*time.Hour, work(phase.Secured, "")),
+			want: phase.New, message: "queued: as many operations run as the configuration allows",
+		},
+		"new with a slot": {
+			o:    at(time.Minute, func(o *phase.Observation) { o.Work.State, o.Slot = phase.Secured, true }),
+			want: phase.Accepted,
+		},
+		"new with a broken source": {
+			o: at(0, work(phase.Broken, "vanished")), want: phase.New, outcome: phase.Failed, message: "vanished",
+		},
+		"new canceled": {
+			o:    at(0, func(o *phase.Observation) { o.Cancel = true }),
+			want: phase.Canceling, outcome: phase.Canceled, message: "canceled on request",
+		},
+		"accepted waits": {
+			current: phase.Accepted, o: at(10*time.Minute, work(phase.Waiting, "unschedulable")),
+			want: phase.Accepted, message: "unschedulable", after: 20 * time.Minute,
+		},
+		"accepted and scheduled": {
+			current: phase.Accepted, o: at(0, work(phase.Scheduled, "starts")), want: phase.Prepared, message: "starts", after: 30 * time.Minute,
+		},
+		"accepted and running": {
+			current: phase.Accepted, o: at(0, work(phase.Running, "")), want: phase.InProgress, attempt: 1,
+		},
+		"accepted and over already": {
+			current: phase.Accepted, o: at(0, work(phase.Succeeded, "")), want: phase.InProgress, outcome: phase.Completed,
+		},
+		"prepared for too long": {
+			current: phase.Prepared, o: at(30*time.Minute, work(phase.Scheduled, "ImagePullBackOff")),
+			want: phase.Prepared, outcome: phase.Failed, message: "no mover pod runs 30m0s after it was asked for: ImagePullBackOff",
+		},
+		"in progress runs as long as it takes": {
+			current: phase.InProgress,
+			o: at(100*time.Hour, func(o *phase.Observation) {
+				o.Work.State, o.Attempt.Started = phase.Running, true
+			}),
+			want: phase.InProgress,
+		},
+		"in progress failed": {
+			current: phase.InProgress, o: at(0, work(phase.Broken, "read device: EIO")),
+			want: phase.InProgress, outcome: phase.Failed, message: "read device: EIO",
+		},
+		"in progress canceled": {
+			current: phase.InProgress, o: at(0, func(o *phase.Observation) { o.Cancel = true }),
+			want: phase.Canceling, outcome: phase.Canceled, message: "canceled on request",
+		},
+		"canceling without an outcome on record": {
+			current: phase.Canceling, o: at(0, work(phase.Succeeded, "")),
+			want: phase.Canceling, outcome: phase.Canceled, message: "canceled on request",
+		},
+		"pod lost": {
+			current: phase.InProgress, o: at(time.Hour, work(phase.Lost, "evicted")),
+			want: phase.InProgress, attempt: 2, message: "attempt 2 of 3 follows: evicted", after: 5 * time.Second,
+		},
+		"second attempt has its own time": {
+			current: phase.InProgress,
+			o: at(100*time.Hour, func(o *phase.Observation) {
+				o.Attempt = phase.Attempt{Number: 2, Since: o.Now.Add(-time.Minute)}
+				o.Work.Detail = "unschedulable"
+			}),
+			want: phase.InProgress, message: "unschedulable", after: 29*time.Minute + 5*time.Second,
+		},
+		"second attempt does not start": {
+			current: phase.InProgress,
+			o: at(100*time.Hour, func(o *phase.Observation) {
+				o.Attempt = phase.Attempt{Number: 2, Since: o.Now.Add(-31 * time.Minute)}
+				o.Work.Detail = "unschedulable"
+			}),
+			want: phase.InProgress, outcome: phase.Failed, message: "no mover pod runs 30m0s after it was asked for: unschedulable",
+		},
+		"last pod lost": {
+			current: phase.InProgress,
+			o: at(time.Hour, func(o *phase.Observation) {
+				o.Attempt.Number = 3
+				o.Work = phase.Work{State: phase.Lost, Detail: "evicted"}
+			}),
+			want: phase.InProgress, outcome: phase.Failed, message: "gave up after 3 attempts: evicted",
+		},
+		"completed waits for its release": {
+			current: phase.InProgress,
+			o:       at(10*time.Second, outcome(phase.Completed, func(o *phase.Observation) { o.Left = "pod a" })),
+			want:    phase.InProgress, message: "pod a", after: 50 * time.Second,
+		},
+		"completed and released": {
+			current: phase.InProgress, o: at(0, outcome(phase.Completed, func(o *phase.Observation) { o.Released = true })),
+			want: phase.Completed,
+		},
+		"completed in spite of what is left": {
+			current: phase.InProgress, o: at(time.Minute, outcome(phase.Completed, func(o *phase.Observation) { o.Left = "PVC a" })),
+			want: phase.Completed, message: "left to be swept: PVC a",
+		},
+		"completed is not canceled any more": {
+			current: phase.InProgress,
+			o:       at(0, outcome(phase.Completed, func(o *phase.Observation) { o.Released, o.Cancel = true, true })),
+			want:    phase.Completed,
+		},
+		"failed and released": {
+			current: phase.Accepted,
+			o: at(0, outcome(phase.Failed, func(o *phase.Observation) {
+				o.Outcome.Message, o.Released, o.Delivered = "vanished", true, false
+			})),
+			want: phase.Failed, message: "vanished",
+		},
+		"canceled and released": {
+			current: phase.Canceling, o: at(0, outcome(phase.Canceled, func(o *phase.Observation) { o.Released = true })),
+			want: phase.Canceled,
+		},
+		"result waits for delivery": {
+			current: phase.InProgress,
+			o: at(2*time.Minute, outcome(phase.Completed, func(o *phase.Observation) {
+				o.Committed, o.Delivered, o.Left = false, false, "detach"
+			})),
+			want: phase.InProgress, message: "detach", after: 3 * time.Minute,
+		},
+		"result not delivered in time": {
+			current: phase.InProgress,
+			o: at(5*time.Minute, outcome(phase.Completed, func(o *phase.Observation) {
+				o.Committed, o.Delivered, o.Left = false, false, "detach"
+			})),
+			want: phase.InProgress, outcome: phase.Failed, message: "the result could not be handed over within 5m0s: detach",
+		},
+		"result cannot be delivered": {
+			current: phase.InProgress,
+			o: at(0, outcome(phase.Completed, func(o *phase.Observation) {
+				o.Committed, o.Delivered = false, false
+				o.Work = phase.Work{State: phase.Broken, Detail: "target deleted"}
+			})),
+			want: phase.InProgress, outcome: phase.Failed, message: "target deleted",
+		},
+		"result canceled before it is committed": {
+			current: phase.InProgress,
+			o: at(0, outcome(phase.Completed, func(o *phase.Observation) {
+				o.Committed, o.Delivered, o.Cancel = false, false, true
+			})),
+			want: phase.Canceling, outcome: phase.Canceled, message: "canceled on request",
+		},
+		"result committed is not canceled": {
+			current: phase.InProgress,
+			o: at(0, outcome(phase.Completed, func(o *phase.Observation) {
+				o.Delivered, o.Cancel, o.Left = false, true, "binding"
+			})),
+			want: phase.InProgress, message: "binding", after: 5 * time.Minute,
+		},
+		"completed stays": {current: phase.Completed, o: at(0, func(o *phase.Observation) { o.Cancel = true }), want: phase.Completed},
+		"failed stays":    {current: phase.Failed, o: at(0, work(phase.Succeeded, "")), want: phase.Failed},
+		"canceled stays":  {current: phase.Canceled, o: at(0, work(phase.Running, "")), want: phase.Canceled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := phase.Next(tc.current, tc.o, limits)
+			require.Equal(t, tc.want, got.Next)
+			require.Equal(t, tc.message, got.Message)
+			require.Equal(t, tc.after, got.After)
+			if tc.outcome == "" {
+				require.Nil(t, got.Outcome)
+			} else {
+				require.NotNil(t, got.Outcome)
+				require.Equal(t, phase.Outcome{Phase: tc.outcome, Message: tc.message, At: tc.o.Now}, *got.Outcome)
+			}
+			if tc.attempt == 0 {
+				require.Nil(t, got.Attempt)
+			} else {
+				require.Equal(t, tc.attempt, got.Attempt.Number)
+			}
+		})
+	}
+}
+
+// TestEveryPhaseEnds drives each phase with the worst that can be observed, time
+// and nothing else, and wants a terminal phase.
+func TestEveryPhaseEnds(t *testing.T) {
+	for _, current := range []phase.Phase{"", phase.New, phase.Accepted, phase.Prepared, phase.InProgress, phase.Canceling} {
+		t.Run("from "+string(current), func(t *testing.T) {
+			o := at(0, nil)
+			for range 10 {
+				o.Now = o.Now.Add(24 * time.Hour)
+				next := phase.Next(current, o, limits)
+				current = next.Next
+				if next.Outcome != nil {
+					o.Outcome = next.Outcome
+				}
+				if current.Terminal() {
+					return
+				}
+			}
+			t.Fatalf("still %s", current)
+		})
+	}
+}
+
+func TestPause(t *testing.T) {
+	for number, want := range map[int]time.Duration{
+		0: 0, 1: 0, 2: 5 * time.Second, 3: 10 * time.Second, 4: 20 * time.Second, 8: 320 * time.Second, 100: 320 * time.Second,
+	} {
+		require.Equal(t, want, limits.Pause(number), "attempt %d", number)
+	}
+}
+
+func TestUnderway(t *testing.T) {
+	for p, want := range map[phase.Phase]bool{
+		"": false, phase.New: false, phase.Accepted: true, phase.Prepared: true, phase.InProgress: true, phase.Canceling: true,
+		phase.Canceled: false, phase.Completed: false, phase.Failed: false,
+	} {
+		require.Equal(t, want, p.Underway(), p)
+	}
+}

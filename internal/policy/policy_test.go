@@ -1,0 +1,212 @@
+package policy
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestParse(t *testing.T) {
+	tests := map[string]struct {
+		params map[string]any
+		want   Settings
+	}{
+		"mover only":     {map[string]any{"mover": "blockmover"}, Settings{}},
+		"alias only":     {map[string]any{"dataMover": "blockmover"}, Settings{}},
+		"both and equal": {map[string]any{"mover": "blockmover", "dataMover": "blockmover"}, Settings{}},
+		"everything": {
+			map[string]any{"mover": "blockmover", "backupType": "full", "fullEvery": "168h", "snapshotClass": "fast"},
+			Settings{BackupType: Full, FullEvery: 168 * time.Hour, SnapshotClass: "fast"},
+		},
+		"any case":               {map[string]any{"mover": "blockmover", "backupType": "INCREMENTAL"}, Settings{BackupType: Incremental}},
+		"empty snapshot class":   {map[string]any{"mover": "blockmover", "snapshotClass": ""}, Settings{}},
+		"duration with fraction": {map[string]any{"mover": "blockmover", "fullEvery": "1.5h"}, Settings{FullEvery: 90 * time.Minute}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			require.True(t, IsOurs(test.params))
+			got, err := Parse(test.params)
+			require.NoError(t, err)
+			require.Equal(t, test.want, got)
+		})
+	}
+}
+
+// Every error names the key, the value, and what is allowed.
+func TestParseErrors(t *testing.T) {
+	tests := map[string]struct {
+		key   string
+		value any
+		want  []string
+	}{
+		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, snapshotClass"}},
+		"mover of somebody else":   {"mover", "other", []string{"mover", "other", `"blockmover"`}},
+		"alias disagrees":          {"dataMover", "velero", []string{"dataMover", "velero", `"blockmover"`}},
+		"mover is a number":        {"dataMover", 7, []string{"dataMover", "7"}},
+		"unknown backup type":      {"backupType", "differential", []string{"backupType", "differential", "full or incremental"}},
+		"backup type is a boolean": {"backupType", true, []string{"backupType", "true", "full or incremental"}},
+		"empty backup type":        {"backupType", "", []string{"backupType", "full or incremental"}},
+		"fullEvery is a number":    {"fullEvery", 168, []string{"fullEvery", "168", "168h"}},
+		"fullEvery without unit":   {"fullEvery", "168", []string{"fullEvery", "168", "168h"}},
+		"fullEvery in days":        {"fullEvery", "7d", []string{"fullEvery", "7d", "168h"}},
+		"fullEvery zero":           {"fullEvery", "0s", []string{"fullEvery", "0s", "above 0"}},
+		"fullEvery negative":       {"fullEvery", "-1h", []string{"fullEvery", "-1h", "above 0"}},
+		"snapshot class is null":   {"snapshotClass", nil, []string{"snapshotClass", "VolumeSnapshotClass"}},
+		"retainSnapshot":           {"retainSnapshot", "auto", []string{"retainSnapshot", "auto", "not supported by this version"}},
+		"audit":                    {"audit", "1%", []string{"audit", "1%", "not supported by this version"}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			params := map[string]any{"mover": "blockmover"}
+			params[test.key] = test.value
+			_, err := Parse(params)
+			require.Error(t, err)
+			for _, want := range test.want {
+				require.ErrorContains(t, err, want)
+			}
+		})
+	}
+}
+
+func TestIsOurs(t *testing.T) {
+	tests := map[string]struct {
+		params map[string]any
+		want   bool
+	}{
+		"nobody":            {nil, false},
+		"somebody else":     {map[string]any{"mover": "other"}, false},
+		"not a string":      {map[string]any{"mover": true}, false},
+		"us":                {map[string]any{"mover": "blockmover"}, true},
+		"us by alias":       {map[string]any{"dataMover": "blockmover"}, true},
+		"us and a stranger": {map[string]any{"mover": "other", "dataMover": "blockmover"}, true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) { require.Equal(t, test.want, IsOurs(test.params)) })
+	}
+}
+
+func TestMatchParametersAreOurs(t *testing.T) {
+	for _, params := range MatchParameters() {
+		require.True(t, IsOurs(params), params)
+		_, err := Parse(params)
+		require.NoError(t, err)
+	}
+}
+
+func TestResolve(t *testing.T) {
+	tests := map[string]struct {
+		spec, annotation string
+		policy           BackupType
+		want             BackupType
+		wantErr          string
+	}{
+		"nothing said":               {want: Incremental},
+		"policy":                     {policy: Full, want: Full},
+		"annotation before policy":   {annotation: "incremental", policy: Full, want: Incremental},
+		"spec before annotation":     {spec: "Full", annotation: "Incremental", policy: Incremental, want: Full},
+		"any case":                   {spec: "fULL", want: Full},
+		"unknown in spec":            {spec: "Differential", wantErr: `Backup.spec.backupType: "Differential": want full or incremental`},
+		"unknown in annotation":      {annotation: "weekly", wantErr: `blockmover.io/backup-type`},
+		"unknown where not decisive": {spec: "Full", annotation: "weekly", wantErr: `"weekly"`},
+		"blanks are not trimmed":     {spec: " full", wantErr: `" full"`},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := Resolve(test.spec, test.annotation, Settings{BackupType: test.policy})
+			if test.wantErr != "" {
+				require.ErrorContains(t, err, test.wantErr)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, test.want, got)
+		})
+	}
+}
+
+func TestConfigRoundTrip(t *testing.T) {
+	tests := map[string]struct {
+		settings Settings
+		config   map[string]string
+	}{
+		"incremental": {Settings{BackupType: Incremental}, map[string]string{"parentSnapshot": "auto"}},
+		"full":        {Settings{BackupType: Full}, map[string]string{"parentSnapshot": "none"}},
+		"a parent":    {Settings{BackupType: Incremental, Parent: "k1234"}, map[string]string{"parentSnapshot": "k1234"}},
+		"fullEvery": {
+			Settings{BackupType: Incremental, FullEvery: 36 * time.Hour},
+			map[string]string{"parentSnapshot": "auto", "fullEvery": "36h0m0s"},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, test.config, test.settings.ToConfig())
+			got, err := FromConfig(test.config)
+			require.NoError(t, err)
+			require.Equal(t, test.settings, got)
+			require.Equal(t, test.config["parentSnapshot"], got.ParentSnapshot())
+		})
+	}
+}
+
+func TestFromConfigOfVelero(t *testing.T) {
+	for name, config := range map[string]map[string]string{
+		"none":           nil,
+		"keys of Velero": {"WriteSparseFiles": "false", "ParallelFilesUpload": "10"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := FromConfig(config)
+			require.NoError(t, err)
+			require.Equal(t, Settings{BackupType: Incremental}, got)
+			require.Equal(t, "auto", got.ParentSnapshot())
+		})
+	}
+}
+
+func TestFromConfigErrors(t *testing.T) {
+	for name, test := range map[string]struct {
+		config map[string]string
+		want   string
+	}{
+		"empty parent":        {map[string]string{"parentSnapshot": ""}, `parentSnapshot: ""`},
+		"malformed fullEvery": {map[string]string{"fullEvery": "weekly"}, `fullEvery: "weekly"`},
+		"zero fullEvery":      {map[string]string{"fullEvery": "0"}, `fullEvery: "0"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := FromConfig(test.config)
+			require.ErrorContains(t, err, test.want)
+		})
+	}
+}
+
+// FuzzParse: whatever a policy says, it is an error that names its key, or it
+// survives the way to the mover.
+func FuzzParse(f *testing.F) {
+	f.Add("backupType", "full", "fullEvery", "168h")
+	f.Add("snapshotClass", "", "dataMover", "blockmover")
+	f.Add("audit", "1%", "mover", "velero")
+	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
+		params := map[string]any{"mover": "blockmover"}
+		params[key1] = value1
+		params[key2] = value2
+		s, err := Parse(params)
+		if err != nil {
+			if !strings.Contains(err.Error(), key1) && !strings.Contains(err.Error(), key2) {
+				t.Fatalf("Parse(%v): error names neither key: %v", params, err)
+			}
+			return
+		}
+		s.BackupType, err = Resolve("", "", s)
+		if err != nil {
+			t.Fatalf("Resolve after Parse(%v): %v", params, err)
+		}
+		back, err := FromConfig(s.ToConfig())
+		if err != nil {
+			t.Fatalf("FromConfig(ToConfig()) after Parse(%v): %v", params, err)
+		}
+		s.SnapshotClass = "" // travels in its own field of the DataUpload
+		if back != s {
+			t.Fatalf("Parse(%v): %+v became %+v on the way to the mover", params, s, back)
+		}
+	})
+}

@@ -1,0 +1,227 @@
+// Package task defines the two documents that the manager and a mover pod
+// exchange: the Request, in the pod's environment, and the Report, in its
+// termination message. Both are strict JSON: an unknown field, a missing one or
+// another version is an error, never a default.
+//
+// The package is pure.
+package task
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// Version of both documents.
+const Version = 1
+
+// EnvRequest is the environment variable of the mover pod that holds the
+// Request.
+const EnvRequest = "BLOCKMOVER_TASK"
+
+// MaxReportBytes is how much of a termination message the kubelet keeps.
+const MaxReportBytes = 4096
+
+// Request tells a mover pod what to do. Exactly one of Backup and Restore is
+// set.
+type Request struct {
+	Version int `json:"version"`
+	// Namespace (Velero's) and Name of the DataUpload or DataDownload.
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// OperationID is stored with the repo snapshot, so that a repeated operation
+	// finds what it did before.
+	OperationID string `json:"operationID"`
+	// Device is the path of the block device in the pod.
+	Device string `json:"device"`
+	// BackupRepository is the name of Velero's object in Namespace.
+	BackupRepository string               `json:"backupRepository"`
+	Volume           repository.VolumeKey `json:"volume"`
+	Backup           *Backup              `json:"backup,omitempty"`
+	Restore          *Restore             `json:"restore,omitempty"`
+}
+
+// Backup describes the snapshot that is on the device, and the choice of parent.
+type Backup struct {
+	// ParentSnapshot is "auto", "none" or a repo snapshot ID.
+	ParentSnapshot string `json:"parentSnapshot"`
+	// FullEvery is the age at which a full image is due; 0 is never.
+	FullEvery      time.Duration `json:"fullEvery,omitempty"`
+	Driver         string        `json:"driver"`
+	VolumeHandle   string        `json:"volumeHandle"`
+	SnapshotHandle string        `json:"snapshotHandle"`
+	SnapshotTime   time.Time     `json:"snapshotTime"`
+	// VolumeSnapshot is the name of the re-homed VolumeSnapshot in Namespace.
+	VolumeSnapshot string `json:"volumeSnapshot"`
+	// Metadata is where the driver's SnapshotMetadata service answers; nil where
+	// there is none, and MetadataUnavailable says why.
+	Metadata            *MetadataService `json:"metadata,omitempty"`
+	MetadataUnavailable string           `json:"metadataUnavailable,omitempty"`
+}
+
+// MetadataService is one CSI SnapshotMetadataService as its custom resource
+// describes it.
+type MetadataService struct {
+	Address string `json:"address"`
+	// CACert is the PEM bundle that signs the service's certificate.
+	CACert []byte `json:"caCert"`
+	// TokenPath is the file with a projected service account token for the
+	// service's audience, kept fresh by the kubelet.
+	TokenPath string `json:"tokenPath"`
+}
+
+// Restore names the image to write to the device.
+type Restore struct {
+	SnapshotID repository.SnapshotID `json:"snapshotID"`
+}
+
+// Report is what a mover pod did.
+type Report struct {
+	Version int `json:"version"`
+	// Error is empty when the operation succeeded.
+	Error string `json:"error,omitempty"`
+	// SnapshotID, Kind, Reason and Parent describe a backup. Reason says why an
+	// image is Full although an incremental one was asked for, or why blocks were
+	// read that CBT might have excused.
+	SnapshotID repository.SnapshotID `json:"snapshotID,omitempty"`
+	Kind       repository.Kind       `json:"kind,omitempty"`
+	Reason     string                `json:"reason,omitempty"`
+	// Detail is the text behind the reason: the storage's own error, for people.
+	Detail string                `json:"detail,omitempty"`
+	Parent repository.SnapshotID `json:"parent,omitempty"`
+	// VolumeSize and what follows are bytes and counts.
+	VolumeSize      int64         `json:"volumeSize"`
+	BytesRead       int64         `json:"bytesRead"`
+	BytesUploaded   int64         `json:"bytesUploaded"`
+	BytesWritten    int64         `json:"bytesWritten,omitempty"`
+	ZeroBytes       int64         `json:"zeroBytes"`
+	MetadataBytes   int64         `json:"metadataBytes"`
+	ChunksWritten   int64         `json:"chunksWritten"`
+	ChunksInherited int64         `json:"chunksInherited"`
+	Duration        time.Duration `json:"duration"`
+}
+
+// Encode renders a valid request.
+func (r Request) Encode() (string, error) {
+	r.Version = Version
+	if err := r.check(); err != nil {
+		return "", fmt.Errorf("encode task request: %w", err)
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return "", fmt.Errorf("encode task request: %w", err)
+	}
+	return string(b), nil
+}
+
+// DecodeRequest parses and checks a request.
+func DecodeRequest(s string) (Request, error) {
+	var r Request
+	if err := decodeStrict(s, &r); err != nil {
+		return Request{}, fmt.Errorf("decode task request: %w", err)
+	}
+	if err := r.check(); err != nil {
+		return Request{}, fmt.Errorf("decode task request: %w", err)
+	}
+	return r, nil
+}
+
+func (r Request) check() error {
+	switch {
+	case r.Version != Version:
+		return fmt.Errorf("version is %d, want %d", r.Version, Version)
+	case r.Namespace == "" || r.Name == "":
+		return errors.New("namespace or name of the operation is missing")
+	case r.OperationID == "":
+		return errors.New("operation ID is missing")
+	case r.Device == "":
+		return errors.New("device is missing")
+	case r.BackupRepository == "":
+		return errors.New("backup repository is missing")
+	case r.Volume.Namespace == "" || r.Volume.PVC == "":
+		return errors.New("volume is missing")
+	case (r.Backup == nil) == (r.Restore == nil):
+		return errors.New("want exactly one of backup and restore")
+	case r.Backup != nil:
+		return r.Backup.check()
+	case r.Restore.SnapshotID == "":
+		return errors.New("snapshot ID to restore is missing")
+	}
+	return nil
+}
+
+func (b Backup) check() error {
+	switch {
+	case b.ParentSnapshot == "":
+		return errors.New("parent snapshot is missing, want auto, none or an ID")
+	case b.FullEvery < 0:
+		return fmt.Errorf("fullEvery is %s, want 0 or more", b.FullEvery)
+	case b.Driver == "" || b.VolumeHandle == "" || b.SnapshotHandle == "" || b.VolumeSnapshot == "":
+		return errors.New("driver, volume handle, snapshot handle or VolumeSnapshot is missing")
+	case b.SnapshotTime.IsZero():
+		return errors.New("snapshot time is missing")
+	case (b.Metadata == nil) == (b.MetadataUnavailable == ""):
+		return errors.New("want either a metadata service or the reason why there is none")
+	}
+	return nil
+}
+
+// Encode renders the report in at most MaxReportBytes: the texts for people
+// are cut where they are longer.
+func (r Report) Encode() (string, error) {
+	r.Version = Version
+	for {
+		b, err := json.Marshal(r)
+		if err != nil {
+			return "", fmt.Errorf("encode task report: %w", err)
+		}
+		if len(b) <= MaxReportBytes {
+			return string(b), nil
+		}
+		if len(r.Error) <= 64 && len(r.Detail) <= 64 {
+			return "", fmt.Errorf("encode task report: %d bytes, want at most %d", len(b), MaxReportBytes)
+		}
+		r.Error, r.Detail = shorten(r.Error), shorten(r.Detail)
+	}
+}
+
+// DecodeReport parses a report. A report that cannot be parsed is a failure of
+// the operation, so the caller must not treat an error here as an empty report.
+func DecodeReport(s string) (Report, error) {
+	var r Report
+	if err := decodeStrict(s, &r); err != nil {
+		return Report{}, fmt.Errorf("decode task report: %w", err)
+	}
+	if r.Version != Version {
+		return Report{}, fmt.Errorf("decode task report: version is %d, want %d", r.Version, Version)
+	}
+	return r, nil
+}
+
+// shorten halves a long text.
+func shorten(s string) string {
+	const limit = 64
+	if len(s) <= limit {
+		return s
+	}
+	// What the cut leaves of a character is dropped with it.
+	return strings.ToValidUTF8(s[:max(limit, len(s)/2)-len("…")], "") + "…"
+}
+
+func decodeStrict(s string, into any) error {
+	d := json.NewDecoder(bytes.NewReader([]byte(s)))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("text after the document")
+	}
+	return nil
+}

@@ -1,0 +1,182 @@
+package volumesnapshot_test
+
+import (
+	"testing"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+)
+
+// The whole way of a pair, under every fault, is tested in mover/controller;
+// here is what the pair looks like.
+
+var (
+	operation = volumesnapshot.Operation{UID: "op-uid", Reference: "DataUpload/du"}
+	origin    = volumesnapshot.Origin{Namespace: "app", VolumeSnapshot: "snap", PVC: "data"}
+)
+
+type fixture struct {
+	vs      *snapshotv1.VolumeSnapshot
+	content *snapshotv1.VolumeSnapshotContent
+	pvc     *corev1.PersistentVolumeClaim
+	pv      *corev1.PersistentVolume
+	classes []client.Object
+}
+
+// member is a member of a group: it has no class and no restore size.
+func member() fixture {
+	name, handle, volume, ready := "content-1", "snapshot-1", "volume-1", true
+	created := time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC).UnixNano()
+	return fixture{
+		vs: &snapshotv1.VolumeSnapshot{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "snap"},
+			Status:     &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &name, ReadyToUse: &ready},
+		},
+		content: &snapshotv1.VolumeSnapshotContent{
+			ObjectMeta: metav1.ObjectMeta{
+				Name: name,
+				Annotations: map[string]string{
+					"groupsnapshot.storage.k8s.io/volumeGroupSnapshotHandle":      "group-1",
+					"snapshot.storage.kubernetes.io/deletion-secret-name":         "secret",
+					"snapshot.storage.kubernetes.io/deletion-secret-namespace":    "secrets",
+					"snapshot.storage.kubernetes.io/volumesnapshot-being-deleted": "yes",
+				},
+				Labels: map[string]string{"snapshot.storage.kubernetes.io/managed-by": "node-1"},
+			},
+			Spec: snapshotv1.VolumeSnapshotContentSpec{
+				Driver: "driver", DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete,
+				Source: snapshotv1.VolumeSnapshotContentSource{VolumeHandle: &volume},
+			},
+			Status: &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: &handle, CreationTime: &created, ReadyToUse: &ready},
+		},
+		pvc: &corev1.PersistentVolumeClaim{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "data"},
+			Spec:       corev1.PersistentVolumeClaimSpec{VolumeName: "pv-data"},
+		},
+		pv: &corev1.PersistentVolume{
+			ObjectMeta: metav1.ObjectMeta{Name: "pv-data"},
+			Spec: corev1.PersistentVolumeSpec{
+				Capacity:               corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("5Gi")},
+				PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "driver", VolumeHandle: "volume-1"}},
+			},
+		},
+		classes: []client.Object{
+			&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Driver: "driver"},
+			&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: "b", Labels: map[string]string{"velero.io/csi-volumesnapshot-class": "true"}}, Driver: "driver"},
+			&snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: "c", Annotations: map[string]string{"snapshot.storage.kubernetes.io/is-default-class": "true"}}, Driver: "other"},
+		},
+	}
+}
+
+func (f fixture) rehomer(t *testing.T) volumesnapshot.Rehomer {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	require.NoError(t, snapshotv1.AddToScheme(scheme))
+	require.NoError(t, corev1.AddToScheme(scheme))
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(f.classes, f.vs, f.content, f.pvc, f.pv)...).Build()
+	return volumesnapshot.Rehomer{Client: c, Reader: c, Namespace: "velero"}
+}
+
+func TestRehomeMember(t *testing.T) {
+	r := member().rehomer(t)
+	pair, err := r.Ensure(t.Context(), operation, origin)
+	require.NoError(t, err)
+	require.Equal(t, volumesnapshot.Rehomed{
+		Name: "blockmover-op-uid", Driver: "driver", VolumeHandle: "volume-1", SnapshotHandle: "snapshot-1",
+		SnapshotTime: time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC), Size: 5 << 30, Secured: true,
+		Waiting: "re-homed VolumeSnapshot velero/blockmover-op-uid is not ready to use yet",
+	}, pair)
+
+	content := &snapshotv1.VolumeSnapshotContent{}
+	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKey{Name: pair.Name}, content))
+	require.Equal(t, snapshotv1.VolumeSnapshotContentDelete, content.Spec.DeletionPolicy)
+	require.Equal(t, "snapshot-1", *content.Spec.Source.SnapshotHandle)
+	require.Equal(t, "b", *content.Spec.VolumeSnapshotClassName, "the class that Velero uses for the driver")
+	require.Equal(t, "secret", content.Annotations["snapshot.storage.kubernetes.io/deletion-secret-name"])
+	require.Equal(t, "true", content.Annotations["snapshot.storage.kubernetes.io/allow-volume-mode-change"])
+	require.NotContains(t, content.Annotations, "groupsnapshot.storage.k8s.io/volumeGroupSnapshotHandle")
+	require.NotContains(t, content.Annotations, "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted")
+	require.Equal(t, "node-1", content.Labels["snapshot.storage.kubernetes.io/managed-by"])
+	require.Equal(t, "op-uid", content.Labels[identity.LabelOperation])
+
+	again, err := r.Ensure(t.Context(), operation, origin)
+	require.NoError(t, err)
+	require.Equal(t, pair, again)
+}
+
+func TestRehomeWaitsAndRefuses(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change  func(f *fixture)
+		waiting string
+		err     string
+	}{
+		"not bound": {
+			change:  func(f *fixture) { f.vs.Status = nil },
+			waiting: "VolumeSnapshot app/snap has no content yet",
+		},
+		"error of the storage": {
+			change: func(f *fixture) {
+				text := "quota exceeded"
+				f.vs.Status = &snapshotv1.VolumeSnapshotStatus{Error: &snapshotv1.VolumeSnapshotError{Message: &text}}
+			},
+			waiting: "has no content yet: quota exceeded",
+		},
+		"no handle": {
+			change:  func(f *fixture) { f.content.Status = nil },
+			waiting: "is not ready to use yet",
+		},
+		"another name": {
+			change: func(f *fixture) { f.vs.Name = "other" },
+			err:    "VolumeSnapshot app/snap has vanished",
+		},
+		"unknown size": {
+			change: func(f *fixture) { f.pv.Name = "other" },
+			err:    "says how large the volume is",
+		},
+		"unknown volume": {
+			change: func(f *fixture) {
+				size := int64(1)
+				f.content.Status.RestoreSize, f.content.Spec.Source.VolumeHandle, f.pvc.Spec.VolumeName = &size, nil, ""
+			},
+			err: "says which volume it is of",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := member()
+			tc.change(&f)
+			pair, err := f.rehomer(t).Ensure(t.Context(), operation, origin)
+			if tc.err != "" {
+				require.ErrorIs(t, err, volumesnapshot.ErrUnusable)
+				require.ErrorContains(t, err, tc.err)
+				return
+			}
+			require.NoError(t, err)
+			require.False(t, pair.Secured)
+			require.Contains(t, pair.Waiting, tc.waiting)
+		})
+	}
+}
+
+// TestRetainComesFirst: the storage snapshot is safe before it is ready.
+func TestRetainComesFirst(t *testing.T) {
+	f := member()
+	no := false
+	f.content.Status.ReadyToUse = &no
+	r := f.rehomer(t)
+	_, err := r.Ensure(t.Context(), operation, origin)
+	require.NoError(t, err)
+	content := &snapshotv1.VolumeSnapshotContent{}
+	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKey{Name: "content-1"}, content))
+	require.Equal(t, snapshotv1.VolumeSnapshotContentRetain, content.Spec.DeletionPolicy)
+	require.Equal(t, "op-uid", content.Labels[identity.LabelOperation])
+}
