@@ -1,0 +1,214 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/mover/exposer"
+)
+
+// downloads is the flow of a DataDownload:
+//
+//	secure  wait for the target PVC and, where it binds late, for its node
+//	expose  BackupRepository, empty PVC as the target asks for, mover pod
+//	finish  rebind the volume to the target PVC, delete the rest
+type downloads struct {
+	surroundings
+}
+
+func (d *downloads) get(ctx context.Context, key types.NamespacedName) (*operation, error) {
+	dd := &velerov2alpha1.DataDownload{}
+	if err := d.client.Get(ctx, key, dd); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("get DataDownload %s: %w", key, err)
+	}
+	if dd.Spec.DataMover != identity.DataMover {
+		return nil, nil
+	}
+	return newDownload(dd)
+}
+
+func (d *downloads) list(ctx context.Context) ([]*operation, error) {
+	return listDownloads(ctx, d.client, d.namespace)
+}
+
+func listDownloads(ctx context.Context, c client.Reader, namespace string) ([]*operation, error) {
+	list := &velerov2alpha1.DataDownloadList{}
+	if err := c.List(ctx, list, client.InNamespace(namespace)); err != nil {
+		return nil, fmt.Errorf("list DataDownloads: %w", err)
+	}
+	var out []*operation
+	for i := range list.Items {
+		if list.Items[i].Spec.DataMover != identity.DataMover {
+			continue
+		}
+		op, err := newDownload(&list.Items[i])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, op)
+	}
+	return out, nil
+}
+
+// secure checks the request and waits for the target without taking a slot: a
+// target whose pod never comes must not hold up others.
+func (d *downloads) secure(ctx context.Context, op *operation) (phase.Work, error) {
+	dd := op.download
+	if dd.Spec.SnapshotID == "" {
+		// Never "the latest": a canceled DataUpload yields such a DataDownload.
+		return phase.Work{}, fmt.Errorf("%w: the backup of this volume did not complete: there is no snapshot ID to restore", errUnusable)
+	}
+	if _, _, err := d.repositoryFor(ctx, dd.Spec.SourceNamespace, dd.Spec.BackupStorageLocation); err != nil {
+		return phase.Work{}, err
+	}
+	place, err := d.placeFor(ctx, dd)
+	if err != nil || place.waiting != "" {
+		return phase.Work{Detail: place.waiting}, err
+	}
+	return phase.Work{State: phase.Secured}, nil
+}
+
+// place is where a restored volume has to be.
+type place struct {
+	target *corev1.PersistentVolumeClaim
+	// node, unless "", is the only one.
+	node    string
+	waiting string
+}
+
+// placeFor reads the target PVC.
+func (d *downloads) placeFor(ctx context.Context, dd *velerov2alpha1.DataDownload) (place, error) {
+	key := targetOf(dd)
+	target := &corev1.PersistentVolumeClaim{}
+	if err := d.reader.Get(ctx, key, target); apierrors.IsNotFound(err) {
+		return place{waiting: fmt.Sprintf("target PVC %s does not exist yet", key)}, nil
+	} else if err != nil {
+		return place{}, fmt.Errorf("get target PVC %s: %w", key, err)
+	}
+	switch {
+	case target.DeletionTimestamp != nil:
+		return place{}, fmt.Errorf("%w: target PVC %s is being deleted", errUnusable, key)
+	case target.Spec.VolumeName != "":
+		return place{}, fmt.Errorf("%w: target PVC %s is bound to PV %s already", errUnusable, key, target.Spec.VolumeName)
+	case target.Spec.StorageClassName == nil:
+		return place{waiting: fmt.Sprintf("target PVC %s has no storage class, and the cluster has no default", key)}, nil
+	case *target.Spec.StorageClassName == "":
+		return place{}, fmt.Errorf("%w: target PVC %s has the storage class \"\", which provides no volumes", errUnusable, key)
+	}
+	class, err := d.storageClass(ctx, *target.Spec.StorageClassName)
+	switch {
+	case err != nil:
+		return place{}, err
+	case class == nil:
+		return place{waiting: fmt.Sprintf("StorageClass %s of target PVC %s does not exist", *target.Spec.StorageClassName, key)}, nil
+	case !bindsLate(class) || d.config.RestorePVC.IgnoreDelayBinding:
+		return place{target: target}, nil
+	}
+	node := exposer.SelectedNode(target)
+	if node == "" {
+		return place{waiting: fmt.Sprintf("target PVC %s waits for its first consumer: no pod that uses it was scheduled yet", key)}, nil
+	}
+	return place{target: target, node: node}, nil
+}
+
+func targetOf(dd *velerov2alpha1.DataDownload) types.NamespacedName {
+	return types.NamespacedName{Namespace: dd.Spec.TargetVolume.Namespace, Name: dd.Spec.TargetVolume.PVC}
+}
+
+// expose goes on until the mover pod is made, and says what it waits for.
+func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, error) {
+	dd := op.download
+	repositoryName, waiting, err := d.repositoryFor(ctx, dd.Spec.SourceNamespace, dd.Spec.BackupStorageLocation)
+	if err != nil {
+		return phase.Work{}, err
+	}
+	at, err := d.placeFor(ctx, dd)
+	if err != nil || at.waiting != "" {
+		return phase.Work{Detail: at.waiting}, err
+	}
+	err = d.exposer.EnsureVolume(ctx, op.exposed(), func() (*corev1.PersistentVolumeClaim, error) {
+		return exposer.PlanRestoreVolume(op.exposed(), d.namespace, at.target, at.node), nil
+	})
+	if err != nil {
+		return phase.Work{}, err
+	}
+	if waiting != "" {
+		return phase.Work{Detail: waiting}, nil
+	}
+	plan := exposer.PodPlan{
+		Operation:    op.exposed(),
+		Attempt:      op.attempt.Number,
+		Relabel:      true,
+		Node:         at.node,
+		StorageClass: *at.target.Spec.StorageClassName,
+	}
+	request := task.Request{
+		Namespace:        d.namespace,
+		Name:             dd.Name,
+		OperationID:      string(dd.UID),
+		Device:           exposer.DevicePath,
+		BackupRepository: repositoryName,
+		Volume:           repository.VolumeKey{Namespace: dd.Spec.SourceNamespace, PVC: dd.Spec.TargetVolume.PVC},
+		Restore:          &task.Restore{SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID)},
+	}
+	return d.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
+}
+
+// complete writes the report into the status.
+func (d *downloads) complete(op *operation, report task.Report) error {
+	op.progress.TotalBytes, op.progress.BytesDone = report.VolumeSize, report.VolumeSize
+	return nil
+}
+
+// finish hands the restored volume over if there is one to hand over, and
+// releases the rest.
+func (d *downloads) finish(ctx context.Context, op *operation) (ending, error) {
+	dd := op.download
+	end := ending{committed: true, delivered: true}
+	if op.outcome.Phase == phase.Completed {
+		filesystem, err := d.filesystemFor(ctx, dd)
+		if err != nil {
+			return ending{}, err
+		}
+		handover, err := d.exposer.Rebind(ctx, op.exposed(), targetOf(dd), filesystem)
+		end.committed, end.delivered = handover.Committed, handover.Delivered
+		if err != nil || !handover.Delivered {
+			end.left = []string{handover.Waiting}
+			return end, err
+		}
+	}
+	var err error
+	end.left, err = d.exposer.Release(ctx, op.exposed())
+	return end, err
+}
+
+// filesystemFor is what the target's class would have mounted the volume as.
+func (d *downloads) filesystemFor(ctx context.Context, dd *velerov2alpha1.DataDownload) (string, error) {
+	target := &corev1.PersistentVolumeClaim{}
+	key := targetOf(dd)
+	if err := d.reader.Get(ctx, key, target); apierrors.IsNotFound(err) {
+		return exposer.FilesystemOf(nil), nil
+	} else if err != nil {
+		return "", fmt.Errorf("get target PVC %s: %w", key, err)
+	}
+	if target.Spec.StorageClassName == nil {
+		return exposer.FilesystemOf(nil), nil
+	}
+	class, err := d.storageClass(ctx, *target.Spec.StorageClassName)
+	if err != nil || class == nil {
+		return exposer.FilesystemOf(nil), err
+	}
+	return exposer.FilesystemOf(class.Parameters), nil
+}

@@ -1,0 +1,68 @@
+package controller
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/blockmover/blockmover/internal/phase"
+)
+
+// metrics count operations as they end.
+type metrics struct {
+	operations *prometheus.CounterVec
+	images     *prometheus.CounterVec
+	bytes      *prometheus.CounterVec
+	seconds    *prometheus.HistogramVec
+}
+
+// newMetrics registers the metrics.
+func newMetrics(registry prometheus.Registerer) (*metrics, error) {
+	const hour = 3600
+	m := &metrics{
+		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "blockmover_operations_total",
+			Help: "Operations that ended, by kind (DataUpload, DataDownload) and phase.",
+		}, []string{"operation", "phase"}),
+		images: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "blockmover_images_total",
+			Help: "Volume images written, by kind (Full, Incremental) and the reason of a fallback.",
+		}, []string{"kind", "reason"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "blockmover_bytes_total",
+			Help: "Bytes of operations that ended, by kind of operation and what was done with them.",
+		}, []string{"operation", "what"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "blockmover_operation_seconds",
+			Help:    "Time from the creation of an operation to its end.",
+			Buckets: []float64{5, 10, 20, 30, 60, 120, 300, 600, 1800, hour, 3 * hour, 10 * hour, 24 * hour},
+		}, []string{"operation", "phase"}),
+	}
+	for _, c := range []prometheus.Collector{m.operations, m.images, m.bytes, m.seconds} {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// observe counts an operation that has just ended.
+func (m *metrics) observe(op *operation) {
+	ended := string(*op.phase)
+	m.operations.WithLabelValues(op.kind, ended).Inc()
+	m.seconds.WithLabelValues(op.kind, ended).Observe((*op.completed).Sub(op.object.GetCreationTimestamp().Time).Seconds())
+	if *op.phase != phase.Completed {
+		return
+	}
+	m.bytes.WithLabelValues(op.kind, "moved").Add(float64(op.progress.BytesDone))
+	if op.upload == nil || op.upload.Status.DataMoverResult == nil {
+		return
+	}
+	result := *op.upload.Status.DataMoverResult
+	m.images.WithLabelValues(result["kind"], result["reason"]).Inc()
+	for _, what := range []string{"bytesRead", "bytesUploaded"} {
+		if n, err := strconv.ParseFloat(result[what], 64); err == nil {
+			m.bytes.WithLabelValues(op.kind, what).Add(n)
+		}
+	}
+}

@@ -1,0 +1,88 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/mover/exposer"
+)
+
+// surroundings is what both flows use.
+type surroundings struct {
+	// client reads from the cache, reader from the API server.
+	client       client.Client
+	reader       client.Reader
+	exposer      *exposer.Exposer
+	namespace    string
+	image        string
+	config       config.Config
+	apiAudiences []string
+}
+
+func (s *surroundings) repositoryFor(ctx context.Context, volumeNamespace, location string) (name, waiting string, err error) {
+	return ensureRepository(ctx, s.client, s.namespace, volumeNamespace, location)
+}
+
+// storageClass returns nil for a class that is not there or not named.
+func (s *surroundings) storageClass(ctx context.Context, name string) (*storagev1.StorageClass, error) {
+	if name == "" {
+		return nil, nil
+	}
+	class := &storagev1.StorageClass{}
+	if err := s.reader.Get(ctx, client.ObjectKey{Name: name}, class); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("get StorageClass %s: %w", name, err)
+	}
+	return class, nil
+}
+
+// createPod completes the plan with the credentials of the location and creates
+// the mover pod.
+func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, request task.Request, locationName string) (phase.Work, error) {
+	location := &velerov1.BackupStorageLocation{}
+	key := client.ObjectKey{Namespace: s.namespace, Name: locationName}
+	if err := s.client.Get(ctx, key, location); apierrors.IsNotFound(err) {
+		return phase.Work{}, fmt.Errorf("%w: BackupStorageLocation %s does not exist", errUnusable, locationName)
+	} else if err != nil {
+		return phase.Work{}, fmt.Errorf("get BackupStorageLocation %s: %w", locationName, err)
+	}
+	encoded, err := request.Encode()
+	if err != nil {
+		return phase.Work{}, fmt.Errorf("%w: %w", errUnusable, err)
+	}
+	plan.Namespace, plan.Image, plan.Config, plan.Task = s.namespace, s.image, s.config, encoded
+	plan.LocationSecret = location.Spec.Credential
+	if plan.Cloud, err = s.hasCloudSecret(ctx); err != nil {
+		return phase.Work{}, err
+	}
+	pod, err := plan.Pod()
+	if err != nil {
+		return phase.Work{}, fmt.Errorf("%w: %w", errUnusable, err)
+	}
+	if err := s.exposer.CreatePod(ctx, pod); err != nil {
+		return phase.Work{}, err
+	}
+	return phase.Work{Detail: "the mover pod was created"}, nil
+}
+
+// hasCloudSecret looks for Velero's default credential, without reading it.
+func (s *surroundings) hasCloudSecret(ctx context.Context) (bool, error) {
+	found := &metav1.PartialObjectMetadata{}
+	found.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	err := s.reader.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: exposer.CloudSecret}, found)
+	if client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("get Secret %s: %w", exposer.CloudSecret, err)
+	}
+	return err == nil, nil
+}

@@ -1,0 +1,317 @@
+package controller
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/policy"
+	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/mover/exposer"
+)
+
+// uploads is the flow of a DataUpload:
+//
+//	secure  re-home the VolumeSnapshot
+//	expose  BackupRepository, PVC from the re-homed VolumeSnapshot, mover pod
+//	finish  delete pod, PVC, re-homed VolumeSnapshot with the storage snapshot
+type uploads struct {
+	surroundings
+	rehomer volumesnapshot.Rehomer
+}
+
+func (u *uploads) get(ctx context.Context, key types.NamespacedName) (*operation, error) {
+	du := &velerov2alpha1.DataUpload{}
+	if err := u.client.Get(ctx, key, du); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("get DataUpload %s: %w", key, err)
+	}
+	if du.Spec.DataMover != identity.DataMover {
+		return nil, nil
+	}
+	return newUpload(du)
+}
+
+func (u *uploads) list(ctx context.Context) ([]*operation, error) {
+	return listUploads(ctx, u.client, u.namespace)
+}
+
+func listUploads(ctx context.Context, c client.Reader, namespace string) ([]*operation, error) {
+	list := &velerov2alpha1.DataUploadList{}
+	if err := c.List(ctx, list, client.InNamespace(namespace)); err != nil {
+		return nil, fmt.Errorf("list DataUploads: %w", err)
+	}
+	var out []*operation
+	for i := range list.Items {
+		if list.Items[i].Spec.DataMover != identity.DataMover {
+			continue
+		}
+		op, err := newUpload(&list.Items[i])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, op)
+	}
+	return out, nil
+}
+
+// secure re-homes the VolumeSnapshot the moment that the DataUpload is seen,
+// and has the repository made in the meantime.
+func (u *uploads) secure(ctx context.Context, op *operation) (phase.Work, error) {
+	du := op.upload
+	if du.Spec.SnapshotType != velerov2alpha1.SnapshotTypeCSI || du.Spec.CSISnapshot == nil {
+		return phase.Work{}, fmt.Errorf("%w: snapshot type is %q, want %s with its csiSnapshot",
+			errUnusable, du.Spec.SnapshotType, velerov2alpha1.SnapshotTypeCSI)
+	}
+	pair, err := u.rehomer.Ensure(ctx, op.rehomed(), originOf(du))
+	if err != nil {
+		return phase.Work{}, err
+	}
+	if !pair.Secured {
+		return phase.Work{Detail: pair.Waiting}, nil
+	}
+	if _, err := u.settings(ctx, du); err != nil {
+		return phase.Work{}, err
+	}
+	if _, _, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation); err != nil {
+		return phase.Work{}, err
+	}
+	return phase.Work{State: phase.Secured}, nil
+}
+
+func originOf(du *velerov2alpha1.DataUpload) volumesnapshot.Origin {
+	return volumesnapshot.Origin{
+		Namespace:      du.Spec.SourceNamespace,
+		VolumeSnapshot: du.Spec.CSISnapshot.VolumeSnapshot,
+		PVC:            du.Spec.SourcePVC,
+		Class:          du.Spec.CSISnapshot.SnapshotClass,
+	}
+}
+
+// expose goes on until the mover pod is made, and says what it waits for.
+func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error) {
+	du := op.upload
+	repositoryName, waiting, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation)
+	if err != nil {
+		return phase.Work{}, err
+	}
+	pair, err := u.rehomer.Ensure(ctx, op.rehomed(), originOf(du))
+	if err != nil {
+		return phase.Work{}, err
+	}
+	if !pair.Ready {
+		return phase.Work{Detail: pair.Waiting}, nil
+	}
+	class := du.Spec.CSISnapshot.StorageClass
+	pvcConfig := u.config.BackupPVC[class]
+	err = u.exposer.EnsureVolume(ctx, op.exposed(), func() (*corev1.PersistentVolumeClaim, error) {
+		return exposer.PlanBackupVolume(op.exposed(), u.namespace, pair.Name, class, pair.Size, pvcConfig), nil
+	})
+	if err != nil {
+		return phase.Work{}, err
+	}
+	if waiting != "" {
+		return phase.Work{Detail: waiting}, nil
+	}
+	plan := exposer.PodPlan{
+		Operation:    op.exposed(),
+		Attempt:      op.attempt.Number,
+		ReadOnly:     pvcConfig.ReadOnly,
+		Relabel:      !pvcConfig.SPCNoRelabeling,
+		StorageClass: class,
+	}
+	if plan.Topology, err = u.topologyOf(ctx, du); err != nil {
+		return phase.Work{}, err
+	}
+	request, err := u.request(ctx, op, pair, repositoryName, &plan)
+	if err != nil {
+		return phase.Work{}, err
+	}
+	return u.createPod(ctx, plan, request, du.Spec.BackupStorageLocation)
+}
+
+// request is the task of the mover pod.
+func (u *uploads) request(ctx context.Context, op *operation, pair volumesnapshot.Rehomed, repositoryName string, plan *exposer.PodPlan) (task.Request, error) {
+	du := op.upload
+	settings, err := u.settings(ctx, du)
+	if err != nil {
+		return task.Request{}, err
+	}
+	service, unavailable, err := exposer.FindMetadataService(ctx, u.reader, u.client.RESTMapper(), pair.Driver, u.apiAudiences)
+	if err != nil {
+		return task.Request{}, err
+	}
+	backup := &task.Backup{
+		ParentSnapshot:      settings.ParentSnapshot(),
+		FullEvery:           settings.FullEvery,
+		Driver:              pair.Driver,
+		VolumeHandle:        pair.VolumeHandle,
+		SnapshotHandle:      pair.SnapshotHandle,
+		SnapshotTime:        pair.SnapshotTime,
+		VolumeSnapshot:      pair.Name,
+		MetadataUnavailable: unavailable,
+	}
+	if service != nil {
+		plan.Audience = service.Audience
+		backup.Metadata = &task.MetadataService{Address: service.Address, CACert: service.CACert, TokenPath: exposer.TokenPath}
+	}
+	return task.Request{
+		Namespace:        u.namespace,
+		Name:             du.Name,
+		OperationID:      string(du.UID),
+		Device:           exposer.DevicePath,
+		BackupRepository: repositoryName,
+		Volume:           repository.VolumeKey{Namespace: du.Spec.SourceNamespace, PVC: du.Spec.SourcePVC},
+		Backup:           backup,
+	}, nil
+}
+
+// settings is the choice between full and incremental. A DataUpload of our own
+// action carries it; for one of Velero's the Backup is asked.
+func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (policy.Settings, error) {
+	settings, err := policy.FromConfig(du.Spec.DataMoverConfig)
+	if err != nil {
+		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
+	}
+	if _, ours := du.Spec.DataMoverConfig[identity.ConfigParentSnapshot]; ours {
+		return settings, nil
+	}
+	name := ""
+	for _, owner := range du.OwnerReferences {
+		if owner.Kind == "Backup" {
+			name = owner.Name
+		}
+	}
+	if name == "" {
+		return settings, nil
+	}
+	// Velero's own type drops spec.backupType where it does not know it yet.
+	backup := &unstructured.Unstructured{}
+	backup.SetGroupVersionKind(velerov1.SchemeGroupVersion.WithKind("Backup"))
+	if err := u.reader.Get(ctx, client.ObjectKey{Namespace: u.namespace, Name: name}, backup); apierrors.IsNotFound(err) {
+		return settings, nil
+	} else if err != nil {
+		return policy.Settings{}, fmt.Errorf("get Backup %s: %w", name, err)
+	}
+	backupType, _, err := unstructured.NestedString(backup.Object, "spec", "backupType")
+	if err != nil {
+		return policy.Settings{}, fmt.Errorf("%w: read spec.backupType of Backup %s: %w", errUnusable, name, err)
+	}
+	settings.BackupType, err = policy.Resolve(backupType, backup.GetAnnotations()[identity.AnnotationBackupType], policy.Settings{})
+	if err != nil {
+		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
+	}
+	return settings, nil
+}
+
+// topologyOf says where the source volume can be reached, for classes that bind
+// late: where they bind at once, the scheduler knows it from the bound PV.
+func (u *uploads) topologyOf(ctx context.Context, du *velerov2alpha1.DataUpload) (*corev1.NodeSelector, error) {
+	class, err := u.storageClass(ctx, du.Spec.CSISnapshot.StorageClass)
+	if err != nil || class == nil || !bindsLate(class) {
+		return nil, err
+	}
+	pvc := &corev1.PersistentVolumeClaim{}
+	key := client.ObjectKey{Namespace: du.Spec.SourceNamespace, Name: du.Spec.SourcePVC}
+	if err := u.reader.Get(ctx, key, pvc); apierrors.IsNotFound(err) || err == nil && pvc.Spec.VolumeName == "" {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("get PVC %s: %w", key, err)
+	}
+	pv := &corev1.PersistentVolume{}
+	if err := u.reader.Get(ctx, client.ObjectKey{Name: pvc.Spec.VolumeName}, pv); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("get PV %s: %w", pvc.Spec.VolumeName, err)
+	}
+	if pv.Spec.NodeAffinity == nil {
+		return nil, nil
+	}
+	return pv.Spec.NodeAffinity.Required, nil
+}
+
+func bindsLate(class *storagev1.StorageClass) bool {
+	return class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
+}
+
+// complete writes the report into the status.
+func (u *uploads) complete(op *operation, report task.Report) error {
+	du := op.upload
+	if report.SnapshotID == "" {
+		return fmt.Errorf("complete DataUpload %s: the report of success has no snapshot ID", du.Name)
+	}
+	result, err := resultOf(report)
+	if err != nil {
+		return err
+	}
+	du.Status.SnapshotID = string(report.SnapshotID)
+	du.Status.DataMoverResult = &result
+	du.Status.IncrementalBytes = report.BytesUploaded
+	op.progress.TotalBytes, op.progress.BytesDone = report.VolumeSize, report.VolumeSize
+	return nil
+}
+
+// resultOf renders every field of a report that has a value as text, under its
+// name in the report.
+func resultOf(report task.Report) (map[string]string, error) {
+	b, err := json.Marshal(report)
+	if err != nil {
+		return nil, fmt.Errorf("render report: %w", err)
+	}
+	fields := map[string]any{}
+	decoder := json.NewDecoder(bytes.NewReader(b))
+	decoder.UseNumber() // counts of bytes are exact beyond 2^53
+	if err := decoder.Decode(&fields); err != nil {
+		return nil, fmt.Errorf("render report: %w", err)
+	}
+	delete(fields, "version")
+	delete(fields, "snapshotID")
+	result := make(map[string]string, len(fields))
+	for name, value := range fields {
+		result[name] = fmt.Sprint(value)
+	}
+	result["duration"] = report.Duration.String()
+	return result, nil
+}
+
+// finish releases what the DataUpload holds: the volume before the snapshot
+// that it was made from.
+func (u *uploads) finish(ctx context.Context, op *operation) (ending, error) {
+	end := ending{committed: true, delivered: true}
+	var err error
+	if end.left, err = u.exposer.Release(ctx, op.exposed()); err != nil || len(end.left) > 0 {
+		return end, err
+	}
+	if end.left, err = u.rehomer.Release(ctx, op.rehomed()); err != nil || len(end.left) > 0 {
+		return end, err
+	}
+	du := op.upload
+	if du.Spec.CSISnapshot == nil {
+		return end, nil
+	}
+	end.left, err = u.rehomer.ReleaseOrigin(ctx, originOf(du))
+	return end, err
+}
+
+// sourceOf is the VolumeSnapshot that a DataUpload was made for.
+func sourceOf(du *velerov2alpha1.DataUpload) types.NamespacedName {
+	if du.Spec.CSISnapshot == nil {
+		return types.NamespacedName{}
+	}
+	return types.NamespacedName{Namespace: du.Spec.SourceNamespace, Name: du.Spec.CSISnapshot.VolumeSnapshot}
+}

@@ -1,0 +1,232 @@
+// Package exposer presents a volume as a block device to a mover pod, and takes
+// the volume away again: to its end for a backup, to its user for a restore.
+//
+// For one operation (a DataUpload or DataDownload) there are, in Velero's
+// namespace and all under identity.OperationName of its UID:
+//
+//	volume   a Block-mode PVC, made from the re-homed VolumeSnapshot, or empty
+//	pod      the mover pod, which has the volume as DevicePath
+//
+// and, while a restored volume changes hands, the rebind PV (see Rebind).
+//
+// Each Ensure makes what is missing and returns what is there; each Release
+// deletes what is there and returns what still is. None of them waits: they are
+// called again when something changes. Everything made has the label of the
+// operation, so that Release needs to know nothing but its UID. The PV of the
+// volume is labelled too, and set to be deleted with its PVC whatever its class
+// says, for it is nobody's but the operation's.
+package exposer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+)
+
+// ErrUnusable is wrapped by errors that no repetition cures.
+var ErrUnusable = errors.New("cannot be done")
+
+// labelExcludeFromBackup keeps what is made here out of Velero's backups.
+const labelExcludeFromBackup = "velero.io/exclude-from-backup"
+
+// Exposer makes and releases. The zero value of no field is usable.
+type Exposer struct {
+	// Client writes, and reads from a cache of the objects with the label of an
+	// operation.
+	Client client.Client
+	// Reader answers from the API server, where a stale answer would lose or leak a
+	// volume.
+	Reader client.Reader
+	// Namespace is Velero's.
+	Namespace string
+}
+
+// Operation is the DataUpload or DataDownload that something is made for.
+type Operation struct {
+	// Kind is "DataUpload" or "DataDownload".
+	Kind string
+	Name string
+	UID  types.UID
+}
+
+// ObjectName is the name of the operation's objects.
+func (o Operation) ObjectName() string { return identity.OperationName(string(o.UID)) }
+
+// Reference is the value of volumesnapshot.AnnotationOperation.
+func (o Operation) Reference() string { return o.Kind + "/" + o.Name }
+
+// meta is the metadata of an object of the operation. The owner reference is a
+// second net: the first are Release and the sweep.
+func (o Operation) meta(namespace string) metav1.ObjectMeta {
+	controls := true
+	return metav1.ObjectMeta{
+		Namespace: namespace,
+		Name:      o.ObjectName(),
+		Labels: map[string]string{
+			identity.LabelOperation: string(o.UID),
+			labelExcludeFromBackup:  "true",
+		},
+		Annotations: map[string]string{volumesnapshot.AnnotationOperation: o.Reference()},
+		OwnerReferences: []metav1.OwnerReference{{
+			APIVersion: velerov2alpha1.SchemeGroupVersion.String(),
+			Kind:       o.Kind,
+			Name:       o.Name,
+			UID:        o.UID,
+			Controller: &controls,
+		}},
+	}
+}
+
+// EnsureVolume creates the PVC of the operation as planned when it is not
+// there, and takes charge of its PV once it is bound.
+func (e *Exposer) EnsureVolume(ctx context.Context, op Operation, plan func() (*corev1.PersistentVolumeClaim, error)) error {
+	key := e.keyOf(op)
+	pvc := &corev1.PersistentVolumeClaim{}
+	err := e.Client.Get(ctx, key, pvc)
+	switch {
+	case err == nil:
+		return e.adoptVolumeOf(ctx, op, pvc)
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("get PVC %s: %w", key, err)
+	}
+	if pvc, err = plan(); err != nil {
+		return err
+	}
+	if err := e.Client.Create(ctx, pvc); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create PVC %s: %w", key, err)
+	}
+	return nil
+}
+
+// AdoptVolume takes charge of the PV of the operation's PVC once it is bound,
+// which for a WaitForFirstConsumer class is only when the pod is scheduled.
+func (e *Exposer) AdoptVolume(ctx context.Context, op Operation) error {
+	key := e.keyOf(op)
+	pvc := &corev1.PersistentVolumeClaim{}
+	if err := e.Client.Get(ctx, key, pvc); apierrors.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("get PVC %s: %w", key, err)
+	}
+	return e.adoptVolumeOf(ctx, op, pvc)
+}
+
+func (e *Exposer) adoptVolumeOf(ctx context.Context, op Operation, pvc *corev1.PersistentVolumeClaim) error {
+	if pvc.Spec.VolumeName == "" {
+		return nil
+	}
+	return e.adopt(ctx, op, pvc.Spec.VolumeName)
+}
+
+// adopt marks a PV as the operation's and sets it to be deleted with its PVC.
+func (e *Exposer) adopt(ctx context.Context, op Operation, name string) error {
+	pv := &corev1.PersistentVolume{}
+	if err := e.Client.Get(ctx, client.ObjectKey{Name: name}, pv); err == nil && pv.Labels[identity.LabelOperation] == string(op.UID) {
+		return nil
+	}
+	pv, err := e.getVolume(ctx, name)
+	if err != nil || pv == nil {
+		return err
+	}
+	return e.takeCharge(ctx, op, pv, corev1.PersistentVolumeReclaimDelete)
+}
+
+// annotationReclaimPolicy, on a PV in an operation's charge, is the reclaim
+// policy that it had before.
+const annotationReclaimPolicy = "blockmover.io/reclaim-policy"
+
+// takeCharge sets the reclaim policy of a PV of the operation, and remembers the
+// one that it came with.
+func (e *Exposer) takeCharge(ctx context.Context, op Operation, pv *corev1.PersistentVolume, policy corev1.PersistentVolumeReclaimPolicy) error {
+	if pv.Spec.PersistentVolumeReclaimPolicy == policy && pv.Labels[identity.LabelOperation] == string(op.UID) {
+		return nil
+	}
+	before := pv.DeepCopy()
+	if pv.Annotations[annotationReclaimPolicy] == "" {
+		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, annotationReclaimPolicy, string(pv.Spec.PersistentVolumeReclaimPolicy))
+	}
+	metav1.SetMetaDataAnnotation(&pv.ObjectMeta, volumesnapshot.AnnotationOperation, op.Reference())
+	metav1.SetMetaDataLabel(&pv.ObjectMeta, identity.LabelOperation, string(op.UID))
+	pv.Spec.PersistentVolumeReclaimPolicy = policy
+	if err := e.Client.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("set reclaim policy of PV %s to %s: %w", pv.Name, policy, err)
+	}
+	return nil
+}
+
+// GetPod returns the mover pod of an attempt, or nil when it is not there. A pod
+// of an earlier attempt is deleted, and gone reports false until it is.
+func (e *Exposer) GetPod(ctx context.Context, op Operation, attempt int) (pod *corev1.Pod, gone bool, err error) {
+	pod = &corev1.Pod{}
+	key := e.keyOf(op)
+	if err := e.Client.Get(ctx, key, pod); apierrors.IsNotFound(err) {
+		return nil, true, nil
+	} else if err != nil {
+		return nil, false, fmt.Errorf("get pod %s: %w", key, err)
+	}
+	if pod.Annotations[annotationAttempt] == fmt.Sprint(attempt) {
+		return pod, false, nil
+	}
+	return nil, false, e.deletePod(ctx, pod)
+}
+
+// CreatePod creates the mover pod, unless the cache has not seen yet that it is
+// there.
+func (e *Exposer) CreatePod(ctx context.Context, pod *corev1.Pod) error {
+	if err := e.Client.Create(ctx, pod); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
+}
+
+// A mover pod that is deleted has nothing to say any more; it gets the time to
+// close what it holds open.
+const podGraceSeconds = 5
+
+func (e *Exposer) deletePod(ctx context.Context, pod *corev1.Pod) error {
+	if pod.DeletionTimestamp != nil {
+		return nil
+	}
+	err := e.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID}, client.GracePeriodSeconds(podGraceSeconds))
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("delete pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
+}
+
+// getVolume returns nil for a PV that is not there.
+func (e *Exposer) getVolume(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
+	pv := &corev1.PersistentVolume{}
+	if err := e.Reader.Get(ctx, client.ObjectKey{Name: name}, pv); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("get PV %s: %w", name, err)
+	}
+	return pv, nil
+}
+
+// getClaim returns nil for a PVC that is not there.
+func (e *Exposer) getClaim(ctx context.Context, key client.ObjectKey) (*corev1.PersistentVolumeClaim, error) {
+	pvc := &corev1.PersistentVolumeClaim{}
+	if err := e.Reader.Get(ctx, key, pvc); apierrors.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("get PVC %s: %w", key, err)
+	}
+	return pvc, nil
+}
+
+// keyOf is the key of the operation's objects.
+func (e *Exposer) keyOf(op Operation) client.ObjectKey {
+	return client.ObjectKey{Namespace: e.Namespace, Name: op.ObjectName()}
+}

@@ -1,0 +1,90 @@
+package exposer
+
+import (
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/task"
+)
+
+// Observe reads a mover pod: how far it is, and its report once there is one.
+//
+// A report decides, whatever else is said of the pod. A report that cannot be
+// read is a failure, never an empty success. A pod that ended without any was
+// lost and may be tried again: evicted, killed, out of memory, its node gone.
+func Observe(pod *corev1.Pod) (phase.Work, *task.Report) {
+	if ended := terminated(pod); ended != nil && ended.Message != "" {
+		return readReport(ended)
+	}
+	switch {
+	case pod.Status.Phase == corev1.PodFailed && pod.Status.Reason == "DeadlineExceeded":
+		return phase.Work{State: phase.Broken, Detail: "the mover pod ran longer than podDeadline allows"}, nil
+	case pod.Status.Phase == corev1.PodSucceeded:
+		return phase.Work{State: phase.Broken, Detail: "the mover pod ended without a report"}, nil
+	case pod.Status.Phase == corev1.PodFailed:
+		return phase.Work{State: phase.Lost, Detail: "the mover pod ended without a report" + whyEnded(pod)}, nil
+	case pod.DeletionTimestamp != nil:
+		return phase.Work{State: phase.Lost, Detail: "the mover pod is being deleted" + whyEnded(pod)}, nil
+	case pod.Status.Phase == corev1.PodRunning:
+		return phase.Work{State: phase.Running}, nil
+	case pod.Spec.NodeName != "":
+		return phase.Work{State: phase.Scheduled, Detail: "the mover pod starts on node " + pod.Spec.NodeName + whyWaiting(pod)}, nil
+	}
+	return phase.Work{State: phase.Waiting, Detail: "the mover pod is not scheduled yet" + whyUnscheduled(pod)}, nil
+}
+
+func readReport(ended *corev1.ContainerStateTerminated) (phase.Work, *task.Report) {
+	report, err := task.DecodeReport(ended.Message)
+	switch {
+	case err != nil:
+		return phase.Work{State: phase.Broken, Detail: fmt.Sprintf("the report of the mover pod (exit code %d) cannot be read: %v", ended.ExitCode, err)}, nil
+	case report.Error != "":
+		return phase.Work{State: phase.Broken, Detail: report.Error}, &report
+	case ended.ExitCode != 0:
+		return phase.Work{State: phase.Broken, Detail: fmt.Sprintf("the mover pod reported no error and exited with code %d", ended.ExitCode)}, nil
+	}
+	return phase.Work{State: phase.Succeeded}, &report
+}
+
+func terminated(pod *corev1.Pod) *corev1.ContainerStateTerminated {
+	i := slices.IndexFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == ContainerName })
+	if i < 0 {
+		return nil
+	}
+	return pod.Status.ContainerStatuses[i].State.Terminated
+}
+
+func whyEnded(pod *corev1.Pod) string {
+	var why string
+	if pod.Status.Reason != "" {
+		why = ": " + pod.Status.Reason
+	}
+	if pod.Status.Message != "" {
+		why += ": " + pod.Status.Message
+	}
+	if ended := terminated(pod); ended != nil {
+		why += fmt.Sprintf(" (%s, exit code %d)", ended.Reason, ended.ExitCode)
+	}
+	return why
+}
+
+func whyWaiting(pod *corev1.Pod) string {
+	for _, s := range pod.Status.ContainerStatuses {
+		if w := s.State.Waiting; w != nil && w.Reason != "ContainerCreating" {
+			return fmt.Sprintf(": %s: %s", w.Reason, w.Message)
+		}
+	}
+	return ""
+}
+
+func whyUnscheduled(pod *corev1.Pod) string {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return fmt.Sprintf(": %s: %s", c.Reason, c.Message)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,454 @@
+package exposer
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/task"
+)
+
+// What the mover pod finds where.
+const (
+	// DevicePath is the volume.
+	DevicePath = "/dev/blockmover"
+	// HomePath is a writable directory of config.ScratchSize.
+	HomePath = "/home/blockmover"
+	// RepositoryPath has the file repository-password.
+	RepositoryPath = "/credentials/repository"
+	// LocationPath has <secret>/<key> where the BackupStorageLocation names its own
+	// credential.
+	LocationPath = "/credentials/location"
+	// CloudPath has the file cloud where Velero has a default credential.
+	CloudPath = "/credentials/cloud"
+	// TokenPath is the service account token for the SnapshotMetadata service.
+	TokenPath      = tokenDirectory + "/" + tokenFile
+	tokenDirectory = "/var/run/secrets/blockmover/metadata"
+	tokenFile      = "token"
+)
+
+// Secrets as `velero install` makes them.
+const (
+	repositorySecret = "velero-repo-credentials"
+	repositoryKey    = "repository-password"
+	// CloudSecret is the default credential.
+	CloudSecret = "cloud-credentials"
+	cloudKey    = "cloud"
+)
+
+// ContainerName is the name of the mover pod's only container.
+const ContainerName = "worker"
+
+// evictionGraceSeconds is the time that a mover pod has to keep what it has when
+// its node is drained.
+const evictionGraceSeconds = 30
+
+// annotationAttempt, on a mover pod, is the number of the attempt.
+const annotationAttempt = "blockmover.io/attempt"
+
+// annotationSelectedNode is the node that the scheduler chose for the first pod
+// that uses a WaitForFirstConsumer PVC.
+const annotationSelectedNode = "volume.kubernetes.io/selected-node"
+
+// Labels of all mover pods, by which the scheduler spreads them.
+const (
+	labelAppName   = "app.kubernetes.io/name"
+	labelComponent = "app.kubernetes.io/component"
+	appName        = "blockmover"
+	component      = "worker"
+)
+
+// PlanBackupVolume is the PVC that a backup reads: the content of the re-homed
+// VolumeSnapshot, as a block device whatever the source is.
+func PlanBackupVolume(op Operation, namespace, snapshot, class string, size int64, pvcConfig config.BackupPVC) *corev1.PersistentVolumeClaim {
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: op.meta(namespace)}
+	for key, value := range pvcConfig.Annotations {
+		if _, taken := pvc.Annotations[key]; !taken {
+			pvc.Annotations[key] = value
+		}
+	}
+	if pvcConfig.StorageClass != "" {
+		class = pvcConfig.StorageClass
+	}
+	mode, access := corev1.PersistentVolumeBlock, corev1.ReadWriteOnce
+	if pvcConfig.ReadOnly {
+		access = corev1.ReadOnlyMany
+	}
+	pvc.Spec = corev1.PersistentVolumeClaimSpec{
+		AccessModes: []corev1.PersistentVolumeAccessMode{access},
+		VolumeMode:  &mode,
+		DataSource: &corev1.TypedLocalObjectReference{
+			APIGroup: &snapshotv1.SchemeGroupVersion.Group,
+			Kind:     "VolumeSnapshot",
+			Name:     snapshot,
+		},
+		Resources: requestStorage(*resource.NewQuantity(size, resource.BinarySI)),
+	}
+	if class != "" {
+		pvc.Spec.StorageClassName = &class
+	}
+	return pvc
+}
+
+// PlanRestoreVolume is the empty PVC that a restore writes: as the target asks
+// for it, but a block device. node is the one that the target's first pod was
+// given, or "".
+func PlanRestoreVolume(op Operation, namespace string, target *corev1.PersistentVolumeClaim, node string) *corev1.PersistentVolumeClaim {
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: op.meta(namespace)}
+	for key, value := range target.Annotations {
+		if isForDriver(key) {
+			pvc.Annotations[key] = value
+		}
+	}
+	if node != "" {
+		pvc.Annotations[annotationSelectedNode] = node
+	}
+	mode, access := corev1.PersistentVolumeBlock, slices.Clone(target.Spec.AccessModes)
+	if !slices.ContainsFunc(access, func(m corev1.PersistentVolumeAccessMode) bool { return m != corev1.ReadOnlyMany }) {
+		access = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce} // it has to be written once
+	}
+	pvc.Spec = corev1.PersistentVolumeClaimSpec{
+		AccessModes:               access,
+		StorageClassName:          target.Spec.StorageClassName,
+		VolumeAttributesClassName: target.Spec.VolumeAttributesClassName,
+		VolumeMode:                &mode,
+		Resources:                 requestStorage(target.Spec.Resources.Requests[corev1.ResourceStorage]),
+	}
+	return pvc
+}
+
+// isForDriver says whether an annotation of a PVC may be meant for its storage
+// driver. Those of Kubernetes, of Velero and of this program are state, not
+// intent.
+func isForDriver(key string) bool {
+	domain, _, _ := strings.Cut(key, "/")
+	for _, other := range []string{"kubernetes.io", "k8s.io", "velero.io", "blockmover.io"} {
+		if domain == other || strings.HasSuffix(domain, "."+other) {
+			return false
+		}
+	}
+	return true
+}
+
+func requestStorage(size resource.Quantity) corev1.VolumeResourceRequirements {
+	return corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: size}}
+}
+
+// PodPlan is all that a mover pod depends on.
+type PodPlan struct {
+	Operation Operation
+	Namespace string
+	Image     string
+	Config    config.Config
+	// Attempt is the number of this try, from 1.
+	Attempt int
+	// Task is an encoded task.Request.
+	Task string
+	// ReadOnly is set for a volume that cannot be written.
+	ReadOnly bool
+	// Relabel is false where SELinux must not relabel the volume.
+	Relabel bool
+	// Node, if not empty, is where the pod has to run, else Topology says where the
+	// volume can be, and StorageClass selects the configured affinity.
+	Node         string
+	Topology     *corev1.NodeSelector
+	StorageClass string
+	// Audience of the SnapshotMetadata service; "" is no service.
+	Audience string
+	// LocationSecret is the credential that the BackupStorageLocation names.
+	LocationSecret *corev1.SecretKeySelector
+	// Cloud is set where Velero has a default credential.
+	Cloud bool
+}
+
+// Pod builds the mover pod: one process, without privileges or capabilities,
+// nothing of the host, the root file system read-only.
+func (p PodPlan) Pod() (*corev1.Pod, error) {
+	resources, err := p.Config.PodResources.Requirements()
+	if err != nil {
+		return nil, fmt.Errorf("plan mover pod: %w", err)
+	}
+	volumes, mounts, env := p.volumes()
+	deadline := int64(p.Config.PodDeadline.Seconds())
+	grace := int64(evictionGraceSeconds)
+	yes, no := true, false
+	pod := &corev1.Pod{ObjectMeta: p.Operation.meta(p.Namespace)}
+	p.decorate(&pod.ObjectMeta)
+	pod.Spec = corev1.PodSpec{
+		Containers: []corev1.Container{{
+			Name:            ContainerName,
+			Image:           p.Image,
+			ImagePullPolicy: corev1.PullIfNotPresent,
+			Command:         []string{"/blockmover", "worker"},
+			Env:             env,
+			VolumeMounts:    mounts,
+			VolumeDevices:   []corev1.VolumeDevice{{Name: "device", DevicePath: DevicePath}},
+			Resources:       resources,
+			SecurityContext: &corev1.SecurityContext{
+				Privileged:               &no,
+				AllowPrivilegeEscalation: &no,
+				ReadOnlyRootFilesystem:   &yes,
+				Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			},
+			TerminationMessagePolicy: corev1.TerminationMessageReadFile,
+		}},
+		Volumes:                       volumes,
+		RestartPolicy:                 corev1.RestartPolicyNever,
+		ServiceAccountName:            p.Config.ServiceAccountName,
+		ImagePullSecrets:              p.Config.ImagePullSecrets,
+		PriorityClassName:             p.Config.PriorityClassName,
+		Tolerations:                   p.Config.Tolerations,
+		NodeSelector:                  map[string]string{corev1.LabelOSStable: string(corev1.Linux)},
+		Affinity:                      p.affinity(),
+		TopologySpreadConstraints:     spread(),
+		SecurityContext:               p.securityContext(),
+		ActiveDeadlineSeconds:         &deadline,
+		TerminationGracePeriodSeconds: &grace,
+		EnableServiceLinks:            &no,
+	}
+	return pod, nil
+}
+
+// decorate adds the configured labels and annotations; they never replace ours.
+func (p PodPlan) decorate(meta *metav1.ObjectMeta) {
+	ours := maps.Clone(meta.Labels)
+	ours[labelAppName], ours[labelComponent] = appName, component
+	meta.Labels = maps.Clone(p.Config.PodLabels)
+	if meta.Labels == nil {
+		meta.Labels = map[string]string{}
+	}
+	maps.Copy(meta.Labels, ours)
+
+	mine := maps.Clone(meta.Annotations)
+	mine[annotationAttempt] = fmt.Sprint(p.Attempt)
+	meta.Annotations = maps.Clone(p.Config.PodAnnotations)
+	if meta.Annotations == nil {
+		meta.Annotations = map[string]string{}
+	}
+	maps.Copy(meta.Annotations, mine)
+}
+
+func (p PodPlan) securityContext() *corev1.PodSecurityContext {
+	s := p.Config.SecurityContext
+	nonRoot := s.RunAsUser != 0
+	context := &corev1.PodSecurityContext{
+		RunAsUser:          &s.RunAsUser,
+		RunAsGroup:         &s.RunAsGroup,
+		RunAsNonRoot:       &nonRoot,
+		SupplementalGroups: s.SupplementalGroups,
+		SeccompProfile:     &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
+	if !p.Relabel {
+		context.SELinuxOptions = &corev1.SELinuxOptions{Type: "spc_t"}
+	}
+	return context
+}
+
+func spread() []corev1.TopologySpreadConstraint {
+	return []corev1.TopologySpreadConstraint{{
+		MaxSkew:           1,
+		TopologyKey:       corev1.LabelHostname,
+		WhenUnsatisfiable: corev1.ScheduleAnyway,
+		LabelSelector:     &metav1.LabelSelector{MatchLabels: map[string]string{labelAppName: appName, labelComponent: component}},
+	}}
+}
+
+// affinity pins the pod to its node, or joins the configured selector with the
+// topology of the volume.
+func (p PodPlan) affinity() *corev1.Affinity {
+	var terms []corev1.NodeSelectorTerm
+	if p.Node != "" {
+		terms = []corev1.NodeSelectorTerm{{MatchFields: []corev1.NodeSelectorRequirement{{
+			Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpIn, Values: []string{p.Node},
+		}}}}
+	} else {
+		if p.Topology != nil {
+			terms = p.Topology.DeepCopy().NodeSelectorTerms
+		}
+		if required := requirements(p.Config.AffinityFor(p.StorageClass)); len(required) > 0 {
+			if len(terms) == 0 {
+				terms = make([]corev1.NodeSelectorTerm, 1)
+			}
+			for i := range terms {
+				terms[i].MatchExpressions = append(terms[i].MatchExpressions, required...)
+			}
+		}
+	}
+	if len(terms) == 0 {
+		return nil
+	}
+	return &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+		RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: terms},
+	}}
+}
+
+// requirements converts a label selector, in a stable order.
+func requirements(selector *metav1.LabelSelector) []corev1.NodeSelectorRequirement {
+	if selector == nil {
+		return nil
+	}
+	var out []corev1.NodeSelectorRequirement
+	for _, key := range slices.Sorted(maps.Keys(selector.MatchLabels)) {
+		out = append(out, corev1.NodeSelectorRequirement{
+			Key: key, Operator: corev1.NodeSelectorOpIn, Values: []string{selector.MatchLabels[key]},
+		})
+	}
+	for _, e := range selector.MatchExpressions {
+		out = append(out, corev1.NodeSelectorRequirement{Key: e.Key, Operator: corev1.NodeSelectorOperator(e.Operator), Values: e.Values})
+	}
+	return out
+}
+
+// volumes are the device, the scratch space and the credentials.
+func (p PodPlan) volumes() ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvVar) {
+	volumes := []corev1.Volume{
+		{Name: "device", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
+			ClaimName: p.Operation.ObjectName(), ReadOnly: p.ReadOnly,
+		}}},
+		scratch("home", p.Config.ScratchSize),
+		scratch("tmp", resource.MustParse(tmpSize)),
+		secret("repository", repositorySecret, repositoryKey),
+	}
+	mounts := []corev1.VolumeMount{
+		{Name: "home", MountPath: HomePath},
+		{Name: "tmp", MountPath: "/tmp"},
+		{Name: "repository", MountPath: RepositoryPath, ReadOnly: true},
+	}
+	env := []corev1.EnvVar{{Name: task.EnvRequest, Value: p.Task}, {Name: "HOME", Value: HomePath}}
+	if s := p.LocationSecret; s != nil {
+		volumes = append(volumes, secret("location", s.Name, s.Key))
+		mounts = append(mounts, corev1.VolumeMount{Name: "location", MountPath: LocationPath + "/" + s.Name, ReadOnly: true})
+	}
+	if p.Cloud {
+		volumes = append(volumes, secret("cloud", CloudSecret, cloudKey))
+		mounts = append(mounts, corev1.VolumeMount{Name: "cloud", MountPath: CloudPath, ReadOnly: true})
+		for _, name := range []string{"AWS_SHARED_CREDENTIALS_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_CREDENTIALS_FILE"} {
+			env = append(env, corev1.EnvVar{Name: name, Value: CloudPath + "/" + cloudKey})
+		}
+	}
+	if p.Audience != "" {
+		volumes = append(volumes, token("metadata-token", p.Audience))
+		mounts = append(mounts, corev1.VolumeMount{Name: "metadata-token", MountPath: tokenDirectory, ReadOnly: true})
+	}
+	return volumes, mounts, env
+}
+
+const (
+	// tmpSize is for what libraries put there; the mover itself uses its home.
+	tmpSize = "256Mi"
+	// tokenSeconds is how long a token lives; the kubelet renews it at 80 % of that.
+	tokenSeconds = 3600
+)
+
+func scratch(name string, size resource.Quantity) corev1.Volume {
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &size}}}
+}
+
+func secret(volume, name, key string) corev1.Volume {
+	return corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+		SecretName: name, Items: []corev1.KeyToPath{{Key: key, Path: key}},
+	}}}
+}
+
+func token(volume, audience string) corev1.Volume {
+	seconds := int64(tokenSeconds)
+	return corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
+			Audience: audience, ExpirationSeconds: &seconds, Path: tokenFile,
+		}}},
+	}}}
+}
+
+// SelectedNode returns the node that the scheduler chose for a PVC, or "".
+func SelectedNode(pvc *corev1.PersistentVolumeClaim) string {
+	return pvc.Annotations[annotationSelectedNode]
+}
+
+// targetLabels are what the selector of a target PVC asks of its PV: Velero's
+// restore gives it one with velero.io/dynamic-pv-restore, so that nothing else
+// provides a volume in the meantime.
+func targetLabels(target *corev1.PersistentVolumeClaim) map[string]string {
+	if target.Spec.Selector == nil {
+		return nil
+	}
+	return target.Spec.Selector.MatchLabels
+}
+
+// PlanRebind is the PV that gives the restored volume to the target PVC: the
+// same volume with the mode that the target wants. It is parked: reserved for a
+// PVC that never exists, and retained, until Rebind commits it.
+//
+// Finalizers are not copied: each controller sets its own again (the provisioner
+// when the PV is bound and to be deleted), and one whose controller is not there
+// would hold the PV forever. filesystem is what a Filesystem volume is mounted as.
+func PlanRebind(op Operation, namespace string, restored *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
+	if restored.Spec.CSI == nil {
+		return nil, fmt.Errorf("plan rebind PV: %w: PV %s is not a CSI volume", ErrUnusable, restored.Name)
+	}
+	pv := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:        identity.RebindVolumeName(string(op.UID)),
+			Labels:      map[string]string{},
+			Annotations: map[string]string{},
+		},
+		Spec: *restored.Spec.DeepCopy(),
+	}
+	maps.Copy(pv.Labels, restored.Labels)
+	maps.Copy(pv.Labels, targetLabels(target))
+	maps.Copy(pv.Annotations, restored.Annotations)
+	delete(pv.Annotations, "pv.kubernetes.io/bound-by-controller")
+	pv.Annotations[annotationRestoredVolume] = restored.Name
+	mode := corev1.PersistentVolumeFilesystem
+	if target.Spec.VolumeMode != nil {
+		mode = *target.Spec.VolumeMode
+	}
+	pv.Spec.VolumeMode = &mode
+	pv.Spec.CSI.FSType = ""
+	if mode == corev1.PersistentVolumeFilesystem {
+		pv.Spec.CSI.FSType = filesystem
+	}
+	pv.Spec.AccessModes = slices.Clone(target.Spec.AccessModes)
+	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+	pv.Spec.ClaimRef = parking(op, namespace)
+	return pv, nil
+}
+
+// annotationRestoredVolume, on the rebind PV, names the PV that the restore
+// wrote.
+const annotationRestoredVolume = "blockmover.io/restored-volume"
+
+// parking is a claim that never exists.
+func parking(op Operation, namespace string) *corev1.ObjectReference {
+	return &corev1.ObjectReference{
+		APIVersion: "v1",
+		Kind:       "PersistentVolumeClaim",
+		Namespace:  namespace,
+		Name:       identity.RebindVolumeName(string(op.UID)),
+	}
+}
+
+func isParked(pv *corev1.PersistentVolume, namespace string) bool {
+	ref := pv.Spec.ClaimRef
+	return ref != nil && ref.Namespace == namespace && ref.Name == pv.Name
+}
+
+// FilesystemOf is what the external provisioner would write into the PV of a
+// Filesystem volume of the class. Its own default, for classes that do not say,
+// is nearly everywhere set to ext4; and without any value Kubernetes would not
+// apply fsGroup.
+func FilesystemOf(parameters map[string]string) string {
+	for key, value := range parameters {
+		if value != "" && (strings.EqualFold(key, "fstype") || key == "csi.storage.k8s.io/fstype") {
+			return value
+		}
+	}
+	return "ext4"
+}

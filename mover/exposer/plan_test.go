@@ -1,0 +1,217 @@
+package exposer_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/mover/exposer"
+)
+
+var op = exposer.Operation{Kind: "DataUpload", Name: "du", UID: "uid-1"}
+
+func parse(t *testing.T, document string) config.Config {
+	t.Helper()
+	c, err := config.Parse([]byte(document))
+	require.NoError(t, err)
+	return c
+}
+
+func podOf(t *testing.T, plan exposer.PodPlan) *corev1.Pod {
+	t.Helper()
+	plan.Operation, plan.Namespace, plan.Image, plan.Attempt, plan.Task = op, "velero", "blockmover:1", 1, "{}"
+	pod, err := plan.Pod()
+	require.NoError(t, err)
+	return pod
+}
+
+// TestPodIsUnprivileged holds whatever is configured.
+func TestPodIsUnprivileged(t *testing.T) {
+	for name, document := range map[string]string{
+		"defaults": "",
+		"non-root": "securityContext: {runAsUser: 65532, runAsGroup: 65532, supplementalGroups: [6]}",
+		"hostile":  "podLabels: {blockmover.io/operation: other, velero.io/exclude-from-backup: \"false\"}\npodAnnotations: {blockmover.io/operation-of: DataUpload/other}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan := exposer.PodPlan{
+				Config: parse(t, document), Relabel: true, Cloud: true, Audience: "metadata",
+				LocationSecret: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "s3"}, Key: "credentials"},
+			}
+			pod := podOf(t, plan)
+			require.Equal(t, "blockmover-uid-1", pod.Name)
+			require.Equal(t, "uid-1", pod.Labels[identity.LabelOperation])
+			require.Equal(t, "true", pod.Labels["velero.io/exclude-from-backup"])
+			require.Equal(t, "DataUpload/du", pod.Annotations["blockmover.io/operation-of"])
+			require.Equal(t, "uid-1", string(pod.OwnerReferences[0].UID))
+
+			require.False(t, pod.Spec.HostNetwork || pod.Spec.HostPID || pod.Spec.HostIPC)
+			require.Equal(t, corev1.RestartPolicyNever, pod.Spec.RestartPolicy)
+			require.Equal(t, corev1.SeccompProfileTypeRuntimeDefault, pod.Spec.SecurityContext.SeccompProfile.Type)
+			require.Equal(t, *pod.Spec.SecurityContext.RunAsUser != 0, *pod.Spec.SecurityContext.RunAsNonRoot)
+			require.Len(t, pod.Spec.Containers, 1)
+			security := pod.Spec.Containers[0].SecurityContext
+			require.False(t, *security.Privileged)
+			require.False(t, *security.AllowPrivilegeEscalation)
+			require.True(t, *security.ReadOnlyRootFilesystem)
+			require.Equal(t, []corev1.Capability{"ALL"}, security.Capabilities.Drop)
+			require.Empty(t, security.Capabilities.Add)
+			for _, v := range pod.Spec.Volumes {
+				require.Nil(t, v.HostPath, v.Name)
+				if v.EmptyDir != nil {
+					require.NotNil(t, v.EmptyDir.SizeLimit, v.Name)
+				}
+			}
+			for _, m := range pod.Spec.Containers[0].VolumeMounts {
+				writable := m.MountPath == exposer.HomePath || m.MountPath == "/tmp"
+				require.Equal(t, !writable, m.ReadOnly, m.MountPath)
+			}
+		})
+	}
+}
+
+func TestPodHasWhatTheWorkerReads(t *testing.T) {
+	mounts := func(pod *corev1.Pod) map[string]string {
+		out := map[string]string{}
+		for _, m := range pod.Spec.Containers[0].VolumeMounts {
+			out[m.MountPath] = m.Name
+		}
+		return out
+	}
+	bare := podOf(t, exposer.PodPlan{Config: parse(t, ""), Relabel: true})
+	require.Equal(t, map[string]string{"/home/blockmover": "home", "/tmp": "tmp", "/credentials/repository": "repository"}, mounts(bare))
+	require.Equal(t, []corev1.VolumeDevice{{Name: "device", DevicePath: "/dev/blockmover"}}, bare.Spec.Containers[0].VolumeDevices)
+	require.Equal(t, []corev1.EnvVar{{Name: "BLOCKMOVER_TASK", Value: "{}"}, {Name: "HOME", Value: "/home/blockmover"}}, bare.Spec.Containers[0].Env)
+	require.Nil(t, bare.Spec.Affinity)
+
+	full := podOf(t, exposer.PodPlan{
+		Config: parse(t, ""), Cloud: true, Audience: "metadata", ReadOnly: true,
+		LocationSecret: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "s3"}, Key: "credentials"},
+	})
+	require.Equal(t, map[string]string{
+		"/home/blockmover": "home", "/tmp": "tmp", "/credentials/repository": "repository",
+		"/credentials/location/s3": "location", "/credentials/cloud": "cloud", "/var/run/secrets/blockmover/metadata": "metadata-token",
+	}, mounts(full))
+	require.Contains(t, full.Spec.Containers[0].Env, corev1.EnvVar{Name: "AWS_SHARED_CREDENTIALS_FILE", Value: "/credentials/cloud/cloud"})
+	require.True(t, full.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly)
+	require.Equal(t, "spc_t", full.Spec.SecurityContext.SELinuxOptions.Type)
+	for _, v := range full.Spec.Volumes {
+		if v.Name == "metadata-token" {
+			require.Equal(t, "metadata", v.Projected.Sources[0].ServiceAccountToken.Audience)
+			require.Equal(t, exposer.TokenPath, "/var/run/secrets/blockmover/metadata/"+v.Projected.Sources[0].ServiceAccountToken.Path)
+		}
+	}
+}
+
+func TestPodAffinity(t *testing.T) {
+	settings := parse(t, "loadAffinity: [{nodeSelector: {matchLabels: {backup: \"yes\"}}}]")
+	topology := &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+		MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "zone", Operator: corev1.NodeSelectorOpIn, Values: []string{"a"}}},
+	}}}
+	terms := func(plan exposer.PodPlan) []corev1.NodeSelectorTerm {
+		plan.Config = settings
+		return podOf(t, plan).Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
+	}
+	configured := corev1.NodeSelectorRequirement{Key: "backup", Operator: corev1.NodeSelectorOpIn, Values: []string{"yes"}}
+	require.Equal(t, []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{configured}}}, terms(exposer.PodPlan{}))
+	require.Equal(t, []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{
+		topology.NodeSelectorTerms[0].MatchExpressions[0], configured,
+	}}}, terms(exposer.PodPlan{Topology: topology}))
+	require.Len(t, topology.NodeSelectorTerms[0].MatchExpressions, 1, "the topology of the PV was changed")
+	pinned := terms(exposer.PodPlan{Node: "n1", Topology: topology})
+	require.Equal(t, []string{"n1"}, pinned[0].MatchFields[0].Values)
+	require.Empty(t, pinned[0].MatchExpressions)
+}
+
+func TestPlanBackupVolume(t *testing.T) {
+	pvc := exposer.PlanBackupVolume(op, "velero", "snap", "fast", 123, config.BackupPVC{})
+	require.Equal(t, corev1.PersistentVolumeBlock, *pvc.Spec.VolumeMode)
+	require.Equal(t, "fast", *pvc.Spec.StorageClassName)
+	require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, pvc.Spec.AccessModes)
+	require.Equal(t, "snap", pvc.Spec.DataSource.Name)
+	require.Equal(t, int64(123), pvc.Spec.Resources.Requests.Storage().Value())
+
+	pvc = exposer.PlanBackupVolume(op, "velero", "snap", "fast", 123, config.BackupPVC{
+		StorageClass: "ro", ReadOnly: true, Annotations: map[string]string{"a": "b", "blockmover.io/operation-of": "x"},
+	})
+	require.Equal(t, "ro", *pvc.Spec.StorageClassName)
+	require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}, pvc.Spec.AccessModes)
+	require.Equal(t, map[string]string{"a": "b", "blockmover.io/operation-of": "DataUpload/du"}, pvc.Annotations)
+
+	require.Nil(t, exposer.PlanBackupVolume(op, "velero", "snap", "", 123, config.BackupPVC{}).Spec.StorageClassName)
+}
+
+func TestPlanRestoreVolumeIsWritable(t *testing.T) {
+	class := "fast"
+	target := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
+		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}, StorageClassName: &class,
+	}}
+	require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, exposer.PlanRestoreVolume(op, "velero", target, "").Spec.AccessModes)
+	target.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany, corev1.ReadOnlyMany}
+	require.Equal(t, target.Spec.AccessModes, exposer.PlanRestoreVolume(op, "velero", target, "").Spec.AccessModes)
+}
+
+func TestPlanRebind(t *testing.T) {
+	block, filesystem := corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem
+	affinity := &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{}}
+	restored := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: "pv-1", Finalizers: []string{"external-provisioner.volume.kubernetes.io/finalizer"},
+			Labels: map[string]string{"zone": "a", identity.LabelOperation: "uid-1"},
+			Annotations: map[string]string{
+				"pv.kubernetes.io/provisioned-by": "driver", "pv.kubernetes.io/bound-by-controller": "yes", "blockmover.io/reclaim-policy": "Delete",
+			},
+		},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity:    corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("2Gi")},
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &block,
+			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
+			StorageClassName:              "fast", MountOptions: []string{"noatime"}, NodeAffinity: affinity,
+			ClaimRef: &corev1.ObjectReference{Namespace: "velero", Name: "blockmover-uid-1", UID: "x"},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+				Driver: "driver", VolumeHandle: "h", VolumeAttributes: map[string]string{"k": "v"},
+				NodeStageSecretRef: &corev1.SecretReference{Name: "s"},
+			}},
+		},
+	}
+	target := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
+		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}, VolumeMode: &filesystem,
+		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"velero.io/dynamic-pv-restore": "x"}},
+	}}
+	before := restored.DeepCopy()
+	pv, err := exposer.PlanRebind(op, "velero", restored, target, "xfs")
+	require.NoError(t, err)
+	require.Equal(t, before, restored)
+
+	want := restored.Spec.DeepCopy()
+	want.VolumeMode, want.CSI.FSType, want.AccessModes = &filesystem, "xfs", target.Spec.AccessModes
+	want.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+	want.ClaimRef = &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: "velero", Name: "blockmover-restored-uid-1"}
+	require.Equal(t, *want, pv.Spec)
+	require.Equal(t, "blockmover-restored-uid-1", pv.Name)
+	require.Empty(t, pv.Finalizers)
+	require.Equal(t, map[string]string{"zone": "a", identity.LabelOperation: "uid-1", "velero.io/dynamic-pv-restore": "x"}, pv.Labels)
+	require.Equal(t, map[string]string{
+		"pv.kubernetes.io/provisioned-by": "driver", "blockmover.io/reclaim-policy": "Delete", "blockmover.io/restored-volume": "pv-1",
+	}, pv.Annotations)
+
+	target.Spec.VolumeMode = &block
+	pv, err = exposer.PlanRebind(op, "velero", restored, target, "xfs")
+	require.NoError(t, err)
+	require.Empty(t, pv.Spec.CSI.FSType)
+
+	restored.Spec.CSI = nil
+	_, err = exposer.PlanRebind(op, "velero", restored, target, "xfs")
+	require.ErrorIs(t, err, exposer.ErrUnusable)
+}
+
+func TestFilesystemOf(t *testing.T) {
+	require.Equal(t, "ext4", exposer.FilesystemOf(nil))
+	require.Equal(t, "xfs", exposer.FilesystemOf(map[string]string{"csi.storage.k8s.io/fstype": "xfs"}))
+	require.Equal(t, "btrfs", exposer.FilesystemOf(map[string]string{"fsType": "btrfs"}))
+	require.Equal(t, "ext4", exposer.FilesystemOf(map[string]string{"fstype": "", "pool": "a"}))
+}

@@ -1,0 +1,327 @@
+package exposer
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+)
+
+// Handover is how far a restored volume is on its way to its user.
+type Handover struct {
+	// Committed: it belongs to the target PVC and is never taken back.
+	Committed bool
+	// Delivered: the target PVC is bound to it.
+	Delivered bool
+	// Waiting says what for, until then.
+	Waiting string
+}
+
+// Rebind gives the restored volume to the target PVC, step by step:
+//
+//	retain   the restored PV is set to Retain
+//	park     the rebind PV is created: the same volume, reserved for nobody, Retain
+//	retire   pod, PVC and restored PV are deleted, and gone
+//	commit   the rebind PV is reserved for the target PVC
+//	settle   once bound, the rebind PV gets the reclaim policy of its class
+//
+// From park on there is always an object that holds the volume's handle, so no
+// crash orphans it. The two PVs never serve pods at the same time: the restored
+// one is gone, and with it its attachment to the node, before the target's pod
+// can start. The reclaim policy comes last: a provisioner that saw Delete on a PV
+// not bound yet might act on it.
+//
+// filesystem is what a Filesystem target is mounted as.
+func (e *Exposer) Rebind(ctx context.Context, op Operation, targetKey client.ObjectKey, filesystem string) (Handover, error) {
+	target, err := e.getClaim(ctx, targetKey)
+	if err != nil {
+		return Handover{}, err
+	}
+	rebind, err := e.getVolume(ctx, identity.RebindVolumeName(string(op.UID)))
+	if err != nil {
+		return Handover{}, err
+	}
+	if rebind != nil && !isParked(rebind, e.Namespace) {
+		return e.settle(ctx, rebind, target)
+	}
+	if err := wantsVolume(targetKey, target); err != nil {
+		return Handover{}, err
+	}
+	if rebind == nil {
+		if rebind, err = e.park(ctx, op, target, filesystem); err != nil {
+			return Handover{}, err
+		}
+	}
+	waiting, err := e.retire(ctx, op, rebind.Annotations[annotationRestoredVolume])
+	if err != nil || waiting != "" {
+		return Handover{Waiting: waiting}, err
+	}
+	if err := e.commit(ctx, rebind, target); err != nil {
+		return Handover{}, err
+	}
+	return e.settle(ctx, rebind, target)
+}
+
+// wantsVolume checks that the target can still take the volume.
+func wantsVolume(key client.ObjectKey, target *corev1.PersistentVolumeClaim) error {
+	switch {
+	case target == nil || target.DeletionTimestamp != nil:
+		return fmt.Errorf("%w: target PVC %s was deleted during the restore", ErrUnusable, key)
+	case target.Spec.VolumeName != "":
+		return fmt.Errorf("%w: target PVC %s is bound to PV %s already", ErrUnusable, key, target.Spec.VolumeName)
+	}
+	return nil
+}
+
+// park creates the rebind PV.
+func (e *Exposer) park(ctx context.Context, op Operation, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
+	claim, err := e.getClaim(ctx, e.keyOf(op))
+	if err != nil {
+		return nil, err
+	}
+	if claim == nil || claim.Spec.VolumeName == "" {
+		return nil, fmt.Errorf("%w: PVC %s, which the restore wrote, is gone", ErrUnusable, e.keyOf(op))
+	}
+	restored, err := e.getVolume(ctx, claim.Spec.VolumeName)
+	if err != nil {
+		return nil, err
+	}
+	if restored == nil || restored.DeletionTimestamp != nil {
+		return nil, fmt.Errorf("%w: PV %s, which the restore wrote, is gone", ErrUnusable, claim.Spec.VolumeName)
+	}
+	if err := e.takeCharge(ctx, op, restored, corev1.PersistentVolumeReclaimRetain); err != nil {
+		return nil, err
+	}
+	rebind, err := PlanRebind(op, e.Namespace, restored, target, filesystem)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Client.Create(ctx, rebind); err != nil {
+		return nil, fmt.Errorf("create rebind PV %s: %w", rebind.Name, err)
+	}
+	return rebind, nil
+}
+
+// retire deletes pod, PVC and restored PV one after the other, and says what it
+// waits for.
+func (e *Exposer) retire(ctx context.Context, op Operation, restoredName string) (string, error) {
+	if left, err := e.releasePod(ctx, op); err != nil || left != "" {
+		return left, err
+	}
+	restored, err := e.getVolume(ctx, restoredName)
+	if err != nil {
+		return "", err
+	}
+	if restored != nil && restored.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
+		return "", fmt.Errorf("retire PV %s: its reclaim policy is %s again, want %s",
+			restoredName, restored.Spec.PersistentVolumeReclaimPolicy, corev1.PersistentVolumeReclaimRetain)
+	}
+	if left, err := e.releaseClaim(ctx, op); err != nil || left != "" {
+		return left, err
+	}
+	if restored == nil {
+		return "", nil
+	}
+	return "PV " + restoredName + " is being detached and deleted", e.deleteVolume(ctx, restored)
+}
+
+// commit reserves the rebind PV for the target. The UID is part of it: should
+// the target be deleted, the volume goes the way of its reclaim policy instead
+// of being bound to another PVC of that name.
+func (e *Exposer) commit(ctx context.Context, rebind *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim) error {
+	before := rebind.DeepCopy()
+	rebind.Spec.ClaimRef = &corev1.ObjectReference{
+		APIVersion: "v1",
+		Kind:       "PersistentVolumeClaim",
+		Namespace:  target.Namespace,
+		Name:       target.Name,
+		UID:        target.UID,
+	}
+	if err := e.Client.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("reserve PV %s for PVC %s/%s: %w", rebind.Name, target.Namespace, target.Name, err)
+	}
+	return nil
+}
+
+// settle lets go of a committed PV once it is bound, or once it never will be.
+func (e *Exposer) settle(ctx context.Context, rebind *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim) (Handover, error) {
+	if target == nil || target.UID != rebind.Spec.ClaimRef.UID {
+		if err := e.letGo(ctx, rebind); err != nil {
+			return Handover{Committed: true}, err
+		}
+		return Handover{Committed: true}, fmt.Errorf("%w: target PVC %s/%s was deleted while it was bound to the restored volume",
+			ErrUnusable, rebind.Spec.ClaimRef.Namespace, rebind.Spec.ClaimRef.Name)
+	}
+	if target.Spec.VolumeName != rebind.Name || target.Status.Phase != corev1.ClaimBound || rebind.Status.Phase != corev1.VolumeBound {
+		return Handover{
+			Committed: true,
+			Waiting:   fmt.Sprintf("PVC %s/%s is being bound to PV %s", target.Namespace, target.Name, rebind.Name),
+		}, nil
+	}
+	if err := e.letGo(ctx, rebind); err != nil {
+		return Handover{Committed: true}, err
+	}
+	return Handover{Committed: true, Delivered: true}, nil
+}
+
+// letGo gives a committed PV the reclaim policy of its class and removes every
+// mark of the operation from it.
+func (e *Exposer) letGo(ctx context.Context, rebind *corev1.PersistentVolume) error {
+	if _, ours := rebind.Labels[identity.LabelOperation]; !ours {
+		return nil
+	}
+	before := rebind.DeepCopy()
+	if policy := rebind.Annotations[annotationReclaimPolicy]; policy != "" {
+		rebind.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimPolicy(policy)
+	}
+	delete(rebind.Labels, identity.LabelOperation)
+	for _, mark := range []string{annotationReclaimPolicy, annotationRestoredVolume, volumesnapshot.AnnotationOperation} {
+		delete(rebind.Annotations, mark)
+	}
+	err := e.Client.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("give PV %s its reclaim policy: %w", rebind.Name, err)
+	}
+	return nil
+}
+
+// Release deletes what the operation has: pod, PVC with its volume, and the
+// rebind PV unless it is committed. It returns what is still there. It never
+// touches a volume that was committed to a user's PVC.
+func (e *Exposer) Release(ctx context.Context, op Operation) ([]string, error) {
+	if left, err := e.releasePod(ctx, op); err != nil || left != "" {
+		return nonEmpty(left), err
+	}
+	claim, err := e.getClaim(ctx, e.keyOf(op))
+	if err != nil {
+		return nil, err
+	}
+	if claim != nil && claim.Spec.VolumeName != "" {
+		if err := e.adopt(ctx, op, claim.Spec.VolumeName); err != nil {
+			return nil, err
+		}
+	}
+	rebind, own, err := e.volumesOf(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	if rebind != nil {
+		if left, err := e.releaseRebind(ctx, op, rebind, own); err != nil || left != "" {
+			return nonEmpty(left), err
+		}
+	}
+	var left []string
+	for _, pv := range own {
+		left = append(left, "PV "+pv.Name)
+		if pv.DeletionTimestamp != nil {
+			continue
+		}
+		err := e.takeCharge(ctx, op, pv, corev1.PersistentVolumeReclaimDelete)
+		if client.IgnoreNotFound(err) != nil {
+			return nil, err
+		}
+	}
+	still, err := e.releaseClaim(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	return append(left, nonEmpty(still)...), nil
+}
+
+// volumesOf returns the PVs in the operation's charge: the rebind PV, or nil,
+// and the others.
+func (e *Exposer) volumesOf(ctx context.Context, op Operation) (rebind *corev1.PersistentVolume, own []*corev1.PersistentVolume, err error) {
+	volumes := &corev1.PersistentVolumeList{}
+	if err := e.Reader.List(ctx, volumes, client.MatchingLabels{identity.LabelOperation: string(op.UID)}); err != nil {
+		return nil, nil, fmt.Errorf("list PVs of operation %s: %w", op.UID, err)
+	}
+	for i := range volumes.Items {
+		if pv := &volumes.Items[i]; pv.Name == identity.RebindVolumeName(string(op.UID)) {
+			rebind = pv
+		} else {
+			own = append(own, pv)
+		}
+	}
+	return rebind, own, nil
+}
+
+// releaseRebind undoes a rebinding that was begun. A committed one is let go.
+func (e *Exposer) releaseRebind(ctx context.Context, op Operation, rebind *corev1.PersistentVolume, restored []*corev1.PersistentVolume) (string, error) {
+	if !isParked(rebind, e.Namespace) {
+		return "", e.letGo(ctx, rebind)
+	}
+	for _, pv := range restored {
+		if pv.DeletionTimestamp != nil {
+			return "PV " + pv.Name, nil // the volume can only go with the rebind PV now
+		}
+	}
+	if rebind.DeletionTimestamp != nil {
+		return "PV " + rebind.Name, nil
+	}
+	if len(restored) > 0 {
+		// The restored PV has the volume; the rebind PV, retained, is a mere object.
+		return "PV " + rebind.Name, e.deleteVolume(ctx, rebind)
+	}
+	// The rebind PV is all that has the volume. With a claim that is known to be
+	// gone it is released, and its provisioner deletes it.
+	before := rebind.DeepCopy()
+	rebind.Spec.ClaimRef.UID = op.UID
+	rebind.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
+	err := e.Client.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	if client.IgnoreNotFound(err) != nil {
+		return "", fmt.Errorf("release PV %s: %w", rebind.Name, err)
+	}
+	return "PV " + rebind.Name, nil
+}
+
+// deleteVolume deletes a PV object.
+func (e *Exposer) deleteVolume(ctx context.Context, pv *corev1.PersistentVolume) error {
+	if pv.DeletionTimestamp != nil {
+		return nil
+	}
+	err := e.Client.Delete(ctx, pv, client.Preconditions{UID: &pv.UID})
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("delete PV %s: %w", pv.Name, err)
+	}
+	return nil
+}
+
+// releasePod deletes the mover pod and names it until it is gone.
+func (e *Exposer) releasePod(ctx context.Context, op Operation) (string, error) {
+	key := e.keyOf(op)
+	pod := &corev1.Pod{}
+	if err := e.Reader.Get(ctx, key, pod); apierrors.IsNotFound(err) {
+		return "", nil
+	} else if err != nil {
+		return "", fmt.Errorf("get pod %s: %w", key, err)
+	}
+	return "pod " + key.String(), e.deletePod(ctx, pod)
+}
+
+// releaseClaim deletes the PVC and names it until it is gone.
+func (e *Exposer) releaseClaim(ctx context.Context, op Operation) (string, error) {
+	key := e.keyOf(op)
+	claim, err := e.getClaim(ctx, key)
+	if err != nil || claim == nil {
+		return "", err
+	}
+	if claim.DeletionTimestamp == nil {
+		err := e.Client.Delete(ctx, claim, client.Preconditions{UID: &claim.UID})
+		if client.IgnoreNotFound(err) != nil {
+			return "", fmt.Errorf("delete PVC %s: %w", key, err)
+		}
+	}
+	return "PVC " + key.String(), nil
+}
+
+func nonEmpty(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return []string{text}
+}

@@ -1,0 +1,45 @@
+// Command blockmover is the mover side of Blockmover in one binary: the manager
+// that answers Velero's DataUploads and DataDownloads, and the worker that moves
+// the data in a mover pod.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/spf13/cobra"
+
+	"github.com/blockmover/blockmover/mover/worker"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	root := &cobra.Command{
+		Use:           "blockmover",
+		Short:         "Block-level, incremental data mover for Velero",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(newManagerCommand(), worker.NewCommand(), newVersionCommand())
+	if err := root.Execute(); err != nil {
+		if !errors.Is(err, worker.ErrReported) {
+			fmt.Fprintln(os.Stderr, "blockmover:", err)
+		}
+		os.Exit(1)
+	}
+}
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) {
+			fmt.Fprintf(cmd.OutOrStdout(), "blockmover %s %s\n", version, runtime.Version())
+		},
+	}
+}

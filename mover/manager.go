@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+	"sigs.k8s.io/controller-runtime/pkg/manager/signals"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/mover/controller"
+)
+
+// envWorkerImage is the default of --worker-image: a Deployment knows its image,
+// a process does not.
+const envWorkerImage = "WORKER_IMAGE"
+
+// managerOptions are the flags of `blockmover manager`.
+type managerOptions struct {
+	namespace     string
+	configFile    string
+	workerImage   string
+	metricsAddr   string
+	probeAddr     string
+	leaderElect   bool
+	clientQPS     float32
+	clientBurst   int
+	gracefulClose time.Duration
+}
+
+func newManagerCommand() *cobra.Command {
+	var o managerOptions
+	cmd := &cobra.Command{
+		Use:   "manager",
+		Short: "Answer Velero's DataUploads and DataDownloads",
+		Long: "Manager runs in Velero's namespace. It exposes the volumes of the DataUploads and\n" +
+			"DataDownloads that name this data mover to mover pods, and releases what they used.",
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return o.run(signals.SetupSignalHandler()) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.namespace, "namespace", "velero", "`namespace` of Velero")
+	flags.StringVar(&o.configFile, "config", "", "`file` with the configuration; none is the defaults")
+	flags.StringVar(&o.workerImage, "worker-image", os.Getenv(envWorkerImage), "`image` of mover pods; the default is in $"+envWorkerImage)
+	flags.StringVar(&o.metricsAddr, "metrics-bind-address", ":8080", "`address` of the metrics; 0 is off")
+	flags.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "`address` of /healthz and /readyz; 0 is off")
+	flags.BoolVar(&o.leaderElect, "leader-elect", true, "let only one of several managers work")
+	flags.Float32Var(&o.clientQPS, "kube-api-qps", 50, "requests per second to the API server")
+	flags.IntVar(&o.clientBurst, "kube-api-burst", 100, "requests at once to the API server")
+	flags.DurationVar(&o.gracefulClose, "shutdown-timeout", 20*time.Second, "`time` to finish what is being reconciled at the end")
+	return cmd
+}
+
+func (o *managerOptions) run(ctx context.Context) error {
+	logger := zap.New(zap.UseDevMode(false))
+	ctrl.SetLogger(logger)
+	klog.SetLogger(logger)
+
+	if o.workerImage == "" {
+		return fmt.Errorf("no worker image: set --worker-image or $%s", envWorkerImage)
+	}
+	settings, err := config.Load(o.configFile)
+	if err != nil {
+		return err
+	}
+	scheme := runtime.NewScheme()
+	if err := controller.AddToScheme(scheme); err != nil {
+		return fmt.Errorf("register kinds: %w", err)
+	}
+	cacheOptions, err := controller.CacheOptions(o.namespace)
+	if err != nil {
+		return err
+	}
+	restConfig, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("find Kubernetes API: %w", err)
+	}
+	restConfig.QPS, restConfig.Burst = o.clientQPS, o.clientBurst
+	audiences, err := apiAudiences(restConfig)
+	if err != nil {
+		return err
+	}
+	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
+		Scheme:                        scheme,
+		Cache:                         cacheOptions,
+		Metrics:                       server.Options{BindAddress: o.metricsAddr},
+		HealthProbeBindAddress:        o.probeAddr,
+		LeaderElection:                o.leaderElect,
+		LeaderElectionID:              "blockmover-manager",
+		LeaderElectionNamespace:       o.namespace,
+		LeaderElectionReleaseOnCancel: true,
+		GracefulShutdownTimeout:       &o.gracefulClose,
+	})
+	if err != nil {
+		return fmt.Errorf("make manager: %w", err)
+	}
+	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping)); err != nil {
+		return fmt.Errorf("add health checks: %w", err)
+	}
+	err = controller.Setup(mgr, controller.Options{
+		Namespace:    o.namespace,
+		WorkerImage:  o.workerImage,
+		Config:       settings,
+		APIAudiences: audiences,
+	})
+	if err != nil {
+		return err
+	}
+	if err := mgr.Start(ctx); err != nil {
+		return fmt.Errorf("run manager: %w", err)
+	}
+	return nil
+}
+
+// apiAudiences returns the audiences of tokens that the API server accepts. It
+// does not tell them, but the token that the manager itself was given is for
+// them. The usual ones are added, for a manager that uses a certificate.
+func apiAudiences(restConfig *rest.Config) ([]string, error) {
+	usual := []string{"https://kubernetes.default.svc", "https://kubernetes.default.svc.cluster.local", "kubernetes.default.svc"}
+	token := restConfig.BearerToken
+	if restConfig.BearerTokenFile != "" {
+		b, err := os.ReadFile(restConfig.BearerTokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("read service account token: %w", err)
+		}
+		token = string(b)
+	}
+	parts := strings.Split(strings.TrimSpace(token), ".")
+	const partsOfJWT = 3
+	if len(parts) != partsOfJWT {
+		return usual, nil // not a service account token
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return nil, fmt.Errorf("decode service account token: %w", err)
+	}
+	var claims struct {
+		Audience json.RawMessage `json:"aud"`
+	}
+	if err := json.Unmarshal(payload, &claims); err != nil {
+		return nil, fmt.Errorf("decode service account token: %w", err)
+	}
+	// A JWT may have one audience or a list.
+	var many []string
+	if err := json.Unmarshal(claims.Audience, &many); err != nil {
+		var one string
+		if err := json.Unmarshal(claims.Audience, &one); err != nil {
+			return nil, fmt.Errorf("decode audience of service account token: %w", err)
+		}
+		many = []string{one}
+	}
+	return append(usual, many...), nil
+}

@@ -1,0 +1,120 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/blockmover/blockmover/internal/chain"
+	"github.com/blockmover/blockmover/internal/datapath"
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/task"
+)
+
+// backup makes an image of the device and names it.
+func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Options) (report task.Report, err error) {
+	store, err := w.Environment.OpenStore(ctx)
+	if err != nil {
+		return report, err
+	}
+	defer w.closeStore(ctx, store)
+	if saved, ok, err := w.savedBefore(ctx, store, r); ok || err != nil {
+		return saved, err
+	}
+
+	dev, err := w.Environment.OpenReader()
+	if err != nil {
+		return report, err
+	}
+	defer func() { w.warn("Cannot close device", dev.Close()) }()
+	report.VolumeSize = dev.Size()
+
+	start := w.Now()
+	run, err := chain.Begin(ctx, w.chainInput(r, store, dev.Size()))
+	if err != nil {
+		return report, err
+	}
+	defer run.Writer.Abort()
+	report.Kind, report.Parent = run.Kind, run.Parent
+	report.Reason, report.Detail = string(run.Reason), run.Detail
+	w.Log.Info("Backup begins", "kind", run.Kind, "parent", run.Parent, "reason", run.Reason, "detail", run.Detail,
+		"size", report.VolumeSize, "blocks", run.Source.Blocks, "resumptions", run.Source.Resumptions)
+
+	read, err := datapath.Backup(ctx, dev, run.Read, run.Writer, options)
+	report.BytesRead = read.BytesRead
+	if err != nil {
+		return report, err
+	}
+	image, written, err := run.Writer.Commit(ctx)
+	if err != nil {
+		return report, err
+	}
+	report.BytesUploaded, report.MetadataBytes = written.BytesUploaded, written.MetadataBytes
+	report.ChunksWritten, report.ChunksInherited = written.ChunksWritten, written.ChunksInherited
+	report.ZeroBytes = written.ZeroBytes
+	report.SnapshotID, err = store.Save(ctx, repository.Snapshot{
+		Volume: r.Volume,
+		Tags:   map[string]string{repository.TagOperation: r.OperationID},
+		Start:  start,
+		End:    w.Now(),
+	}, image)
+	if err != nil {
+		return report, err
+	}
+	w.Log.Info("Backup is complete", "snapshotID", report.SnapshotID,
+		"bytesRead", report.BytesRead, "bytesUploaded", report.BytesUploaded, "metadataBytes", report.MetadataBytes)
+	return report, nil
+}
+
+// savedBefore finds the repo snapshot of an earlier attempt at the same
+// operation.
+func (w *Worker) savedBefore(ctx context.Context, store repository.Store, r task.Request) (task.Report, bool, error) {
+	history, err := store.List(ctx, r.Volume)
+	if err != nil {
+		return task.Report{}, false, err
+	}
+	saved, ok := repository.FindOperation(history, r.OperationID)
+	switch {
+	case !ok:
+		return task.Report{}, false, nil
+	case saved.Damage != nil:
+		return task.Report{}, false, fmt.Errorf("read repo snapshot %s, which this operation saved before: %w", saved.ID, saved.Damage)
+	}
+	w.Log.Info("Backup was complete before", "snapshotID", saved.ID, "kind", saved.Meta.Kind, "parent", saved.Meta.Parent)
+	return task.Report{
+		SnapshotID: saved.ID,
+		Kind:       saved.Meta.Kind,
+		Parent:     saved.Meta.Parent,
+		Detail:     "an earlier attempt saved the repo snapshot",
+		VolumeSize: saved.Meta.Size,
+	}, true, nil
+}
+
+func (w *Worker) chainInput(r task.Request, store repository.Store, size int64) chain.Input {
+	in := chain.Input{
+		Request: chain.Request{
+			Parent:    r.Backup.ParentSnapshot,
+			FullEvery: r.Backup.FullEvery,
+			Now:       w.Now(),
+			Target: repository.Meta{
+				Size:           size,
+				Driver:         r.Backup.Driver,
+				VolumeHandle:   r.Backup.VolumeHandle,
+				SnapshotHandle: r.Backup.SnapshotHandle,
+				ChangeID:       r.Backup.SnapshotHandle, // CSI names a base by its handle
+				SnapshotTime:   r.Backup.SnapshotTime,
+				Mover:          identity.DataMover,
+			},
+		},
+		Volume:  r.Volume,
+		Store:   store,
+		Collect: w.Collect,
+	}
+	source, err := w.Environment.Source()
+	if err != nil {
+		in.Unavailable = err.Error()
+		return in
+	}
+	in.Source = source
+	return in
+}

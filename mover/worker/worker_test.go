@@ -1,0 +1,329 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/cbt"
+	"github.com/blockmover/blockmover/internal/cbt/cbttest"
+	"github.com/blockmover/blockmover/internal/datapath"
+	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/device/devicetest"
+	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/repository/repositorytest"
+	"github.com/blockmover/blockmover/internal/task"
+)
+
+const (
+	mib        = 1 << 20
+	volumeSize = 8*mib + 4096 // not a whole number of chunks
+)
+
+var monday = time.Date(2026, 8, 3, 12, 0, 0, 0, time.UTC)
+
+// fixture is a Worker in a world in memory.
+type fixture struct {
+	*Worker
+	store  *repositorytest.Memory
+	device *devicetest.Faulty
+	disk   *device.Memory
+	volume cbttest.Volume
+	sink   *recorder
+	// The faults of the environment.
+	storeErr, readerErr, writerErr, sourceErr, saveErr, commitErr error
+	// before is called before each Put.
+	before func()
+	closed atomic.Int32
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	f := &fixture{
+		store:  repositorytest.NewMemory(),
+		volume: cbttest.Volume{Capacity: volumeSize, Changed: map[cbt.ChangeID][]block.Extent{}},
+		sink:   &recorder{},
+	}
+	f.insert(random(1))
+	f.Worker = &Worker{
+		Environment: f,
+		Sink:        f.sink,
+		Log:         logr.Discard(),
+		Now:         func() time.Time { return monday },
+		Collect:     cbt.Options{Backoff: time.Nanosecond},
+	}
+	return f
+}
+
+func random(seed uint64) []byte {
+	data := make([]byte, volumeSize)
+	_, _ = rand.NewChaCha8([32]byte{byte(seed)}).Read(data)
+	return data
+}
+
+// insert makes data the content of the device, all of it allocated.
+func (f *fixture) insert(data []byte) {
+	f.disk = device.NewMemory(data, 512)
+	f.device = devicetest.NewFaulty(f.disk)
+	f.volume.Allocated = []block.Extent{{Offset: 0, Length: volumeSize}}
+}
+
+func (f *fixture) OpenReader() (device.Reader, error) { return f.device, f.readerErr }
+
+func (f *fixture) OpenWriter() (device.Writer, error) { return f.device, f.writerErr }
+
+func (f *fixture) Source() (cbt.Source, error) { return cbttest.Memory{Volume: f.volume}, f.sourceErr }
+
+func (f *fixture) OpenStore(context.Context) (repository.Store, error) {
+	return &spoiled{Memory: f.store, f: f}, f.storeErr
+}
+
+// spoiled is the store with the faults of a fixture.
+type spoiled struct {
+	*repositorytest.Memory
+	f *fixture
+}
+
+func (s *spoiled) Save(ctx context.Context, snap repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
+	if s.f.saveErr != nil {
+		return "", s.f.saveErr
+	}
+	return s.Memory.Save(ctx, snap, img)
+}
+
+func (s *spoiled) Close(ctx context.Context) error {
+	s.f.closed.Add(1)
+	return ctx.Err()
+}
+
+func (s *spoiled) NewWriter(ctx context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error) {
+	w, err := s.Memory.NewWriter(ctx, meta, parent)
+	return &spoiledWriter{w, s.f}, err
+}
+
+type spoiledWriter struct {
+	repository.VolumeWriter
+	f *fixture
+}
+
+func (w *spoiledWriter) Put(ctx context.Context, chunk int64, data []byte) error {
+	if w.f.before != nil {
+		w.f.before()
+	}
+	return w.VolumeWriter.Put(ctx, chunk, data)
+}
+
+func (w *spoiledWriter) Commit(ctx context.Context) (repository.Image, repository.WriteStats, error) {
+	if w.f.commitErr != nil {
+		return repository.Image{}, repository.WriteStats{}, w.f.commitErr
+	}
+	return w.VolumeWriter.Commit(ctx)
+}
+
+var volume = repository.VolumeKey{Namespace: "app", PVC: "data"}
+
+// backupRequest is the backup of one operation, of the VolumeSnapshot that was
+// taken then.
+func backupRequest(operation string, at time.Time) task.Request {
+	return task.Request{
+		Namespace: "velero", Name: "upload", OperationID: operation, Device: "/dev/blockmover",
+		BackupRepository: "app-default-kopia", Volume: volume,
+		Backup: &task.Backup{
+			ParentSnapshot: "auto", Driver: "csi.example.com", VolumeHandle: "volume-1",
+			SnapshotHandle: "handle-" + operation, SnapshotTime: at, VolumeSnapshot: "blockmover-uid",
+		},
+	}
+}
+
+func restoreRequest(id repository.SnapshotID) task.Request {
+	r := backupRequest("dd-1.1", monday)
+	r.Backup, r.Restore = nil, &task.Restore{SnapshotID: id}
+	return r
+}
+
+func (f *fixture) run(t *testing.T, r task.Request) task.Report {
+	t.Helper()
+	report, err := f.Run(t.Context(), r)
+	require.NoError(t, err)
+	return report
+}
+
+// content reads the whole device.
+func (f *fixture) content(t *testing.T) []byte {
+	t.Helper()
+	data := make([]byte, f.disk.Size())
+	_, err := f.disk.ReadAt(data, 0)
+	require.NoError(t, err)
+	return data
+}
+
+func TestBackupsAndRestores(t *testing.T) {
+	f := newFixture(t)
+	first := random(1)
+	full := f.run(t, backupRequest("du-1.1", monday))
+	require.Equal(t, repository.Full, full.Kind)
+	require.Equal(t, "NoParent", full.Reason)
+	require.NotEmpty(t, full.Detail)
+	want := task.Report{
+		SnapshotID: full.SnapshotID, Kind: repository.Full, VolumeSize: volumeSize,
+		BytesRead: volumeSize, BytesUploaded: 9 * mib, ChunksWritten: 9,
+	}
+	require.Empty(t, cmp.Diff(want, full, cmpopts.IgnoreFields(task.Report{}, "Reason", "Detail")))
+
+	second := random(1)
+	copy(second[3*mib:], random(2)[:4096])
+	f.insert(second)
+	f.volume.Changed["handle-du-1.1"] = []block.Extent{{Offset: 3 * mib, Length: 4096}}
+	incremental := f.run(t, backupRequest("du-2.1", monday.Add(24*time.Hour)))
+	want = task.Report{
+		SnapshotID: incremental.SnapshotID, Kind: repository.Incremental, Parent: full.SnapshotID, VolumeSize: volumeSize,
+		BytesRead: mib, BytesUploaded: mib, ChunksWritten: 1, ChunksInherited: 8,
+	}
+	require.Empty(t, cmp.Diff(want, incremental))
+
+	saved, err := f.store.Get(t.Context(), incremental.SnapshotID)
+	require.NoError(t, err)
+	require.Equal(t, "du-2.1", saved.Tags[repository.TagOperation])
+	require.Equal(t, repository.Meta{
+		Version: 1, Size: volumeSize, ChunkSize: repository.DefaultChunkSize, SegmentSize: repository.DefaultSegmentSize,
+		Kind: repository.Incremental, Parent: full.SnapshotID, Driver: "csi.example.com", VolumeHandle: "volume-1",
+		SnapshotHandle: "handle-du-2.1", ChangeID: "handle-du-2.1", SnapshotTime: monday.Add(24 * time.Hour), Mover: "blockmover",
+	}, saved.Meta)
+
+	for id, data := range map[repository.SnapshotID][]byte{full.SnapshotID: first, incremental.SnapshotID: second} {
+		f.insert(random(3))
+		report := f.run(t, restoreRequest(id))
+		require.Equal(t, task.Report{SnapshotID: id, VolumeSize: volumeSize, BytesWritten: volumeSize}, report)
+		require.Equal(t, data, f.content(t))
+		require.Equal(t, 1, f.device.Calls(devicetest.Sync))
+		require.Equal(t, 1, f.device.Calls(devicetest.Close))
+	}
+	require.EqualValues(t, 4, f.closed.Load(), "stores closed")
+	require.Equal(t, Progress{volumeSize, volumeSize}, f.sink.published()[len(f.sink.published())-1])
+}
+
+func TestBackupSaysWhyItIsFull(t *testing.T) {
+	for name, test := range map[string]struct {
+		spoil          func(*fixture, *task.Request)
+		reason, detail string
+	}{
+		"asked for":           {func(_ *fixture, r *task.Request) { r.Backup.ParentSnapshot = "none" }, "ForcedFull", ""},
+		"due":                 {func(_ *fixture, r *task.Request) { r.Backup.FullEvery = time.Hour; r.Backup.SnapshotTime = monday }, "FullDue", "1h0m0s"},
+		"no metadata service": {func(f *fixture, _ *task.Request) { f.sourceErr = errors.New("no SnapshotMetadataService") }, "CBTUnavailable", "no SnapshotMetadataService"},
+		"base is unknown":     {func(f *fixture, _ *task.Request) { f.volume.Changed = nil }, "DeltaFailed", "no such base snapshot"},
+		"another volume":      {func(_ *fixture, r *task.Request) { r.Backup.VolumeHandle = "volume-2" }, "VolumeReplaced", "volume-2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.run(t, backupRequest("du-1.1", monday.Add(-time.Hour)))
+			f.volume.Changed["handle-du-1.1"] = nil
+			r := backupRequest("du-2.1", monday)
+			test.spoil(f, &r)
+			report := f.run(t, r)
+			require.Equal(t, repository.Full, report.Kind)
+			require.Equal(t, test.reason, report.Reason)
+			require.Contains(t, report.Detail, test.detail)
+			require.EqualValues(t, volumeSize, report.BytesRead)
+		})
+	}
+}
+
+// A repeated operation reports what it saved, and touches nothing.
+func TestBackupSavedBefore(t *testing.T) {
+	f := newFixture(t)
+	first := f.run(t, backupRequest("du-1.1", monday))
+	f.readerErr = errors.New("must not be opened")
+	again := f.run(t, backupRequest("du-1.1", monday))
+	require.Equal(t, first.SnapshotID, again.SnapshotID)
+	require.Equal(t, repository.Full, again.Kind)
+	require.EqualValues(t, volumeSize, again.VolumeSize)
+	require.Zero(t, again.BytesRead)
+	all, err := f.store.List(t.Context(), volume)
+	require.NoError(t, err)
+	require.Len(t, all, 1)
+}
+
+func TestBackupFailures(t *testing.T) {
+	broken := errors.New("broken")
+	for name, spoil := range map[string]func(*fixture){
+		"store":  func(f *fixture) { f.storeErr = broken },
+		"device": func(f *fixture) { f.readerErr = broken },
+		"read":   func(f *fixture) { f.device.Fail(devicetest.Read, 0, broken) },
+		"commit": func(f *fixture) { f.commitErr = broken },
+		"save":   func(f *fixture) { f.saveErr = broken },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			spoil(f)
+			report, err := f.Run(t.Context(), backupRequest("du-1.1", monday))
+			require.ErrorIs(t, err, broken)
+			require.Empty(t, report.SnapshotID)
+			all, err := f.store.List(t.Context(), volume)
+			require.NoError(t, err)
+			require.Empty(t, all, "repo snapshots of a backup that failed")
+			if name != "store" {
+				require.EqualValues(t, 1, f.closed.Load(), "stores closed")
+			}
+		})
+	}
+}
+
+func TestRestoreFailures(t *testing.T) {
+	broken := errors.New("broken")
+	f := newFixture(t)
+	id := f.run(t, backupRequest("du-1.1", monday)).SnapshotID
+	for name, test := range map[string]struct {
+		spoil func()
+		id    repository.SnapshotID
+		want  error
+	}{
+		"store":   {func() { f.storeErr = broken }, id, broken},
+		"device":  {func() { f.writerErr = broken }, id, broken},
+		"write":   {func() { f.device.Fail(devicetest.Write, 0, broken) }, id, broken},
+		"sync":    {func() { f.device.Fail(devicetest.Sync, 0, broken) }, id, broken},
+		"close":   {func() { f.device.Fail(devicetest.Close, 0, broken) }, id, broken},
+		"image":   {func() { f.writerErr = broken }, "gone", repository.ErrNotFound},
+		"smaller": {func() { f.device = devicetest.NewFaulty(device.NewMemory(make([]byte, mib), 512)) }, id, datapath.ErrTooSmall},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f.insert(random(3))
+			f.storeErr, f.writerErr = nil, nil
+			test.spoil()
+			_, err := f.Run(t.Context(), restoreRequest(test.id))
+			require.ErrorIs(t, err, test.want)
+		})
+	}
+}
+
+func TestBackupIsCanceled(t *testing.T) {
+	f := newFixture(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	f.before = cancel
+	_, err := f.Run(ctx, backupRequest("du-1.1", monday))
+	require.ErrorIs(t, err, context.Canceled)
+	all, err := f.store.List(t.Context(), volume)
+	require.NoError(t, err)
+	require.Empty(t, all)
+	require.EqualValues(t, 1, f.closed.Load(), "stores closed")
+
+	// The next attempt starts afresh.
+	f.before = nil
+	require.Equal(t, repository.Full, f.run(t, backupRequest("du-1.1", monday)).Kind)
+}
+
+// Progress that nobody takes does not matter.
+func TestProgressFails(t *testing.T) {
+	f := newFixture(t)
+	f.sink.failing.Store(true)
+	f.run(t, backupRequest("du-1.1", monday))
+	require.Positive(t, f.sink.calls.Load())
+}
