@@ -1,0 +1,113 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/policy"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/plugins/internal/operation"
+)
+
+// newDataUpload renders the DataUpload as Velero's built-in action would, plus
+// our settings and less the generated name.
+func newDataUpload(pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, backup *velerov1.Backup, volumeSnapshot, class string, settings policy.Settings) *velerov2alpha1.DataUpload {
+	controller := true
+	return &velerov2alpha1.DataUpload{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: backup.Namespace,
+			Name:      identity.DataUploadName(string(backup.UID), string(pvc.UID)),
+			OwnerReferences: []metav1.OwnerReference{{
+				APIVersion: velerov1.SchemeGroupVersion.String(),
+				Kind:       "Backup",
+				Name:       backup.Name,
+				UID:        backup.UID,
+				Controller: &controller,
+			}},
+			Labels: map[string]string{
+				velerov1.BackupNameLabel:       label.GetValidName(backup.Name),
+				velerov1.BackupUIDLabel:        string(backup.UID),
+				velerov1.PVCUIDLabel:           string(pvc.UID),
+				velerov1.AsyncOperationIDLabel: operationID(backup, pvc),
+			},
+		},
+		Spec: velerov2alpha1.DataUploadSpec{
+			SnapshotType: velerov2alpha1.SnapshotTypeCSI,
+			CSISnapshot: &velerov2alpha1.CSISnapshotSpec{
+				VolumeSnapshot: volumeSnapshot,
+				StorageClass:   *pvc.Spec.StorageClassName,
+				SnapshotClass:  class,
+				Driver:         pv.Spec.CSI.Driver,
+			},
+			SourcePVC:             pvc.Name,
+			SourceNamespace:       pvc.Namespace,
+			DataMover:             identity.DataMover,
+			DataMoverConfig:       settings.ToConfig(),
+			BackupStorageLocation: backup.Spec.StorageLocation,
+			OperationTimeout:      backup.Spec.CSISnapshotTimeout,
+		},
+	}
+}
+
+// upload waits for the snapshot and creates the DataUpload, or adopts the one of
+// an earlier attempt.
+func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (operation.Upload, error) {
+	waitCtx, cancel := context.WithTimeout(ctx, snapshotTimeout)
+	defer cancel()
+	if _, err := volumesnapshot.WaitForHandle(waitCtx, a.api, vs); err != nil {
+		return operation.Upload{}, err
+	}
+	createErr := a.api.Create(ctx, wanted)
+	if createErr == nil {
+		return operation.Upload{DataUpload: wanted}, nil
+	}
+	// It may exist for all that: from an earlier attempt, or because the answer of
+	// the API server was lost.
+	found := &velerov2alpha1.DataUpload{}
+	if err := a.api.Get(ctx, client.ObjectKeyFromObject(wanted), found); err != nil {
+		return operation.Upload{}, fmt.Errorf("create DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, createErr)
+	}
+	if err := adoptable(found, wanted); err != nil {
+		return operation.Upload{}, fmt.Errorf("adopt DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, err)
+	}
+	return operation.Upload{DataUpload: found}, nil
+}
+
+func adoptable(found, wanted *velerov2alpha1.DataUpload) error {
+	switch {
+	case found.DeletionTimestamp != nil:
+		return errors.New("it is being deleted")
+	case found.Labels[velerov1.AsyncOperationIDLabel] != wanted.Labels[velerov1.AsyncOperationIDLabel]:
+		return fmt.Errorf("it belongs to operation %q, want %q",
+			found.Labels[velerov1.AsyncOperationIDLabel], wanted.Labels[velerov1.AsyncOperationIDLabel])
+	case found.Spec.CSISnapshot == nil || found.Spec.CSISnapshot.VolumeSnapshot != wanted.Spec.CSISnapshot.VolumeSnapshot:
+		return fmt.Errorf("it does not move VolumeSnapshot %s", wanted.Spec.CSISnapshot.VolumeSnapshot)
+	case !maps.Equal(found.Spec.DataMoverConfig, wanted.Spec.DataMoverConfig):
+		return fmt.Errorf("its dataMoverConfig is %v, want %v", found.Spec.DataMoverConfig, wanted.Spec.DataMoverConfig)
+	}
+	return nil
+}
+
+// checkClass checks the class that a policy names.
+func checkClass(ctx context.Context, c client.Client, name, driver string) error {
+	class := &snapshotv1.VolumeSnapshotClass{}
+	if err := c.Get(ctx, client.ObjectKey{Name: name}, class); err != nil {
+		return fmt.Errorf("get VolumeSnapshotClass %s of the volume policy: %w", name, err)
+	}
+	if class.Driver != driver {
+		return fmt.Errorf("VolumeSnapshotClass %s of the volume policy is of driver %s, the volume of %s", name, class.Driver, driver)
+	}
+	return nil
+}

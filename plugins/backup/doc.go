@@ -1,0 +1,38 @@
+// Package backup is Velero's backup item action for PVCs.
+//
+// A volume comes to Blockmover through one of two doors:
+//
+//   - The backup has snapshotMoveData and dataMover: blockmover. Velero's built-in
+//     CSI action then takes the VolumeSnapshot and creates the DataUpload, and this
+//     action stays out.
+//
+//   - A volume policy says `custom` with the parameter mover: blockmover. Velero
+//     then leaves the volume alone, and this action does what the built-in would
+//     do:
+//
+//     PVC ─▶ policy ─▶ VolumeSnapshot ─▶ wait for its handle ─▶ DataUpload ─▶ operation ID
+//
+// The policy decides per volume and wins over what is said of the whole backup:
+// in a backup of the first kind a volume with such a policy goes through the
+// second door, and spec.snapshotVolumes: false does not stop it, just as it does
+// not stop Velero's own policy action `snapshot`.
+//
+// # What is promised
+//
+// A volume that the policy gives to Blockmover ends with a DataUpload or with an
+// error of the backup, never with neither. When Execute returns an error, the
+// VolumeSnapshot that it took is gone, and so is the snapshot in the storage.
+//
+// # Replays
+//
+// VolumeSnapshot and DataUpload have names derived from the UIDs of the backup
+// and the PVC. Execute may be called any number of times, by any process, and
+// adopts what an earlier call made.
+//
+// # What Velero does with it
+//
+// An error that Execute returns fails the item, and the backup becomes
+// PartiallyFailed. A log line of level Error does the same, so there is none
+// here. An error that Progress returns ends the operation for good, so errors
+// that may pass are reported as a description instead.
+package backup

@@ -1,0 +1,291 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/kuberesource"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	"github.com/vmware-tanzu/velero/pkg/plugin/framework/common"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	biav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/backupitemaction/v2"
+	"github.com/vmware-tanzu/velero/pkg/util/csi"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/policy"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/plugins/internal/operation"
+)
+
+// PVCActionName is the name that the PVC action is registered under.
+const PVCActionName = "blockmover.io/pvc-backup"
+
+// defaultSnapshotTimeout is Velero's default of Backup.spec.csiSnapshotTimeout.
+const defaultSnapshotTimeout = 10 * time.Minute
+
+// PVCAction backs the PVCs up that a volume policy gives to Blockmover. It is
+// safe for concurrent use: Velero runs item blocks in parallel.
+type PVCAction struct {
+	log    logrus.FieldLogger
+	api    client.Client
+	poller operation.Poller
+	// globalPolicies is the ConfigMap of volume policies that apply to every
+	// backup (a flag of the Velero server); "" is none.
+	globalPolicies string
+}
+
+var _ biav2.BackupItemAction = (*PVCAction)(nil)
+
+// NewPVCAction returns the action.
+func NewPVCAction(log logrus.FieldLogger, api client.Client, globalPolicies string) *PVCAction {
+	return &PVCAction{
+		log:            log,
+		api:            api,
+		globalPolicies: globalPolicies,
+		poller: operation.Poller{
+			API:    api,
+			Action: PVCActionName,
+			Kind:   common.PluginKindBackupItemActionV2,
+			Now:    time.Now,
+		},
+	}
+}
+
+// Name implements BackupItemAction.
+func (*PVCAction) Name() string { return PVCActionName }
+
+// AppliesTo implements BackupItemAction.
+func (*PVCAction) AppliesTo() (velero.ResourceSelector, error) {
+	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil
+}
+
+// Execute implements BackupItemAction.
+func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) (
+	runtime.Unstructured, []velero.ResourceIdentifier, string, []velero.ResourceIdentifier, error,
+) {
+	if backup.Status.Phase == velerov1.BackupPhaseFinalizing || backup.Status.Phase == velerov1.BackupPhaseFinalizingPartiallyFailed {
+		return item, nil, "", nil, nil
+	}
+	pvc := &corev1.PersistentVolumeClaim{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(item.UnstructuredContent(), pvc); err != nil {
+		return nil, nil, "", nil, fmt.Errorf("decode PVC: %w", err)
+	}
+	snapshotTimeout := backup.Spec.CSISnapshotTimeout.Duration
+	if snapshotTimeout <= 0 {
+		snapshotTimeout = defaultSnapshotTimeout
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), snapshotTimeout+operation.CallTimeout)
+	defer cancel()
+
+	params, ours, err := a.policyOf(item, pvc, backup)
+	if err != nil {
+		return nil, nil, "", nil, err
+	}
+	if !ours {
+		return withoutStaleAnnotation(item), nil, "", nil, nil
+	}
+	upload, err := a.start(ctx, pvc, backup, params, snapshotTimeout)
+	if err != nil {
+		return nil, nil, "", nil, fmt.Errorf("back up PVC %s/%s with blockmover: %w", pvc.Namespace, pvc.Name, err)
+	}
+	a.log.WithField("dataUpload", client.ObjectKeyFromObject(upload.DataUpload).String()).Info("The volume is handed to the blockmover data mover")
+
+	updated := &unstructured.Unstructured{Object: item.UnstructuredContent()}
+	annotations := updated.GetAnnotations()
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	annotations[identity.AnnotationDataUpload] = client.ObjectKeyFromObject(upload.DataUpload).String()
+	updated.SetAnnotations(annotations)
+	// Velero reads the DataUpload again when the operation has ended, and stores
+	// it with the backup: its status is what a restore starts from.
+	afterwards := []velero.ResourceIdentifier{{GroupResource: kuberesource.DataUploads, Namespace: upload.Namespace, Name: upload.Name}}
+	return updated, nil, upload.Labels[velerov1.AsyncOperationIDLabel], afterwards, nil
+}
+
+// withoutStaleAnnotation drops our annotation from a PVC that this backup does
+// not move: left over by a restore without our plugin, it would send the next
+// restore looking for a DataUpload that is not in the backup.
+func withoutStaleAnnotation(item runtime.Unstructured) runtime.Unstructured {
+	u := &unstructured.Unstructured{Object: item.UnstructuredContent()}
+	annotations := u.GetAnnotations()
+	if _, found := annotations[identity.AnnotationDataUpload]; !found {
+		return item
+	}
+	delete(annotations, identity.AnnotationDataUpload)
+	u.SetAnnotations(annotations)
+	return u
+}
+
+// start takes the VolumeSnapshot and creates the DataUpload. All that can be
+// known to be wrong is found before the VolumeSnapshot is taken.
+func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup, params map[string]any, snapshotTimeout time.Duration) (operation.Upload, error) {
+	settings, err := a.settings(ctx, backup, params)
+	if err != nil {
+		return operation.Upload{}, err
+	}
+	if _, err := a.poller.AcceptTimeout(ctx, backup.Namespace, backup.Spec.ItemOperationTimeout.Duration); err != nil {
+		return operation.Upload{}, err
+	}
+	pv, err := a.volumeOf(ctx, pvc)
+	if err != nil {
+		return operation.Upload{}, err
+	}
+	class, err := a.snapshotClass(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)
+	if err != nil {
+		return operation.Upload{}, err
+	}
+	vs, err := volumesnapshot.Ensure(ctx, a.api, volumesnapshot.Source{
+		Namespace: pvc.Namespace,
+		PVC:       pvc.Name,
+		PVCUID:    string(pvc.UID),
+		Class:     class,
+		BackupUID: string(backup.UID),
+	})
+	if err != nil {
+		return operation.Upload{}, err
+	}
+	vsKey := client.ObjectKeyFromObject(vs)
+	upload, err := a.upload(ctx, vsKey, newDataUpload(pvc, pv, backup, vs.Name, class, settings), snapshotTimeout)
+	if err != nil {
+		return operation.Upload{}, errors.Join(err, a.release(ctx, vsKey))
+	}
+	return upload, nil
+}
+
+// release deletes the VolumeSnapshot of an attempt that failed, unless a manager
+// has taken it over at the last moment. It has its own time: the attempt may have
+// failed because its time was up.
+func (a *PVCAction) release(ctx context.Context, vs client.ObjectKey) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operation.CallTimeout)
+	defer cancel()
+	_, err := volumesnapshot.Rehomer{Client: a.api, Reader: a.api}.ReleaseOrigin(ctx,
+		volumesnapshot.Origin{Namespace: vs.Namespace, VolumeSnapshot: vs.Name})
+	return err
+}
+
+// settings are what policy and Backup ask for.
+func (a *PVCAction) settings(ctx context.Context, backup *velerov1.Backup, params map[string]any) (policy.Settings, error) {
+	settings, err := policy.Parse(params)
+	if err != nil {
+		return policy.Settings{}, err
+	}
+	// The Backup that Velero passes is typed and has lost the fields that its
+	// version does not know; the CRD may be newer.
+	raw := &unstructured.Unstructured{}
+	raw.SetGroupVersionKind(velerov1.SchemeGroupVersion.WithKind("Backup"))
+	if err := a.api.Get(ctx, client.ObjectKeyFromObject(backup), raw); err != nil {
+		return policy.Settings{}, fmt.Errorf("get Backup %s/%s: %w", backup.Namespace, backup.Name, err)
+	}
+	specType, _, err := unstructured.NestedString(raw.Object, "spec", "backupType")
+	if err != nil {
+		return policy.Settings{}, fmt.Errorf("read Backup %s/%s: %w", backup.Namespace, backup.Name, err)
+	}
+	settings.BackupType, err = policy.Resolve(specType, backup.Annotations[identity.AnnotationBackupType], settings)
+	return settings, err
+}
+
+// volumeOf returns the CSI volume of a PVC that can be snapshotted and exposed.
+func (a *PVCAction) volumeOf(ctx context.Context, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
+	if pvc.Status.Phase != corev1.ClaimBound || pvc.Spec.VolumeName == "" {
+		return nil, fmt.Errorf("the PVC is %s, want %s: it has no volume to back up", orUnknown(string(pvc.Status.Phase)), corev1.ClaimBound)
+	}
+	pv := &corev1.PersistentVolume{}
+	if err := a.api.Get(ctx, client.ObjectKey{Name: pvc.Spec.VolumeName}, pv); err != nil {
+		return nil, fmt.Errorf("get PersistentVolume %s: %w", pvc.Spec.VolumeName, err)
+	}
+	if pv.Spec.CSI == nil {
+		return nil, fmt.Errorf("PersistentVolume %s is not a CSI volume: blockmover cannot snapshot it", pv.Name)
+	}
+	if pvc.Spec.StorageClassName == nil || *pvc.Spec.StorageClassName == "" {
+		return nil, errors.New("the PVC has no storage class: its snapshot cannot be made a volume to read from")
+	}
+	return pv, nil
+}
+
+func orUnknown(phase string) string {
+	if phase == "" {
+		return "of unknown phase"
+	}
+	return phase
+}
+
+// snapshotClass is the class that the policy names, or else the one that Velero
+// would choose.
+func (a *PVCAction) snapshotClass(ctx context.Context, named, driver string, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (string, error) {
+	if named == "" {
+		class, err := csi.GetVolumeSnapshotClass(driver, backup, pvc, a.log, a.api)
+		if err != nil {
+			return "", fmt.Errorf("choose VolumeSnapshotClass of driver %s: %w", driver, err)
+		}
+		return class.Name, nil
+	}
+	return named, checkClass(ctx, a.api, named, driver)
+}
+
+// Progress implements BackupItemAction.
+func (a *PVCAction) Progress(operationID string, backup *velerov1.Backup) (velero.OperationProgress, error) {
+	if operationID == "" {
+		return velero.OperationProgress{}, biav2.InvalidOperationIDError(operationID)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	defer cancel()
+	progress, err := a.progress(ctx, operationID, backup)
+	if err != nil && !errors.Is(err, operation.ErrLost) {
+		a.log.WithError(err).WithField("operation", operationID).Warn("Cannot tell the progress of the operation this time")
+		return velero.OperationProgress{Description: err.Error()}, nil
+	}
+	return progress, err
+}
+
+func (a *PVCAction) progress(ctx context.Context, operationID string, backup *velerov1.Backup) (velero.OperationProgress, error) {
+	upload, err := operation.FindUpload(ctx, a.api, backup.Namespace, operationID)
+	if err != nil {
+		return velero.OperationProgress{}, err
+	}
+	progress, gaveUp, err := a.poller.Poll(ctx, upload, backup.Spec.ItemOperationTimeout.Duration)
+	if err != nil {
+		return velero.OperationProgress{}, err
+	}
+	if gaveUp {
+		if err := a.release(ctx, snapshotOf(upload)); err != nil {
+			progress.Err = errors.Join(errors.New(progress.Err), err).Error()
+		}
+	}
+	return progress, nil
+}
+
+// Cancel implements BackupItemAction.
+func (a *PVCAction) Cancel(operationID string, backup *velerov1.Backup) error {
+	if operationID == "" {
+		return biav2.InvalidOperationIDError(operationID)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	defer cancel()
+	upload, err := operation.FindUpload(ctx, a.api, backup.Namespace, operationID)
+	if err != nil {
+		return err
+	}
+	gaveUp, err := a.poller.Cancel(ctx, upload)
+	if err != nil || !gaveUp {
+		return err
+	}
+	return a.release(ctx, snapshotOf(upload))
+}
+
+func snapshotOf(upload operation.Upload) client.ObjectKey {
+	return client.ObjectKey{Namespace: upload.Spec.SourceNamespace, Name: upload.Spec.CSISnapshot.VolumeSnapshot}
+}
+
+// operationID is spelled as Velero's own action spells it.
+func operationID(backup *velerov1.Backup, pvc *corev1.PersistentVolumeClaim) string {
+	return label.GetValidName(string(velerov1.AsyncOperationIDPrefixDataUpload) + string(backup.UID) + "." + string(pvc.UID))
+}

@@ -1,0 +1,105 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/kuberesource"
+	"github.com/vmware-tanzu/velero/pkg/plugin/utils/volumehelper"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/policy"
+)
+
+// actionCustom is the type of a policy action that leaves a volume to a plugin.
+const actionCustom = "custom"
+
+// policyOf returns the parameters of the volume policy that matches the PVC, and
+// whether it gives the PVC to Blockmover. The policies of the backup come before
+// those that the server applies to all backups; the first match decides.
+func (a *PVCAction) policyOf(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (params map[string]any, ours bool, err error) {
+	for _, source := range a.policySources(backup) {
+		matched, params, ours, err := a.match(item, pvc, source)
+		if err != nil {
+			return nil, false, fmt.Errorf("match volume policies for PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
+		}
+		if matched {
+			return params, ours, nil
+		}
+	}
+	return nil, false, nil
+}
+
+// policySources are copies of the backup, each with one ConfigMap of volume
+// policies: what Velero's helper takes. The helper itself knows nothing of the
+// server's policies for all backups.
+func (a *PVCAction) policySources(backup *velerov1.Backup) []velerov1.Backup {
+	var sources []velerov1.Backup
+	if backup.Spec.ResourcePolicy != nil {
+		sources = append(sources, *backup)
+	}
+	if a.globalPolicies != "" {
+		global := backup.DeepCopy()
+		global.Spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: a.globalPolicies}
+		sources = append(sources, *global)
+	}
+	return sources
+}
+
+// match asks one set of policies.
+//
+// A PVC without a volume can match policies with conditions on the PVC alone, and
+// the helper can then only be asked whether a policy names us: one that names
+// somebody else looks like no match.
+func (a *PVCAction) match(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, source velerov1.Backup) (matched bool, params map[string]any, ours bool, err error) {
+	reads := &failedReads{Client: a.api}
+	helper, err := volumehelper.NewVolumeHelperWithCache(source, reads, a.log, nil)
+	if err != nil {
+		return false, nil, false, err
+	}
+	if pvc.Status.Phase == corev1.ClaimBound && pvc.Spec.VolumeName != "" {
+		matched, actionType, params, err := helper.GetActionParameters(item, kuberesource.PersistentVolumeClaims)
+		if err == nil {
+			err = reads.first
+		}
+		if err == nil {
+			custom := matched && actionType == actionCustom
+			ours := custom && policy.IsOurs(params)
+			if custom && !ours {
+				a.log.Debugf("PVC %s/%s: the volume policy leaves the volume to another plugin", pvc.Namespace, pvc.Name)
+			}
+			return matched, params, ours, nil
+		}
+		if !apierrors.IsNotFound(err) {
+			return false, nil, false, err
+		}
+	}
+	for _, wanted := range policy.MatchParameters() {
+		ours, err := helper.ShouldPerformCustomAction(item, kuberesource.PersistentVolumeClaims, wanted)
+		if err != nil || ours {
+			return ours, wanted, ours, err
+		}
+	}
+	return false, nil, false, nil
+}
+
+// failedReads remembers the first Get that failed. Velero's helper takes a
+// PersistentVolume that it could not read for one that no policy matches, which
+// would leave a volume of ours out of the backup without a word.
+type failedReads struct {
+	client.Client
+	first error
+}
+
+// Get implements client.Client.
+func (r *failedReads) Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+	err := r.Client.Get(ctx, key, obj, opts...)
+	if err != nil && r.first == nil {
+		r.first = fmt.Errorf("get %T %s: %w", obj, key, err)
+	}
+	return err
+}

@@ -1,0 +1,236 @@
+// Package delete is Velero's delete item action for DataUploads.
+//
+// When a backup is deleted, Velero calls it for each DataUpload in the backup. It
+// names the repo snapshot to Velero's deletion controller, which then forgets it,
+// and releases the VolumeSnapshot where the mover has left one.
+//
+// Velero's controller looks in two places, and which of them it looks in depends
+// on the backup:
+//
+//	with snapshotMoveData   ConfigMaps labelled as snapshot info: the way of Velero's
+//	                        own action, which serves its own mover and no other
+//	else                    PodVolumeBackups labelled with the backup
+//
+// A volume of a policy is in a backup without snapshotMoveData as a rule. So for
+// those the action leaves a PodVolumeBackup that is completed from the start and
+// belongs to no pod: all that anybody ever does with it is to forget its snapshot.
+// It goes with the Backup, which owns it.
+//
+// Velero only logs an error of this action and goes on to delete the backup, and
+// then nobody knows the repo snapshot any more. So errors that may pass are
+// retried here.
+package delete
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/util/retry"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/plugins/internal/operation"
+)
+
+// DataUploadActionName is the name that the action is registered under.
+const DataUploadActionName = "blockmover.io/dataupload-delete"
+
+// backoff of retries: 6 attempts within about 15 s.
+var backoff = wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 6}
+
+// cacheLag is how long the cache of the Velero server may be behind the API
+// server. Its deletion controller reads what we write from there, a moment later,
+// and does not know that it should wait.
+const cacheLag = 250 * time.Millisecond
+
+// DataUploadAction lets go of what a DataUpload of ours holds.
+type DataUploadAction struct {
+	log      logrus.FieldLogger
+	api      client.Client
+	backoff  wait.Backoff
+	cacheLag time.Duration
+}
+
+var _ velero.DeleteItemAction = (*DataUploadAction)(nil)
+
+// NewDataUploadAction returns the action.
+func NewDataUploadAction(log logrus.FieldLogger, api client.Client) *DataUploadAction {
+	return &DataUploadAction{log: log, api: api, backoff: backoff, cacheLag: cacheLag}
+}
+
+// AppliesTo implements DeleteItemAction.
+func (*DataUploadAction) AppliesTo() (velero.ResourceSelector, error) {
+	return velero.ResourceSelector{IncludedResources: []string{"datauploads.velero.io"}}, nil
+}
+
+// Execute implements DeleteItemAction.
+func (a *DataUploadAction) Execute(input *velero.DeleteItemActionExecuteInput) error {
+	upload := &velerov2alpha1.DataUpload{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(input.Item.UnstructuredContent(), upload); err != nil {
+		return fmt.Errorf("decode DataUpload: %w", err)
+	}
+	if upload.Spec.DataMover != identity.DataMover {
+		return nil
+	}
+	// A backup of Velero's own namespace holds DataUploads of other backups, which
+	// are not to be deleted with it.
+	if owner := upload.Labels[velerov1.BackupNameLabel]; owner != label.GetValidName(input.Backup.Name) {
+		a.log.Warnf("DataUpload %s/%s is in backup %s but belongs to %q: it is left alone (exclude Velero's namespace from backups)",
+			upload.Namespace, upload.Name, input.Backup.Name, owner)
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	defer cancel()
+	return errors.Join(
+		a.retry(ctx, func() error { return a.handOver(ctx, upload, input.Backup) }),
+		a.retry(ctx, func() error { return a.releaseVolumeSnapshot(ctx, upload, input.Backup) }),
+	)
+}
+
+func (a *DataUploadAction) retry(ctx context.Context, do func() error) error {
+	return retry.OnError(a.backoff, func(error) bool { return ctx.Err() == nil }, do)
+}
+
+// handOver names the repo snapshot to Velero's deletion controller. A DataUpload
+// without one has nothing to forget.
+func (a *DataUploadAction) handOver(ctx context.Context, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) error {
+	if upload.Status.SnapshotID == "" {
+		return nil
+	}
+	var note client.Object = snapshotInfo(upload, backup)
+	if backup.Spec.SnapshotMoveData == nil || !*backup.Spec.SnapshotMoveData {
+		note = podVolumeBackup(upload, backup)
+	}
+	if err := a.ensure(ctx, note); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(a.cacheLag):
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// snapshotInfo has the keys of Velero's pkg/repository/types.SnapshotIdentifier.
+func snapshotInfo(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) *corev1.ConfigMap {
+	return &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: backup.Namespace,
+			Name:      upload.Name + "-info",
+			Labels: map[string]string{
+				velerov1.BackupNameLabel:             label.GetValidName(backup.Name),
+				velerov1.DataUploadSnapshotInfoLabel: "true",
+			},
+		},
+		Data: map[string]string{
+			"volumeNamespace":       upload.Spec.SourceNamespace,
+			"backupStorageLocation": backup.Spec.StorageLocation,
+			"snapshotID":            upload.Status.SnapshotID,
+			"repositoryType":        velerov1.BackupRepositoryTypeKopia,
+			"uploaderType":          identity.DataMover,
+			"source":                upload.Spec.SourceNamespace + "/" + upload.Spec.SourcePVC,
+		},
+	}
+}
+
+// podVolumeBackup is one that node agents leave alone, because it is completed,
+// and restores, because it names no pod and no PVC.
+func podVolumeBackup(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) *velerov1.PodVolumeBackup {
+	controller := true
+	return &velerov1.PodVolumeBackup{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: backup.Namespace,
+			Name:      upload.Name + "-forget",
+			Labels: map[string]string{
+				velerov1.BackupNameLabel: label.GetValidName(backup.Name),
+				velerov1.BackupUIDLabel:  string(backup.UID),
+			},
+			OwnerReferences: []metav1.OwnerReference{{
+				APIVersion: velerov1.SchemeGroupVersion.String(),
+				Kind:       "Backup",
+				Name:       backup.Name,
+				UID:        backup.UID,
+				Controller: &controller,
+			}},
+		},
+		Spec: velerov1.PodVolumeBackupSpec{
+			Pod:                   corev1.ObjectReference{Namespace: upload.Spec.SourceNamespace},
+			Volume:                upload.Spec.SourcePVC,
+			BackupStorageLocation: backup.Spec.StorageLocation,
+			UploaderType:          velerov1.BackupRepositoryTypeKopia,
+		},
+		Status: velerov1.PodVolumeBackupStatus{
+			Phase:      velerov1.PodVolumeBackupPhaseCompleted,
+			SnapshotID: upload.Status.SnapshotID,
+			Message:    "left by " + DataUploadActionName + " so that Velero forgets the repo snapshot of DataUpload " + upload.Name,
+		},
+	}
+}
+
+// ensure creates an object, or overwrites what a deletion that did not come to
+// its end has left.
+func (a *DataUploadAction) ensure(ctx context.Context, object client.Object) error {
+	what := fmt.Sprintf("%T %s", object, client.ObjectKeyFromObject(object))
+	err := a.api.Create(ctx, object)
+	if err == nil {
+		return nil
+	}
+	if !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create %s: %w", what, err)
+	}
+	found, ok := object.DeepCopyObject().(client.Object)
+	if !ok {
+		return fmt.Errorf("copy %s: it is no API object", what)
+	}
+	if err := a.api.Get(ctx, client.ObjectKeyFromObject(object), found); err != nil {
+		return fmt.Errorf("get %s: %w", what, err)
+	}
+	object.SetUID(found.GetUID())
+	object.SetResourceVersion(found.GetResourceVersion())
+	if err := a.api.Update(ctx, object); err != nil {
+		return fmt.Errorf("update %s: %w", what, err)
+	}
+	return nil
+}
+
+// releaseVolumeSnapshot deletes the VolumeSnapshot that the DataUpload moves, if
+// it is still where it was taken and was taken for this backup: by our action, or
+// by Velero's (which leaves it to the mover, and a mover that never ran to us).
+// One that a manager has taken over is the manager's.
+func (a *DataUploadAction) releaseVolumeSnapshot(ctx context.Context, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) error {
+	if upload.Spec.CSISnapshot == nil || upload.Spec.CSISnapshot.VolumeSnapshot == "" {
+		return nil
+	}
+	key := client.ObjectKey{Namespace: upload.Spec.SourceNamespace, Name: upload.Spec.CSISnapshot.VolumeSnapshot}
+	vs := &snapshotv1.VolumeSnapshot{}
+	switch err := a.api.Get(ctx, key, vs); {
+	case apierrors.IsNotFound(err) || meta.IsNoMatchError(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("get VolumeSnapshot %s: %w", key, err)
+	}
+	byUs := vs.Labels[identity.LabelBackupUID] != "" && vs.Labels[identity.LabelBackupUID] == upload.Labels[velerov1.BackupUIDLabel]
+	byVelero := vs.Labels[velerov1.BackupNameLabel] == label.GetValidName(backup.Name)
+	if !byUs && !byVelero {
+		return nil
+	}
+	a.log.Infof("Releasing VolumeSnapshot %s, which the mover has left", key)
+	_, err := volumesnapshot.Rehomer{Client: a.api, Reader: a.api}.ReleaseOrigin(ctx,
+		volumesnapshot.Origin{Namespace: key.Namespace, VolumeSnapshot: key.Name})
+	return err
+}

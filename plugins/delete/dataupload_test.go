@@ -1,0 +1,289 @@
+package delete
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/sirupsen/logrus"
+	logrustest "github.com/sirupsen/logrus/hooks/test"
+	"github.com/stretchr/testify/require"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	"github.com/vmware-tanzu/velero/pkg/podvolume"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/plugins/internal/faulty"
+)
+
+// world is a cluster in which a backup with one DataUpload is being deleted.
+type world struct {
+	t      *testing.T
+	backup *velerov1.Backup
+	upload *velerov2alpha1.DataUpload
+	vs     *snapshotv1.VolumeSnapshot
+	api    client.WithWatch
+	logs   *logrustest.Hook
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	return &world{
+		t: t,
+		backup: &velerov1.Backup{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "nightly", UID: "backup-uid"},
+			Spec:       velerov1.BackupSpec{StorageLocation: "default"},
+		},
+		upload: &velerov2alpha1.DataUpload{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "blockmover-1", Labels: map[string]string{
+				velerov1.BackupNameLabel: "nightly", velerov1.BackupUIDLabel: "backup-uid",
+			}},
+			Spec: velerov2alpha1.DataUploadSpec{
+				DataMover: "blockmover", SourceNamespace: "app", SourcePVC: "data",
+				CSISnapshot: &velerov2alpha1.CSISnapshotSpec{VolumeSnapshot: "vs-1"},
+			},
+			Status: velerov2alpha1.DataUploadStatus{Phase: velerov2alpha1.DataUploadPhaseCompleted, SnapshotID: "k123"},
+		},
+	}
+}
+
+func (w *world) leaveVolumeSnapshot(labels map[string]string) {
+	content := "content-1"
+	w.vs = &snapshotv1.VolumeSnapshot{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "vs-1", Labels: labels},
+		Status:     &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &content},
+	}
+}
+
+func (w *world) start(fault *faulty.Fault) *DataUploadAction {
+	w.t.Helper()
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		clientgoscheme.AddToScheme, velerov1.AddToScheme, velerov2alpha1.AddToScheme, snapshotv1.AddToScheme,
+	} {
+		require.NoError(w.t, add(scheme))
+	}
+	builder := fake.NewClientBuilder().WithScheme(scheme)
+	if w.vs != nil {
+		builder = builder.WithObjects(w.vs, &snapshotv1.VolumeSnapshotContent{
+			ObjectMeta: metav1.ObjectMeta{Name: "content-1"},
+			Spec:       snapshotv1.VolumeSnapshotContentSpec{DeletionPolicy: snapshotv1.VolumeSnapshotContentRetain},
+		})
+	}
+	w.api = builder.Build()
+	var log *logrus.Logger
+	log, w.logs = logrustest.NewNullLogger()
+	action := NewDataUploadAction(log, fault.Client(w.api))
+	action.cacheLag = 0
+	action.backoff = wait.Backoff{Duration: time.Millisecond, Steps: 3}
+	return action
+}
+
+func (w *world) execute(action *DataUploadAction) error {
+	w.t.Helper()
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(w.upload)
+	require.NoError(w.t, err)
+	return action.Execute(&velero.DeleteItemActionExecuteInput{Item: &unstructured.Unstructured{Object: content}, Backup: w.backup})
+}
+
+// repoSnapshot has the fields of Velero's pkg/repository/types.SnapshotIdentifier
+// that its deletion controller uses.
+type repoSnapshot struct {
+	VolumeNamespace       string `json:"volumeNamespace"`
+	BackupStorageLocation string `json:"backupStorageLocation"`
+	SnapshotID            string `json:"snapshotID"`
+	RepositoryType        string `json:"repositoryType"`
+}
+
+// found is what Velero's deletion controller finds to forget, in the way it looks.
+func (w *world) found() []repoSnapshot {
+	w.t.Helper()
+	byBackup := client.MatchingLabels{velerov1.BackupNameLabel: label.GetValidName(w.backup.Name)}
+	var pvbs velerov1.PodVolumeBackupList
+	require.NoError(w.t, w.api.List(w.t.Context(), &pvbs, byBackup))
+	var found []repoSnapshot
+	for _, ids := range podvolume.GetSnapshotIdentifier(&pvbs) {
+		for _, id := range ids {
+			found = append(found, repoSnapshot{id.VolumeNamespace, id.BackupStorageLocation, id.SnapshotID, id.RepositoryType})
+		}
+	}
+	if w.backup.Spec.SnapshotMoveData == nil || !*w.backup.Spec.SnapshotMoveData {
+		return found
+	}
+	var configs corev1.ConfigMapList
+	require.NoError(w.t, w.api.List(w.t.Context(), &configs, client.InNamespace("velero"), byBackup,
+		client.MatchingLabels{velerov1.DataUploadSnapshotInfoLabel: "true"}))
+	for _, config := range configs.Items {
+		text, err := json.Marshal(config.Data)
+		require.NoError(w.t, err)
+		var id repoSnapshot
+		require.NoError(w.t, json.Unmarshal(text, &id))
+		found = append(found, id)
+	}
+	return found
+}
+
+// requireForgotten checks that the repo snapshot is found once, and nothing else.
+func (w *world) requireForgotten(why ...any) {
+	w.t.Helper()
+	require.Equal(w.t, []repoSnapshot{{"app", "default", "k123", "kopia"}}, w.found(), why...)
+}
+
+func (w *world) volumeSnapshots() int {
+	w.t.Helper()
+	var list snapshotv1.VolumeSnapshotList
+	require.NoError(w.t, w.api.List(w.t.Context(), &list))
+	return len(list.Items)
+}
+
+func TestExecute(t *testing.T) {
+	yes, no := true, false
+	for name, moveData := range map[string]*bool{"door 1": &yes, "door 2": nil, "door 2, said": &no} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.backup.Spec.SnapshotMoveData = moveData
+			action := w.start(&faulty.Fault{})
+			for range 2 { // a deletion that failed is repeated
+				require.NoError(t, w.execute(action))
+				w.requireForgotten()
+			}
+		})
+	}
+}
+
+// The PodVolumeBackup has to be one that nobody works on, and that disappears.
+func TestExecutePodVolumeBackup(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, w.execute(w.start(&faulty.Fault{})))
+	var pvbs velerov1.PodVolumeBackupList
+	require.NoError(t, w.api.List(t.Context(), &pvbs))
+	require.Len(t, pvbs.Items, 1)
+	pvb := pvbs.Items[0]
+	require.Equal(t, velerov1.PodVolumeBackupPhaseCompleted, pvb.Status.Phase)
+	require.Empty(t, pvb.Spec.Node)
+	require.Empty(t, pvb.Spec.Pod.Name)
+	require.Empty(t, pvb.Annotations)
+	require.Equal(t, w.backup.UID, pvb.OwnerReferences[0].UID)
+}
+
+func TestExecuteLongBackupName(t *testing.T) {
+	w := newWorld(t)
+	w.backup.Name = strings.Repeat("nightly-", 12)
+	w.upload.Labels[velerov1.BackupNameLabel] = label.GetValidName(w.backup.Name)
+	require.NoError(t, w.execute(w.start(&faulty.Fault{})))
+	w.requireForgotten()
+}
+
+func TestExecuteLeavesAlone(t *testing.T) {
+	tests := map[string]struct {
+		change func(w *world)
+		warns  bool
+	}{
+		"of another mover":  {change: func(w *world) { w.upload.Spec.DataMover = "velero" }},
+		"of another backup": {func(w *world) { w.upload.Labels[velerov1.BackupNameLabel] = "weekly" }, true},
+		"of nobody":         {func(w *world) { w.upload.Labels = nil }, true},
+		"no repo snapshot":  {change: func(w *world) { w.upload.Status.SnapshotID = "" }},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			test.change(w)
+			require.NoError(t, w.execute(w.start(&faulty.Fault{})))
+			require.Empty(t, w.found())
+			require.Equal(t, test.warns, len(w.logs.AllEntries()) > 0)
+		})
+	}
+}
+
+func TestExecuteReleasesVolumeSnapshot(t *testing.T) {
+	tests := map[string]struct {
+		labels map[string]string
+		left   int
+	}{
+		"taken by us":             {map[string]string{identity.LabelBackupUID: "backup-uid"}, 0},
+		"taken by Velero":         {map[string]string{velerov1.BackupNameLabel: "nightly"}, 0},
+		"of another backup":       {map[string]string{identity.LabelBackupUID: "other-uid"}, 1},
+		"of another one's Velero": {map[string]string{velerov1.BackupNameLabel: "weekly"}, 1},
+		"of somebody else":        {nil, 1},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.upload.Status.SnapshotID = "" // its upload failed
+			w.leaveVolumeSnapshot(test.labels)
+			require.NoError(t, w.execute(w.start(&faulty.Fault{})))
+			require.Equal(t, test.left, w.volumeSnapshots())
+			content := &snapshotv1.VolumeSnapshotContent{}
+			require.NoError(t, w.api.Get(t.Context(), client.ObjectKey{Name: "content-1"}, content))
+			require.Equal(t, test.left == 0, content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete)
+		})
+	}
+}
+
+// What a manager has taken over is the manager's to release.
+func TestExecuteLeavesTakenOver(t *testing.T) {
+	w := newWorld(t)
+	w.leaveVolumeSnapshot(map[string]string{identity.LabelBackupUID: "backup-uid"})
+	action := w.start(&faulty.Fault{})
+	content := &snapshotv1.VolumeSnapshotContent{}
+	require.NoError(t, w.api.Get(t.Context(), client.ObjectKey{Name: "content-1"}, content))
+	content.Labels = map[string]string{identity.LabelOperation: "upload-uid"}
+	require.NoError(t, w.api.Update(t.Context(), content))
+	require.NoError(t, w.execute(action))
+	require.Equal(t, 1, w.volumeSnapshots())
+	w.requireForgotten()
+}
+
+// Any one failure is retried; what was there before is brought up to date.
+func TestExecuteSurvivesEachFault(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		for call := 1; ; call++ {
+			fault := &faulty.Fault{Call: call, After: after}
+			w := newWorld(t)
+			w.leaveVolumeSnapshot(map[string]string{identity.LabelBackupUID: "backup-uid"})
+			action := w.start(fault)
+			require.NoError(t, w.execute(action))
+			name := fmt.Sprintf("call %d (%s), after=%t", call, fault.Fired(), after)
+			w.requireForgotten(name)
+			require.Zero(t, w.volumeSnapshots(), name)
+			require.NoError(t, w.execute(action), "replay after "+name)
+			w.requireForgotten(name)
+			if fault.Fired() == "" {
+				require.Greater(t, call, 5)
+				break
+			}
+		}
+	}
+}
+
+func TestExecuteUpdatesWhatWasLeft(t *testing.T) {
+	yes := true
+	w := newWorld(t)
+	w.backup.Spec.SnapshotMoveData = &yes
+	action := w.start(&faulty.Fault{})
+	require.NoError(t, w.api.Create(t.Context(), &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "blockmover-1-info"},
+		Data:       map[string]string{"snapshotID": "old"},
+	}))
+	require.NoError(t, w.execute(action))
+	w.requireForgotten()
+}
+
+func TestAppliesTo(t *testing.T) {
+	selector, err := (&DataUploadAction{}).AppliesTo()
+	require.NoError(t, err)
+	require.Equal(t, velero.ResourceSelector{IncludedResources: []string{"datauploads.velero.io"}}, selector)
+}

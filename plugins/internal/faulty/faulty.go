@@ -1,0 +1,78 @@
+// Package faulty is a Kubernetes API client for tests that fails one call of many:
+// a test runs the same thing again and again, and lets each of its calls fail in
+// turn.
+package faulty
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+)
+
+// ErrInjected is what a call fails with.
+var ErrInjected = errors.New("injected fault")
+
+// Fault is the one call that fails.
+type Fault struct {
+	// Call counts from 1; 0 lets no call fail.
+	Call int
+	// After lets the call take effect and loses its answer.
+	After bool
+
+	mu    sync.Mutex
+	seen  int
+	fired string
+}
+
+// Fired describes the call that failed; "" when there were fewer calls.
+func (f *Fault) Fired() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fired
+}
+
+// Client passes calls to c until it is the fault's turn.
+func (f *Fault) Client(c client.WithWatch) client.WithWatch {
+	return interceptor.NewClient(c, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			return f.do("get "+key.String(), func() error { return c.Get(ctx, key, obj, opts...) })
+		},
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			return f.do("list", func() error { return c.List(ctx, list, opts...) })
+		},
+		Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+			return f.do("create "+obj.GetName(), func() error { return c.Create(ctx, obj, opts...) })
+		},
+		Delete: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.DeleteOption) error {
+			return f.do("delete "+obj.GetName(), func() error { return c.Delete(ctx, obj, opts...) })
+		},
+		Patch: func(ctx context.Context, c client.WithWatch, obj client.Object, patch client.Patch, opts ...client.PatchOption) error {
+			return f.do("patch "+obj.GetName(), func() error { return c.Patch(ctx, obj, patch, opts...) })
+		},
+		Update: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.UpdateOption) error {
+			return f.do("update "+obj.GetName(), func() error { return c.Update(ctx, obj, opts...) })
+		},
+	})
+}
+
+func (f *Fault) do(what string, call func() error) error {
+	f.mu.Lock()
+	f.seen++
+	mine := f.seen == f.Call
+	if mine {
+		f.fired = what
+	}
+	f.mu.Unlock()
+	if !mine {
+		return call()
+	}
+	if f.After {
+		if err := call(); err != nil {
+			return err
+		}
+	}
+	return ErrInjected
+}

@@ -1,0 +1,88 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	uploader "github.com/vmware-tanzu/velero/pkg/uploader/util"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+)
+
+// newDataDownload renders the DataDownload as Velero's built-in action would,
+// less the generated name.
+func newDataDownload(restore *velerov1.Restore, backup *velerov1.Backup, result velerov2alpha1.DataUploadResult, namespace, pvc, pvcUID string) *velerov2alpha1.DataDownload {
+	controller := true
+	download := &velerov2alpha1.DataDownload{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: restore.Namespace,
+			Name:      identity.DataDownloadName(string(restore.UID), pvcUID),
+			OwnerReferences: []metav1.OwnerReference{{
+				APIVersion: velerov1.SchemeGroupVersion.String(),
+				Kind:       "Restore",
+				Name:       restore.Name,
+				UID:        restore.UID,
+				Controller: &controller,
+			}},
+			Labels: map[string]string{
+				velerov1.RestoreNameLabel: label.GetValidName(restore.Name),
+				velerov1.RestoreUIDLabel:  string(restore.UID),
+				velerov1.AsyncOperationIDLabel: label.GetValidName(
+					string(velerov1.AsyncOperationIDPrefixDataDownload) + string(restore.UID) + "." + pvcUID),
+			},
+		},
+		Spec: velerov2alpha1.DataDownloadSpec{
+			TargetVolume:          velerov2alpha1.TargetVolumeSpec{Namespace: namespace, PVC: pvc},
+			BackupStorageLocation: result.BackupStorageLocation,
+			DataMover:             identity.DataMover,
+			SnapshotID:            result.SnapshotID,
+			SnapshotSize:          result.SnapshotSize,
+			SourceNamespace:       result.SourceNamespace,
+			OperationTimeout:      backup.Spec.CSISnapshotTimeout,
+			NodeOS:                result.NodeOS,
+		},
+	}
+	if restore.Spec.UploaderConfig != nil {
+		download.Spec.DataMoverConfig = uploader.StoreRestoreConfig(restore.Spec.UploaderConfig)
+	}
+	return download
+}
+
+// ensureDataDownload creates the DataDownload, or finds that an earlier attempt
+// has done so.
+func (a *PVCAction) ensureDataDownload(ctx context.Context, wanted *velerov2alpha1.DataDownload) error {
+	createErr := a.api.Create(ctx, wanted)
+	if createErr == nil {
+		return nil
+	}
+	found := &velerov2alpha1.DataDownload{}
+	if err := a.api.Get(ctx, client.ObjectKeyFromObject(wanted), found); err != nil {
+		return fmt.Errorf("create DataDownload %s/%s: %w", wanted.Namespace, wanted.Name, createErr)
+	}
+	if err := adoptable(found, wanted); err != nil {
+		return fmt.Errorf("adopt DataDownload %s/%s: %w", wanted.Namespace, wanted.Name, err)
+	}
+	return nil
+}
+
+func adoptable(found, wanted *velerov2alpha1.DataDownload) error {
+	switch {
+	case found.DeletionTimestamp != nil:
+		return errors.New("it is being deleted")
+	case found.Labels[velerov1.AsyncOperationIDLabel] != wanted.Labels[velerov1.AsyncOperationIDLabel]:
+		return fmt.Errorf("it belongs to operation %q, want %q",
+			found.Labels[velerov1.AsyncOperationIDLabel], wanted.Labels[velerov1.AsyncOperationIDLabel])
+	case found.Spec.TargetVolume != wanted.Spec.TargetVolume:
+		return fmt.Errorf("its target is PVC %s/%s, want %s/%s", found.Spec.TargetVolume.Namespace, found.Spec.TargetVolume.PVC,
+			wanted.Spec.TargetVolume.Namespace, wanted.Spec.TargetVolume.PVC)
+	case found.Spec.SnapshotID != wanted.Spec.SnapshotID:
+		return fmt.Errorf("its snapshotID is %s, want %s", found.Spec.SnapshotID, wanted.Spec.SnapshotID)
+	}
+	return nil
+}

@@ -1,0 +1,89 @@
+package restore
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	riav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/restoreitemaction/v2"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/plugins/internal/operation"
+)
+
+// PVActionName is the name that the PV action is registered under.
+const PVActionName = "blockmover.io/pv-restore"
+
+// PVAction keeps PersistentVolumes out of a restore whose data the backup holds
+// in a DataUpload of ours: their claim gets a restored volume instead. See the
+// package documentation.
+type PVAction struct {
+	log logrus.FieldLogger
+	api client.Client
+}
+
+var _ riav2.RestoreItemAction = (*PVAction)(nil)
+
+// NewPVAction returns the action.
+func NewPVAction(log logrus.FieldLogger, api client.Client) *PVAction {
+	return &PVAction{log: log, api: api}
+}
+
+// Name implements RestoreItemAction.
+func (*PVAction) Name() string { return PVActionName }
+
+// AppliesTo implements RestoreItemAction.
+func (*PVAction) AppliesTo() (velero.ResourceSelector, error) {
+	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumes"}}, nil
+}
+
+// Execute implements RestoreItemAction. DataUploads are restored before all
+// PersistentVolumes, so their results are there.
+func (a *PVAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.RestoreItemActionExecuteOutput, error) {
+	output := velero.NewRestoreItemActionExecuteOutput(input.Item)
+	pv := &corev1.PersistentVolume{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(input.ItemFromBackup.UnstructuredContent(), pv); err != nil {
+		return nil, fmt.Errorf("decode PersistentVolume of the backup: %w", err)
+	}
+	claim := pv.Spec.ClaimRef
+	if claim == nil {
+		return output, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	defer cancel()
+	configs, err := listResults(ctx, a.api, input.Restore, claim.Namespace, claim.Name)
+	if err != nil {
+		return nil, err
+	}
+	for i := range configs {
+		result, err := decodeResult(&configs[i], input.Restore)
+		if err != nil {
+			return nil, err
+		}
+		if result.DataMover == identity.DataMover {
+			a.log.Infof("PersistentVolume %s: the data of its claim %s/%s is in the backup: not restored as it was", pv.Name, claim.Namespace, claim.Name)
+			return output.WithoutRestore(), nil
+		}
+	}
+	return output, nil
+}
+
+// Progress implements RestoreItemAction; there are no operations.
+func (*PVAction) Progress(string, *velerov1.Restore) (velero.OperationProgress, error) {
+	return velero.OperationProgress{}, riav2.AsyncOperationsNotSupportedError()
+}
+
+// Cancel implements RestoreItemAction; there are no operations.
+func (*PVAction) Cancel(string, *velerov1.Restore) error {
+	return riav2.AsyncOperationsNotSupportedError()
+}
+
+// AreAdditionalItemsReady implements RestoreItemAction; there are none.
+func (*PVAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
+	return true, nil
+}

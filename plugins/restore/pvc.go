@@ -1,0 +1,230 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	"github.com/vmware-tanzu/velero/pkg/plugin/framework/common"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	riav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/restoreitemaction/v2"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/plugins/internal/operation"
+)
+
+// PVCActionName is the name that the PVC action is registered under.
+const PVCActionName = "blockmover.io/pvc-restore"
+
+// PVCAction restores the PVCs that the backup action of this project has marked.
+type PVCAction struct {
+	log    logrus.FieldLogger
+	api    client.Client
+	poller operation.Poller
+}
+
+var _ riav2.RestoreItemAction = (*PVCAction)(nil)
+
+// NewPVCAction returns the action.
+func NewPVCAction(log logrus.FieldLogger, api client.Client) *PVCAction {
+	return &PVCAction{
+		log: log,
+		api: api,
+		poller: operation.Poller{
+			API:    api,
+			Action: PVCActionName,
+			Kind:   common.PluginKindRestoreItemActionV2,
+			Now:    time.Now,
+		},
+	}
+}
+
+// Name implements RestoreItemAction.
+func (*PVCAction) Name() string { return PVCActionName }
+
+// AppliesTo implements RestoreItemAction.
+func (*PVCAction) AppliesTo() (velero.ResourceSelector, error) {
+	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil
+}
+
+// AreAdditionalItemsReady implements RestoreItemAction; there are none.
+func (*PVCAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
+	return true, nil
+}
+
+// Execute implements RestoreItemAction.
+func (a *PVCAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.RestoreItemActionExecuteOutput, error) {
+	var pvc, fromBackup corev1.PersistentVolumeClaim
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(input.Item.UnstructuredContent(), &pvc); err != nil {
+		return nil, fmt.Errorf("decode PVC: %w", err)
+	}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(input.ItemFromBackup.UnstructuredContent(), &fromBackup); err != nil {
+		return nil, fmt.Errorf("decode PVC of the backup: %w", err)
+	}
+	uploadName, marked := fromBackup.Annotations[identity.AnnotationDataUpload]
+	if !marked {
+		return velero.NewRestoreItemActionExecuteOutput(input.Item), nil
+	}
+	delete(pvc.Annotations, identity.AnnotationDataUpload)
+
+	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	defer cancel()
+	operationID, err := a.restore(ctx, &pvc, &fromBackup, uploadName, input.Restore)
+	if err != nil {
+		return nil, fmt.Errorf("restore PVC %s/%s with blockmover: %w", pvc.Namespace, pvc.Name, err)
+	}
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&pvc)
+	if err != nil {
+		return nil, fmt.Errorf("encode PVC: %w", err)
+	}
+	return velero.NewRestoreItemActionExecuteOutput(&unstructured.Unstructured{Object: content}).WithOperationID(operationID), nil
+}
+
+// restore makes the PVC one that waits for the restored volume, and starts the
+// operation that provides it. Where there is nothing to move the operation ID is
+// empty.
+func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.PersistentVolumeClaim, uploadName string, restore *velerov1.Restore) (string, error) {
+	namespace := pvc.Namespace
+	if mapped, ok := restore.Spec.NamespaceMapping[namespace]; ok {
+		namespace = mapped
+	}
+	switch err := a.api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: pvc.Name}, &corev1.PersistentVolumeClaim{}); {
+	case err == nil:
+		a.log.Warnf("PVC %s/%s exists already: its data is not restored", namespace, pvc.Name)
+		return "", nil
+	case !apierrors.IsNotFound(err):
+		return "", fmt.Errorf("look for PVC %s/%s: %w", namespace, pvc.Name, err)
+	}
+
+	backup := &velerov1.Backup{}
+	backupKey := client.ObjectKey{Namespace: restore.Namespace, Name: restore.Spec.BackupName}
+	if err := a.api.Get(ctx, backupKey, backup); err != nil {
+		return "", fmt.Errorf("get Backup %s: %w", backupKey, err)
+	}
+	if _, builtIn := fromBackup.Annotations[velerov1.DataUploadNameAnnotation]; builtIn && isTrue(backup.Spec.SnapshotMoveData) {
+		return "", nil
+	}
+	unbind(pvc)
+	if restore.Spec.RestorePVs != nil && !*restore.Spec.RestorePVs {
+		a.log.Infof("PVC %s/%s: the restore is without volumes: the PVC gets a new and empty one", namespace, pvc.Name)
+		return "", nil
+	}
+	result, err := findResult(ctx, a.api, restore, fromBackup.Namespace, fromBackup.Name, uploadName)
+	if err != nil {
+		return "", err
+	}
+	if err := checkResult(result, uploadName); err != nil {
+		return "", err
+	}
+	if _, err := a.poller.AcceptTimeout(ctx, restore.Namespace, restore.Spec.ItemOperationTimeout.Duration); err != nil {
+		return "", err
+	}
+	growTo(pvc, fromBackup.Status.Capacity[corev1.ResourceStorage])
+	growTo(pvc, *resource.NewQuantity(result.SnapshotSize, resource.BinarySI))
+	download := newDataDownload(restore, backup, result, namespace, pvc.Name, string(fromBackup.UID))
+	selectOnly(pvc, label.GetValidName(namespace+"."+pvc.Name+"."+download.Name))
+	if err := a.ensureDataDownload(ctx, download); err != nil {
+		return "", err
+	}
+	a.log.WithField("dataDownload", client.ObjectKeyFromObject(download).String()).Info("The volume is restored by the blockmover data mover")
+	return download.Labels[velerov1.AsyncOperationIDLabel], nil
+}
+
+// bindAnnotations are what the volume and scheduler controllers have written on
+// the PVC of the backup. Velero's own action removes them too; the order of the
+// actions is not defined.
+var bindAnnotations = []string{
+	"pv.kubernetes.io/bind-completed",
+	"pv.kubernetes.io/bound-by-controller",
+	"volume.kubernetes.io/storage-provisioner",
+	"volume.beta.kubernetes.io/storage-provisioner",
+	"volume.kubernetes.io/selected-node",
+}
+
+// unbind makes a PVC new: without the volume and without the data source that it
+// had.
+func unbind(pvc *corev1.PersistentVolumeClaim) {
+	pvc.Spec.VolumeName = ""
+	pvc.Spec.DataSource = nil
+	pvc.Spec.DataSourceRef = nil
+	for _, key := range bindAnnotations {
+		delete(pvc.Annotations, key)
+	}
+}
+
+// growTo raises the request of a PVC to the size of what has to fit: a volume may
+// be larger than what was once asked for.
+func growTo(pvc *corev1.PersistentVolumeClaim, size resource.Quantity) {
+	request, set := pvc.Spec.Resources.Requests[corev1.ResourceStorage]
+	if set && request.Cmp(size) >= 0 {
+		return
+	}
+	if pvc.Spec.Resources.Requests == nil {
+		pvc.Spec.Resources.Requests = corev1.ResourceList{}
+	}
+	pvc.Spec.Resources.Requests[corev1.ResourceStorage] = size
+}
+
+// selectOnly makes a PVC wait for the volume that the mover will label with value.
+func selectOnly(pvc *corev1.PersistentVolumeClaim, value string) {
+	if pvc.Spec.Selector == nil {
+		pvc.Spec.Selector = &metav1.LabelSelector{}
+	}
+	if pvc.Spec.Selector.MatchLabels == nil {
+		pvc.Spec.Selector.MatchLabels = map[string]string{}
+	}
+	pvc.Spec.Selector.MatchLabels[velerov1.DynamicPVRestoreLabel] = value
+}
+
+// Progress implements RestoreItemAction.
+func (a *PVCAction) Progress(operationID string, restore *velerov1.Restore) (velero.OperationProgress, error) {
+	if operationID == "" {
+		return velero.OperationProgress{}, riav2.InvalidOperationIDError(operationID)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	defer cancel()
+	progress, err := a.progress(ctx, operationID, restore)
+	if err != nil && !errors.Is(err, operation.ErrLost) {
+		// Velero ends the operation for good when this method fails.
+		a.log.WithError(err).WithField("operation", operationID).Warn("Cannot tell the progress of the operation this time")
+		return velero.OperationProgress{Description: err.Error()}, nil
+	}
+	return progress, err
+}
+
+func (a *PVCAction) progress(ctx context.Context, operationID string, restore *velerov1.Restore) (velero.OperationProgress, error) {
+	download, err := operation.FindDownload(ctx, a.api, restore.Namespace, operationID)
+	if err != nil {
+		return velero.OperationProgress{}, err
+	}
+	progress, _, err := a.poller.Poll(ctx, download, restore.Spec.ItemOperationTimeout.Duration)
+	return progress, err
+}
+
+// Cancel implements RestoreItemAction.
+func (a *PVCAction) Cancel(operationID string, restore *velerov1.Restore) error {
+	if operationID == "" {
+		return riav2.InvalidOperationIDError(operationID)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	defer cancel()
+	download, err := operation.FindDownload(ctx, a.api, restore.Namespace, operationID)
+	if err != nil {
+		return err
+	}
+	_, err = a.poller.Cancel(ctx, download)
+	return err
+}
+
+func isTrue(b *bool) bool { return b != nil && *b }
