@@ -1,0 +1,407 @@
+// Package artifacts fills the cache that a test cluster runs from: binaries
+// built from Go modules, a container runtime unpacked from Debian packages,
+// and images made of both. Everything is pinned by the go.sum files beside
+// this module; nothing is installed on the host but a few Debian tools that it
+// may lack.
+//
+// Third-party binaries are rebuilt when their stamp (a hash of module files,
+// sources, flags and the Go version) changes: the warm path does not even ask
+// the Go tool. Our own are built each time, incrementally.
+package artifacts
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sort"
+	"strings"
+
+	"github.com/blockmover/blockmover/e2e/images"
+)
+
+// Versions that the binaries report, and that the go.mod files pin.
+const (
+	KubernetesVersion = "v1.36.3"
+	VeleroVersion     = "v1.18.3"
+)
+
+// Cache is the directory of artifacts: bin/, runtime/, images/, stamps/.
+type Cache struct {
+	Dir    string
+	Module string // the directory of the e2e module
+	Report func(format string, args ...any)
+}
+
+// DefaultDir is $BLOCKMOVER_CACHE or ~/.cache/blockmover.
+func DefaultDir() (string, error) {
+	if dir := os.Getenv("BLOCKMOVER_CACHE"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("find the cache: %w; set BLOCKMOVER_CACHE", err)
+	}
+	return filepath.Join(home, ".cache", "blockmover"), nil
+}
+
+// FindModule returns the directory of the e2e module, from anywhere in the
+// checkout or from $BLOCKMOVER_E2E.
+func FindModule() (string, error) {
+	if dir := os.Getenv("BLOCKMOVER_E2E"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		for _, candidate := range []string{dir, filepath.Join(dir, "e2e")} {
+			data, err := os.ReadFile(filepath.Join(candidate, "go.mod"))
+			if err == nil && bytes.Contains(data, []byte("module github.com/blockmover/blockmover/e2e\n")) {
+				return candidate, nil
+			}
+		}
+		if dir == filepath.Dir(dir) {
+			return "", errors.New("the e2e module is not above this directory: run it inside the checkout, or set BLOCKMOVER_E2E")
+		}
+	}
+}
+
+// Bin is the directory of the binaries, Runtime that of the Debian packages'
+// files.
+func (c *Cache) Bin() string { return filepath.Join(c.Dir, "bin") }
+
+// Runtime is the root of the unpacked Debian packages.
+func (c *Cache) Runtime() string { return filepath.Join(c.Dir, "runtime") }
+
+// Image is the docker-archive of an image of package images.
+func (c *Cache) Image(name string) string {
+	return filepath.Join(c.Dir, "images", strings.ReplaceAll(name, ":", "_")+".tar")
+}
+
+// target is one call of go build.
+type target struct {
+	name     string
+	module   string // directory
+	packages []string
+	ldflags  string
+	output   string   // file in the cache's bin; "" for the packages' own names
+	stamped  bool     // third-party: only when the stamp changes
+	sources  []string // beyond go.mod and go.sum, part of the stamp
+}
+
+func (c *Cache) targets() []target {
+	kubeFlags := "-X k8s.io/component-base/version.gitVersion=" + KubernetesVersion +
+		" -X k8s.io/client-go/pkg/version.gitVersion=" + KubernetesVersion
+	veleroFlags := "-X github.com/vmware-tanzu/velero/pkg/buildinfo.Version=" + VeleroVersion
+	return []target{
+		{
+			name: "kubernetes", module: c.Module, ldflags: kubeFlags, stamped: true,
+			packages: []string{"./cmd/kube"}, sources: []string{"cmd/kube"},
+		},
+		{name: "csi-sidecars", module: c.Module, packages: []string{"tool"}, stamped: true},
+		{
+			name: "velero", module: filepath.Join(c.Module, "velero"), ldflags: veleroFlags, stamped: true,
+			packages: []string{"tool"},
+		},
+		{name: "test tools", module: c.Module, packages: []string{"./cmd/pause", "./cmd/cluster", "./csidriver"}},
+	}
+}
+
+func (c *Cache) products() []target {
+	root := filepath.Dir(c.Module)
+	return []target{
+		{name: "blockmover", module: root, packages: []string{"./mover"}, output: "blockmover"},
+		{name: "velero-plugin-blockmover", module: root, packages: []string{"./plugins"}, output: "velero-plugin-blockmover"},
+	}
+}
+
+// Build makes everything that a cluster needs and that is missing or out of
+// date.
+func (c *Cache) Build(ctx context.Context) error {
+	for _, dir := range []string{c.Bin(), filepath.Join(c.Dir, "stamps"), filepath.Join(c.Dir, "images")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	unlock, err := lockFile(ctx, filepath.Join(c.Dir, ".lock"), c.Report)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := c.hostTools(ctx); err != nil {
+		return err
+	}
+	if err := c.runtimePackages(ctx); err != nil {
+		return err
+	}
+	if err := c.crds(ctx); err != nil {
+		return fmt.Errorf("collect CRDs: %w", err)
+	}
+	for _, t := range c.targets() {
+		if err := c.goBuild(ctx, t); err != nil {
+			return fmt.Errorf("build %s: %w", t.name, err)
+		}
+	}
+	return c.links()
+}
+
+// BuildProducts builds what this project is about: the mover and the plugin.
+// A cluster runs without them.
+func (c *Cache) BuildProducts(ctx context.Context) error {
+	unlock, err := lockFile(ctx, filepath.Join(c.Dir, ".lock"), c.Report)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, t := range c.products() {
+		if err := c.goBuild(ctx, t); err != nil {
+			return fmt.Errorf("build %s: %w", t.name, err)
+		}
+	}
+	return nil
+}
+
+// goBuild builds a target, unless it is third-party and its stamp says that
+// nothing changed.
+func (c *Cache) goBuild(ctx context.Context, t target) error {
+	stamp, total := "", 0
+	if t.stamped {
+		var err error
+		if stamp, err = t.hash(); err != nil {
+			return err
+		}
+		if c.stampIs(t.name, stamp) {
+			return nil
+		}
+		if total, err = t.count(ctx); err != nil {
+			return err
+		}
+	}
+	cmd := t.goCommand(ctx, "build", "-buildvcs=false", "-trimpath",
+		"-ldflags", strings.TrimSpace("-s -w "+t.ldflags), "-o", c.Bin()+"/"+t.output)
+	if err := c.run(cmd, "build "+t.name, total); err != nil {
+		return err
+	}
+	if !t.stamped {
+		return nil
+	}
+	return c.writeStamp(t.name, stamp)
+}
+
+// goCommand runs the Go tool on the target's packages.
+func (t target) goCommand(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "go", append(args, t.packages...)...)
+	cmd.Dir = t.module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	return cmd
+}
+
+// crds copies the CRDs that the sidecars serve out of their modules.
+func (c *Cache) crds(ctx context.Context) error {
+	stamp, err := target{module: c.Module}.hash()
+	if err != nil || c.stampIs("crds", stamp) {
+		return err
+	}
+	dir := filepath.Join(c.Dir, "crds")
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, module := range []string{
+		"github.com/kubernetes-csi/external-snapshotter/client/v8",
+		"github.com/kubernetes-csi/external-snapshot-metadata/client",
+	} {
+		cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", module)
+		cmd.Dir = c.Module
+		out, err := cmd.Output()
+		if err != nil {
+			return fmt.Errorf("go mod download %s: %w", module, err)
+		}
+		var info struct{ Dir string }
+		if err := json.Unmarshal(out, &info); err != nil {
+			return err
+		}
+		files, err := filepath.Glob(filepath.Join(info.Dir, "config", "crd", "*.k8s.io_*.yaml"))
+		if err != nil {
+			return err
+		}
+		if len(files) == 0 {
+			return fmt.Errorf("no CRDs in %s", info.Dir)
+		}
+		for _, file := range files {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(dir, filepath.Base(file)), data, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return c.writeStamp("crds", stamp)
+}
+
+// count is the number of packages that a build compiles at most.
+func (t target) count(ctx context.Context) (int, error) {
+	out, err := t.goCommand(ctx, "list", "-deps").Output()
+	if err != nil {
+		return 0, fmt.Errorf("list packages: %w", err)
+	}
+	return bytes.Count(out, []byte("\n")), nil
+}
+
+func (t target) hash() (string, error) {
+	h := sha256.New()
+	_, _ = fmt.Fprintln(h, runtime.Version(), t.ldflags, t.packages) // a hash does not fail
+	files := []string{filepath.Join(t.module, "go.mod"), filepath.Join(t.module, "go.sum")}
+	for _, dir := range t.sources {
+		err := filepath.WalkDir(filepath.Join(t.module, dir), func(p string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				files = append(files, p)
+			}
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	sort.Strings(files)
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return "", err
+		}
+		_, _ = h.Write(data)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func (c *Cache) stampPath(name string) string { return filepath.Join(c.Dir, "stamps", name) }
+
+func (c *Cache) stampIs(name, value string) bool {
+	data, err := os.ReadFile(c.stampPath(name))
+	return err == nil && string(data) == value
+}
+
+func (c *Cache) writeStamp(name, value string) error {
+	return os.WriteFile(c.stampPath(name), []byte(value), 0o644)
+}
+
+// links gives the multi-call binary and the runtime their usual names, so
+// that `cluster exec` finds them on its PATH.
+func (c *Cache) links() error {
+	links := map[string]string{"kubectl": "kubectl.sh", "ctr": c.Runtime() + "/usr/bin/ctr"}
+	script := "#!/bin/sh\nexec " + filepath.Join(c.Bin(), "kube") + " kubectl \"$@\"\n"
+	if err := writeIfChanged(filepath.Join(c.Bin(), "kubectl.sh"), []byte(script), 0o755); err != nil {
+		return err
+	}
+	for name, to := range links {
+		path := filepath.Join(c.Bin(), name)
+		if have, err := os.Readlink(path); err == nil && have == to {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.Symlink(to, path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeIfChanged(path string, data []byte, mode os.FileMode) error {
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
+		return nil
+	}
+	return os.WriteFile(path, data, mode)
+}
+
+// SaveImages makes the archives of the named images, where their binaries
+// changed, and returns the archives.
+func (c *Cache) SaveImages(names ...string) ([]string, error) {
+	var archives []string
+	for _, name := range names {
+		image, err := c.image(name)
+		if err != nil {
+			return nil, err
+		}
+		stamp, err := imageStamp(image)
+		if err != nil {
+			return nil, err
+		}
+		archive := c.Image(name)
+		stampName := "image-" + filepath.Base(archive)
+		if _, err := os.Stat(archive); err != nil || !c.stampIs(stampName, stamp) {
+			if err := image.Save(archive, runtime.GOARCH); err != nil {
+				return nil, err
+			}
+			if err := c.writeStamp(stampName, stamp); err != nil {
+				return nil, err
+			}
+		}
+		archives = append(archives, archive)
+	}
+	return archives, nil
+}
+
+// ClusterImages are the names of the images that Build allows.
+func ClusterImages() []string {
+	return []string{images.PauseName, images.BusyboxName, images.VeleroName, images.AWSPluginName}
+}
+
+// AllImages are the names of all images.
+func AllImages() []string { return append(ClusterImages(), images.PluginName, images.MoverName) }
+
+func (c *Cache) image(name string) (images.Image, error) {
+	switch name {
+	case images.PauseName:
+		return images.Pause(c.Bin()), nil
+	case images.BusyboxName:
+		busybox := filepath.Join(c.Runtime(), "bin", "busybox")
+		out, err := exec.Command(busybox, "--list").Output()
+		if err != nil {
+			return images.Image{}, fmt.Errorf("list applets of %s: %w", busybox, err)
+		}
+		e2fsck := filepath.Join(c.Runtime(), "sbin", "e2fsck.static")
+		return images.Busybox(busybox, e2fsck, strings.Fields(string(out))), nil
+	case images.VeleroName:
+		return images.Velero(c.Bin()), nil
+	case images.AWSPluginName:
+		return images.AWSPlugin(c.Bin()), nil
+	case images.PluginName:
+		return images.BlockmoverPlugin(c.Bin()), nil
+	case images.MoverName:
+		return images.BlockmoverMover(c.Bin()), nil
+	}
+	return images.Image{}, fmt.Errorf("unknown image %q; known: %s", name, strings.Join(AllImages(), " "))
+}
+
+// imageStamp names the state of an image's sources by size and time.
+func imageStamp(image images.Image) (string, error) {
+	h := sha256.New()
+	_, _ = fmt.Fprintf(h, "%q %q %q %q %q\n", image.Name, image.Entrypoint, image.Cmd, image.Env, image.User)
+	for _, f := range image.Files {
+		_, _ = fmt.Fprintf(h, "%q %q %q %v %o %d %d %x", f.Path, f.Source, f.Link, f.Dir, f.Mode, f.UID, f.GID, f.Content)
+		if f.Source != "" {
+			info, err := os.Stat(f.Source)
+			if err != nil {
+				return "", fmt.Errorf("image %s: %w (cluster build makes it)", image.Name, err)
+			}
+			_, _ = fmt.Fprint(h, info.Size(), info.ModTime().UnixNano())
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}

@@ -1,0 +1,210 @@
+package artifacts
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// heartbeat is how often a long step says that it is alive.
+const heartbeat = 15 * time.Second
+
+// run runs cmd. A step of more than a heartbeat reports its elapsed time. When
+// total is positive, cmd is a go build of so many packages, which counts and
+// reports those that it compiles. The output of a command that fails is part of
+// the error.
+func (c *Cache) run(cmd *exec.Cmd, what string, total int) error {
+	start := time.Now()
+	verbose := total > 0
+	var packages atomic.Int64
+	var output tail
+	progress := ""
+	if verbose {
+		progress = fmt.Sprintf(" of at most %d packages compiled", total)
+		c.Report("%s (%d packages) ...", what, total)
+		cmd.Args = append(cmd.Args[:2:2], append([]string{"-v"}, cmd.Args[2:]...)...)
+	}
+	pipe, writer := io.Pipe()
+	cmd.Stdout, cmd.Stderr = writer, writer
+	cmd.WaitDelay = 10 * time.Second
+	scanned := make(chan struct{})
+	go func() {
+		defer close(scanned)
+		for lines := bufio.NewScanner(pipe); lines.Scan(); {
+			line := lines.Text()
+			// -v prints one import path a line, and nothing else does.
+			if verbose && !strings.ContainsAny(line, " \t") {
+				packages.Add(1)
+				continue
+			}
+			output.add(line)
+		}
+		_, _ = io.Copy(io.Discard, pipe)
+	}()
+	done := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(heartbeat)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				elapsed := int(time.Since(start).Seconds())
+				if verbose {
+					c.Report("%s: %d%s, %d s", what, packages.Load(), progress, elapsed)
+				} else {
+					c.Report("%s: %d s", what, elapsed)
+				}
+			}
+		}
+	}()
+	err := cmd.Run()
+	close(done)
+	_ = writer.Close() // a pipe of this process
+	<-scanned
+	if err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, output.String())
+	}
+	if verbose {
+		c.Report("%s: done, %d packages compiled, %.1f s", what, packages.Load(), time.Since(start).Seconds())
+	}
+	return nil
+}
+
+// tail keeps the last lines of an output.
+type tail struct{ lines []string }
+
+func (t *tail) add(line string) {
+	const keep = 60
+	if t.lines = append(t.lines, line); len(t.lines) > keep {
+		t.lines = t.lines[1:]
+	}
+}
+
+func (t *tail) String() string { return strings.Join(t.lines, "\n") }
+
+// lockFile takes an exclusive lock, so that two builds do not write one file.
+func lockFile(ctx context.Context, path string, report func(string, ...any)) (func(), error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	for first := true; ; first = false {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+		}
+		if first {
+			report("waiting for another build of the cache (%s)", path)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), f.Close())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// debs is what the container runtime and the test image need of Debian; they
+// are unpacked into the cache and not installed.
+var debs = []string{"containerd", "runc", "libseccomp2", "busybox-static", "containernetworking-plugins", "e2fsck-static"}
+
+func (c *Cache) runtimePackages(ctx context.Context) error {
+	stamp := strings.Join(debs, " ")
+	if c.stampIs("runtime", stamp) {
+		return nil
+	}
+	work, err := os.MkdirTemp(c.Dir, ".debs-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(work) }()
+	// apt's sandbox user cannot write into a private directory.
+	args := append([]string{"-o", "APT::Sandbox::User=root", "download"}, debs...)
+	c.Report("download %s", stamp)
+	if err := c.apt(ctx, work, args...); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(work, "*.deb"))
+	if err != nil {
+		return err
+	}
+	root := filepath.Join(work, "root")
+	for _, file := range files {
+		if err := c.run(exec.CommandContext(ctx, "dpkg", "-x", file, root), "unpack "+filepath.Base(file), 0); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(c.Runtime()); err != nil {
+		return err
+	}
+	if err := os.Rename(root, c.Runtime()); err != nil {
+		return err
+	}
+	return c.writeStamp("runtime", stamp)
+}
+
+// hostTools installs what must run on the host itself: the CSI driver and the
+// tests make, check and mount file systems.
+func (c *Cache) hostTools(ctx context.Context) error {
+	needed := map[string]string{
+		"mkfs.xfs": "xfsprogs", "mkfs.ext4": "e2fsprogs", "mount": "mount", "losetup": "mount",
+		"blkid": "util-linux", "fsfreeze": "util-linux",
+	}
+	packages := map[string]bool{}
+	for tool, pkg := range needed {
+		if !onPath(tool) {
+			packages[pkg] = true
+		}
+	}
+	if len(packages) == 0 {
+		return nil
+	}
+	args := []string{"install", "-y", "--no-install-recommends"}
+	for pkg := range packages {
+		args = append(args, pkg)
+	}
+	c.Report("install on the host: %s", strings.Join(args[3:], " "))
+	return c.apt(ctx, "/", args...)
+}
+
+func onPath(tool string) bool {
+	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin") {
+		if info, err := os.Stat(filepath.Join(dir, tool)); err == nil && !info.IsDir() {
+			return true
+		}
+	}
+	return false
+}
+
+// apt runs apt-get, once more after apt-get update when it fails: fresh
+// machines have no package lists, old ones stale ones.
+func (c *Cache) apt(ctx context.Context, dir string, args ...string) error {
+	call := func(args ...string) error {
+		cmd := exec.CommandContext(ctx, "apt-get", args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		return c.run(cmd, "apt-get "+args[0], 0)
+	}
+	first := call(args...)
+	if first == nil {
+		return nil
+	}
+	if err := call("update"); err != nil {
+		return errors.Join(first, err)
+	}
+	return call(args...)
+}

@@ -1,0 +1,154 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// enterSandbox makes the fresh namespaces of this process a machine of its
+// own. It runs before anything else in them.
+func (c *Cluster) enterSandbox(ctx context.Context) error {
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		{"record the namespaces", c.recordNamespaces},
+		{"detach mounts from the host", c.isolateMounts},
+		{"private /run, /var/lib and /var/log", c.privateDirs},
+		{"protect the host's kernel settings", c.fakeSysctls},
+		{"set the host name", func() error { return unix.Sethostname([]byte(c.Name)) }},
+		{"set up the network", func() error { return c.network(ctx) }},
+		{"make cgroups", c.makeCgroups},
+	} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	return nil
+}
+
+// recordNamespaces leaves the mount namespace's name for Down, which finds by
+// it what has entered, even when PID 1 is dead.
+func (c *Cluster) recordNamespaces() error {
+	mnt, err := os.Readlink("/proc/thread-self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(c.path("namespaces"), []byte(mnt+"\n"), 0o644)
+}
+
+// isolateMounts cuts propagation to the host, turns it on inside (the kubelet
+// and the CSI driver need it) and mounts /proc of the new PID namespace.
+func (c *Cluster) isolateMounts() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return err
+	}
+	return unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+}
+
+// privateDirs covers the directories where containerd, runc, CNI and the
+// kubelet write by fixed names: two clusters must not meet there, and nothing
+// may stay behind.
+func (c *Cluster) privateDirs() error {
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return err
+	}
+	if err := os.MkdirAll("/run/lock", 0o1777); err != nil {
+		return err
+	}
+	for _, dir := range []string{"/var/lib", "/var/log"} {
+		name := strings.ReplaceAll(strings.Trim(dir, "/"), "/", "-")
+		upper, work := c.path("overlay", name, "upper"), c.path("overlay", name, "work")
+		for _, d := range []string{upper, work} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				return err
+			}
+		}
+		if err := unix.Mount("overlay", dir, "overlay", 0, "lowerdir="+dir+",upperdir="+upper+",workdir="+work); err != nil {
+			return fmt.Errorf("overlay on %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// fakeSysctls shows the kubelet the kernel settings that it wants, as plain
+// files over the real ones: without this it would write them, and they belong
+// to the whole machine.
+func (c *Cluster) fakeSysctls() error {
+	for name, value := range map[string]string{
+		"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
+		"kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000",
+	} {
+		file := c.path("sysctl", strings.ReplaceAll(name, "/", "."))
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, []byte(value+"\n"), 0o644); err != nil {
+			return err
+		}
+		if err := unix.Mount(file, "/proc/sys/"+name, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("bind %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// network gives lo the node's address and the API server's Service address;
+// the bridge of the pods comes from CNI.
+func (c *Cluster) network(ctx context.Context) error {
+	busybox := c.runtimeFile("bin/busybox")
+	for _, args := range [][]string{
+		{"ip", "link", "set", "lo", "up"},
+		{"ip", "addr", "add", NodeIP + "/32", "dev", "lo"},
+		{"ip", "addr", "add", serviceIP + "/32", "dev", "lo"},
+	} {
+		if err := run(ctx, busybox, args...); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1\n"), 0o644)
+}
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// makeCgroups makes the cluster's cgroup in every hierarchy. In cpuset a new
+// group is empty, and unusable until it has processors and memory nodes.
+func (c *Cluster) makeCgroups() error {
+	hierarchies, err := os.ReadDir(cgroupRoot)
+	if err != nil {
+		return err
+	}
+	for _, h := range hierarchies {
+		if !h.IsDir() {
+			continue
+		}
+		parent := filepath.Join(cgroupRoot, h.Name())
+		dir := filepath.Join(parent, c.cgroup())
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			value, err := os.ReadFile(filepath.Join(parent, file))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(dir, file), value, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
