@@ -1,0 +1,73 @@
+# Everything is a target; `make help` lists them.
+SHELL := /bin/bash
+CACHE ?= $(or $(BLOCKMOVER_CACHE),$(HOME)/.cache/blockmover)
+NAME ?= blockmover
+CLUSTER := $(CACHE)/bin/cluster
+
+# Builds and tests share their compiled packages only with the same settings.
+export CGO_ENABLED := 0
+export GOFLAGS := -buildvcs=false -trimpath
+
+export BLOCKMOVER_CACHE := $(CACHE)
+export BLOCKMOVER_CLUSTER := $(NAME)
+export BLOCKMOVER_E2E := $(CURDIR)/e2e
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: cluster-command
+cluster-command:
+	@mkdir -p $(CACHE)/bin
+	@cd e2e && go build -ldflags '-s -w' -o $(CLUSTER) ./cmd/cluster
+
+.PHONY: cluster-build
+cluster-build: cluster-command ## fill the cache: binaries, container runtime, images
+	@$(CLUSTER) build
+
+.PHONY: cluster-up
+cluster-up: cluster-command ## start the test cluster (NAME=blockmover, VELERO=1 installs Velero too)
+	@$(CLUSTER) up $(if $(VELERO),--velero)
+
+.PHONY: cluster-down
+cluster-down: ## stop the test cluster and remove everything it left
+	@test -x $(CLUSTER) || $(MAKE) --no-print-directory cluster-command
+	@$(CLUSTER) down
+
+.PHONY: images
+images: cluster-build ## make the container images as docker-archives, print their paths
+	@$(CLUSTER) images load --save
+
+# The scenarios run on a cluster of their own, or on the one that KUBECONFIG
+# names.
+SCENARIOS := $(CACHE)/bin/scenarios.test
+DEMO := $(CACHE)/bin/demo
+
+.PHONY: demo
+demo: cluster-build ## the main job, start to finish, on a cluster of its own
+	@cd e2e && go build -o $(DEMO) ./cmd/demo
+	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/with-cluster.sh demo $(DEMO)
+
+.PHONY: e2e
+e2e: cluster-build ## the scenarios on a cluster (RUN=regexp picks some)
+	@cd e2e && go test -c -o $(SCENARIOS) ./scenarios
+	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/with-cluster.sh e2e $(SCENARIOS) -test.v -test.timeout 40m $(if $(RUN),-test.run '$(RUN)')
+
+.PHONY: unit
+unit: ## unit tests of all modules; as root they use loop devices
+	go test ./...
+	cd e2e && go test $$(go list ./... | grep -v -e /scenarios -e /csidriver)
+
+.PHONY: csi-sanity
+csi-sanity: ## kubernetes-csi's sanity suite and our own tests on the test driver
+	cd e2e && go test ./csidriver/...
+
+.PHONY: lint
+lint: ## golangci-lint on all modules
+	@mkdir -p $(CACHE)/bin
+	@cd tools/lint && go build -o $(CACHE)/bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	$(CACHE)/bin/golangci-lint run ./...
+	cd e2e && $(CACHE)/bin/golangci-lint run ./...
+
+.PHONY: test
+test: lint unit csi-sanity e2e ## everything that CI runs

@@ -1,0 +1,188 @@
+package kit
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// App is an application with one Filesystem PVC "files" (ext4) and one Block
+// PVC "disk", both held by one Deployment "app".
+type App struct {
+	kit       *Kit
+	Namespace string
+}
+
+// Names of the App's objects, and where its volumes are in the container.
+const (
+	FilesPVC = "files"
+	DiskPVC  = "disk"
+
+	filesPath = "/files"
+	diskPath  = "/dev/disk"
+)
+
+// DiskSize is the size of the App's disk in bytes: no multiple of 1 MiB.
+const DiskSize = 160<<20 + 4096
+
+const filesSize = 96 << 20
+
+// NewApp creates the namespace and the application and waits until it runs.
+func (k *Kit) NewApp(ctx context.Context, namespace string) (*App, error) {
+	a := &App{kit: k, Namespace: namespace}
+	manifest := fmt.Sprintf(`
+apiVersion: v1
+kind: Namespace
+metadata: {name: %[1]s, labels: {blockmover-e2e: app}}
+---
+%[2]s
+---
+%[3]s
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: app, namespace: %[1]s}
+spec:
+  replicas: 1
+  strategy: {type: Recreate}
+  selector: {matchLabels: {app: app}}
+  template:
+    metadata: {labels: {app: app}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - name: app
+        image: %[4]s
+        imagePullPolicy: IfNotPresent
+        command: [sh, -c, "sleep 1000000"]
+        volumeMounts: [{name: files, mountPath: %[5]s}]
+        volumeDevices: [{name: disk, devicePath: %[6]s}]
+      volumes:
+      - {name: files, persistentVolumeClaim: {claimName: files}}
+      - {name: disk, persistentVolumeClaim: {claimName: disk}}
+`, namespace, PVC(namespace, FilesPVC, k.StorageClass, "Filesystem", filesSize),
+		PVC(namespace, DiskPVC, k.StorageClass, "Block", DiskSize), k.ToolsImage, filesPath, diskPath)
+	if err := k.Apply(ctx, manifest); err != nil {
+		return nil, err
+	}
+	return a, a.WaitRunning(ctx)
+}
+
+// PVC renders a ReadWriteOnce claim of size bytes.
+func PVC(namespace, name, class, mode string, size int64) string {
+	return fmt.Sprintf(`apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: %s, namespace: %s}
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: %s
+  volumeMode: %s
+  resources: {requests: {storage: "%d"}}`, name, namespace, class, mode, size)
+}
+
+// AppIn is the App that a restore has brought back in a namespace.
+func (k *Kit) AppIn(ctx context.Context, namespace string) (*App, error) {
+	a := &App{kit: k, Namespace: namespace}
+	return a, a.WaitRunning(ctx)
+}
+
+// WaitRunning waits until the Deployment has its pod.
+func (a *App) WaitRunning(ctx context.Context) error {
+	return a.kit.Wait(ctx, "application in namespace "+a.Namespace, 2*time.Minute, func(ctx context.Context) (bool, string, error) {
+		var d Object
+		if err := a.kit.Get(ctx, &d, "-n", a.Namespace, "deployment", "app"); err != nil {
+			return false, err.Error(), nil
+		}
+		pods, err := a.kit.Kubectl(ctx, "-n", a.Namespace, "get", "pods", "-o", "jsonpath={.items[*].status}")
+		return d.Status.ReadyReplicas == 1, tail(pods), err
+	})
+}
+
+// Exec runs a shell command in the application.
+func (a *App) Exec(ctx context.Context, script string) (string, error) {
+	return a.kit.Kubectl(ctx, "-n", a.Namespace, "exec", "deploy/app", "--", "sh", "-ec", script)
+}
+
+// WriteInitial fills about a third of both volumes: random data, text and
+// holes.
+func (a *App) WriteInitial(ctx context.Context) error {
+	_, err := a.Exec(ctx, strings.NewReplacer("FILES", filesPath, "DISK", diskPath).Replace(`
+mkdir -p FILES/a/b
+dd if=/dev/urandom of=FILES/a/random bs=1M count=24 2>/dev/null
+i=0; while [ $i -lt 200 ]; do echo "line $i of a text file" > FILES/a/b/text-$i; i=$((i+1)); done
+ln -s ../a/random FILES/a/link
+dd if=/dev/urandom of=DISK bs=1M count=40 conv=notrunc 2>/dev/null
+dd if=/dev/urandom of=DISK bs=1M seek=100 count=8 conv=notrunc 2>/dev/null
+dd if=/dev/urandom of=DISK bs=4096 seek=40960 count=1 conv=notrunc 2>/dev/null
+sync
+`))
+	return err
+}
+
+// ChangedDiskBytes is what Change writes to the disk.
+const ChangedDiskBytes = 2 << 20
+
+// Change writes about one per cent: two places of 1 MiB on the disk, one new
+// and one rewritten file.
+func (a *App) Change(ctx context.Context) error {
+	_, err := a.Exec(ctx, strings.NewReplacer("FILES", filesPath, "DISK", diskPath).Replace(`
+dd if=/dev/urandom of=DISK bs=1M seek=7 count=1 conv=notrunc 2>/dev/null
+dd if=/dev/urandom of=DISK bs=1M seek=120 count=1 conv=notrunc 2>/dev/null
+echo "$(date +%s%N) changed" > FILES/a/b/text-7
+dd if=/dev/urandom of=FILES/new bs=64K count=4 2>/dev/null
+sync
+`))
+	return err
+}
+
+// Sums is the content of an App: the hash of its disk and of each of its files.
+type Sums struct {
+	Disk  string
+	Files string
+}
+
+// Sums reads both volumes to the last byte, past the page cache of the device.
+func (a *App) Sums(ctx context.Context) (Sums, error) {
+	disk, err := a.Exec(ctx, "sha256sum < "+diskPath)
+	if err != nil {
+		return Sums{}, err
+	}
+	files, err := a.Exec(ctx, "cd "+filesPath+" && find . -type f | sort | xargs sha256sum && find . ! -type f | sort | grep -v lost+found && readlink a/link")
+	if err != nil {
+		return Sums{}, err
+	}
+	return Sums{Disk: strings.Fields(disk)[0], Files: files}, nil
+}
+
+// Diff says how two contents differ, or "" when they are equal.
+func (s Sums) Diff(other Sums) string {
+	var diffs []string
+	if s.Disk != other.Disk {
+		diffs = append(diffs, fmt.Sprintf("disk: %s, want %s", other.Disk, s.Disk))
+	}
+	if s.Files != other.Files {
+		diffs = append(diffs, fmt.Sprintf("files:\n%s\nwant:\n%s", other.Files, s.Files))
+	}
+	return strings.Join(diffs, "; ")
+}
+
+// DeleteNamespace deletes a namespace and waits until it and the volumes that
+// were bound in it are gone.
+func (k *Kit) DeleteNamespace(ctx context.Context, namespace string) error {
+	if _, err := k.Kubectl(ctx, "delete", "namespace", namespace, "--ignore-not-found", "--timeout=120s"); err != nil {
+		return err
+	}
+	return k.Wait(ctx, "volumes of namespace "+namespace+" to be deleted", time.Minute, func(ctx context.Context) (bool, string, error) {
+		volumes, err := k.List(ctx, "persistentvolumes")
+		if err != nil {
+			return false, "", err
+		}
+		for _, v := range volumes {
+			if v.Spec.ClaimRef != nil && v.Spec.ClaimRef.Namespace == namespace {
+				return false, v.Metadata.Name, nil
+			}
+		}
+		return true, "", nil
+	})
+}

@@ -1,0 +1,70 @@
+package kit
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Install puts Blockmover beside Velero as a user does: the plugin with `velero
+// plugin add`, the manager with kustomize. It is idempotent.
+func (k *Kit) Install(ctx context.Context) error {
+	plugins, err := k.Velero(ctx, "plugin", "get")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(plugins, "blockmover.io/pvc-backup") {
+		if _, err := k.Velero(ctx, "plugin", "add", k.PluginImage, "--confirm"); err != nil {
+			return err
+		}
+	}
+	if err := k.InstallMover(ctx); err != nil {
+		return err
+	}
+	if _, err := k.Kubectl(ctx, "-n", k.VeleroNamespace, "rollout", "status", "deployment/velero", "--timeout=120s"); err != nil {
+		return err
+	}
+	return k.Wait(ctx, "plugin to be listed", time.Minute, func(ctx context.Context) (bool, string, error) {
+		plugins, err := k.Velero(ctx, "plugin", "get")
+		if err != nil {
+			return false, err.Error(), nil
+		}
+		return strings.Contains(plugins, "blockmover.io/pvc-backup"), plugins, nil
+	})
+}
+
+// InstallMover applies the kustomize base with the image under test and waits
+// for the manager.
+func (k *Kit) InstallMover(ctx context.Context) error {
+	dir, err := os.MkdirTemp("", "blockmover-deploy-")
+	if err != nil {
+		return fmt.Errorf("create overlay directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	base, err := filepath.Abs(k.DeployDir)
+	if err != nil {
+		return fmt.Errorf("resolve deploy directory: %w", err)
+	}
+	relative, err := filepath.Rel(dir, base)
+	if err != nil {
+		return fmt.Errorf("resolve deploy directory: %w", err)
+	}
+	name, tag, _ := strings.Cut(k.MoverImage, ":")
+	overlay := fmt.Sprintf(`apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+namespace: %s
+resources: [%s]
+images: [{name: blockmover, newName: %s, newTag: %s}]
+`, k.VeleroNamespace, relative, name, tag)
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
+		return fmt.Errorf("write overlay: %w", err)
+	}
+	if _, err := k.Kubectl(ctx, "apply", "-k", dir); err != nil {
+		return err
+	}
+	_, err = k.Kubectl(ctx, "-n", k.VeleroNamespace, "rollout", "status", "deployment/blockmover", "--timeout=120s")
+	return err
+}

@@ -1,0 +1,75 @@
+package kit
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Leftovers lists what operations may have left behind that no backup and no
+// application needs: mover pods, claims and volumes of Velero's namespace,
+// VolumeSnapshots and their contents anywhere, unbound volumes.
+func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
+	var found []string
+	note := func(items []Object, keep func(Object) bool) {
+		for _, o := range items {
+			if !keep(o) {
+				found = append(found, o.String())
+			}
+		}
+	}
+	nothing := func(Object) bool { return false }
+	for _, query := range []struct {
+		args []string
+		keep func(Object) bool
+	}{
+		{[]string{"volumesnapshots", "-A"}, nothing},
+		{[]string{"volumesnapshotcontents"}, nothing},
+		{[]string{"volumegroupsnapshots", "-A"}, nothing},
+		{[]string{"volumegroupsnapshotcontents"}, nothing},
+		{[]string{"persistentvolumeclaims", "-n", k.VeleroNamespace}, nothing},
+		{[]string{"pods", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},
+		{[]string{"configmaps", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},
+		{[]string{"configmaps", "-n", k.VeleroNamespace, "-l", "velero.io/dataupload-snapshot-info=true"}, nothing},
+		{[]string{"podvolumebackups.velero.io", "-n", k.VeleroNamespace}, nothing},
+		{[]string{"secrets", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},
+		{[]string{"persistentvolumes"}, func(o Object) bool {
+			return o.Status.Phase == "Bound" && o.Spec.ClaimRef.Namespace != k.VeleroNamespace
+		}},
+	} {
+		items, err := k.List(ctx, query.args...)
+		if err != nil {
+			return nil, err
+		}
+		note(items, query.keep)
+	}
+	return found, nil
+}
+
+// WaitNoLeftovers waits until Leftovers finds nothing.
+func (k *Kit) WaitNoLeftovers(ctx context.Context) error {
+	return k.Wait(ctx, "nothing left behind", 90*time.Second, func(ctx context.Context) (bool, string, error) {
+		found, err := k.Leftovers(ctx)
+		return len(found) == 0, strings.Join(found, ", "), err
+	})
+}
+
+// CheckStamps returns an error when an object of a namespace still carries a
+// label or annotation of Blockmover's.
+func (k *Kit) CheckStamps(ctx context.Context, namespace string) error {
+	items, err := k.List(ctx, "-n", namespace, "persistentvolumeclaims")
+	if err != nil {
+		return err
+	}
+	for _, o := range items {
+		for _, m := range []map[string]string{o.Metadata.Labels, o.Metadata.Annotations} {
+			for key := range m {
+				if strings.HasPrefix(key, "blockmover.io/") {
+					return fmt.Errorf("%s still carries %s", o, key)
+				}
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+package kit
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// LabelBackup is Velero's label with the name of the backup.
+const LabelBackup = "velero.io/backup-name"
+
+// OperationTimeout bounds one backup or restore of the small test volumes.
+const OperationTimeout = 4 * time.Minute
+
+// Backup runs `velero backup create NAME ARGS` and waits until it has ended,
+// however it ended.
+func (k *Kit) Backup(ctx context.Context, name string, args ...string) (Object, error) {
+	if _, err := k.Velero(ctx, append([]string{"backup", "create", name}, args...)...); err != nil {
+		return Object{}, err
+	}
+	return k.waitEnded(ctx, "backup.velero.io", name)
+}
+
+// Restore runs `velero restore create NAME --from-backup BACKUP ARGS` and waits
+// until it has ended, however it ended.
+func (k *Kit) Restore(ctx context.Context, name, backup string, args ...string) (Object, error) {
+	if _, err := k.Velero(ctx, append([]string{"restore", "create", name, "--from-backup", backup}, args...)...); err != nil {
+		return Object{}, err
+	}
+	return k.waitEnded(ctx, "restore.velero.io", name)
+}
+
+// endedPhases are those that Velero never leaves.
+var endedPhases = []string{"Completed", "PartiallyFailed", "Failed", "FailedValidation"}
+
+func (k *Kit) waitEnded(ctx context.Context, kind, name string) (Object, error) {
+	var o Object
+	err := k.Wait(ctx, kind+" "+name, OperationTimeout, func(ctx context.Context) (bool, string, error) {
+		if err := k.Get(ctx, &o, "-n", k.VeleroNamespace, kind, name); err != nil {
+			return false, "", err
+		}
+		return slices.Contains(endedPhases, o.Status.Phase), o.Status.Phase, nil
+	})
+	return o, err
+}
+
+// MustBackup is Backup for a backup that has to be Completed.
+func (k *Kit) MustBackup(ctx context.Context, name string, args ...string) error {
+	o, err := k.Backup(ctx, name, args...)
+	if err != nil {
+		return err
+	}
+	return k.checkCompleted(ctx, "backup", o)
+}
+
+// MustRestore is Restore for a restore that has to be Completed.
+func (k *Kit) MustRestore(ctx context.Context, name, backup string, args ...string) error {
+	o, err := k.Restore(ctx, name, backup, args...)
+	if err != nil {
+		return err
+	}
+	return k.checkCompleted(ctx, "restore", o)
+}
+
+func (k *Kit) checkCompleted(ctx context.Context, kind string, o Object) error {
+	if o.Status.Phase == "Completed" {
+		return nil
+	}
+	described, err := k.Describe(ctx, kind, o.Metadata.Name)
+	if err != nil {
+		described = err.Error()
+	}
+	return fmt.Errorf("%s %s is %s, want Completed: %s", kind, o.Metadata.Name, o.Status.Phase, tail(described))
+}
+
+// Describe returns what an administrator reads at 3 a.m.
+func (k *Kit) Describe(ctx context.Context, kind, name string) (string, error) {
+	return k.Velero(ctx, kind, "describe", name, "--details")
+}
+
+// DataUploads returns the DataUploads of a backup by the name of their source
+// PVC.
+func (k *Kit) DataUploads(ctx context.Context, backup string) (map[string]Object, error) {
+	items, err := k.List(ctx, "-n", k.VeleroNamespace, "datauploads.velero.io", "-l", LabelBackup+"="+backup)
+	if err != nil {
+		return nil, err
+	}
+	byPVC := make(map[string]Object, len(items))
+	for _, o := range items {
+		byPVC[o.Spec.SourcePVC] = o
+	}
+	return byPVC, nil
+}
+
+// Names lists the objects, for messages.
+func Names(objects map[string]Object) string {
+	var names []string
+	for _, o := range objects {
+		names = append(names, o.String())
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// DeleteBackup runs `velero backup delete` and waits until the backup is gone.
+func (k *Kit) DeleteBackup(ctx context.Context, name string) error {
+	if _, err := k.Velero(ctx, "backup", "delete", name, "--confirm"); err != nil {
+		return err
+	}
+	return k.Wait(ctx, "deletion of backup "+name, OperationTimeout, func(ctx context.Context) (bool, string, error) {
+		items, err := k.List(ctx, "-n", k.VeleroNamespace, "backups.velero.io", "--field-selector", "metadata.name="+name)
+		if err != nil {
+			return false, "", err
+		}
+		requests, err := k.Kubectl(ctx, "-n", k.VeleroNamespace, "get", "deletebackuprequests.velero.io",
+			"-l", LabelBackup+"="+name, "-o", "jsonpath={.items[*].status}")
+		return len(items) == 0, strings.TrimSpace(requests), err
+	})
+}

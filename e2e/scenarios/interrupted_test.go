@@ -1,0 +1,86 @@
+package scenarios
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/e2e/kit"
+)
+
+// TestKilledMoverPod kills a mover pod in its work: the upload is tried again.
+func TestKilledMoverPod(t *testing.T) {
+	s := newScenario(t)
+	app := s.app("killed")
+	want := s.sums(app)
+	killed := make(chan error, 1)
+	go func() { killed <- s.killFirstMoverPod() }()
+	backup := s.backup("killed", append(perVolume.args(s), "--include-namespaces", app.Namespace)...)
+	require.NoError(t, <-killed)
+	s.restoreTo(backup, app.Namespace, "killed-copy", want)
+	s.checkNothingLeft()
+}
+
+func (s *scenario) killFirstMoverPod() error {
+	return s.kit.Wait(s.ctx, "a mover pod to kill", time.Minute, func(ctx context.Context) (bool, string, error) {
+		pods, err := s.kit.List(ctx, "-n", s.kit.VeleroNamespace, "pods", "-l", "blockmover.io/operation")
+		if err != nil || len(pods) == 0 {
+			return false, "no pod", err
+		}
+		_, err = s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "delete", "pod", pods[0].Metadata.Name, "--force", "--grace-period=0")
+		return err == nil, "", err
+	})
+}
+
+// TestCancel cancels the uploads of a backup as soon as they are there. The
+// backup says so, nothing is left, and a restore refuses to guess.
+func TestCancel(t *testing.T) {
+	s := newScenario(t)
+	app := s.app("cancel")
+	name := s.name("cancel")
+	s.deleteBackupInTheEnd(name)
+	canceled := make(chan error, 1)
+	go func() { canceled <- s.cancelUploads(name, 2) }()
+	backup, err := s.kit.Backup(s.ctx, name, append(perVolume.args(s), "--include-namespaces", app.Namespace)...)
+	require.NoError(t, err)
+	require.NoError(t, <-canceled)
+	require.Equal(t, "PartiallyFailed", backup.Status.Phase)
+	uploads, err := s.kit.DataUploads(s.ctx, name)
+	require.NoError(t, err)
+	for pvc, upload := range uploads {
+		require.Equal(t, "Canceled", upload.Status.Phase, pvc)
+		require.Empty(t, upload.Status.SnapshotID, pvc)
+	}
+	s.checkNothingLeft()
+
+	restore, err := s.kit.Restore(s.ctx, s.name("cancel"), name, "--namespace-mappings", app.Namespace+":"+s.namespace("cancel-copy"))
+	require.NoError(t, err)
+	require.Equal(t, "PartiallyFailed", restore.Status.Phase)
+	described, err := s.kit.Describe(s.ctx, "restore", restore.Metadata.Name)
+	require.NoError(t, err)
+	require.Contains(t, described, "Canceled")
+	s.checkNothingLeft()
+}
+
+// cancelUploads asks the mover to stop the first n DataUploads of a backup, each
+// as soon as it is seen.
+func (s *scenario) cancelUploads(backup string, n int) error {
+	return s.kit.Wait(s.ctx, "DataUploads to cancel", time.Minute, func(ctx context.Context) (bool, string, error) {
+		uploads, err := s.kit.DataUploads(ctx, backup)
+		if err != nil {
+			return false, "", err
+		}
+		for _, upload := range uploads {
+			if upload.Spec.Cancel {
+				continue
+			}
+			if _, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "patch", "datauploads.velero.io", upload.Metadata.Name,
+				"--type=merge", "-p", `{"spec":{"cancel":true}}`); err != nil {
+				return false, "", err
+			}
+		}
+		return len(uploads) == n, kit.Names(uploads), nil
+	})
+}

@@ -1,0 +1,179 @@
+package scenarios
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/e2e/kit"
+)
+
+// TestRestoreElsewhere restores one backup to another driver's StorageClass and
+// to one that waits for the first consumer, with the pod that is this consumer
+// in the same restore.
+func TestRestoreElsewhere(t *testing.T) {
+	s := newScenario(t)
+	app := s.app("elsewhere")
+	want := s.sums(app)
+	backup := s.backup("elsewhere", append(perVolume.args(s), "--include-namespaces", app.Namespace)...)
+
+	for _, class := range []string{s.kit.OtherStorageClass, s.kit.WaitStorageClass} {
+		t.Run(class, func(t *testing.T) {
+			sub := &scenario{T: t, kit: s.kit, ctx: s.ctx, suffix: s.suffix}
+			sub.mapStorageClass(s.kit.StorageClass, class)
+			target := sub.namespace("to-" + class)
+			sub.restore(backup, "--namespace-mappings", app.Namespace+":"+target)
+			sub.checkContent(target, want)
+			sub.checkClass(target, class)
+		})
+	}
+	s.checkNothingLeft()
+}
+
+// restoreUnmounted restores a backup of namespace from into another one, first
+// the volumes alone, whose file system e2fsck judges before anyone has mounted
+// it, then the rest, which finds its volumes; and checks the content.
+func (s *scenario) restoreUnmounted(backup, from, base string, want kit.Sums) {
+	s.Helper()
+	target := s.namespace(base)
+	mapping := from + ":" + target
+	s.restore(backup, "--namespace-mappings", mapping, "--include-resources", "persistentvolumeclaims,persistentvolumes")
+	require.NoError(s, s.kit.Fsck(s.ctx, target, kit.FilesPVC, s.kit.StorageClass, s.kit.StorageClass))
+	s.restore(backup, "--namespace-mappings", mapping)
+	s.checkContent(target, want)
+}
+
+// mapStorageClass makes restores change one StorageClass into another: Velero's
+// own item action for it.
+func (s *scenario) mapStorageClass(from, to string) {
+	s.Helper()
+	name := s.name("change-storage-class")
+	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: %s
+  namespace: %s
+  labels: {velero.io/plugin-config: "", velero.io/change-storage-class: RestoreItemAction}
+data: {%s: %s}
+`, name, s.kit.VeleroNamespace, from, to)))
+	s.deleteConfigMapInTheEnd(name)
+}
+
+// checkClass checks that the volumes of a restored application are of a class,
+// and that deleting them will delete the storage's volumes too.
+func (s *scenario) checkClass(namespace, class string) {
+	s.Helper()
+	claims, err := s.kit.List(s.ctx, "-n", namespace, "persistentvolumeclaims")
+	require.NoError(s, err)
+	require.Len(s, claims, 2)
+	for _, claim := range claims {
+		require.Equal(s, class, claim.Spec.StorageClassName, claim)
+		var volume kit.Object
+		require.NoError(s, s.kit.Get(s.ctx, &volume, "persistentvolume", claim.Spec.VolumeName))
+		require.Equal(s, class, volume.Spec.StorageClassName, volume)
+		require.Equal(s, claim.Spec.VolumeMode, volume.Spec.VolumeMode, volume)
+		require.Equal(s, "Delete", volume.Spec.ReclaimPolicy, volume)
+		require.NotEmpty(s, volume.Metadata.Annotations["pv.kubernetes.io/provisioned-by"], volume)
+	}
+}
+
+// TestMixedBackup has three volumes in one backup: one that the policy gives to
+// Blockmover, one for the built-in mover, one that is skipped.
+func TestMixedBackup(t *testing.T) {
+	s := newScenario(t)
+	namespace := s.namespace("mixed")
+	require.NoError(t, s.kit.Apply(s.ctx, mixedManifest(s.kit, namespace)))
+	app, err := s.kit.AppIn(s.ctx, namespace)
+	require.NoError(t, err)
+	_, err = app.Exec(s.ctx, `for v in ours theirs skipped; do dd if=/dev/urandom of=/dev/$v bs=1M count=8 conv=notrunc 2>/dev/null; done; sync`)
+	require.NoError(t, err)
+	want := s.mixedSums(app)
+
+	backup := s.backup("mixed", append(s.policy(mixedPolicy), "--include-namespaces", namespace, "--snapshot-move-data")...)
+	uploads, err := s.kit.DataUploads(s.ctx, backup)
+	require.NoError(t, err)
+	require.Len(t, uploads, 2)
+	require.Equal(t, "blockmover", uploads["ours"].Spec.DataMover)
+	require.Equal(t, "Full", uploads["ours"].Status.DataMoverResult["kind"])
+	require.NotEqual(t, "blockmover", uploads["theirs"].Spec.DataMover)
+	for pvc, upload := range uploads {
+		require.Equal(t, "Completed", upload.Status.Phase, pvc)
+	}
+	described, err := s.kit.Describe(s.ctx, "backup", backup)
+	require.NoError(t, err)
+	require.Contains(t, described, "blockmover")
+
+	target := s.namespace("mixed-copy")
+	s.restore(backup, "--namespace-mappings", namespace+":"+target)
+	restored, err := s.kit.AppIn(s.ctx, target)
+	require.NoError(t, err)
+	have := s.mixedSums(restored)
+	require.Equal(t, want["ours"], have["ours"])
+	require.Equal(t, want["theirs"], have["theirs"])
+	require.NotEqual(t, want["skipped"], have["skipped"], "a skipped volume comes back empty")
+	require.NoError(t, s.kit.CheckStamps(s.ctx, target))
+
+	require.NoError(t, s.kit.DeleteBackup(s.ctx, backup))
+	s.checkRepoSnapshots(namespace, nil)
+	s.checkNothingLeft()
+}
+
+const mixedPolicy = `version: v1
+volumePolicies:
+- conditions: {pvcLabels: {backup: ours}}
+  action: {type: custom, parameters: {mover: blockmover}}
+- conditions: {pvcLabels: {backup: skipped}}
+  action: {type: skip}
+- conditions: {pvcLabels: {backup: theirs}}
+  action: {type: snapshot}
+`
+
+func mixedManifest(k *kit.Kit, namespace string) string {
+	manifest := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
+	devices, volumes := "", ""
+	for _, name := range []string{"ours", "theirs", "skipped"} {
+		manifest += fmt.Sprintf(`---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: %[1]s, namespace: %[2]s, labels: {backup: %[1]s}}
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: %[3]s
+  volumeMode: Block
+  resources: {requests: {storage: 16Mi}}
+`, name, namespace, k.StorageClass)
+		devices += fmt.Sprintf("        - {name: %[1]s, devicePath: /dev/%[1]s}\n", name)
+		volumes += fmt.Sprintf("      - {name: %[1]s, persistentVolumeClaim: {claimName: %[1]s}}\n", name)
+	}
+	return manifest + fmt.Sprintf(`---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: app, namespace: %s}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: app}}
+  template:
+    metadata: {labels: {app: app}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - name: app
+        image: %s
+        imagePullPolicy: IfNotPresent
+        command: [sh, -c, "sleep 1000000"]
+        volumeDevices:
+%s      volumes:
+%s`, namespace, k.ToolsImage, devices, volumes)
+}
+
+func (s *scenario) mixedSums(app *kit.App) map[string]string {
+	s.Helper()
+	sums := map[string]string{}
+	for _, name := range []string{"ours", "theirs", "skipped"} {
+		sum, err := app.Exec(s.ctx, "sha256sum < /dev/"+name)
+		require.NoError(s, err)
+		sums[name] = sum
+	}
+	return sums
+}
