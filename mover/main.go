@@ -39,7 +39,7 @@ func newVersionCommand() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
-			fmt.Fprintf(cmd.OutOrStdout(), "blockmover %s %s\n", version, runtime.Version())
+			cmd.Printf("blockmover %s %s\n", version, runtime.Version())
 		},
 	}
 }

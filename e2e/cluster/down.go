@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -25,21 +26,22 @@ func (c *Cluster) Down(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	return c.clean(false)
+	return c.clean(ctx, false)
 }
 
 // cleanupLimit bounds each step of cleaning: what has not ended by then is
 // stuck in the kernel, and a person must look.
 const cleanupLimit = 30 * time.Second
 
-func (c *Cluster) clean(keepLogs bool) error {
-	if err := c.killAll(); err != nil {
+func (c *Cluster) clean(ctx context.Context, keepLogs bool) error {
+	if err := c.killAll(ctx); err != nil {
 		return err
 	}
 	// The cgroups before the loop devices: an rmdir that succeeds proves that
 	// no process of a pod is left to hold one.
 	errs := []error{
 		c.removeCgroups(),
+		c.cleanDrivers(ctx),
 		detachLoops(c.State, cleanupLimit),
 		c.unmountAll(),
 	}
@@ -65,6 +67,23 @@ func (c *Cluster) clean(keepLogs bool) error {
 		return nil
 	}
 	return os.Remove(c.State)
+}
+
+// cleanDrivers lets each CSI driver put its own devices away: it knows what it
+// has set on them, and it thaws a pool that was frozen when it was killed.
+func (c *Cluster) cleanDrivers(ctx context.Context) error {
+	if _, err := os.Stat(c.bin("csidriver")); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+	defer cancel()
+	for _, d := range Drivers {
+		out, err := exec.CommandContext(ctx, c.bin("csidriver"), "cleanup", "--state-dir", c.CSIState(d.Name)).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("clean up CSI driver %s: %w: %s", d.Name, err, bytes.TrimSpace(out))
+		}
+	}
+	return nil
 }
 
 // inits finds the PID 1s of this cluster (one, unless something went wrong),
@@ -119,8 +138,13 @@ func processes(match func(pid string) bool) ([]int, error) {
 	return found, nil
 }
 
-func (c *Cluster) killAll() error {
-	deadline := time.Now().Add(cleanupLimit)
+// thawAfter is how long killed processes may take to die before a frozen pool
+// is suspected, on which they would wait for ever.
+const thawAfter = time.Second
+
+func (c *Cluster) killAll(ctx context.Context) error {
+	start := time.Now()
+	deadline := start.Add(cleanupLimit)
 	for {
 		inits, err := c.inits()
 		if err != nil {
@@ -138,6 +162,11 @@ func (c *Cluster) killAll() error {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 			// A child of this process (up that cleans up) must be reaped.
 			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+		}
+		if time.Since(start) > thawAfter {
+			if err := c.cleanDrivers(ctx); err != nil {
+				return err
+			}
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("processes %v of cluster %s survive SIGKILL for %s", all, c.Name, cleanupLimit)

@@ -33,7 +33,7 @@ func (c *Cluster) Up(ctx context.Context, report func(format string, args ...any
 		return ErrRunning
 	}
 	// What a killed run may have left; free when there is nothing.
-	if err := c.clean(false); err != nil {
+	if err := c.clean(ctx, false); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(c.path("logs"), 0o755); err != nil {
@@ -44,7 +44,7 @@ func (c *Cluster) Up(ctx context.Context, report func(format string, args ...any
 		return nil
 	}
 	keepLogs := ctx.Err() == nil
-	if cleanErr := c.clean(keepLogs); cleanErr != nil {
+	if cleanErr := c.clean(ctx, keepLogs); cleanErr != nil {
 		err = errors.Join(err, cleanErr)
 	}
 	return err

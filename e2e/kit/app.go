@@ -66,7 +66,10 @@ spec:
 	if err := k.Apply(ctx, manifest); err != nil {
 		return nil, err
 	}
-	return a, a.WaitRunning(ctx)
+	if err := a.WaitRunning(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // PVC renders a ReadWriteOnce claim of size bytes.
@@ -84,18 +87,21 @@ spec:
 // AppIn is the App that a restore has brought back in a namespace.
 func (k *Kit) AppIn(ctx context.Context, namespace string) (*App, error) {
 	a := &App{kit: k, Namespace: namespace}
-	return a, a.WaitRunning(ctx)
+	if err := a.WaitRunning(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // WaitRunning waits until the Deployment has its pod.
 func (a *App) WaitRunning(ctx context.Context) error {
 	return a.kit.Wait(ctx, "application in namespace "+a.Namespace, 2*time.Minute, func(ctx context.Context) (bool, string, error) {
-		var d Object
-		if err := a.kit.Get(ctx, &d, "-n", a.Namespace, "deployment", "app"); err != nil {
-			return false, err.Error(), nil
+		found, err := a.kit.List(ctx, "-n", a.Namespace, "deployments.apps", "--field-selector", "metadata.name=app")
+		if err != nil {
+			return false, "", err
 		}
 		pods, err := a.kit.Kubectl(ctx, "-n", a.Namespace, "get", "pods", "-o", "jsonpath={.items[*].status}")
-		return d.Status.ReadyReplicas == 1, tail(pods), err
+		return len(found) == 1 && found[0].Status.ReadyReplicas == 1, tail(pods), err
 	})
 }
 

@@ -28,11 +28,9 @@ func (k *Kit) Install(ctx context.Context) error {
 		return err
 	}
 	return k.Wait(ctx, "plugin to be listed", time.Minute, func(ctx context.Context) (bool, string, error) {
+		// While the server starts again, the command fails.
 		plugins, err := k.Velero(ctx, "plugin", "get")
-		if err != nil {
-			return false, err.Error(), nil
-		}
-		return strings.Contains(plugins, "blockmover.io/pvc-backup"), plugins, nil
+		return strings.Contains(plugins, "blockmover.io/pvc-backup"), fmt.Sprint(plugins, err), nil
 	})
 }
 
@@ -43,7 +41,7 @@ func (k *Kit) InstallMover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("create overlay directory: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	base, err := filepath.Abs(k.DeployDir)
 	if err != nil {
 		return fmt.Errorf("resolve deploy directory: %w", err)

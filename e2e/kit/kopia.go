@@ -60,12 +60,14 @@ func (k *Kit) StockKopia(ctx context.Context, namespace, dir string) (*Kopia, er
 		"KOPIA_CACHE_DIRECTORY=" + filepath.Join(dir, "cache"),
 		"KOPIA_LOG_DIR=" + filepath.Join(dir, "log"),
 	}}
-	args := []string{"repository", "connect", "s3",
+	args := []string{
+		"repository", "connect", "s3",
 		"--bucket", location.Spec.ObjectStorage.Bucket, "--prefix", prefix, "--endpoint", endpoint,
 		"--region", location.Spec.Config["region"],
 		"--access-key", accessKey,
 		"--secret-access-key", secretKey,
-		"--readonly", "--override-username", "default", "--override-hostname", "default"}
+		"--readonly", "--override-username", "default", "--override-hostname", "default",
+	}
 	if !secure {
 		args = append(args, "--disable-tls")
 	}

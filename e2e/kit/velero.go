@@ -96,7 +96,7 @@ func (k *Kit) DataUploads(ctx context.Context, backup string) (map[string]Object
 
 // Names lists the objects, for messages.
 func Names(objects map[string]Object) string {
-	var names []string
+	names := make([]string, 0, len(objects))
 	for _, o := range objects {
 		names = append(names, o.String())
 	}

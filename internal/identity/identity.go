@@ -22,8 +22,6 @@ const (
 	// LabelBackupUID holds the UID of the backup that an object was created for
 	// before any DataUpload existed (VolumeSnapshots of the PVC action).
 	LabelBackupUID = "blockmover.io/backup-uid"
-	// LabelRole tells the objects of one operation apart: see the Role constants.
-	LabelRole = "blockmover.io/role"
 	// AnnotationDataUpload, on a PVC in a backup, names the DataUpload that holds
 	// its data; the restore action acts on PVCs that carry it.
 	AnnotationDataUpload = "blockmover.io/data-upload"

@@ -105,6 +105,9 @@ type Report struct {
 	ChunksWritten   int64         `json:"chunksWritten"`
 	ChunksInherited int64         `json:"chunksInherited"`
 	Duration        time.Duration `json:"duration"`
+	// Filesystem is what a restored volume holds ("ext4", "xfs", "btrfs"), or empty
+	// where it is nothing known.
+	Filesystem string `json:"filesystem,omitempty"`
 }
 
 // Encode renders a valid request.

@@ -169,6 +169,9 @@ func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, erro
 // complete writes the report into the status.
 func (d *downloads) complete(op *operation, report task.Report) error {
 	op.progress.TotalBytes, op.progress.BytesDone = report.VolumeSize, report.VolumeSize
+	if report.Filesystem != "" {
+		op.setAnnotation(annotationFilesystem, report.Filesystem)
+	}
 	return nil
 }
 
@@ -194,8 +197,12 @@ func (d *downloads) finish(ctx context.Context, op *operation) (ending, error) {
 	return end, err
 }
 
-// filesystemFor is what the target's class would have mounted the volume as.
+// filesystemFor is what the volume is to be mounted as: what it holds, or else
+// what the target's class makes.
 func (d *downloads) filesystemFor(ctx context.Context, dd *velerov2alpha1.DataDownload) (string, error) {
+	if found := dd.Annotations[annotationFilesystem]; found != "" {
+		return found, nil
+	}
 	target := &corev1.PersistentVolumeClaim{}
 	key := targetOf(dd)
 	if err := d.reader.Get(ctx, key, target); apierrors.IsNotFound(err) {

@@ -28,6 +28,8 @@ const (
 	annotationAttempt = "blockmover.io/attempt"
 	// annotationOutcome is a phase.Outcome.
 	annotationOutcome = "blockmover.io/outcome"
+	// annotationFilesystem is what a restored volume was found to hold.
+	annotationFilesystem = "blockmover.io/filesystem"
 	// annotationSecured is set on a new operation that waits for nothing but a slot.
 	annotationSecured = "blockmover.io/secured"
 )

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -62,7 +63,7 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 		return phase.Work{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}
 	plan.Namespace, plan.Image, plan.Config, plan.Task = s.namespace, s.image, s.config, encoded
-	plan.LocationSecret = location.Spec.Credential
+	plan.LocationSecrets = secretsOf(location)
 	if plan.Cloud, err = s.hasCloudSecret(ctx); err != nil {
 		return phase.Work{}, err
 	}
@@ -74,6 +75,18 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 		return phase.Work{}, err
 	}
 	return phase.Work{Detail: "the mover pod was created"}, nil
+}
+
+// secretsOf returns what a location refers to, each once.
+func secretsOf(location *velerov1.BackupStorageLocation) []corev1.SecretKeySelector {
+	var secrets []corev1.SecretKeySelector
+	if s := location.Spec.Credential; s != nil {
+		secrets = append(secrets, *s)
+	}
+	if o := location.Spec.ObjectStorage; o != nil && o.CACertRef != nil && !slices.Contains(secrets, *o.CACertRef) {
+		secrets = append(secrets, *o.CACertRef)
+	}
+	return secrets
 }
 
 // hasCloudSecret looks for Velero's default credential, without reading it.

@@ -25,7 +25,7 @@ const (
 	// RepositoryPath has the file repository-password.
 	RepositoryPath = "/credentials/repository"
 	// LocationPath has <secret>/<key> where the BackupStorageLocation names its own
-	// credential.
+	// credential or CA.
 	LocationPath = "/credentials/location"
 	// CloudPath has the file cloud where Velero has a default credential.
 	CloudPath = "/credentials/cloud"
@@ -163,8 +163,9 @@ type PodPlan struct {
 	StorageClass string
 	// Audience of the SnapshotMetadata service; "" is no service.
 	Audience string
-	// LocationSecret is the credential that the BackupStorageLocation names.
-	LocationSecret *corev1.SecretKeySelector
+	// LocationSecrets are the credential and the CA that the BackupStorageLocation
+	// names.
+	LocationSecrets []corev1.SecretKeySelector
 	// Cloud is set where Velero has a default credential.
 	Cloud bool
 }
@@ -177,6 +178,10 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 		return nil, fmt.Errorf("plan mover pod: %w", err)
 	}
 	volumes, mounts, env := p.volumes()
+	if limit, ok := resources.Limits[corev1.ResourceMemory]; ok {
+		// Collect garbage before the kernel kills: a tenth is left for what is not heap.
+		env = append(env, corev1.EnvVar{Name: "GOMEMLIMIT", Value: fmt.Sprint(limit.Value() / 10 * 9)})
+	}
 	deadline := int64(p.Config.PodDeadline.Seconds())
 	grace := int64(evictionGraceSeconds)
 	yes, no := true, false
@@ -323,9 +328,9 @@ func (p PodPlan) volumes() ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvV
 		{Name: "repository", MountPath: RepositoryPath, ReadOnly: true},
 	}
 	env := []corev1.EnvVar{{Name: task.EnvRequest, Value: p.Task}, {Name: "HOME", Value: HomePath}}
-	if s := p.LocationSecret; s != nil {
-		volumes = append(volumes, secret("location", s.Name, s.Key))
-		mounts = append(mounts, corev1.VolumeMount{Name: "location", MountPath: LocationPath + "/" + s.Name, ReadOnly: true})
+	if len(p.LocationSecrets) > 0 {
+		volumes = append(volumes, secrets("location", p.LocationSecrets))
+		mounts = append(mounts, corev1.VolumeMount{Name: "location", MountPath: LocationPath, ReadOnly: true})
 	}
 	if p.Cloud {
 		volumes = append(volumes, secret("cloud", CloudSecret, cloudKey))
@@ -356,6 +361,18 @@ func secret(volume, name, key string) corev1.Volume {
 	return corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
 		SecretName: name, Items: []corev1.KeyToPath{{Key: key, Path: key}},
 	}}}
+}
+
+// secrets is a volume with <secret>/<key> for each selector.
+func secrets(volume string, selectors []corev1.SecretKeySelector) corev1.Volume {
+	sources := make([]corev1.VolumeProjection, len(selectors))
+	for i, s := range selectors {
+		sources[i].Secret = &corev1.SecretProjection{
+			LocalObjectReference: s.LocalObjectReference,
+			Items:                []corev1.KeyToPath{{Key: s.Key, Path: s.Name + "/" + s.Key}},
+		}
+	}
+	return corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: sources}}}
 }
 
 func token(volume, audience string) corev1.Volume {

@@ -40,7 +40,7 @@ func TestPodIsUnprivileged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			plan := exposer.PodPlan{
 				Config: parse(t, document), Relabel: true, Cloud: true, Audience: "metadata",
-				LocationSecret: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "s3"}, Key: "credentials"},
+				LocationSecrets: []corev1.SecretKeySelector{{LocalObjectReference: corev1.LocalObjectReference{Name: "s3"}, Key: "credentials"}},
 			}
 			pod := podOf(t, plan)
 			require.Equal(t, "blockmover-uid-1", pod.Name)
@@ -90,11 +90,11 @@ func TestPodHasWhatTheWorkerReads(t *testing.T) {
 
 	full := podOf(t, exposer.PodPlan{
 		Config: parse(t, ""), Cloud: true, Audience: "metadata", ReadOnly: true,
-		LocationSecret: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "s3"}, Key: "credentials"},
+		LocationSecrets: []corev1.SecretKeySelector{{LocalObjectReference: corev1.LocalObjectReference{Name: "s3"}, Key: "credentials"}},
 	})
 	require.Equal(t, map[string]string{
 		"/home/blockmover": "home", "/tmp": "tmp", "/credentials/repository": "repository",
-		"/credentials/location/s3": "location", "/credentials/cloud": "cloud", "/var/run/secrets/blockmover/metadata": "metadata-token",
+		"/credentials/location": "location", "/credentials/cloud": "cloud", "/var/run/secrets/blockmover/metadata": "metadata-token",
 	}, mounts(full))
 	require.Contains(t, full.Spec.Containers[0].Env, corev1.EnvVar{Name: "AWS_SHARED_CREDENTIALS_FILE", Value: "/credentials/cloud/cloud"})
 	require.True(t, full.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly)

@@ -123,6 +123,7 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 	defer func() { w.warn("Cannot close image", image.Close()) }()
 	report.SnapshotID = r.Restore.SnapshotID
 	report.VolumeSize = image.Meta().Size
+	report.Filesystem = filesystemOf(image)
 
 	dev, err := w.Environment.OpenWriter()
 	if err != nil {

@@ -18,10 +18,11 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	d := &demo{start: time.Now()}
 	d.kit = kit.FromEnv(d.step)
-	if err := d.run(ctx); err != nil {
+	err := d.run(ctx)
+	stop()
+	if err != nil {
 		fmt.Printf("demo: FAIL: %v\n", err)
 		os.Exit(1)
 	}

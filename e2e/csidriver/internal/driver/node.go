@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
@@ -17,6 +18,9 @@ import (
 	"github.com/blockmover/blockmover/e2e/csidriver/internal/mount"
 	"github.com/blockmover/blockmover/e2e/csidriver/internal/volume"
 )
+
+// detachTimeout is how long a volume may be held open after it was unpublished.
+const detachTimeout = 5 * time.Second
 
 // nodeServer gives volumes to the node: as a loop device for Block, and mounted
 // from one for Filesystem. It remembers nothing; what is attached and mounted
@@ -106,6 +110,9 @@ func (s *nodeServer) NodeUnstageVolume(_ context.Context, request *csi.NodeUnsta
 	}
 	for _, device := range devices {
 		if err := device.Detach(); err != nil {
+			return nil, err
+		}
+		if err := device.AwaitDetached(detachTimeout); err != nil {
 			return nil, err
 		}
 	}

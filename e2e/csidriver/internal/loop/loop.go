@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -213,9 +214,25 @@ func (d Device) Reload() error {
 }
 
 // Detach takes the device off its file. When others still hold it open, the
-// kernel does so at their last close.
+// kernel does so at their last close; see AwaitDetached.
 func (d Device) Detach() error {
 	return d.ioctl("detach", unix.LOOP_CLR_FD)
+}
+
+// AwaitDetached waits until a device on which Detach was called is off its file.
+// Every process that lists loop devices opens each for a moment.
+func (d Device) AwaitDetached(timeout time.Duration) error {
+	// Not by opening it, which would keep it.
+	marked := "/sys/block/" + d.Name() + "/loop/autoclear"
+	for deadline := time.Now().Add(timeout); ; time.Sleep(time.Millisecond) {
+		flag, _ := os.ReadFile(marked) // nothing is attached when there is no such file
+		if !strings.HasPrefix(string(flag), "1") {
+			return nil // detached, or attached to another file since
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("detach %s: still in use after %s", d.Path, timeout)
+		}
+	}
 }
 
 // Sync writes the device's cache to its backing file and that to its storage.

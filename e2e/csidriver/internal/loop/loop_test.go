@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/blockmover/blockmover/e2e/csidriver/internal/loop"
 )
@@ -29,6 +30,16 @@ func attach(t *testing.T, size int64, config loop.Config) (string, loop.Device) 
 	return path, device
 }
 
+func detach(t *testing.T, device loop.Device) {
+	t.Helper()
+	if err := device.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	if err := device.AwaitDetached(10 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestFind(t *testing.T) {
 	path, device := attach(t, 1<<20, loop.Config{ReadOnly: true})
 	if found, ok, err := loop.Find(path, true); err != nil || !ok || found != device {
@@ -37,9 +48,7 @@ func TestFind(t *testing.T) {
 	if found, ok, err := loop.Find(path, false); err != nil || ok {
 		t.Errorf("found a writable %+v, %v", found, err)
 	}
-	if err := device.Detach(); err != nil {
-		t.Fatal(err)
-	}
+	detach(t, device)
 	if devices, err := loop.Of(path); err != nil || len(devices) > 0 {
 		t.Errorf("left attached: %v, %v", devices, err)
 	}
@@ -50,9 +59,7 @@ func TestFind(t *testing.T) {
 func TestAnotherUsersDevice(t *testing.T) {
 	path, device := attach(t, 1<<20, loop.Config{})
 	stale := device
-	if err := device.Detach(); err != nil {
-		t.Fatal(err)
-	}
+	detach(t, device)
 	otherPath, other := attach(t, 2<<20, loop.Config{})
 	if other.Path != stale.Path {
 		t.Skip("the number went to another process")
@@ -83,7 +90,7 @@ func TestWhile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok, err := loop.Find(path, false); err != nil || ok {
-		t.Errorf("still attached: %v, %v", ok, err)
+	if err := device.AwaitDetached(10 * time.Second); err != nil {
+		t.Error(err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 func create(t *testing.T, store *Store, spec Spec) Volume {
@@ -157,7 +158,7 @@ func TestAttachedVolumeIsNotDeleted(t *testing.T) {
 	if err := store.DeleteVolume(created.ID); !errors.Is(err, ErrInUse) {
 		t.Errorf("delete while attached: %v", err)
 	}
-	if err := device.Detach(); err != nil {
+	if err := errors.Join(device.Detach(), device.AwaitDetached(10*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	if err := store.DeleteVolume(created.ID); err != nil {
