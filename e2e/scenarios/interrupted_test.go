@@ -60,7 +60,7 @@ func TestCancel(t *testing.T) {
 	require.Equal(t, "PartiallyFailed", restore.Status.Phase)
 	described, err := s.kit.Describe(s.ctx, "restore", restore.Metadata.Name)
 	require.NoError(t, err)
-	require.Contains(t, described, "Canceled")
+	require.Contains(t, described, "the backup of this volume did not complete")
 	s.checkNothingLeft()
 }
 

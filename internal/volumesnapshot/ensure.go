@@ -170,16 +170,17 @@ func messageOf(e *snapshotv1.VolumeSnapshotError) string {
 
 // Delete deletes a VolumeSnapshot together with the snapshot in the storage: a
 // class may say Retain, but what we took we also release. A VolumeSnapshot that
-// is not there is deleted already.
-func Delete(ctx context.Context, c client.Client, key client.ObjectKey) error {
+// is not there is deleted already. reader answers from the API server: a cache
+// that holds some objects only would call the others gone.
+func Delete(ctx context.Context, reader client.Reader, c client.Writer, key client.ObjectKey) error {
 	vs := &snapshotv1.VolumeSnapshot{}
-	if err := c.Get(ctx, key, vs); apierrors.IsNotFound(err) {
+	if err := reader.Get(ctx, key, vs); apierrors.IsNotFound(err) {
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("get VolumeSnapshot %s: %w", key, err)
 	}
 	if vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil {
-		if err := setDeletionPolicyDelete(ctx, c, *vs.Status.BoundVolumeSnapshotContentName); err != nil {
+		if err := setDeletionPolicyDelete(ctx, reader, c, *vs.Status.BoundVolumeSnapshotContentName); err != nil {
 			return err
 		}
 	}
@@ -189,9 +190,9 @@ func Delete(ctx context.Context, c client.Client, key client.ObjectKey) error {
 	return nil
 }
 
-func setDeletionPolicyDelete(ctx context.Context, c client.Client, name string) error {
+func setDeletionPolicyDelete(ctx context.Context, reader client.Reader, c client.Writer, name string) error {
 	content := &snapshotv1.VolumeSnapshotContent{}
-	if err := c.Get(ctx, client.ObjectKey{Name: name}, content); apierrors.IsNotFound(err) {
+	if err := reader.Get(ctx, client.ObjectKey{Name: name}, content); apierrors.IsNotFound(err) {
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("get VolumeSnapshotContent %s: %w", name, err)

@@ -163,7 +163,7 @@ func TestDelete(t *testing.T) {
 		content.Spec.DeletionPolicy = snapshotv1.VolumeSnapshotContentRetain
 	})...)
 	for range 2 { // the second time there is nothing to do
-		require.NoError(t, Delete(t.Context(), c, vsKey))
+		require.NoError(t, Delete(t.Context(), c, c, vsKey))
 	}
 	require.True(t, client.IgnoreNotFound(c.Get(t.Context(), vsKey, &snapshotv1.VolumeSnapshot{})) == nil)
 	content := &snapshotv1.VolumeSnapshotContent{}

@@ -80,7 +80,7 @@ func (r Rehomer) ReleaseOrigin(ctx context.Context, from Origin) ([]string, erro
 			return left, nil
 		}
 	}
-	return left, Delete(ctx, r.Client, key)
+	return left, Delete(ctx, r.Reader, r.Client, key)
 }
 
 // releaseOriginContent deletes an origin that was set to Retain. The storage
@@ -162,7 +162,7 @@ func (r Rehomer) releasePair(ctx context.Context, op Operation, content *snapsho
 		return true, nil
 	}
 	if content != nil {
-		if err := setDeletionPolicyDelete(ctx, r.Client, content.Name); err != nil {
+		if err := setDeletionPolicyDelete(ctx, r.Reader, r.Client, content.Name); err != nil {
 			return false, err
 		}
 	}

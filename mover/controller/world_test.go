@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -127,6 +128,34 @@ func (f *faults) funcs() interceptor.Funcs {
 	}
 }
 
+// cached sees what the manager's cache holds and nothing else; see CacheOptions.
+func cached(c client.WithWatch) client.WithWatch {
+	return interceptor.NewClient(c, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			label := ""
+			switch obj.(type) {
+			case *snapshotv1.VolumeSnapshot, *corev1.Pod:
+				if label = identity.LabelOperation; key.Namespace != veleroNamespace {
+					return fmt.Errorf("unable to get: %s because of unknown namespace for the cache", key)
+				}
+			case *snapshotv1.VolumeSnapshotContent, *corev1.PersistentVolume:
+				label = identity.LabelOperation
+			case *corev1.PersistentVolumeClaim:
+				if label = identity.LabelOperation; key.Namespace != veleroNamespace {
+					label = velerov1.RestoreNameLabel
+				}
+			}
+			if err := c.Get(ctx, key, obj, opts...); err != nil || label == "" {
+				return err
+			}
+			if _, selected := obj.GetLabels()[label]; !selected {
+				return apierrors.NewNotFound(schema.GroupResource{Resource: fmt.Sprintf("%T", obj)}, key.Name)
+			}
+			return nil
+		},
+	})
+}
+
 func newWorld(t *testing.T, objects ...client.Object) *world {
 	t.Helper()
 	scheme := runtime.NewScheme()
@@ -168,12 +197,13 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	require.NoError(t, err)
 	settings, err := config.Parse(nil)
 	require.NoError(t, err)
-	x := &exposer.Exposer{Client: faulty, Reader: faulty, Namespace: veleroNamespace}
-	around := surroundings{client: faulty, reader: faulty, exposer: x, namespace: veleroNamespace, image: "blockmover:1", config: settings}
-	rehomer := volumesnapshot.Rehomer{Client: faulty, Reader: faulty, Namespace: veleroNamespace}
+	narrow := cached(faulty)
+	x := &exposer.Exposer{Client: narrow, Reader: faulty, Namespace: veleroNamespace}
+	around := surroundings{client: narrow, reader: faulty, exposer: x, namespace: veleroNamespace, image: "blockmover:1", config: settings}
+	rehomer := volumesnapshot.Rehomer{Client: narrow, Reader: faulty, Namespace: veleroNamespace}
 	newEngine := func(kind string, f flow) *engine {
 		return &engine{
-			flow: f, kind: kind, client: faulty, exposer: x, config: settings,
+			flow: f, kind: kind, client: narrow, exposer: x, config: settings,
 			recorder: events.NewFakeRecorder(1000), metrics: counters, now: func() time.Time { return w.clock },
 		}
 	}

@@ -174,7 +174,7 @@ func (c *Cache) BuildProducts(ctx context.Context) error {
 // goBuild builds a target, unless it is third-party and its stamp says that
 // nothing changed.
 func (c *Cache) goBuild(ctx context.Context, t target) error {
-	stamp, total := "", 0
+	stamp, total := "", -1
 	if t.stamped {
 		var err error
 		if stamp, err = t.hash(); err != nil {
@@ -362,8 +362,11 @@ func ClusterImages() []string {
 	return []string{images.PauseName, images.BusyboxName, images.VeleroName, images.AWSPluginName}
 }
 
+// ProductImages are the names of the two images that BuildProducts allows.
+func ProductImages() []string { return []string{images.PluginName, images.MoverName} }
+
 // AllImages are the names of all images.
-func AllImages() []string { return append(ClusterImages(), images.PluginName, images.MoverName) }
+func AllImages() []string { return append(ClusterImages(), ProductImages()...) }
 
 func (c *Cache) image(name string) (images.Image, error) {
 	switch name {

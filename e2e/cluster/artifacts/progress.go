@@ -19,18 +19,21 @@ import (
 const heartbeat = 15 * time.Second
 
 // run runs cmd. A step of more than a heartbeat reports its elapsed time. When
-// total is positive, cmd is a go build of so many packages, which counts and
-// reports those that it compiles. The output of a command that fails is part of
-// the error.
+// total is not 0, cmd is a go build, and the packages that it compiles are
+// counted: a positive total is how many there are, and says that the build is
+// worth a line even when it is short. The output of a command that fails is part
+// of the error.
 func (c *Cache) run(cmd *exec.Cmd, what string, total int) error {
 	start := time.Now()
-	verbose := total > 0
+	isBuild := total != 0
 	var packages atomic.Int64
 	var output tail
-	progress := ""
-	if verbose {
-		progress = fmt.Sprintf(" of at most %d packages compiled", total)
+	of := ""
+	if total > 0 {
+		of = fmt.Sprintf(" of at most %d", total)
 		c.Report("%s (%d packages) ...", what, total)
+	}
+	if isBuild {
 		cmd.Args = append(cmd.Args[:2:2], append([]string{"-v"}, cmd.Args[2:]...)...)
 	}
 	pipe, writer := io.Pipe()
@@ -42,7 +45,7 @@ func (c *Cache) run(cmd *exec.Cmd, what string, total int) error {
 		for lines := bufio.NewScanner(pipe); lines.Scan(); {
 			line := lines.Text()
 			// -v prints one import path a line, and nothing else does.
-			if verbose && !strings.ContainsAny(line, " \t") {
+			if isBuild && !strings.ContainsAny(line, " \t") {
 				packages.Add(1)
 				continue
 			}
@@ -60,8 +63,8 @@ func (c *Cache) run(cmd *exec.Cmd, what string, total int) error {
 				return
 			case <-tick.C:
 				elapsed := int(time.Since(start).Seconds())
-				if verbose {
-					c.Report("%s: %d%s, %d s", what, packages.Load(), progress, elapsed)
+				if isBuild {
+					c.Report("%s: %d%s packages compiled, %d s", what, packages.Load(), of, elapsed)
 				} else {
 					c.Report("%s: %d s", what, elapsed)
 				}
@@ -75,7 +78,7 @@ func (c *Cache) run(cmd *exec.Cmd, what string, total int) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, output.String())
 	}
-	if verbose {
+	if total > 0 {
 		c.Report("%s: done, %d packages compiled, %.1f s", what, packages.Load(), time.Since(start).Seconds())
 	}
 	return nil

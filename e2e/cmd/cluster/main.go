@@ -252,7 +252,7 @@ func (o *options) images() *cobra.Command {
 	cmd := &cobra.Command{Use: "images", Short: "Images of the cluster"}
 	var save bool
 	load := &cobra.Command{
-		Use: "load [NAME:TAG | ARCHIVE.tar]...", Short: "Make images from the cache's binaries and load them (default: all)",
+		Use: "load [NAME:TAG | ARCHIVE.tar]...", Short: "Make images from the cache's binaries and load them (default: the mover and the plugin)",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cache, err := o.artifacts()
 			if err != nil {
@@ -261,8 +261,11 @@ func (o *options) images() *cobra.Command {
 			if err := cache.BuildProducts(cmd.Context()); err != nil {
 				return err
 			}
-			if len(args) == 0 {
+			switch {
+			case len(args) == 0 && save:
 				args = artifacts.AllImages()
+			case len(args) == 0: // the others come with up and velero install
+				args = artifacts.ProductImages()
 			}
 			var archives []string
 			for _, arg := range args {
