@@ -11,25 +11,33 @@ import (
 )
 
 // TestKilledMoverPod kills a mover pod in its work: the upload is tried again.
-func TestKilledMoverPod(t *testing.T) {
-	s := newScenario(t)
-	app := s.app("killed")
+func TestKilledMoverPod(t *testing.T) { killDuringBackup(newScenario(t), "killed-mover", "worker") }
+
+// TestKilledManager kills the manager while a mover pod works: the next one goes
+// on where it was.
+func TestKilledManager(t *testing.T) { killDuringBackup(newScenario(t), "killed-manager", "manager") }
+
+// killDuringBackup kills the pods of one component as soon as a mover pod is
+// seen. The backup has to be complete for all that.
+func killDuringBackup(s *scenario, base, component string) {
+	app := s.app(base)
 	want := s.sums(app)
 	killed := make(chan error, 1)
-	go func() { killed <- s.killFirstMoverPod() }()
-	backup := s.backup("killed", append(perVolume.args(s), "--include-namespaces", app.Namespace)...)
-	require.NoError(t, <-killed)
-	s.restoreTo(backup, app.Namespace, "killed-copy", want)
+	go func() { killed <- s.killPods(component) }()
+	backup := s.backup(base, append(perVolume.args(s), "--include-namespaces", app.Namespace)...)
+	require.NoError(s, <-killed)
+	s.restoreTo(backup, app.Namespace, base+"-copy", want)
 	s.checkNothingLeft()
 }
 
-func (s *scenario) killFirstMoverPod() error {
-	return s.kit.Wait(s.ctx, "a mover pod to kill", time.Minute, func(ctx context.Context) (bool, string, error) {
+func (s *scenario) killPods(component string) error {
+	return s.kit.Wait(s.ctx, "a mover pod", time.Minute, func(ctx context.Context) (bool, string, error) {
 		pods, err := s.kit.List(ctx, "-n", s.kit.VeleroNamespace, "pods", "-l", "blockmover.io/operation")
 		if err != nil || len(pods) == 0 {
-			return false, "no pod", err
+			return false, "none", err
 		}
-		_, err = s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "delete", "pod", pods[0].Metadata.Name, "--force", "--grace-period=0")
+		_, err = s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "delete", "pods", "--force", "--grace-period=0",
+			"-l", "app.kubernetes.io/component="+component)
 		return err == nil, "", err
 	})
 }
