@@ -129,7 +129,8 @@ type Image struct {
 
 // WriteStats counts what a VolumeWriter did. All but the counts are bytes.
 type WriteStats struct {
-	// BytesUploaded were new to the repository, before compression and without metadata.
+	// BytesUploaded were new to the repository, before compression and without
+	// metadata and padding.
 	BytesUploaded int64
 	// MetadataBytes were written for segments and the root, before compression.
 	MetadataBytes int64

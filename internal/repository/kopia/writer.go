@@ -206,14 +206,15 @@ func (w *writer) put(ctx context.Context, chunk int64, data []byte) error {
 	if err := w.check(chunk); err != nil {
 		return err
 	}
+	length := w.layout.Extent(chunk).Length // without the padding, which nobody read
 	if block.IsZero(data) {
-		return w.record(chunk, w.zero, repository.WriteStats{ChunksWritten: 1, ZeroBytes: w.layout.Extent(chunk).Length})
+		return w.record(chunk, w.zero, repository.WriteStats{ChunksWritten: 1, ZeroBytes: length})
 	}
 	id, fresh, err := w.objects.write(ctx, "", data)
 	if err != nil {
 		return err
 	}
-	return w.record(chunk, id, repository.WriteStats{ChunksWritten: 1, BytesUploaded: fresh})
+	return w.record(chunk, id, repository.WriteStats{ChunksWritten: 1, BytesUploaded: min(fresh, length)})
 }
 
 // check fails early, before a chunk is hashed.

@@ -185,7 +185,7 @@ func (w *memoryWriter) Put(_ context.Context, chunk int64, data []byte) error {
 	if block.IsZero(data) {
 		w.stats.ZeroBytes += w.geometry.Extent(chunk).Length
 	} else if w.parent == nil || w.parent.chunks[chunk] != string(data) {
-		w.stats.BytesUploaded += int64(len(data))
+		w.stats.BytesUploaded += w.geometry.Extent(chunk).Length
 	}
 	return nil
 }
