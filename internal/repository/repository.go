@@ -142,6 +142,15 @@ type WriteStats struct {
 	ZeroBytes int64
 }
 
+// WriterOptions say whose image is written, and from what.
+type WriterOptions struct {
+	// Volume and Operation are those that the image will be saved with.
+	Volume    VolumeKey
+	Operation string
+	// Parent is the image to inherit from, or "" for a full one.
+	Parent SnapshotID
+}
+
 // VolumeWriter writes one image. Put may be called from many goroutines at
 // once; each chunk at most once; a chunk that is not put is inherited from the
 // parent, or is zero where there is no parent or the parent ends before it.
@@ -178,7 +187,8 @@ type VolumeReader interface {
 
 // Catalog is the set of repo snapshots, and the way to their images.
 type Catalog interface {
-	// Save names an image: from here on it is a backup. It takes Volume, Tags,
+	// Save names an image: from here on it is a backup, and the operation holds
+	// nothing else. It takes Volume, Tags,
 	// Start and End from s, and everything else from img. Idempotent: where a repo
 	// snapshot of the same volume has the same TagOperation already, that one is
 	// returned and nothing is written.
@@ -195,15 +205,15 @@ type Catalog interface {
 // Store is an open repository.
 type Store interface {
 	Catalog
-	// NewWriter starts an image. parent is the image to inherit from, or "" for a
-	// full one. A ChunkSize or SegmentSize of 0 in meta means the parent's, or the
+	// NewWriter starts an image. From its return until Save or Abort, what the
+	// image inherits is in use: deleting the parent does not take it away. A ChunkSize or SegmentSize of 0 in meta means the parent's, or the
 	// default; another one than the parent's is an error. Version, Kind and Parent
 	// in meta are set by the writer. The error wraps ErrNotFound or ErrCorrupt when
 	// the parent, or something that it consists of, is not there or not whole.
 	//
 	// Where the size differs from the parent's, the chunk that holds the smaller of
 	// both ends must be put unless that end is the end of a chunk.
-	NewWriter(ctx context.Context, meta Meta, parent SnapshotID) (VolumeWriter, error)
+	NewWriter(ctx context.Context, meta Meta, o WriterOptions) (VolumeWriter, error)
 	// OpenReader opens the image of a repo snapshot. Reads use its context.
 	OpenReader(ctx context.Context, id SnapshotID) (VolumeReader, error)
 	Close(ctx context.Context) error

@@ -106,9 +106,10 @@ func (w *Worker) chainInput(r task.Request, store repository.Store, size int64) 
 				Mover:          identity.DataMover,
 			},
 		},
-		Volume:  r.Volume,
-		Store:   store,
-		Collect: w.Collect,
+		Volume:    r.Volume,
+		Operation: r.OperationID,
+		Store:     store,
+		Collect:   w.Collect,
 	}
 	source, err := w.Environment.Source()
 	if err != nil {

@@ -83,19 +83,24 @@ func (s *Store) save(ctx context.Context, snap repository.Snapshot, img reposito
 		return "", err
 	}
 	if snap.Tags[repository.TagOperation] == "" {
-		return "", fmt.Errorf("tag %s is missing", repository.TagOperation)
+		return "", errNoOperation
 	}
 	root, err := object.ParseID(img.Root)
 	if err != nil {
 		return "", fmt.Errorf("image %q: %w", img.Root, err)
 	}
-	dir, err := readDirectory(ctx, s.rep, root)
-	if err != nil {
-		return "", err
-	}
 	saved, err := s.findOperation(ctx, snap.Volume, snap.Tags[repository.TagOperation])
 	if err != nil || saved != "" {
 		return saved, err
+	}
+	holds, err := s.findHolds(ctx, snap.Volume, snap.Tags[repository.TagOperation])
+	if err != nil {
+		return "", err
+	}
+
+	dir, err := readDirectory(ctx, s.rep, root)
+	if err != nil {
+		return "", err
 	}
 
 	tags := maps.Clone(snap.Tags)
@@ -124,8 +129,10 @@ func (s *Store) save(ctx context.Context, snap repository.Snapshot, img reposito
 	var id manifest.ID
 	err = repo.WriteSession(ctx, s.rep, repo.WriteSessionOptions{Purpose: "Blockmover save"},
 		func(ctx context.Context, w repo.RepositoryWriter) error {
-			id, err = snapshot.SaveSnapshot(ctx, w, m)
-			return err
+			if id, err = snapshot.SaveSnapshot(ctx, w, m); err != nil {
+				return err
+			}
+			return deleteManifests(ctx, w, holds)
 		})
 	if err != nil {
 		return "", err
@@ -287,6 +294,7 @@ func (s *Store) Delete(ctx context.Context, id repository.SnapshotID) error {
 
 // image is the directory of a written image.
 type image struct {
+	root     object.ID
 	manifest *snapshot.DirManifest
 	document document
 	disk     object.ID
@@ -323,7 +331,7 @@ func readDirectory(ctx context.Context, rep repo.Repository, root object.ID) (im
 	}); err != nil {
 		return image{}, fmt.Errorf("read directory %v: %w", root, err)
 	}
-	img := image{manifest: &dir}
+	img := image{root: root, manifest: &dir}
 	var doc object.ID
 	for _, e := range dir.Entries {
 		switch {

@@ -27,9 +27,27 @@
 // entry of an indirect object into memory as a whole, so no entry may be larger
 // than a segment.
 //
+// # What a running operation holds
+//
+// An incremental image refers to contents that it does not write, so kopia sees
+// that they are in use only when the image has a manifest. Until then the
+// operation has one that is incomplete, the hold: NewWriter writes it before it
+// looks at the parent's segments, with the parent's directory as its root; Commit
+// makes it refer to the new image; Save replaces it, in one flush, by the real one;
+// Abort deletes it. Stock kopia takes it for a checkpoint: hidden from its lists,
+// respected by its garbage collection. It is never a repo snapshot of the Catalog.
+//
+// Holds belong to one operation. Two operations on one volume each have their
+// own and do not touch the other's; a later run of the same operation takes over
+// what it finds. An operation that is never repeated leaves its hold behind: the
+// next NewWriter in the repository, for any volume, deletes holds that are older
+// than 7 days. That an operation is dead cannot be known here, so the limit is one
+// that no living one reaches. Were a hold deleted too early, the operation would
+// only be as unprotected as it was without it.
+//
 // # What is not promised
 //
-// Contents that a running backup inherits from its parent are protected by the
-// parent's manifest alone: deleting the parent, and a maintenance run without
-// kopia's safety delays, could take them before the new manifest is saved.
+// What is uploaded and not yet referred to is protected by kopia's safety
+// delays, as it is with every kopia client: maintenance without them, at the
+// moment at which a backup uploads, may delete packs that are being written.
 package kopia

@@ -350,7 +350,7 @@ func TestLostSegmentsAreFoundAtTheStart(t *testing.T) {
 	require.NoError(t, err)
 	deleteContent(t, s, root[2])
 
-	_, err = s.NewWriter(t.Context(), meta, full)
+	_, err = s.NewWriter(t.Context(), meta, nextOperation(full))
 	require.ErrorIs(t, err, repository.ErrNotFound)
 	require.ErrorContains(t, err, "segment 2")
 }
@@ -369,7 +369,7 @@ func TestLostChunksAreFoundInTouchedSegments(t *testing.T) {
 	require.NoError(t, err)
 	deleteContent(t, s, seg.entries[3].Object)
 
-	w, err := s.NewWriter(t.Context(), meta, full)
+	w, err := s.NewWriter(t.Context(), meta, nextOperation(full))
 	require.NoError(t, err)
 	defer w.Abort()
 	require.NoError(t, w.Put(t.Context(), 4, chunkOf(meta, data, 4)))
@@ -426,7 +426,7 @@ func TestFilesystemRepositories(t *testing.T) {
 func TestSaveChecksTheVolume(t *testing.T) {
 	s := newStore(t)
 	meta := testMeta(1, testTime)
-	w, err := s.NewWriter(t.Context(), meta, "")
+	w, err := s.NewWriter(t.Context(), meta, nextOperation(""))
 	require.NoError(t, err)
 	img, _, err := w.Commit(t.Context())
 	require.NoError(t, err)

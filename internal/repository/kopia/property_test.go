@@ -137,11 +137,12 @@ func (h *history) backup() {
 		parent = chain.ParentNone
 	}
 	run, err := chain.Begin(h.t.Context(), chain.Input{
-		Request: chain.Request{Parent: parent, Now: h.now, Target: meta},
-		Volume:  testVolume,
-		Store:   h.store,
-		Source:  cbttest.Memory{Volume: volume},
-		Collect: cbt.Options{PageSize: 1 << 10},
+		Operation: nextOperation("").Operation,
+		Request:   chain.Request{Parent: parent, Now: h.now, Target: meta},
+		Volume:    testVolume,
+		Store:     h.store,
+		Source:    cbttest.Memory{Volume: volume},
+		Collect:   cbt.Options{PageSize: 1 << 10},
 	})
 	require.NoError(h.t, err)
 	h.kinds[run.Kind]++

@@ -24,6 +24,7 @@ import (
 type writer struct {
 	rep     repo.Repository
 	objects *objectWriter
+	hold    *hold
 	layout  layout
 	doc     document
 	parent  *parentImage
@@ -69,36 +70,37 @@ type parentImage struct {
 }
 
 // NewWriter implements repository.Store.
-func (s *Store) NewWriter(ctx context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error) {
-	w, err := s.newWriter(ctx, meta, parent)
+func (s *Store) NewWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error) {
+	w, err := s.newWriter(ctx, meta, o)
 	if err != nil {
 		return nil, fmt.Errorf("start image: %w", err)
 	}
 	return w, nil
 }
 
-func (s *Store) newWriter(ctx context.Context, meta repository.Meta, parentID repository.SnapshotID) (*writer, error) {
+func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (*writer, error) {
+	if err := checkVolume(o.Volume); err != nil {
+		return nil, err
+	}
+	if o.Operation == "" {
+		return nil, errNoOperation
+	}
 	meta.Version = repository.MetaVersion
-	meta.Parent = parentID
+	meta.Parent = o.Parent
 	meta.Kind = repository.Full
-
-	var (
-		parent *parentImage
-		zero   []zeroObject
-		tail   int64 = -1
-	)
-	if parentID != "" {
+	w := &writer{rep: s.rep, tail: -1, open: map[int64]*openSegment{}, zeroSegments: map[int64]object.ID{}}
+	var from image
+	if o.Parent != "" {
 		meta.Kind = repository.Incremental
-		img, p, err := s.loadParent(ctx, parentID)
-		if err != nil {
-			return nil, fmt.Errorf("load parent %s: %w", parentID, err)
+		var err error
+		if _, from, err = s.load(ctx, o.Parent); err != nil {
+			return nil, fmt.Errorf("load parent %s: %w", o.Parent, err)
 		}
-		if err := inheritLayout(&meta, img.document.Meta); err != nil {
+		if err := inheritLayout(&meta, from.document.Meta); err != nil {
 			return nil, err
 		}
-		parent, zero = p, img.document.Zero
-		if end := min(meta.Size, p.layout.Size()); meta.Size != p.layout.Size() && end%meta.ChunkSize != 0 {
-			tail = end / meta.ChunkSize
+		if end := min(meta.Size, from.document.Size); meta.Size != from.document.Size && end%meta.ChunkSize != 0 {
+			w.tail = end / meta.ChunkSize
 		}
 	}
 	if meta.ChunkSize == 0 {
@@ -107,35 +109,57 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, parentID re
 	if meta.SegmentSize == 0 {
 		meta.SegmentSize = repository.DefaultSegmentSize
 	}
-	l, err := newLayout(meta)
-	if err != nil {
+	var err error
+	if w.layout, err = newLayout(meta); err != nil {
 		return nil, err
 	}
+	w.root = make([]object.ID, w.layout.segments())
+	w.doc = document{Meta: meta, Zero: from.document.Zero}
+	if err := s.begin(ctx, w, o, from); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
 
+// begin is what NewWriter writes: the hold first, so that nothing that is
+// checked after it can go.
+func (s *Store) begin(ctx context.Context, w *writer, o repository.WriterOptions, parent image) (err error) {
+	if err := s.rep.Refresh(ctx); err != nil {
+		return fmt.Errorf("refresh repository index: %w", err)
+	}
+	if err := s.sweepHolds(ctx); err != nil {
+		return err
+	}
+	if w.hold, err = s.newHold(ctx, o.Volume, o.Operation); err != nil {
+		return err
+	}
 	_, session, err := s.rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "Blockmover backup"})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	w := &writer{
-		rep:          s.rep,
-		objects:      newObjectWriter(s.rep, session),
-		layout:       l,
-		parent:       parent,
-		tail:         tail,
-		open:         map[int64]*openSegment{},
-		root:         make([]object.ID, l.segments()),
-		zeroSegments: map[int64]object.ID{},
+	w.objects = newObjectWriter(s.rep, session)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, session.Close(ctx), w.hold.abandon(s.rep))
+		}
+	}()
+	if o.Parent != "" {
+		if err := w.hold.take(ctx, session, parent.root, parent.manifest.Summary); err != nil {
+			return err
+		}
+		if w.parent, err = s.loadParent(ctx, parent); err != nil {
+			return fmt.Errorf("load parent %s: %w", o.Parent, err)
+		}
 	}
-	w.zero, _, err = w.objects.write(ctx, "", make([]byte, l.ChunkSize()))
+	w.zero, _, err = w.objects.write(ctx, "", make([]byte, w.layout.ChunkSize()))
 	if err != nil {
-		return nil, errors.Join(err, session.Close(ctx))
+		return err
 	}
-	own := zeroObject{Length: l.ChunkSize(), Object: w.zero}
-	if !slices.Contains(zero, own) {
-		zero = append(slices.Clone(zero), own)
+	own := zeroObject{Length: w.layout.ChunkSize(), Object: w.zero}
+	if !slices.Contains(w.doc.Zero, own) {
+		w.doc.Zero = append(slices.Clone(w.doc.Zero), own)
 	}
-	w.doc = document{Meta: meta, Zero: zero}
-	return w, nil
+	return nil
 }
 
 // inheritLayout makes meta cut its image like the parent's, or says that it
@@ -156,18 +180,18 @@ func inheritLayout(meta *repository.Meta, parent repository.Meta) error {
 
 // loadParent reads the root of a parent and checks that all of its segments are
 // in the repository.
-func (s *Store) loadParent(ctx context.Context, id repository.SnapshotID) (image, *parentImage, error) {
-	_, img, err := s.load(ctx, id)
-	if err != nil {
-		return image{}, nil, err
+func (s *Store) loadParent(ctx context.Context, img image) (*parentImage, error) {
+	// What another process has deleted since the hold was looked for must be seen.
+	if err := s.rep.Refresh(ctx); err != nil {
+		return nil, fmt.Errorf("refresh repository index: %w", err)
 	}
 	l, err := newLayout(img.document.Meta)
 	if err != nil {
-		return image{}, nil, corrupt(err)
+		return nil, corrupt(err)
 	}
 	root, err := loadRoot(ctx, s.rep, img.disk, l)
 	if err != nil {
-		return image{}, nil, err
+		return nil, err
 	}
 	var last object.ID
 	for i, segment := range root {
@@ -175,11 +199,11 @@ func (s *Store) loadParent(ctx context.Context, id repository.SnapshotID) (image
 			continue // a run of zeros
 		}
 		if err := checkPresent(ctx, s.rep, segment); err != nil {
-			return image{}, nil, fmt.Errorf("segment %d: %w", i, err)
+			return nil, fmt.Errorf("segment %d: %w", i, err)
 		}
 		last = segment
 	}
-	return img, &parentImage{layout: l, root: root}, nil
+	return &parentImage{layout: l, root: root}, nil
 }
 
 // Meta implements repository.VolumeWriter.
@@ -378,7 +402,7 @@ func (w *writer) merge(ctx context.Context, put *openSegment, id object.ID, leng
 	var base segment
 	if length > 0 && put.put < int64(len(put.chunks)) {
 		var err error
-		if base, err = loadSegment(ctx, w.rep, id, length, w.layout.ChunkSize()); err != nil {
+		if base, err = w.loadInherited(ctx, id, length); err != nil {
 			return nil, 0, fmt.Errorf("inherit from parent: %w", err)
 		}
 	}
@@ -403,6 +427,19 @@ func (w *writer) merge(ctx context.Context, put *openSegment, id object.ID, leng
 		}
 	}
 	return entries, kept, nil
+}
+
+// loadInherited reads a segment of the parent. Maintenance may have moved it
+// to another pack, which an index that was read before does not know.
+func (w *writer) loadInherited(ctx context.Context, id object.ID, length int64) (segment, error) {
+	s, err := loadSegment(ctx, w.rep, id, length, w.layout.ChunkSize())
+	if !errors.Is(err, repository.ErrNotFound) {
+		return s, err
+	}
+	if err := w.rep.Refresh(ctx); err != nil {
+		return segment{}, fmt.Errorf("refresh repository index: %w", err)
+	}
+	return loadSegment(ctx, w.rep, id, length, w.layout.ChunkSize())
 }
 
 func (w *writer) zeroSegment(ctx context.Context, length int64) (object.ID, error) {
@@ -451,7 +488,8 @@ func (w *writer) commit(ctx context.Context) (repository.Image, error) {
 	if err != nil {
 		return repository.Image{}, err
 	}
-	if err := w.objects.w.Flush(ctx); err != nil {
+	// Until the repo snapshot is saved, the hold alone refers to the image.
+	if err := w.hold.take(ctx, w.objects.w, dir, nil); err != nil {
 		return repository.Image{}, err
 	}
 	if !w.end(writing) {
@@ -470,6 +508,8 @@ func (w *writer) Abort() {
 		// Closing a session that was not flushed drops its buffers. The context of the
 		// backup may be over by now.
 		_ = w.objects.w.Close(context.Background())
+		// A hold that stays is swept when its time is over.
+		_ = w.hold.abandon(w.rep)
 	}
 }
 

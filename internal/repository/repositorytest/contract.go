@@ -41,6 +41,7 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"advancing", suite.advancing},
 		{"misuse of a writer", suite.misuse},
 		{"parents", suite.parents},
+		{"a parent that is deleted", suite.held},
 		{"catalog", suite.catalog},
 		{"defaults", suite.defaults},
 	} {
@@ -55,6 +56,10 @@ func meta(size int64, at time.Time) repository.Meta {
 		Size: size, ChunkSize: chunk, SegmentSize: segment,
 		Driver: "csi.example.com", VolumeHandle: "vol", SnapshotHandle: "snap", ChangeID: "change", SnapshotTime: at, Mover: "blockmover",
 	}
+}
+
+func options(parent repository.SnapshotID) repository.WriterOptions {
+	return repository.WriterOptions{Volume: shopDB, Operation: "op", Parent: parent}
 }
 
 func random(seed uint64, n int64) []byte {
@@ -83,7 +88,7 @@ func chunks(n int64) []int64 {
 // write commits an image from the given chunks of data.
 func (s suite) write(t *testing.T, m repository.Meta, parent repository.SnapshotID, data []byte, put []int64) (repository.Image, repository.WriteStats) {
 	t.Helper()
-	w, err := s.NewWriter(t.Context(), m, parent)
+	w, err := s.NewWriter(t.Context(), m, options(parent))
 	require.NoError(t, err)
 	for _, c := range put {
 		require.NoError(t, w.Put(t.Context(), c, padded(data, c)))
@@ -195,7 +200,7 @@ func (s suite) sizes(t *testing.T) {
 			m := meta(to, instant.Add(time.Hour))
 			smaller := min(from, to)
 			if from != to && smaller%chunk != 0 {
-				w, err := s.NewWriter(t.Context(), m, parent)
+				w, err := s.NewWriter(t.Context(), m, options(parent))
 				require.NoError(t, err)
 				_, _, err = w.Commit(t.Context())
 				require.Error(t, err, "%d to %d without the tail", from, to)
@@ -253,7 +258,7 @@ func (s suite) concurrent(t *testing.T) {
 	t.Helper()
 	const n = 200
 	data := random(1, n*chunk)
-	w, err := s.NewWriter(t.Context(), meta(n*chunk, instant), "")
+	w, err := s.NewWriter(t.Context(), meta(n*chunk, instant), options(""))
 	require.NoError(t, err)
 	var wg sync.WaitGroup
 	for first := range int64(8) {
@@ -278,7 +283,7 @@ func (s suite) advancing(t *testing.T) {
 	t.Helper()
 	const n = 30
 	data := random(1, n*chunk)
-	w, err := s.NewWriter(t.Context(), meta(n*chunk, instant), "")
+	w, err := s.NewWriter(t.Context(), meta(n*chunk, instant), options(""))
 	require.NoError(t, err)
 	for c := range int64(n) {
 		// Later chunks may be there already; promises may come late and twice.
@@ -294,7 +299,7 @@ func (s suite) advancing(t *testing.T) {
 	require.NoError(t, err)
 	s.holds(t, s.save(t, shopDB, "op", img), data)
 
-	w, err = s.NewWriter(t.Context(), meta(n*chunk, instant), "")
+	w, err = s.NewWriter(t.Context(), meta(n*chunk, instant), options(""))
 	require.NoError(t, err)
 	require.NoError(t, w.Advance(t.Context(), 8))
 	require.Error(t, w.Put(t.Context(), 7, padded(data, 7)), "a promise was broken")
@@ -313,7 +318,7 @@ func (s suite) misuse(t *testing.T) {
 		"padding":          func(ctx context.Context, w repository.VolumeWriter) error { return w.Put(ctx, 2, random(1, chunk)) },
 		"advance too far":  func(ctx context.Context, w repository.VolumeWriter) error { return w.Advance(ctx, 4) },
 	} {
-		w, err := s.NewWriter(t.Context(), meta(size, instant), "")
+		w, err := s.NewWriter(t.Context(), meta(size, instant), options(""))
 		require.NoError(t, err, name)
 		require.NoError(t, w.Put(t.Context(), 1, zeros), name)
 		require.Error(t, wrong(t.Context(), w), name)
@@ -323,14 +328,14 @@ func (s suite) misuse(t *testing.T) {
 		w.Abort()
 		w.Abort()
 	}
-	w, err := s.NewWriter(t.Context(), meta(size, instant), "")
+	w, err := s.NewWriter(t.Context(), meta(size, instant), options(""))
 	require.NoError(t, err)
 	w.Abort()
 	require.Error(t, w.Put(t.Context(), 0, zeros))
 	_, _, err = w.Commit(t.Context())
 	require.Error(t, err)
 
-	w, err = s.NewWriter(t.Context(), meta(size, instant), "")
+	w, err = s.NewWriter(t.Context(), meta(size, instant), options(""))
 	require.NoError(t, err)
 	_, _, err = w.Commit(t.Context())
 	require.NoError(t, err)
@@ -338,8 +343,12 @@ func (s suite) misuse(t *testing.T) {
 	_, _, err = w.Commit(t.Context())
 	require.Error(t, err)
 
+	for _, o := range []repository.WriterOptions{{Volume: shopDB}, {Operation: "op"}} {
+		_, err := s.NewWriter(t.Context(), meta(size, instant), o)
+		require.Error(t, err, "%+v", o)
+	}
 	for _, m := range []repository.Meta{meta(0, instant), meta(-1, instant), {Size: 1, ChunkSize: 5000, SegmentSize: 10000}} {
-		_, err := s.NewWriter(t.Context(), m, "")
+		_, err := s.NewWriter(t.Context(), m, options(""))
 		require.Error(t, err)
 	}
 	list, err := s.List(t.Context(), shopDB)
@@ -349,7 +358,7 @@ func (s suite) misuse(t *testing.T) {
 
 func (s suite) parents(t *testing.T) {
 	t.Helper()
-	_, err := s.NewWriter(t.Context(), meta(chunk, instant), "0123456789abcdef0123456789abcdef")
+	_, err := s.NewWriter(t.Context(), meta(chunk, instant), options("0123456789abcdef0123456789abcdef"))
 	require.ErrorIs(t, err, repository.ErrNotFound)
 	_, err = s.OpenReader(t.Context(), "0123456789abcdef0123456789abcdef")
 	require.ErrorIs(t, err, repository.ErrNotFound)
@@ -359,10 +368,10 @@ func (s suite) parents(t *testing.T) {
 		{Size: chunk, ChunkSize: 2 * chunk, SegmentSize: segment},
 		{Size: chunk, ChunkSize: chunk, SegmentSize: 2 * segment},
 	} {
-		_, err := s.NewWriter(t.Context(), m, id)
+		_, err := s.NewWriter(t.Context(), m, options(id))
 		require.Error(t, err, "another cut than the parent's")
 	}
-	w, err := s.NewWriter(t.Context(), repository.Meta{Size: chunk, SnapshotTime: instant}, id)
+	w, err := s.NewWriter(t.Context(), repository.Meta{Size: chunk, SnapshotTime: instant}, options(id))
 	require.NoError(t, err)
 	require.Equal(t, int64(chunk), w.Meta().ChunkSize, "the parent's")
 	require.Equal(t, int64(segment), w.Meta().SegmentSize, "the parent's")
@@ -418,9 +427,29 @@ func (s suite) catalog(t *testing.T) {
 	require.Error(t, err, "no volume")
 }
 
+// held: a parent that is deleted while an image is written on it is whole to
+// the end.
+func (s suite) held(t *testing.T) {
+	t.Helper()
+	const size = 20 * chunk
+	data := random(1, size)
+	parent := s.backup(t, "op-1", meta(size, instant), "", data, chunks(20))
+	w, err := s.NewWriter(t.Context(), meta(size, instant.Add(time.Hour)), options(parent))
+	require.NoError(t, err)
+	require.NoError(t, s.Delete(t.Context(), parent))
+	list, err := s.List(t.Context(), shopDB)
+	require.NoError(t, err)
+	require.Empty(t, list, "what holds the parent is no backup")
+	data[0]++
+	require.NoError(t, w.Put(t.Context(), 0, padded(data, 0)))
+	img, _, err := w.Commit(t.Context())
+	require.NoError(t, err)
+	s.holds(t, s.save(t, shopDB, "op", img), data)
+}
+
 func (s suite) defaults(t *testing.T) {
 	t.Helper()
-	w, err := s.NewWriter(t.Context(), repository.Meta{Size: 1, SnapshotTime: instant}, "")
+	w, err := s.NewWriter(t.Context(), repository.Meta{Size: 1, SnapshotTime: instant}, options(""))
 	require.NoError(t, err)
 	require.Equal(t, int64(repository.DefaultChunkSize), w.Meta().ChunkSize)
 	require.Equal(t, int64(repository.DefaultSegmentSize), w.Meta().SegmentSize)

@@ -52,12 +52,10 @@ func (m *Memory) Save(_ context.Context, s repository.Snapshot, img repository.I
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	operation := s.Tags[repository.TagOperation]
-	switch {
-	case operation == "":
-		return "", errors.New("operation ID is missing")
-	case s.Volume.Namespace == "" || s.Volume.PVC == "":
-		return "", errors.New("volume is missing")
-	case m.images[img.Root] == nil:
+	if err := checkOperation(s.Volume, operation); err != nil {
+		return "", err
+	}
+	if m.images[img.Root] == nil {
 		return "", fmt.Errorf("image %q: %w", img.Root, repository.ErrNotFound)
 	}
 	for id, e := range m.snapshots {
@@ -71,6 +69,16 @@ func (m *Memory) Save(_ context.Context, s repository.Snapshot, img repository.I
 	s.Damage = nil
 	m.snapshots[s.ID] = entry{s, img.Root}
 	return s.ID, nil
+}
+
+func checkOperation(v repository.VolumeKey, operation string) error {
+	switch {
+	case operation == "":
+		return errors.New("operation ID is missing")
+	case v.Namespace == "" || v.PVC == "":
+		return errors.New("volume is missing")
+	}
+	return nil
 }
 
 // Get implements repository.Catalog.
@@ -112,7 +120,11 @@ func (m *Memory) Delete(_ context.Context, id repository.SnapshotID) error {
 }
 
 // NewWriter implements repository.Store.
-func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error) {
+func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error) {
+	if err := checkOperation(o.Volume, o.Operation); err != nil {
+		return nil, err
+	}
+	parent := o.Parent
 	meta.Version, meta.Kind, meta.Parent = repository.MetaVersion, repository.Full, parent
 	w := &memoryWriter{store: m, put: map[int64]string{}}
 	if parent != "" {
