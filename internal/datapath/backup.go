@@ -3,6 +3,7 @@ package datapath
 import (
 	"context"
 	"fmt"
+	"iter"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -17,8 +18,8 @@ type BackupStats struct {
 	BytesRead int64
 }
 
-// Backup reads every chunk that the bitmap touches and puts it into the writer.
-// It neither commits nor aborts.
+// Backup reads every chunk that the bitmap touches, from where the writer
+// resumes on, and puts it into the writer. It neither commits nor aborts.
 func Backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w repository.VolumeWriter, o Options) (BackupStats, error) {
 	stats, err := backup(ctx, dev, read, w, o)
 	if err != nil {
@@ -37,14 +38,15 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 		return BackupStats{}, fmt.Errorf("device has %d bytes, bitmap %d, image %d", dev.Size(), read.Size(), meta.Size)
 	}
 	o = o.withDefaults(g.ChunkSize())
-	o.Progress.total.Store(chunkBytes(read, g))
+	o.Progress.total.Store(chunkBytes(touched(read, g, w.Resumed()), g))
 
 	b := backupRun{dev: dev, w: w, geometry: g, progress: o.Progress}
+	b.frontier.window = make(chan struct{}, lookAhead*o.Workers)
 	items := make(chan item)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(items)
-		return produce(ctx, read, g, o.ReadSize/g.ChunkSize(), items)
+		return produce(ctx, touched(read, g, w.Resumed()), o.ReadSize/g.ChunkSize(), b.frontier.window, items)
 	})
 	for range o.Workers {
 		group.Go(func() error {
@@ -61,10 +63,21 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 	return BackupStats{BytesRead: o.Progress.Done()}, err
 }
 
-// chunkBytes is how many bytes of the volume the touched chunks hold.
-func chunkBytes(read *block.Bitmap, g block.Geometry) int64 {
+// touched yields the chunks of the bitmap from the given one on.
+func touched(read *block.Bitmap, g block.Geometry, from int64) iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		for c := range read.Chunks(g) {
+			if c >= from && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// chunkBytes is how many bytes of the volume the chunks hold.
+func chunkBytes(chunks iter.Seq[int64], g block.Geometry) int64 {
 	var n int64
-	for c := range read.Chunks(g) {
+	for c := range chunks {
 		n += g.Extent(c).Length
 	}
 	return n
@@ -77,9 +90,20 @@ type item struct {
 	first, end int64
 }
 
-// produce joins neighbouring chunks to items of at most limit chunks.
-func produce(ctx context.Context, read *block.Bitmap, g block.Geometry, limit int64, items chan<- item) error {
+// lookAhead is how many items for each worker may be begun while an earlier one
+// is not complete. Without a bound, one slow read lets the others run away from
+// the frontier, and what the writer cannot finish piles up behind it.
+const lookAhead = 2
+
+// produce joins neighbouring chunks to items of at most limit chunks. Each
+// item takes a place in the window, which the frontier gives back.
+func produce(ctx context.Context, chunks iter.Seq[int64], limit int64, window chan<- struct{}, items chan<- item) error {
 	send := func(it item) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case window <- struct{}{}:
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -88,7 +112,7 @@ func produce(ctx context.Context, read *block.Bitmap, g block.Geometry, limit in
 		}
 	}
 	var it item
-	for c := range read.Chunks(g) {
+	for c := range chunks {
 		if c == it.end && it.end-it.first < limit {
 			it.end++
 			continue
@@ -143,10 +167,13 @@ func (b *backupRun) move(ctx context.Context, it item, buf []byte) error {
 // frontier finds up to where all items are complete, while they complete in
 // any order.
 type frontier struct {
+	// window has a place taken for each item from next on that was sent out.
+	window chan struct{}
+
 	mu sync.Mutex
 	// next is the first item that is not complete.
 	next int64
-	// ends of the complete items after it, by number: never more than workers.
+	// ends of the complete items after it, by number: never more than the window.
 	ends map[int64]int64
 }
 
@@ -164,6 +191,7 @@ func (f *frontier) complete(it item) (int64, bool) {
 	}
 	reached := it.end
 	for f.next++; ; f.next++ {
+		<-f.window
 		end, ok := f.ends[f.next]
 		if !ok {
 			return reached, true

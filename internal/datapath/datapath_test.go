@@ -8,7 +8,9 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -28,6 +30,7 @@ type image struct {
 
 	mu       sync.Mutex
 	chunks   map[int64][]byte
+	resumed  int64
 	advanced int64
 	fail     error
 	failAt   int
@@ -39,6 +42,8 @@ func newImage(size int64) *image {
 
 func (m *image) Meta() repository.Meta { return m.meta }
 func (m *image) Close() error          { return nil }
+
+func (m *image) Resumed() int64 { return m.resumed }
 
 func (m *image) Put(_ context.Context, chunk int64, data []byte) error {
 	m.mu.Lock()
@@ -132,6 +137,52 @@ func TestBackupReadsTouchedChunks(t *testing.T) {
 			require.True(t, bytes.Equal(want, got), "chunk %d", c)
 		}
 	}
+}
+
+func TestBackupResumes(t *testing.T) {
+	const size = 100 * chunkSize
+	img := newImage(size)
+	img.resumed = 40
+	read := bitmap(t, size, block.Extent{Offset: 10 * chunkSize, Length: 50 * chunkSize})
+	progress := &datapath.Progress{}
+	stats, err := datapath.Backup(t.Context(), device.NewMemory(random(1, size), 512), read, img, datapath.Options{Progress: progress})
+	require.NoError(t, err)
+	require.Equal(t, int64(20*chunkSize), stats.BytesRead)
+	require.Equal(t, int64(20*chunkSize), progress.Total())
+	require.Len(t, img.chunks, 20)
+	require.NotContains(t, img.chunks, int64(39))
+}
+
+// slow holds the first read of a device up until the test lets it go.
+type slow struct {
+	device.Reader
+	release chan struct{}
+	reads   atomic.Int64
+}
+
+func (s *slow) ReadAt(p []byte, off int64) (int, error) {
+	s.reads.Add(1)
+	if off == 0 {
+		<-s.release
+	}
+	return s.Reader.ReadAt(p, off)
+}
+
+func TestBackupDoesNotRunAway(t *testing.T) {
+	const size = 100 * chunkSize
+	dev := &slow{Reader: device.NewMemory(random(1, size), 512), release: make(chan struct{})}
+	img := newImage(size)
+	done := make(chan error)
+	go func() {
+		_, err := datapath.Backup(t.Context(), dev, bitmap(t, size, block.Extent{Length: size}), img, datapath.Options{Workers: 3, ReadSize: chunkSize})
+		done <- err
+	}()
+	require.Eventually(t, func() bool { return dev.reads.Load() == 6 }, 10*time.Second, time.Millisecond)
+	time.Sleep(50 * time.Millisecond)
+	require.EqualValues(t, 6, dev.reads.Load(), "two for each worker")
+	close(dev.release)
+	require.NoError(t, <-done)
+	require.Len(t, img.chunks, 100)
 }
 
 func TestBackupOfNothing(t *testing.T) {

@@ -298,29 +298,37 @@ type image struct {
 	manifest *snapshot.DirManifest
 	document document
 	disk     object.ID
+	// diskSize is less than the volume's only in a checkpoint.
+	diskSize int64
 }
 
-// writeDirectory stores volume.json, and the directory of it and the disk.
-func writeDirectory(ctx context.Context, o *objectWriter, disk object.ID, doc document) (object.ID, error) {
+// writeDirectory stores volume.json, and the directory of it, the disk and
+// what else is given.
+func writeDirectory(ctx context.Context, o *objectWriter, disk object.ID, diskSize int64, doc document, others ...*snapshot.DirEntry) (object.ID, *fs.DirectorySummary, error) {
 	text, err := doc.encode()
 	if err != nil {
-		return object.EmptyID, err
+		return object.EmptyID, nil, err
 	}
 	id, _, err := o.write(ctx, "", text)
 	if err != nil {
-		return object.EmptyID, err
+		return object.EmptyID, nil, err
 	}
 	modified := fs.UTCTimestampFromTime(doc.SnapshotTime)
 	var b snapshotfs.DirManifestBuilder
-	b.AddEntry(&snapshot.DirEntry{
-		Name: diskName, Type: snapshot.EntryTypeFile, Permissions: 0o600,
-		FileSize: paddedSize(doc.Meta), ModTime: modified, ObjectID: disk,
-	})
-	b.AddEntry(&snapshot.DirEntry{
-		Name: documentName, Type: snapshot.EntryTypeFile, Permissions: 0o600,
-		FileSize: int64(len(text)), ModTime: modified, ObjectID: id,
-	})
-	return snapshotfs.WriteDirManifest(ctx, o.w, "", b.Build(modified, ""), compressor)
+	b.AddEntry(fileEntry(diskName, diskSize, disk, modified))
+	b.AddEntry(fileEntry(documentName, int64(len(text)), id, modified))
+	for _, e := range others {
+		b.AddEntry(e)
+	}
+	dir := b.Build(modified, "")
+	root, err := snapshotfs.WriteDirManifest(ctx, o.w, "", dir, compressor)
+	return root, dir.Summary, err
+}
+
+func fileEntry(name string, size int64, id object.ID, modified fs.UTCTimestamp) *snapshot.DirEntry {
+	return &snapshot.DirEntry{
+		Name: name, Type: snapshot.EntryTypeFile, Permissions: 0o600, FileSize: size, ModTime: modified, ObjectID: id,
+	}
 }
 
 // readDirectory reads a directory and the volume.json in it.
@@ -336,7 +344,7 @@ func readDirectory(ctx context.Context, rep repo.Repository, root object.ID) (im
 	for _, e := range dir.Entries {
 		switch {
 		case e.Name == diskName && e.Type == snapshot.EntryTypeFile:
-			img.disk = e.ObjectID
+			img.disk, img.diskSize = e.ObjectID, e.FileSize
 		case e.Name == documentName && e.Type == snapshot.EntryTypeFile:
 			doc = e.ObjectID
 		}

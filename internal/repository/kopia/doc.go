@@ -41,9 +41,24 @@
 // own and do not touch the other's; a later run of the same operation takes over
 // what it finds. An operation that is never repeated leaves its hold behind: the
 // next NewWriter in the repository, for any volume, deletes holds that are older
-// than 7 days. That an operation is dead cannot be known here, so the limit is one
-// that no living one reaches. Were a hold deleted too early, the operation would
-// only be as unprotected as it was without it.
+// than 24 hours. That an operation is dead cannot be known here, but a living one
+// writes its hold anew every quarter of an hour. Were a hold deleted too early, the
+// operation would be as unprotected as it was without it, until it renews it.
+//
+// # Checkpoints
+//
+// After every few GiB that were put, and in Advance only, the writer flushes and
+// makes its hold refer to a directory of what is stored so far:
+//
+//	disk.raw        the image, ending after the last finished segment
+//	volume.json     that of the image
+//	parent          the parent's directory; only in an incremental image
+//	unfinished.raw  the zero chunk and the chunks of unfinished segments
+//
+// A later run of the operation that is to make the same image, by all of its
+// volume.json, goes on after the end of disk.raw. The last two entries are there
+// for garbage collection alone. An image that is committed and not saved is a
+// checkpoint too, the one that has all segments.
 //
 // # What is not promised
 //

@@ -139,8 +139,3 @@ func decodeDirectory(r io.Reader, dir *snapshot.DirManifest) error {
 	}
 	return nil
 }
-
-// paddedSize is the size of disk.raw.
-func paddedSize(m repository.Meta) int64 {
-	return (m.Size + m.ChunkSize - 1) / m.ChunkSize * m.ChunkSize
-}

@@ -28,9 +28,11 @@ const (
 
 	holdDescription = "Blockmover volume image, not complete"
 
-	// holdLife is after what time an operation is taken for dead: longer than any
-	// backup takes.
-	holdLife = 7 * 24 * time.Hour
+	// holdLife is after what time without a sign of life an operation is taken for
+	// dead. A living one renews its hold in the first Advance after holdRenewal:
+	// a hundred of them must fail to come.
+	holdLife    = 24 * time.Hour
+	holdRenewal = holdLife / 100
 
 	// holdTimeout bounds the removal of a hold by an operation that is over and has
 	// no context left.
@@ -48,6 +50,10 @@ type hold struct {
 	// ids are the manifests that the next one replaces: its own last one, or what
 	// an earlier run of the operation has left.
 	ids []manifest.ID
+	// What it refers to, and since when.
+	root    object.ID
+	summary *fs.DirectorySummary
+	taken   time.Time
 }
 
 // newHold finds what earlier runs of the operation have left, without touching
@@ -106,8 +112,16 @@ func (h *hold) take(ctx context.Context, w repo.RepositoryWriter, root object.ID
 	if err := w.Flush(ctx); err != nil {
 		return fmt.Errorf("flush hold: %w", err)
 	}
-	h.ids = []manifest.ID{id}
+	h.ids, h.root, h.summary, h.taken = []manifest.ID{id}, root, summary, now.ToTime()
 	return nil
+}
+
+// renew shows that the operation is alive, where it is time.
+func (h *hold) renew(ctx context.Context, w repo.RepositoryWriter) error {
+	if h.root == object.EmptyID || w.Time().Sub(h.taken) < holdRenewal {
+		return nil
+	}
+	return h.take(ctx, w, h.root, h.summary)
 }
 
 // release removes the hold.

@@ -45,10 +45,19 @@ func (l layout) length(segment int64) int64 {
 	return max(0, min(l.segment, l.PaddedSize()-segment*l.segment))
 }
 
+// end is where the given number of segments ends in the padded volume.
+func (l layout) end(segments int64) int64 { return min(segments*l.segment, l.PaddedSize()) }
+
 // loadRoot reads the object IDs of all segments.
 func loadRoot(ctx context.Context, rep repo.Repository, disk object.ID, l layout) ([]object.ID, error) {
-	root := make([]object.ID, 0, l.segments())
-	err := readIndex(ctx, rep, disk, l.PaddedSize(), int(l.segments()), func(e entry) error {
+	return loadSegments(ctx, rep, disk, l, l.segments())
+}
+
+// loadSegments reads the object IDs of the first n segments; disk ends with
+// them.
+func loadSegments(ctx context.Context, rep repo.Repository, disk object.ID, l layout, n int64) ([]object.ID, error) {
+	root := make([]object.ID, 0, n)
+	err := readIndex(ctx, rep, disk, l.end(n), int(n), func(e entry) error {
 		if e.Length != l.length(int64(len(root))) {
 			return fmt.Errorf("segment has length %d, want %d", e.Length, l.length(int64(len(root))))
 		}

@@ -29,6 +29,10 @@ type writer struct {
 	doc     document
 	parent  *parentImage
 	zero    object.ID
+	// resumed is the first segment that an earlier run has not finished.
+	resumed int64
+	// interval is how many bytes may be put between two checkpoints.
+	interval int64
 	// tail must be put where it is 0 or more: see the rule on sizes in
 	// repository.Store.NewWriter.
 	tail int64
@@ -39,9 +43,15 @@ type writer struct {
 	// frontier is the first segment that Advance has not closed to Puts.
 	frontier int64
 	stats    repository.WriteStats
+	// unrecorded is how many bytes were put since the last checkpoint.
+	unrecorded int64
+
+	// storing is held for reading while a chunk is stored and recorded: a checkpoint
+	// must not flush what it does not refer to.
+	storing sync.RWMutex
 
 	// sealing is held while segments are sealed, which writes to the repository.
-	// It guards what follows.
+	// It guards what follows, and the hold.
 	sealing sync.Mutex
 	root    []object.ID
 	// zeroSegments remembers the segments of zeros by their length: a sparse volume
@@ -65,6 +75,7 @@ type openSegment struct {
 
 // parentImage is what an incremental image inherits from.
 type parentImage struct {
+	image
 	layout layout
 	root   []object.ID
 }
@@ -88,7 +99,7 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 	meta.Version = repository.MetaVersion
 	meta.Parent = o.Parent
 	meta.Kind = repository.Full
-	w := &writer{rep: s.rep, tail: -1, open: map[int64]*openSegment{}, zeroSegments: map[int64]object.ID{}}
+	w := &writer{rep: s.rep, tail: -1, interval: o.CheckpointInterval, open: map[int64]*openSegment{}, zeroSegments: map[int64]object.ID{}}
 	var from image
 	if o.Parent != "" {
 		meta.Kind = repository.Incremental
@@ -143,10 +154,27 @@ func (s *Store) begin(ctx context.Context, w *writer, o repository.WriterOptions
 			err = errors.Join(err, session.Close(ctx), w.hold.abandon(s.rep))
 		}
 	}()
-	if o.Parent != "" {
-		if err := w.hold.take(ctx, session, parent.root, parent.manifest.Summary); err != nil {
+	earlier, err := s.findCheckpoint(ctx, w.hold, w.doc.Meta)
+	if err != nil {
+		return err
+	}
+	if earlier.root != object.EmptyID {
+		if err := w.resume(ctx, earlier); err != nil {
 			return err
 		}
+	}
+	switch {
+	case w.resumed > 0:
+		err = w.hold.take(ctx, session, earlier.root, earlier.manifest.Summary)
+	case o.Parent != "":
+		err = w.hold.take(ctx, session, parent.root, parent.manifest.Summary)
+	default:
+		err = w.hold.release(ctx, s.rep) // what an earlier run has left is of no use
+	}
+	if err != nil {
+		return err
+	}
+	if o.Parent != "" {
 		if w.parent, err = s.loadParent(ctx, parent); err != nil {
 			return fmt.Errorf("load parent %s: %w", o.Parent, err)
 		}
@@ -203,7 +231,7 @@ func (s *Store) loadParent(ctx context.Context, img image) (*parentImage, error)
 		}
 		last = segment
 	}
-	return &parentImage{layout: l, root: root}, nil
+	return &parentImage{image: img, layout: l, root: root}, nil
 }
 
 // Meta implements repository.VolumeWriter.
@@ -230,6 +258,8 @@ func (w *writer) put(ctx context.Context, chunk int64, data []byte) error {
 	if err := w.check(chunk); err != nil {
 		return err
 	}
+	w.storing.RLock()
+	defer w.storing.RUnlock()
 	length := w.layout.Extent(chunk).Length // without the padding, which nobody read
 	if block.IsZero(data) {
 		return w.record(chunk, w.zero, repository.WriteStats{ChunksWritten: 1, ZeroBytes: length})
@@ -282,6 +312,7 @@ func (w *writer) record(chunk int64, id object.ID, add repository.WriteStats) er
 		w.tail = -1
 	}
 	w.addLocked(add)
+	w.unrecorded += w.layout.Extent(chunk).Length
 	return nil
 }
 
@@ -313,6 +344,9 @@ func (w *writer) Advance(ctx context.Context, chunk int64) error {
 	}
 	if err := w.sealUpTo(ctx, segment); err != nil {
 		return w.fail(fmt.Errorf("advance to chunk %d: %w", chunk, err))
+	}
+	if err := w.checkpointIfDue(ctx); err != nil {
+		return w.fail(fmt.Errorf("record what is finished: %w", err))
 	}
 	return nil
 }
@@ -477,19 +511,16 @@ func (w *writer) commit(ctx context.Context) (repository.Image, error) {
 	if err := w.sealUpTo(ctx, w.layout.segments()); err != nil {
 		return repository.Image{}, err
 	}
-	disk, fresh, err := w.objects.writeIndex(ctx, len(w.root), func(i int) entry {
-		return entry{Start: int64(i) * w.layout.segment, Length: w.layout.length(int64(i)), Object: w.root[i]}
-	})
+	disk, err := w.writeRoot(ctx, w.layout.segments())
 	if err != nil {
-		return repository.Image{}, fmt.Errorf("write root: %w", err)
+		return repository.Image{}, err
 	}
-	w.add(repository.WriteStats{MetadataBytes: fresh})
-	dir, err := writeDirectory(ctx, w.objects, disk, w.doc)
+	dir, summary, err := writeDirectory(ctx, w.objects, disk, w.layout.PaddedSize(), w.doc)
 	if err != nil {
 		return repository.Image{}, err
 	}
 	// Until the repo snapshot is saved, the hold alone refers to the image.
-	if err := w.hold.take(ctx, w.objects.w, dir, nil); err != nil {
+	if err := w.hold.take(ctx, w.objects.w, dir, summary); err != nil {
 		return repository.Image{}, err
 	}
 	if !w.end(writing) {
@@ -501,12 +532,31 @@ func (w *writer) commit(ctx context.Context) (repository.Image, error) {
 	return repository.Image{Root: dir.String(), Meta: w.doc.Meta}, nil
 }
 
+// writeRoot stores the root of the first segments.
+func (w *writer) writeRoot(ctx context.Context, segments int64) (object.ID, error) {
+	disk, fresh, err := w.objects.writeIndex(ctx, int(segments), func(i int) entry {
+		return entry{Start: int64(i) * w.layout.segment, Length: w.layout.length(int64(i)), Object: w.root[i]}
+	})
+	if err != nil {
+		return object.EmptyID, fmt.Errorf("write root: %w", err)
+	}
+	w.add(repository.WriteStats{MetadataBytes: fresh})
+	return disk, nil
+}
+
+// Suspend implements repository.VolumeWriter.
+func (w *writer) Suspend() {
+	if w.end(writing, failed) {
+		// Closing a session that was not flushed drops its buffers. The context of the
+		// backup may be over by now.
+		_ = w.objects.w.Close(context.Background())
+	}
+}
+
 // Abort implements repository.VolumeWriter. What was stored already stays until
 // the repository's maintenance finds that nothing refers to it.
 func (w *writer) Abort() {
 	if w.end(writing, failed) {
-		// Closing a session that was not flushed drops its buffers. The context of the
-		// backup may be over by now.
 		_ = w.objects.w.Close(context.Background())
 		// A hold that stays is swept when its time is over.
 		_ = w.hold.abandon(w.rep)

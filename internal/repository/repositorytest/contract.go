@@ -39,6 +39,7 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"reading at random", suite.reading},
 		{"putting from many goroutines", suite.concurrent},
 		{"advancing", suite.advancing},
+		{"resuming", suite.resuming},
 		{"misuse of a writer", suite.misuse},
 		{"parents", suite.parents},
 		{"a parent that is deleted", suite.held},
@@ -304,6 +305,83 @@ func (s suite) advancing(t *testing.T) {
 	require.NoError(t, w.Advance(t.Context(), 8))
 	require.Error(t, w.Put(t.Context(), 7, padded(data, 7)), "a promise was broken")
 	w.Abort()
+}
+
+// resuming: a run that ends in any way but Abort is continued by the next one
+// of the same operation, and by no other.
+func (s suite) resuming(t *testing.T) {
+	t.Helper()
+	const n = 30
+	m := meta(n*chunk-100, instant)
+	base := random(1, m.Size)
+	parent := s.backup(t, "op-1", m, "", base, chunks(n))
+	data := random(2, m.Size)
+	begin := func(m repository.Meta, o repository.WriterOptions) repository.VolumeWriter {
+		t.Helper()
+		o.CheckpointInterval = 1
+		w, err := s.NewWriter(t.Context(), m, o)
+		require.NoError(t, err)
+		return w
+	}
+	// part puts all chunks from where the writer begins to the given one.
+	part := func(w repository.VolumeWriter, end int64) {
+		t.Helper()
+		for c := w.Resumed(); c < end; c++ {
+			require.NoError(t, w.Put(t.Context(), c, padded(data, c)))
+			require.NoError(t, w.Advance(t.Context(), c+1))
+		}
+	}
+	for _, from := range []repository.SnapshotID{"", parent} {
+		o := options(from)
+		o.Operation = "op-on-" + string(from)
+		w := begin(m, o)
+		require.Zero(t, w.Resumed())
+		part(w, 13)
+		w.Suspend()
+		w.Abort() // comes too late
+		require.Error(t, w.Put(t.Context(), 20, padded(data, 20)))
+
+		w = begin(m, o)
+		require.Equal(t, int64(12), w.Resumed())
+		require.NoError(t, w.Put(t.Context(), 20, padded(data, 20)))
+		require.Error(t, w.Put(t.Context(), 11, padded(data, 11)), "finished already")
+		w.Suspend()
+
+		w = begin(m, o)
+		require.Equal(t, int64(12), w.Resumed())
+		part(w, n-1)
+		_ = begin(m, o) // a run that is killed does not even suspend
+
+		w = begin(m, o)
+		require.Equal(t, int64(28), w.Resumed())
+		part(w, n)
+		img, _, err := w.Commit(t.Context())
+		require.NoError(t, err)
+		s.holds(t, s.save(t, shopDB, o.Operation, img), data)
+	}
+
+	o := options(parent)
+	w := begin(m, o)
+	part(w, 13)
+	w.Suspend()
+	other := o
+	other.Operation = "other"
+	w = begin(m, other)
+	require.Zero(t, w.Resumed(), "another operation")
+	w.Abort()
+	require.Equal(t, int64(12), begin(m, o).Resumed(), "it is still there")
+	changed := m
+	changed.SnapshotHandle = "other"
+	w = begin(changed, o)
+	require.Zero(t, w.Resumed(), "another content of the device")
+	part(w, 13)
+	w.Abort()
+	require.Zero(t, begin(changed, o).Resumed(), "Abort forgets")
+	changed.SnapshotHandle = ""
+	w = begin(changed, o)
+	part(w, 13)
+	w.Suspend()
+	require.Zero(t, begin(changed, o).Resumed(), "nobody knows what the device holds")
 }
 
 func (s suite) misuse(t *testing.T) {

@@ -22,6 +22,19 @@ type Memory struct {
 	next      int
 	images    map[string]*volume
 	snapshots map[repository.SnapshotID]entry
+	// unfinished is what operations have recorded in Advance.
+	unfinished map[operation]checkpoint
+}
+
+type operation struct {
+	volume repository.VolumeKey
+	id     string
+}
+
+type checkpoint struct {
+	meta repository.Meta
+	put  map[int64]string
+	end  int64
 }
 
 type entry struct {
@@ -39,7 +52,7 @@ var _ repository.Store = (*Memory)(nil)
 
 // NewMemory returns an empty Store.
 func NewMemory() *Memory {
-	return &Memory{images: map[string]*volume{}, snapshots: map[repository.SnapshotID]entry{}}
+	return &Memory{images: map[string]*volume{}, snapshots: map[repository.SnapshotID]entry{}, unfinished: map[operation]checkpoint{}}
 }
 
 func (m *Memory) name(kind string) string {
@@ -51,15 +64,15 @@ func (m *Memory) name(kind string) string {
 func (m *Memory) Save(_ context.Context, s repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	operation := s.Tags[repository.TagOperation]
-	if err := checkOperation(s.Volume, operation); err != nil {
+	op := operation{s.Volume, s.Tags[repository.TagOperation]}
+	if err := op.check(); err != nil {
 		return "", err
 	}
 	if m.images[img.Root] == nil {
 		return "", fmt.Errorf("image %q: %w", img.Root, repository.ErrNotFound)
 	}
 	for id, e := range m.snapshots {
-		if e.Volume == s.Volume && e.Tags[repository.TagOperation] == operation {
+		if e.Volume == s.Volume && e.Tags[repository.TagOperation] == op.id {
 			return id, nil
 		}
 	}
@@ -67,15 +80,16 @@ func (m *Memory) Save(_ context.Context, s repository.Snapshot, img repository.I
 	s.Meta = m.images[img.Root].meta
 	s.Tags = maps.Clone(s.Tags)
 	s.Damage = nil
+	delete(m.unfinished, op)
 	m.snapshots[s.ID] = entry{s, img.Root}
 	return s.ID, nil
 }
 
-func checkOperation(v repository.VolumeKey, operation string) error {
+func (o operation) check() error {
 	switch {
-	case operation == "":
+	case o.id == "":
 		return errors.New("operation ID is missing")
-	case v.Namespace == "" || v.PVC == "":
+	case o.volume.Namespace == "" || o.volume.PVC == "":
 		return errors.New("volume is missing")
 	}
 	return nil
@@ -121,12 +135,12 @@ func (m *Memory) Delete(_ context.Context, id repository.SnapshotID) error {
 
 // NewWriter implements repository.Store.
 func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error) {
-	if err := checkOperation(o.Volume, o.Operation); err != nil {
+	op, parent := operation{o.Volume, o.Operation}, o.Parent
+	if err := op.check(); err != nil {
 		return nil, err
 	}
-	parent := o.Parent
 	meta.Version, meta.Kind, meta.Parent = repository.MetaVersion, repository.Full, parent
-	w := &memoryWriter{store: m, put: map[int64]string{}}
+	w := &memoryWriter{store: m, operation: op, put: map[int64]string{}}
 	if parent != "" {
 		meta.Kind = repository.Incremental
 		var err error
@@ -153,24 +167,35 @@ func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository
 	var err error
 	w.geometry, err = block.NewGeometry(meta.Size, meta.ChunkSize)
 	w.meta = meta
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.unfinished[op]; c.meta == meta && meta.SnapshotHandle != "" {
+		w.put, w.advanced, w.resumed = maps.Clone(c.put), c.end, c.end
+	} else {
+		delete(m.unfinished, op)
+	}
 	return w, err
 }
 
 type memoryWriter struct {
-	store    *Memory
-	meta     repository.Meta
-	geometry block.Geometry
-	parent   *volume
+	store     *Memory
+	operation operation
+	meta      repository.Meta
+	geometry  block.Geometry
+	parent    *volume
+	resumed   int64
 
 	mu       sync.Mutex
 	put      map[int64]string
 	advanced int64
 	stats    repository.WriteStats
-	// over is set by an error, Commit and Abort.
-	over bool
+	// over is set by an error, ended by what ends a writer; both by Commit.
+	over, ended bool
 }
 
 func (w *memoryWriter) Meta() repository.Meta { return w.meta }
+
+func (w *memoryWriter) Resumed() int64 { return w.resumed }
 
 func (w *memoryWriter) Put(_ context.Context, chunk int64, data []byte) error {
 	w.mu.Lock()
@@ -210,7 +235,18 @@ func (w *memoryWriter) Advance(_ context.Context, chunk int64) error {
 		return fmt.Errorf("advance to chunk %d of %d", chunk, w.geometry.Chunks())
 	}
 	perSegment := w.meta.SegmentSize / w.meta.ChunkSize
-	w.advanced = max(w.advanced, chunk/perSegment*perSegment)
+	if chunk < w.geometry.Chunks() {
+		chunk -= chunk % perSegment
+	}
+	if chunk <= w.advanced {
+		return nil
+	}
+	w.advanced = chunk
+	done := maps.Clone(w.put)
+	maps.DeleteFunc(done, func(c int64, _ string) bool { return c >= chunk })
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	w.store.unfinished[w.operation] = checkpoint{w.meta, done, chunk}
 	return nil
 }
 
@@ -220,7 +256,7 @@ func (w *memoryWriter) Commit(context.Context) (repository.Image, repository.Wri
 	if w.over {
 		return repository.Image{}, repository.WriteStats{}, errors.New("commit: the image is committed, aborted or has failed")
 	}
-	w.over = true
+	w.over, w.ended = true, true
 	v := &volume{meta: w.meta, chunks: map[int64]string{}}
 	if w.parent != nil {
 		p := w.parent.meta
@@ -264,9 +300,22 @@ func (w *memoryWriter) inherit(v *volume) int64 {
 }
 
 func (w *memoryWriter) Abort() {
+	if w.end() {
+		w.store.mu.Lock()
+		defer w.store.mu.Unlock()
+		delete(w.store.unfinished, w.operation)
+	}
+}
+
+func (w *memoryWriter) Suspend() { w.end() }
+
+// end reports whether it was this call that ended the writer.
+func (w *memoryWriter) end() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.over = true
+	first := !w.ended
+	w.over, w.ended = true, true
+	return first
 }
 
 // OpenReader implements repository.Store.
