@@ -182,7 +182,7 @@ func (l *ladder) allocated(ctx context.Context) (*block.Bitmap, error) {
 	}
 	page := l.Collect.PageSize
 	if page == 0 {
-		page = block.PageSize
+		page = block.PageSize(l.Target.Size)
 	}
 	read, err := block.NewBitmap(l.Target.Size, page)
 	if err != nil {

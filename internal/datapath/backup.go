@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -18,8 +19,9 @@ type BackupStats struct {
 	BytesRead int64
 }
 
-// Backup reads every chunk that the bitmap touches, from where the writer
-// resumes on, and puts it into the writer. It neither commits nor aborts.
+// Backup reads what the bitmap touches, from where the writer resumes on, and
+// puts it into the writer: whole chunks, or of a chunk that an incremental image's
+// parent has in pages, the pages. It neither commits nor aborts.
 func Backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w repository.VolumeWriter, o Options) (BackupStats, error) {
 	stats, err := backup(ctx, dev, read, w, o)
 	if err != nil {
@@ -40,7 +42,10 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 	o = o.withDefaults(g.ChunkSize())
 	o.Progress.total.Store(chunkBytes(touched(read, g, w.Resumed()), g))
 
-	b := backupRun{dev: dev, w: w, geometry: g, progress: o.Progress}
+	b := backupRun{dev: dev, w: w, geometry: g, pageSize: g.ChunkSize(), progress: o.Progress}
+	if meta.Kind == repository.Incremental {
+		b.partial, b.pageSize = read, meta.PageSize
+	}
 	b.frontier.window = make(chan struct{}, lookAhead*o.Workers)
 	items := make(chan item)
 	group, ctx := errgroup.WithContext(ctx)
@@ -60,7 +65,7 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 		})
 	}
 	err = group.Wait()
-	return BackupStats{BytesRead: o.Progress.Done()}, err
+	return BackupStats{BytesRead: b.read.Load()}, err
 }
 
 // touched yields the chunks of the bitmap from the given one on.
@@ -135,33 +140,125 @@ type backupRun struct {
 	dev      device.Reader
 	w        repository.VolumeWriter
 	geometry block.Geometry
+	// partial says which parts of a chunk have changed; it is nil where the rest of
+	// a chunk could not be inherited.
+	partial  *block.Bitmap
+	pageSize int64
 	progress *Progress
+	read     atomic.Int64
 	frontier frontier
 }
 
 // move reads one item and puts its chunks.
 func (b *backupRun) move(ctx context.Context, it item, buf []byte) error {
-	chunkSize := b.geometry.ChunkSize()
-	start := it.first * chunkSize
-	length := min(it.end*chunkSize, b.geometry.Size()) - start
-	if _, err := b.dev.ReadAt(buf[:length], start); err != nil {
-		return err
-	}
-	clear(buf[length : (it.end-it.first)*chunkSize]) // padding
-	for c := it.first; c < it.end; c++ {
-		if err := ctx.Err(); err != nil {
+	for c := it.first; c < it.end; {
+		runs := b.changedPages(c)
+		if runs != nil {
+			if err := b.movePages(ctx, c, runs, buf); err != nil {
+				return err
+			}
+			c++
+			continue
+		}
+		// Whole chunks are read together.
+		end := c + 1
+		for end < it.end && b.changedPages(end) == nil {
+			end++
+		}
+		if err := b.moveChunks(ctx, c, end, buf); err != nil {
 			return err
 		}
-		from := (c - it.first) * chunkSize
-		if err := b.w.Put(ctx, c, buf[from:from+chunkSize]); err != nil {
-			return err
-		}
-		b.progress.done.Add(b.geometry.Extent(c).Length)
+		c = end
 	}
 	if reached, ok := b.frontier.complete(it); ok {
 		return b.w.Advance(ctx, reached)
 	}
 	return nil
+}
+
+// moveChunks reads and puts consecutive whole chunks.
+func (b *backupRun) moveChunks(ctx context.Context, first, end int64, buf []byte) error {
+	chunkSize := b.geometry.ChunkSize()
+	if err := b.fill(buf[:(end-first)*chunkSize], first*chunkSize); err != nil {
+		return err
+	}
+	for c := first; c < end; c++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		from := (c - first) * chunkSize
+		if err := b.w.Put(ctx, c, buf[from:from+chunkSize]); err != nil {
+			return err
+		}
+		b.progress.done.Add(b.geometry.Extent(c).Length)
+	}
+	return nil
+}
+
+// movePages reads and puts the given pages of a chunk, or all of them where the
+// parent does not have the chunk in pages.
+func (b *backupRun) movePages(ctx context.Context, chunk int64, runs []block.Extent, buf []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	paged, err := b.w.Paged(ctx, chunk)
+	if err != nil {
+		return err
+	}
+	if !paged {
+		runs = []block.Extent{{Length: b.geometry.ChunkSize()}}
+	}
+	pages := make([]repository.Pages, len(runs))
+	for i, r := range runs {
+		data := buf[r.Offset:r.End()]
+		if err := b.fill(data, chunk*b.geometry.ChunkSize()+r.Offset); err != nil {
+			return err
+		}
+		pages[i] = repository.Pages{Offset: r.Offset, Data: data}
+	}
+	if err := b.w.PutPages(ctx, chunk, pages); err != nil {
+		return err
+	}
+	b.progress.done.Add(b.geometry.Extent(chunk).Length)
+	return nil
+}
+
+// fill reads from the device, and zeros beyond its end.
+func (b *backupRun) fill(p []byte, off int64) error {
+	n := max(min(int64(len(p)), b.geometry.Size()-off), 0)
+	clear(p[n:])
+	if _, err := b.dev.ReadAt(p[:n], off); err != nil {
+		return err
+	}
+	b.read.Add(n)
+	return nil
+}
+
+// changedPages lists the runs of pages of a chunk that have changed, relative
+// to the chunk. It returns nil for a chunk that is to be put as a whole.
+func (b *backupRun) changedPages(chunk int64) []block.Extent {
+	if b.partial == nil {
+		return nil
+	}
+	whole := b.geometry.Extent(chunk)
+	var runs []block.Extent
+	var changed int64
+	for off := int64(0); off < whole.Length; off += b.pageSize {
+		page := block.Extent{Offset: whole.Offset + off, Length: b.pageSize}
+		if !b.partial.AnyIn(page) {
+			continue
+		}
+		changed += b.pageSize
+		if n := len(runs); n > 0 && runs[n-1].End() == off {
+			runs[n-1].Length += b.pageSize
+		} else {
+			runs = append(runs, block.Extent{Offset: off, Length: b.pageSize})
+		}
+	}
+	if changed >= whole.Length {
+		return nil
+	}
+	return runs
 }
 
 // frontier finds up to where all items are complete, while they complete in

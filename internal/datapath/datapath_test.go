@@ -28,8 +28,11 @@ type image struct {
 	repository.VolumeWriter
 	meta repository.Meta
 
-	mu       sync.Mutex
-	chunks   map[int64][]byte
+	mu     sync.Mutex
+	chunks map[int64][]byte
+	// paged is what the parent has in pages.
+	paged    map[int64][]byte
+	inPages  int
 	resumed  int64
 	advanced int64
 	fail     error
@@ -37,7 +40,7 @@ type image struct {
 }
 
 func newImage(size int64) *image {
-	return &image{meta: repository.Meta{Size: size, ChunkSize: chunkSize}, chunks: map[int64][]byte{}}
+	return &image{meta: repository.Meta{Size: size, ChunkSize: chunkSize, PageSize: 512}, chunks: map[int64][]byte{}}
 }
 
 func (m *image) Meta() repository.Meta { return m.meta }
@@ -59,6 +62,28 @@ func (m *image) Put(_ context.Context, chunk int64, data []byte) error {
 		return errors.New("put behind the frontier")
 	}
 	m.chunks[chunk] = bytes.Clone(data)
+	return nil
+}
+
+func (m *image) Paged(_ context.Context, chunk int64) (bool, error) {
+	return m.paged[chunk] != nil, nil
+}
+
+func (m *image) PutPages(_ context.Context, chunk int64, runs []repository.Pages) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	data := bytes.Clone(m.paged[chunk])
+	if data == nil {
+		if len(runs) != 1 || len(runs[0].Data) != chunkSize {
+			return errors.New("not all pages")
+		}
+		data = make([]byte, chunkSize)
+	}
+	for _, r := range runs {
+		copy(data[r.Offset:], r.Data)
+	}
+	m.inPages++
+	m.chunks[chunk] = data
 	return nil
 }
 
@@ -183,6 +208,35 @@ func TestBackupDoesNotRunAway(t *testing.T) {
 	close(dev.release)
 	require.NoError(t, <-done)
 	require.Len(t, img.chunks, 100)
+}
+
+func TestBackupReadsChangedPages(t *testing.T) {
+	const size = 10*chunkSize + 700
+	data := random(1, size)
+	old := bytes.Clone(data[2*chunkSize : 3*chunkSize])
+	clear(data[2*chunkSize+1024 : 2*chunkSize+1536])
+	copy(data[2*chunkSize+2000:], "changed")
+	read := bitmap(t, size,
+		block.Extent{Offset: 0, Length: 2 * chunkSize},                 // all of 0 and 1
+		block.Extent{Offset: 2*chunkSize + 1024, Length: 512},          // a page of 2, and
+		block.Extent{Offset: 2*chunkSize + 1600, Length: 600},          // a run of two
+		block.Extent{Offset: 3 * chunkSize, Length: 1},                 // 3 is not in pages
+		block.Extent{Offset: 10 * chunkSize, Length: size % chunkSize}) // all that there is of 10
+	img := newImage(size)
+	img.meta.Kind = repository.Incremental
+	img.paged = map[int64][]byte{2: old}
+	progress := &datapath.Progress{}
+	stats, err := datapath.Backup(t.Context(), device.NewMemory(bytes.Clone(data), 512), read, img, datapath.Options{Progress: progress})
+	require.NoError(t, err)
+	require.Equal(t, int64(3*chunkSize+3*512+700), stats.BytesRead)
+	require.Equal(t, progress.Total(), progress.Done())
+	require.Len(t, img.chunks, 5)
+	require.Equal(t, 2, img.inPages)
+	for c, got := range img.chunks {
+		want := make([]byte, chunkSize)
+		copy(want, data[c*chunkSize:])
+		require.True(t, bytes.Equal(want, got), "chunk %d", c)
+	}
 }
 
 func TestBackupOfNothing(t *testing.T) {

@@ -5,7 +5,10 @@
 // An image is the content of one volume at one instant. It is cut into chunks
 // (of Meta.ChunkSize bytes, the last one padded with zeros), chunks are gathered
 // into segments, segments into the image. An incremental image refers to the
-// segments and chunks of its parent for everything it does not change.
+// segments and chunks of its parent for everything it does not change. A chunk
+// that changes in part is kept in pages (of Meta.PageSize) from then on, so that
+// the next change of it costs the pages that it touches; a chunk that is put as a
+// whole is one piece again.
 //
 // A repo snapshot is the manifest that names an image, with the Meta document
 // beside it (volume.json). An image is visible only when its repo snapshot is
@@ -35,7 +38,12 @@ var ErrCorrupt = errors.New("repository content is damaged")
 // changed chunk in each of 100 segments is less than 1 MiB of metadata; and it
 // is what a stock reader of the repository buffers, which must stay at or below
 // 256 MiB.
+//
+// Pages of 16 KiB: a database that writes 4 KiB here and there uploads four times
+// that, and not 256 times as with whole chunks. Smaller ones cost more in the
+// index (75 bytes each) than they save.
 const (
+	DefaultPageSize    = 16 << 10
 	DefaultChunkSize   = 1 << 20
 	DefaultSegmentSize = 128 * DefaultChunkSize
 )
@@ -84,7 +92,9 @@ type Meta struct {
 	Size        int64 `json:"size"`
 	ChunkSize   int64 `json:"chunkSize"`
 	SegmentSize int64 `json:"segmentSize"`
-	Kind        Kind  `json:"kind"`
+	// PageSize is the length of the pieces of a chunk that was changed in part.
+	PageSize int64 `json:"pageSize"`
+	Kind     Kind  `json:"kind"`
 	// Parent is the repo snapshot that an incremental image is based on.
 	Parent SnapshotID `json:"parent,omitempty"`
 	// Driver, VolumeHandle and SnapshotHandle are CSI's names.
@@ -131,6 +141,13 @@ type Image struct {
 	Meta Meta
 }
 
+// Pages is a run of pages of one chunk. Offset is relative to the chunk; it and
+// the length of Data are multiples of Meta.PageSize.
+type Pages struct {
+	Offset int64
+	Data   []byte
+}
+
 // WriteStats counts what a VolumeWriter did; what an earlier run of the
 // operation has finished is not in it. All but the counts are bytes.
 type WriteStats struct {
@@ -160,7 +177,7 @@ type WriterOptions struct {
 	CheckpointInterval int64
 }
 
-// VolumeWriter writes one image. Put may be called from many goroutines at
+// VolumeWriter writes one image. Put and PutPages may be called from many goroutines at
 // once; each chunk at most once; a chunk that is not put is inherited from the
 // parent, or is zero where there is no parent or the parent ends before it.
 //
@@ -180,6 +197,12 @@ type VolumeWriter interface {
 	// volume's last chunk padded with zeros. data may be reused after Put
 	// returns.
 	Put(ctx context.Context, chunk int64, data []byte) error
+	// Paged reports whether PutPages takes any pages of a chunk: the parent has the
+	// chunk in pages of the same size, or it is zero there. Else it takes all of them.
+	Paged(ctx context.Context, chunk int64) (bool, error)
+	// PutPages stores pages of one chunk, in ascending order, in place of Put. What
+	// is not among them is inherited.
+	PutPages(ctx context.Context, chunk int64, runs []Pages) error
 	// Advance promises that no chunk below the given one is still to be put: the
 	// Puts of all that come before it have returned. The writer then finishes what
 	// it can, so that what it holds in memory does not grow with the volume.
@@ -226,7 +249,8 @@ type Store interface {
 	Catalog
 	// NewWriter starts an image. From its return until Save or Abort, what the
 	// image inherits is in use: deleting the parent does not take it away. A ChunkSize or SegmentSize of 0 in meta means the parent's, or the
-	// default; another one than the parent's is an error. Version, Kind and Parent
+	// default; another one than the parent's is an error. A PageSize of 0 means the
+	// default, or the chunk size where that is less. Version, Kind and Parent
 	// in meta are set by the writer. The error wraps ErrNotFound or ErrCorrupt when
 	// the parent, or something that it consists of, is not there or not whole.
 	//

@@ -194,7 +194,7 @@ func TestBackupsAndRestores(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "du-2.1", saved.Tags[repository.TagOperation])
 	require.Equal(t, repository.Meta{
-		Version: 1, Size: volumeSize, ChunkSize: repository.DefaultChunkSize, SegmentSize: repository.DefaultSegmentSize,
+		Version: 1, Size: volumeSize, ChunkSize: repository.DefaultChunkSize, SegmentSize: repository.DefaultSegmentSize, PageSize: repository.DefaultPageSize,
 		Kind: repository.Incremental, Parent: full.SnapshotID, Driver: "csi.example.com", VolumeHandle: "volume-1",
 		SnapshotHandle: "handle-du-2.1", ChangeID: "handle-du-2.1", SnapshotTime: monday.Add(24 * time.Hour), Mover: "blockmover",
 	}, saved.Meta)

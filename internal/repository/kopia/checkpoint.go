@@ -65,14 +65,12 @@ func (w *writer) checkpoint(ctx context.Context) error {
 			ObjectID: w.parent.image.root, DirSummary: w.parent.manifest.Summary,
 		})
 	}
-	chunkSize := w.layout.ChunkSize()
-	unfinished, _, err := w.objects.writeIndex(ctx, len(loose), func(i int) entry {
-		return entry{Start: int64(i) * chunkSize, Length: chunkSize, Object: loose[i]}
-	})
+	unfinished, _, err := w.objects.writeIndex(ctx, len(loose), func(i int) entry { return loose[i] })
 	if err != nil {
 		return fmt.Errorf("write index of unfinished segments: %w", err)
 	}
-	others = append(others, fileEntry(looseName, int64(len(loose))*chunkSize, unfinished, modified))
+	last := loose[len(loose)-1]
+	others = append(others, fileEntry(looseName, last.Start+last.Length, unfinished, modified))
 	dir, summary, err := writeDirectory(ctx, w.objects, disk, w.layout.end(segments), w.doc, others...)
 	if err != nil {
 		return err
@@ -86,21 +84,29 @@ func (w *writer) checkpoint(ctx context.Context) error {
 	return nil
 }
 
-// progress is how many segments are finished, and the chunks beyond them,
-// beginning with the one of zeros, which any segment may come to need.
-func (w *writer) progress() (int64, []object.ID, error) {
+// progress is how many segments are finished, and what is stored of those beyond
+// them, beginning with the zeros, which any segment may come to need.
+func (w *writer) progress() (int64, []entry, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// A segment without an object is one that another goroutine has failed to finish.
 	if w.state != writing || slices.Contains(w.root[:w.frontier], object.EmptyID) {
 		return 0, nil, errNotWriting
 	}
-	loose := []object.ID{w.zero}
-	for _, s := range w.open {
-		for _, id := range s.chunks {
-			if id != object.EmptyID && id != w.zero {
-				loose = append(loose, id)
+	chunkSize, page := w.layout.ChunkSize(), w.layout.page
+	loose := []entry{{Length: chunkSize, Object: w.zero}, {Start: chunkSize, Length: page, Object: w.zeroPage}}
+	add := func(ids []object.ID, length int64) {
+		for _, id := range ids {
+			if id != object.EmptyID && id != w.zero && id != w.zeroPage {
+				last := loose[len(loose)-1]
+				loose = append(loose, entry{Start: last.Start + last.Length, Length: length, Object: id})
 			}
+		}
+	}
+	for _, s := range w.open {
+		add(s.chunks, chunkSize)
+		for _, pages := range s.pages {
+			add(pages, page)
 		}
 	}
 	return w.frontier, loose, nil

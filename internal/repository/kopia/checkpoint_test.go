@@ -116,6 +116,8 @@ func TestCheckpointsHoldWhatIsStored(t *testing.T) {
 	for _, c := range []int64{9, 5, 0, 1, 2, 3} {
 		require.NoError(t, w.Put(t.Context(), c, chunkOf(meta, data, c)))
 	}
+	page := repository.Pages{Data: chunkOf(meta, data, 13)} // here, a chunk is a page
+	require.NoError(t, w.PutPages(t.Context(), 13, []repository.Pages{page}))
 	require.NoError(t, w.Advance(t.Context(), 4))
 	require.NoError(t, s.Delete(t.Context(), parent))
 	maintain(t, dir)
@@ -124,7 +126,7 @@ func TestCheckpointsHoldWhatIsStored(t *testing.T) {
 	img, _, err := w.Commit(t.Context())
 	require.NoError(t, err)
 	want := append([]byte(nil), first...)
-	for _, c := range []int64{0, 1, 2, 3, 4, 5, 9} {
+	for _, c := range []int64{0, 1, 2, 3, 4, 5, 9, 13} {
 		copy(want[c*4096:(c+1)*4096], data[c*4096:])
 	}
 	requireImage(t, openStore(t, dir), save(t, s, img), want)

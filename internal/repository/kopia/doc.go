@@ -14,7 +14,8 @@
 // disk.raw is an indirect object in two levels:
 //
 //	root     I x<content>   entries of SegmentSize bytes, each a segment
-//	segment  I x<content>   entries of ChunkSize bytes, each a chunk
+//	segment  I x<content>   entries of ChunkSize bytes, each a chunk, or of PageSize
+//	                        bytes where a chunk is in pages
 //	chunk    <content>      the bytes
 //
 // An indirect object is a list of (start, length, object) in JSON. The list is
@@ -26,6 +27,32 @@
 // Three levels would make a backup smaller still, but stock kopia reads an
 // entry of an indirect object into memory as a whole, so no entry may be larger
 // than a segment.
+//
+// # Chunks in pages
+//
+// An entry is always a whole object, so a part of a chunk cannot be replaced. A
+// chunk of which an incremental image changes a part is therefore stored in pages,
+// all of them, once; from then on only the pages that change. Zeros are in pages
+// without being stored. A chunk that is put as a whole is one entry again, and one
+// of which all pages are zero is the zero chunk.
+//
+// The page size was chosen by measurement: 10 increments of 160 writes each,
+// Zipf-distributed over 64 MiB of random bytes (TestAmplification). Uploaded and
+// index bytes, both before compression, are those of the last five, as multiples
+// of what changed:
+//
+//	page       4 KiB writes         64 KiB writes
+//	           uploaded   index     uploaded   index
+//	4 KiB        1.64      2.31       1.09      0.19
+//	8 KiB        2.63      1.46       1.09      0.11
+//	16 KiB       4.59      0.82       1.09      0.06
+//	32 KiB       8.50      0.41       1.09      0.03
+//	64 KiB      16.16      0.20       1.09      0.02
+//	none       142.44      0.01      10.57      0.00
+//
+// Below 16 KiB the index grows as fast as the pages shrink, and a restore has
+// more and more objects to open. The first increments pay for the chunks that they
+// split, with what they would cost without pages: 1 MiB each.
 //
 // # What a running operation holds
 //

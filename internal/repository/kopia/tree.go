@@ -20,6 +20,7 @@ const minEntry = 4 << 10
 type layout struct {
 	block.Geometry
 	segment int64
+	page    int64
 }
 
 func newLayout(m repository.Meta) (layout, error) {
@@ -30,7 +31,10 @@ func newLayout(m repository.Meta) (layout, error) {
 	if err := checkSegmentSize(m.SegmentSize, m.ChunkSize); err != nil {
 		return layout{}, err
 	}
-	return layout{Geometry: g, segment: m.SegmentSize}, nil
+	if err := checkPageSize(m.PageSize, m.ChunkSize); err != nil {
+		return layout{}, err
+	}
+	return layout{Geometry: g, segment: m.SegmentSize, page: m.PageSize}, nil
 }
 
 // perSegment is how many chunks a whole segment has.

@@ -28,7 +28,8 @@ type writer struct {
 	layout  layout
 	doc     document
 	parent  *parentImage
-	zero    object.ID
+	// zero and zeroPage are a chunk and a page of zeros.
+	zero, zeroPage object.ID
 	// resumed is the first segment that an earlier run has not finished.
 	resumed int64
 	// interval is how many bytes may be put between two checkpoints.
@@ -50,6 +51,10 @@ type writer struct {
 	// must not flush what it does not refer to.
 	storing sync.RWMutex
 
+	// inheriting guards bases: the parent's segments at the places that are open.
+	inheriting sync.Mutex
+	bases      map[int64]segment
+
 	// sealing is held while segments are sealed, which writes to the repository.
 	// It guards what follows, and the hold.
 	sealing sync.Mutex
@@ -70,7 +75,11 @@ const (
 // openSegment holds the chunks of one segment that were put.
 type openSegment struct {
 	chunks []object.ID
-	put    int64
+	// pages are those of the chunks that were put in pages, by chunk; one that is
+	// empty is inherited.
+	pages map[int64][]object.ID
+	// put is how many chunks were put as a whole.
+	put int64
 }
 
 // parentImage is what an incremental image inherits from.
@@ -99,7 +108,7 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 	meta.Version = repository.MetaVersion
 	meta.Parent = o.Parent
 	meta.Kind = repository.Full
-	w := &writer{rep: s.rep, tail: -1, interval: o.CheckpointInterval, open: map[int64]*openSegment{}, zeroSegments: map[int64]object.ID{}}
+	w := &writer{rep: s.rep, tail: -1, interval: o.CheckpointInterval, open: map[int64]*openSegment{}, bases: map[int64]segment{}, zeroSegments: map[int64]object.ID{}}
 	var from image
 	if o.Parent != "" {
 		meta.Kind = repository.Incremental
@@ -119,6 +128,9 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 	}
 	if meta.SegmentSize == 0 {
 		meta.SegmentSize = repository.DefaultSegmentSize
+	}
+	if meta.PageSize == 0 {
+		meta.PageSize = min(repository.DefaultPageSize, meta.ChunkSize)
 	}
 	var err error
 	if w.layout, err = newLayout(meta); err != nil {
@@ -183,9 +195,14 @@ func (s *Store) begin(ctx context.Context, w *writer, o repository.WriterOptions
 	if err != nil {
 		return err
 	}
-	own := zeroObject{Length: w.layout.ChunkSize(), Object: w.zero}
-	if !slices.Contains(w.doc.Zero, own) {
-		w.doc.Zero = append(slices.Clone(w.doc.Zero), own)
+	w.zeroPage, _, err = w.objects.write(ctx, "", make([]byte, w.layout.page))
+	if err != nil {
+		return err
+	}
+	for _, own := range []zeroObject{{w.layout.ChunkSize(), w.zero}, {w.layout.page, w.zeroPage}} {
+		if !slices.Contains(w.doc.Zero, own) {
+			w.doc.Zero = append(slices.Clone(w.doc.Zero), own)
+		}
 	}
 	return nil
 }
@@ -286,7 +303,8 @@ func (w *writer) checkLocked(chunk int64) error {
 	case segment < w.frontier:
 		return fmt.Errorf("its segment %d is finished already", segment)
 	}
-	if s := w.open[segment]; s != nil && s.chunks[chunk%w.layout.perSegment()] != object.EmptyID {
+	within := chunk % w.layout.perSegment()
+	if s := w.open[segment]; s != nil && (s.chunks[within] != object.EmptyID || s.pages[within] != nil) {
 		return errors.New("it was put before")
 	}
 	return nil
@@ -294,7 +312,16 @@ func (w *writer) checkLocked(chunk int64) error {
 
 var errNotWriting = errors.New("the image is committed, aborted or has failed")
 
+// record notes a chunk that was put as a whole.
 func (w *writer) record(chunk int64, id object.ID, add repository.WriteStats) error {
+	return w.recordIn(chunk, add, w.layout.Extent(chunk).Length, func(s *openSegment, within int64) {
+		s.chunks[within] = id
+		s.put++
+	})
+}
+
+// recordIn notes a chunk in its segment; bytes of it were read from the device.
+func (w *writer) recordIn(chunk int64, add repository.WriteStats, bytes int64, note func(s *openSegment, within int64)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.checkLocked(chunk); err != nil {
@@ -303,16 +330,18 @@ func (w *writer) record(chunk int64, id object.ID, add repository.WriteStats) er
 	segment := chunk / w.layout.perSegment()
 	s := w.open[segment]
 	if s == nil {
-		s = &openSegment{chunks: make([]object.ID, w.layout.length(segment)/w.layout.ChunkSize())}
+		s = &openSegment{
+			chunks: make([]object.ID, w.layout.length(segment)/w.layout.ChunkSize()),
+			pages:  map[int64][]object.ID{},
+		}
 		w.open[segment] = s
 	}
-	s.chunks[chunk%w.layout.perSegment()] = id
-	s.put++
+	note(s, chunk%w.layout.perSegment())
 	if chunk == w.tail {
 		w.tail = -1
 	}
 	w.addLocked(add)
-	w.unrecorded += w.layout.Extent(chunk).Length
+	w.unrecorded += bytes
 	return nil
 }
 
@@ -386,6 +415,7 @@ func (w *writer) closeNext(end int64) (int64, *openSegment, error) {
 
 // seal finds or writes one segment. put is nil where no chunk of it was put.
 func (w *writer) seal(ctx context.Context, index int64, put *openSegment) error {
+	defer w.dropBase(index)
 	length := w.layout.length(index)
 	chunks := length / w.layout.ChunkSize()
 	inherited, inheritedLength := w.inherited(index)
@@ -402,7 +432,7 @@ func (w *writer) seal(ctx context.Context, index int64, put *openSegment) error 
 		}
 		put = &openSegment{chunks: make([]object.ID, chunks)}
 	}
-	entries, kept, err := w.merge(ctx, put, inherited, inheritedLength)
+	entries, kept, err := w.merge(ctx, index, put)
 	if err != nil {
 		return err
 	}
@@ -432,12 +462,12 @@ func (w *writer) inherited(index int64) (object.ID, int64) {
 
 // merge lists the entries of a segment: what was put, else what the parent has,
 // else zeros. It also says how many chunks are the parent's.
-func (w *writer) merge(ctx context.Context, put *openSegment, id object.ID, length int64) ([]entry, int64, error) {
+func (w *writer) merge(ctx context.Context, index int64, put *openSegment) ([]entry, int64, error) {
 	var base segment
-	if length > 0 && put.put < int64(len(put.chunks)) {
+	if put.put < int64(len(put.chunks)) {
 		var err error
-		if base, err = w.loadInherited(ctx, id, length); err != nil {
-			return nil, 0, fmt.Errorf("inherit from parent: %w", err)
+		if base, err = w.base(ctx, index); err != nil {
+			return nil, 0, err
 		}
 	}
 	chunkSize := w.layout.ChunkSize()
@@ -445,35 +475,34 @@ func (w *writer) merge(ctx context.Context, put *openSegment, id object.ID, leng
 	var kept int64
 	for i, id := range put.chunks {
 		start := int64(i) * chunkSize
+		var inherited []entry
+		if i < base.count() {
+			inherited = base.chunk(i)
+		}
+		pages := put.pages[int64(i)]
 		switch {
 		case id != object.EmptyID:
 			entries = append(entries, entry{Start: start, Length: chunkSize, Object: id})
-		case i < base.count():
-			for _, e := range base.chunk(i) {
+			continue
+		case pages != nil:
+			inherited = w.mergePages(start, pages, inherited)
+		case len(inherited) == 0:
+			entries = append(entries, entry{Start: start, Length: chunkSize, Object: w.zero})
+			continue
+		default:
+			kept++
+		}
+		for _, e := range inherited {
+			// What this writer has stored need not be in the index yet.
+			if e.Object != w.zero && e.Object != w.zeroPage && !slices.Contains(pages, e.Object) {
 				if err := checkPresent(ctx, w.rep, e.Object); err != nil {
 					return nil, 0, fmt.Errorf("inherit chunk from parent: %w", err)
 				}
-				entries = append(entries, e)
 			}
-			kept++
-		default:
-			entries = append(entries, entry{Start: start, Length: chunkSize, Object: w.zero})
+			entries = append(entries, e)
 		}
 	}
 	return entries, kept, nil
-}
-
-// loadInherited reads a segment of the parent. Maintenance may have moved it
-// to another pack, which an index that was read before does not know.
-func (w *writer) loadInherited(ctx context.Context, id object.ID, length int64) (segment, error) {
-	s, err := loadSegment(ctx, w.rep, id, length, w.layout.ChunkSize())
-	if !errors.Is(err, repository.ErrNotFound) {
-		return s, err
-	}
-	if err := w.rep.Refresh(ctx); err != nil {
-		return segment{}, fmt.Errorf("refresh repository index: %w", err)
-	}
-	return loadSegment(ctx, w.rep, id, length, w.layout.ChunkSize())
 }
 
 func (w *writer) zeroSegment(ctx context.Context, length int64) (object.ID, error) {

@@ -40,6 +40,7 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"putting from many goroutines", suite.concurrent},
 		{"advancing", suite.advancing},
 		{"resuming", suite.resuming},
+		{"pages", suite.pages},
 		{"misuse of a writer", suite.misuse},
 		{"parents", suite.parents},
 		{"a parent that is deleted", suite.held},
@@ -151,7 +152,7 @@ func (s suite) full(t *testing.T) {
 	got, err := s.Get(t.Context(), id)
 	require.NoError(t, err)
 	want := meta(size, instant)
-	want.Version, want.Kind = repository.MetaVersion, repository.Full
+	want.Version, want.Kind, want.PageSize = repository.MetaVersion, repository.Full, chunk
 	require.Equal(t, want, got.Meta)
 }
 
@@ -382,6 +383,102 @@ func (s suite) resuming(t *testing.T) {
 	part(w, 13)
 	w.Suspend()
 	require.Zero(t, begin(changed, o).Resumed(), "nobody knows what the device holds")
+}
+
+// pages: any page of a chunk that was put in pages before may be put alone.
+func (s suite) pages(t *testing.T) {
+	t.Helper()
+	const (
+		page  = chunk
+		large = 4 * page
+	)
+	m := meta(10*large+page+100, instant)
+	m.ChunkSize, m.SegmentSize, m.PageSize = large, 4*large, page
+	data := random(1, m.Size)
+	clear(data[5*large : 6*large])
+	part := func(c, from, end int64) repository.Pages {
+		buf := make([]byte, (end-from)*page)
+		copy(buf, data[min(c*large+from*page, m.Size):])
+		return repository.Pages{Offset: from * page, Data: buf}
+	}
+	write := func(parent repository.SnapshotID, operation string, put func(w repository.VolumeWriter)) repository.SnapshotID {
+		t.Helper()
+		o := options(parent)
+		o.Operation = operation
+		w, err := s.NewWriter(t.Context(), m, o)
+		require.NoError(t, err)
+		put(w)
+		img, _, err := w.Commit(t.Context())
+		require.NoError(t, err)
+		id := s.save(t, shopDB, operation, img)
+		r, err := s.OpenReader(t.Context(), id)
+		require.NoError(t, err)
+		got := make([]byte, m.Size)
+		_, err = r.ReadAt(got, 0)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(data, got), operation)
+		return id
+	}
+	full := write("", "op-1", func(w repository.VolumeWriter) {
+		for c := range int64(11) {
+			paged, err := w.Paged(t.Context(), c)
+			require.NoError(t, err)
+			require.False(t, paged, "there is no parent")
+			require.NoError(t, w.Put(t.Context(), c, part(c, 0, 4).Data))
+		}
+	})
+	data[2*large+100]++
+	data[m.Size-1]++
+	data[5*large+page]++ // in zeros
+	split := write(full, "op-2", func(w repository.VolumeWriter) {
+		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 10, []repository.Pages{part(10, 0, 1), part(10, 1, 4)}))
+		paged, err := w.Paged(t.Context(), 5)
+		require.NoError(t, err)
+		require.True(t, paged, "zeros")
+		require.NoError(t, w.PutPages(t.Context(), 5, []repository.Pages{part(5, 1, 2)}))
+	})
+	data[2*large+3*page]++
+	data[10*large]++
+	clear(data[5*large : 6*large])
+	third := write(split, "op-3", func(w repository.VolumeWriter) {
+		for _, c := range []int64{2, 10} {
+			paged, err := w.Paged(t.Context(), c)
+			require.NoError(t, err)
+			require.True(t, paged)
+		}
+		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 1), part(2, 3, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 5, []repository.Pages{part(5, 0, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 10, []repository.Pages{part(10, 0, 1)}))
+	})
+	data[2*large]++
+	write(third, "op-4", func(w repository.VolumeWriter) {
+		require.NoError(t, w.Put(t.Context(), 2, part(2, 0, 4).Data))
+	})
+
+	for name, wrong := range map[string][]repository.Pages{
+		"none":         {},
+		"empty":        {{}},
+		"between":      {{Offset: 512, Data: make([]byte, page)}},
+		"half a page":  {{Data: make([]byte, page/2)}},
+		"descending":   {part(2, 1, 2), part(2, 0, 1)},
+		"overlapping":  {part(2, 0, 2), part(2, 1, 3)},
+		"beyond":       {{Offset: 3 * page, Data: make([]byte, 2*page)}},
+		"before start": {{Offset: -page, Data: make([]byte, page)}},
+	} {
+		w, err := s.NewWriter(t.Context(), m, options(third))
+		require.NoError(t, err)
+		require.Error(t, w.PutPages(t.Context(), 2, wrong), name)
+		w.Abort()
+	}
+	w, err := s.NewWriter(t.Context(), m, options(third))
+	require.NoError(t, err)
+	require.Error(t, w.PutPages(t.Context(), 10, []repository.Pages{{Offset: 3 * page, Data: random(1, page)}}), "padding")
+	w.Abort()
+	w, err = s.NewWriter(t.Context(), m, options(""))
+	require.NoError(t, err)
+	require.Error(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 1)}), "nothing to inherit")
+	w.Abort()
 }
 
 func (s suite) misuse(t *testing.T) {

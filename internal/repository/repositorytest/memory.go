@@ -46,6 +46,8 @@ type entry struct {
 type volume struct {
 	meta   repository.Meta
 	chunks map[int64]string
+	// paged are the chunks that were last put in pages.
+	paged map[int64]bool
 }
 
 var _ repository.Store = (*Memory)(nil)
@@ -140,7 +142,7 @@ func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository
 		return nil, err
 	}
 	meta.Version, meta.Kind, meta.Parent = repository.MetaVersion, repository.Full, parent
-	w := &memoryWriter{store: m, operation: op, put: map[int64]string{}}
+	w := &memoryWriter{store: m, operation: op, put: map[int64]string{}, paged: map[int64]bool{}}
 	if parent != "" {
 		meta.Kind = repository.Incremental
 		var err error
@@ -163,6 +165,9 @@ func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository
 	}
 	if meta.SegmentSize == 0 {
 		meta.SegmentSize = repository.DefaultSegmentSize
+	}
+	if meta.PageSize == 0 {
+		meta.PageSize = min(repository.DefaultPageSize, meta.ChunkSize)
 	}
 	var err error
 	w.geometry, err = block.NewGeometry(meta.Size, meta.ChunkSize)
@@ -187,6 +192,7 @@ type memoryWriter struct {
 
 	mu       sync.Mutex
 	put      map[int64]string
+	paged    map[int64]bool
 	advanced int64
 	stats    repository.WriteStats
 	// over is set by an error, ended by what ends a writer; both by Commit.
@@ -227,6 +233,53 @@ func (w *memoryWriter) Put(_ context.Context, chunk int64, data []byte) error {
 	return nil
 }
 
+// Paged implements repository.VolumeWriter.
+func (w *memoryWriter) Paged(_ context.Context, chunk int64) (bool, error) {
+	if w.parent == nil {
+		return false, nil
+	}
+	p := w.parent.meta
+	end := min(p.Size, w.meta.Size)
+	if chunk*w.meta.ChunkSize >= end || p.Size != w.meta.Size && chunk == end/w.meta.ChunkSize {
+		return false, nil
+	}
+	return w.parent.chunks[chunk] == "" || w.parent.paged[chunk] && p.PageSize == w.meta.PageSize, nil
+}
+
+func (w *memoryWriter) PutPages(ctx context.Context, chunk int64, runs []repository.Pages) error {
+	buf := make([]byte, w.meta.ChunkSize)
+	if w.parent != nil {
+		copy(buf, w.parent.chunks[chunk])
+	}
+	var total, end int64
+	for _, run := range runs {
+		n := int64(len(run.Data))
+		if run.Offset < end || n == 0 || (run.Offset|n)%w.meta.PageSize != 0 || run.Offset+n > w.meta.ChunkSize {
+			return w.spoil(fmt.Errorf("put pages: %d bytes at %d", n, run.Offset))
+		}
+		end = run.Offset + int64(copy(buf[run.Offset:], run.Data))
+		total += n
+	}
+	paged, err := w.Paged(ctx, chunk)
+	if err != nil || total == 0 || total < w.meta.ChunkSize && !paged {
+		return w.spoil(fmt.Errorf("put pages: %d bytes, not in pages", total))
+	}
+	if err := w.Put(ctx, chunk, buf); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.paged[chunk] = true
+	return nil
+}
+
+func (w *memoryWriter) spoil(err error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
+	return err
+}
+
 func (w *memoryWriter) Advance(_ context.Context, chunk int64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -257,7 +310,7 @@ func (w *memoryWriter) Commit(context.Context) (repository.Image, repository.Wri
 		return repository.Image{}, repository.WriteStats{}, errors.New("commit: the image is committed, aborted or has failed")
 	}
 	w.over, w.ended = true, true
-	v := &volume{meta: w.meta, chunks: map[int64]string{}}
+	v := &volume{meta: w.meta, chunks: map[int64]string{}, paged: w.paged}
 	if w.parent != nil {
 		p := w.parent.meta
 		end := min(p.Size, w.meta.Size)
@@ -293,6 +346,7 @@ func (w *memoryWriter) inherit(v *volume) int64 {
 			v.chunks[c] = data
 		}
 		if _, put := w.put[c]; !put {
+			v.paged[c] = w.parent.paged[c]
 			kept++
 		}
 	}
