@@ -8,18 +8,30 @@ import (
 	"sort"
 )
 
-// PageSize is the usual granularity of a Bitmap. A page of 64 KiB keeps the
-// bitmap of a fully scattered terabyte at 2 MiB and is no larger than the
-// blocks that most storage systems track.
-const PageSize = 64 << 10
+// Pages of 16 KiB keep what is uploaded for small changes near what they
+// changed. From largeVolume on their bitmap would be too large: pages of 64 KiB
+// are no larger than the blocks that most storage systems track.
+const (
+	pageSize      = 16 << 10
+	largePageSize = 64 << 10
+	largeVolume   = 16 << 40
+)
+
+// PageSize is the usual granularity of the Bitmap of a volume of size bytes.
+func PageSize(size int64) int64 {
+	if size > largeVolume {
+		return largePageSize
+	}
+	return pageSize
+}
 
 // Bitmap is a set of pages of a volume.
 //
-// Pages are kept in containers of 65,536 (4 GiB of 64 KiB pages), each in the
+// Pages are kept in containers of 65,536 (1 GiB of 16 KiB pages), each in the
 // form that suits how full it is: nothing, a sorted list of 16-bit page
-// numbers, a plain bitmap of 8 KiB, or the word "all". So the whole of 64 TiB
-// costs 0.6 MiB when empty or complete, about 21 MiB with one page in a hundred
-// set at random, and 128 MiB at worst. Ranges set in ascending order, as
+// numbers, a plain bitmap of 8 KiB, or the word "all". So 64 TiB in pages
+// of 64 KiB cost 0.6 MiB when empty or complete, about 21 MiB with one page in a
+// hundred set at random, and 128 MiB at worst; so do 16 TiB in pages of 16 KiB. Ranges set in ascending order, as
 // changed-block tracking delivers them, cost O(1) amortised.
 //
 // A Bitmap is not safe for concurrent use while it is being changed.
@@ -40,17 +52,17 @@ const (
 
 // NewBitmap returns the empty set of pages of a volume. The page size must be a
 // power of two of at least 512 bytes.
-func NewBitmap(size, pageSize int64) (*Bitmap, error) {
+func NewBitmap(size, page int64) (*Bitmap, error) {
 	if size <= 0 || size > MaxVolumeSize {
 		return nil, fmt.Errorf("volume size is %d bytes, want 1 to %d", size, int64(MaxVolumeSize))
 	}
-	if pageSize < 512 || bits.OnesCount64(uint64(pageSize)) != 1 {
-		return nil, fmt.Errorf("page size is %d bytes, want a power of two of at least 512", pageSize)
+	if page < 512 || bits.OnesCount64(uint64(page)) != 1 {
+		return nil, fmt.Errorf("page size is %d bytes, want a power of two of at least 512", page)
 	}
-	pages := (size + pageSize - 1) / pageSize
+	pages := (size + page - 1) / page
 	return &Bitmap{
 		size:       size,
-		page:       pageSize,
+		page:       page,
 		pages:      pages,
 		containers: make([]container, (pages+containerPages-1)/containerPages),
 	}, nil

@@ -124,13 +124,14 @@ func TestNewBitmapRefusesBadSizes(t *testing.T) {
 // TestBitmapMemory holds the promise about a volume of 64 TiB.
 func TestBitmapMemory(t *testing.T) {
 	const size = 64 << 40
+	page := block.PageSize(size)
 	before := heap()
-	b, err := block.NewBitmap(size, block.PageSize)
+	b, err := block.NewBitmap(size, page)
 	require.NoError(t, err)
 	rnd := rand.New(rand.NewPCG(1, 2))
 	// One page in a hundred: the scattered day of a busy volume.
-	for p := int64(0); p < size/block.PageSize; p += 1 + rnd.Int64N(199) {
-		require.NoError(t, b.Set(block.Extent{Offset: p * block.PageSize, Length: 1}))
+	for p := int64(0); p < size/page; p += 1 + rnd.Int64N(199) {
+		require.NoError(t, b.Set(block.Extent{Offset: p * page, Length: 1}))
 	}
 	used := heap() - before
 	t.Logf("64 TiB, %d MiB set at random: %.1f MiB of memory", b.Bytes()>>20, float64(used)/(1<<20))
@@ -150,7 +151,7 @@ func heap() int64 {
 func BenchmarkBitmapIsolatedRanges(b *testing.B) {
 	const size, ranges = 1 << 40, 262144
 	for b.Loop() {
-		m, err := block.NewBitmap(size, block.PageSize)
+		m, err := block.NewBitmap(size, block.PageSize(size))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -164,7 +165,7 @@ func BenchmarkBitmapIsolatedRanges(b *testing.B) {
 
 func BenchmarkBitmapRandomRanges(b *testing.B) {
 	const size = 1 << 40
-	m, err := block.NewBitmap(size, block.PageSize)
+	m, err := block.NewBitmap(size, block.PageSize(size))
 	if err != nil {
 		b.Fatal(err)
 	}

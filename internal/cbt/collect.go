@@ -67,7 +67,7 @@ func CollectChanged(ctx context.Context, src Source, base ChangeID, size int64, 
 type stream func(ctx context.Context, from int64, record func(Batch) error) error
 
 func collect(ctx context.Context, size int64, o Options, run stream) (*block.Bitmap, Stats, error) {
-	o = o.withDefaults()
+	o = o.withDefaults(size)
 	bitmap, err := block.NewBitmap(size, o.PageSize)
 	if err != nil {
 		return nil, Stats{}, err
@@ -98,9 +98,9 @@ func collect(ctx context.Context, size int64, o Options, run stream) (*block.Bit
 	}
 }
 
-func (o Options) withDefaults() Options {
+func (o Options) withDefaults(size int64) Options {
 	if o.PageSize == 0 {
-		o.PageSize = block.PageSize
+		o.PageSize = block.PageSize(size)
 	}
 	if o.Attempts == 0 {
 		o.Attempts = defaultAttempts

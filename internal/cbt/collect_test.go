@@ -78,7 +78,7 @@ func TestCollectChecksTheStream(t *testing.T) {
 			if c.fails == "66," {
 				c.fails = fmt.Sprintf("a volume of %d bytes, the device has %d", int64(size+512), int64(size))
 			}
-			for name, run := range collectors(c.batches, size, cbt.Options{}) {
+			for name, run := range collectors(c.batches, size, cbt.Options{PageSize: page}) {
 				b, _, err := run(t.Context())
 				if c.fails != "" {
 					require.ErrorContains(t, err, c.fails, name)

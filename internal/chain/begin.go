@@ -14,14 +14,16 @@ import (
 // Store is what Begin needs of a repository.
 type Store interface {
 	List(ctx context.Context, volume repository.VolumeKey) ([]repository.Snapshot, error)
-	NewWriter(ctx context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error)
+	NewWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error)
 }
 
 // Input of Begin.
 type Input struct {
 	Request
 	Volume repository.VolumeKey
-	Store  Store
+	// Operation is the ID that the repo snapshot will be saved with.
+	Operation string
+	Store     Store
 	// Source tells what changed and what is allocated. Where there is none it is
 	// nil, and Unavailable says why.
 	Source      cbt.Source
@@ -113,7 +115,7 @@ func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (R
 		l.broke(failure(err, DeltaFailed), fmt.Errorf("since repo snapshot %s: %w", parent.ID, err))
 		return Run{}, false
 	}
-	w, err := l.Store.NewWriter(ctx, l.Target, parent.ID)
+	w, err := l.writer(ctx, parent.ID)
 	if err != nil {
 		reason := ParentDamaged
 		if errors.Is(err, repository.ErrNotFound) {
@@ -123,6 +125,10 @@ func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (R
 		return Run{}, false
 	}
 	return l.run(w, read, repository.Incremental, parent.ID), true
+}
+
+func (l *ladder) writer(ctx context.Context, parent repository.SnapshotID) (repository.VolumeWriter, error) {
+	return l.Store.NewWriter(ctx, l.Target, repository.WriterOptions{Volume: l.Volume, Operation: l.Operation, Parent: parent})
 }
 
 // failure is the reason for an error of a Source.
@@ -154,7 +160,7 @@ func (l *ladder) full(ctx context.Context) (Run, error) {
 	if err != nil {
 		return Run{}, err
 	}
-	w, err := l.Store.NewWriter(ctx, l.Target, "")
+	w, err := l.writer(ctx, "")
 	if err != nil {
 		return Run{}, err
 	}
@@ -176,7 +182,7 @@ func (l *ladder) allocated(ctx context.Context) (*block.Bitmap, error) {
 	}
 	page := l.Collect.PageSize
 	if page == 0 {
-		page = block.PageSize
+		page = block.PageSize(l.Target.Size)
 	}
 	read, err := block.NewBitmap(l.Target.Size, page)
 	if err != nil {

@@ -31,11 +31,11 @@ func (s *fakeStore) List(context.Context, repository.VolumeKey) ([]repository.Sn
 	return s.history, s.listErr
 }
 
-func (s *fakeStore) NewWriter(_ context.Context, _ repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error) {
-	if err := s.fail[parent]; err != nil {
+func (s *fakeStore) NewWriter(_ context.Context, _ repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error) {
+	if err := s.fail[o.Parent]; err != nil {
 		return nil, err
 	}
-	return fakeWriter{parent: parent}, nil
+	return fakeWriter{parent: o.Parent}, nil
 }
 
 const size = 1 << 30

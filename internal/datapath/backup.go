@@ -3,7 +3,9 @@ package datapath
 import (
 	"context"
 	"fmt"
+	"iter"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -17,8 +19,9 @@ type BackupStats struct {
 	BytesRead int64
 }
 
-// Backup reads every chunk that the bitmap touches and puts it into the writer.
-// It neither commits nor aborts.
+// Backup reads what the bitmap touches, from where the writer resumes on, and
+// puts it into the writer: whole chunks, or of a chunk that an incremental image's
+// parent has in pages, the pages. It neither commits nor aborts.
 func Backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w repository.VolumeWriter, o Options) (BackupStats, error) {
 	stats, err := backup(ctx, dev, read, w, o)
 	if err != nil {
@@ -37,14 +40,18 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 		return BackupStats{}, fmt.Errorf("device has %d bytes, bitmap %d, image %d", dev.Size(), read.Size(), meta.Size)
 	}
 	o = o.withDefaults(g.ChunkSize())
-	o.Progress.total.Store(chunkBytes(read, g))
+	o.Progress.total.Store(chunkBytes(touched(read, g, w.Resumed()), g))
 
-	b := backupRun{dev: dev, w: w, geometry: g, progress: o.Progress}
+	b := backupRun{dev: dev, w: w, geometry: g, pageSize: g.ChunkSize(), progress: o.Progress}
+	if meta.Kind == repository.Incremental {
+		b.partial, b.pageSize = read, meta.PageSize
+	}
+	b.frontier.window = make(chan struct{}, lookAhead*o.Workers)
 	items := make(chan item)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(items)
-		return produce(ctx, read, g, o.ReadSize/g.ChunkSize(), items)
+		return produce(ctx, touched(read, g, w.Resumed()), o.ReadSize/g.ChunkSize(), b.frontier.window, items)
 	})
 	for range o.Workers {
 		group.Go(func() error {
@@ -58,13 +65,24 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 		})
 	}
 	err = group.Wait()
-	return BackupStats{BytesRead: o.Progress.Done()}, err
+	return BackupStats{BytesRead: b.read.Load()}, err
 }
 
-// chunkBytes is how many bytes of the volume the touched chunks hold.
-func chunkBytes(read *block.Bitmap, g block.Geometry) int64 {
+// touched yields the chunks of the bitmap from the given one on.
+func touched(read *block.Bitmap, g block.Geometry, from int64) iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		for c := range read.Chunks(g) {
+			if c >= from && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// chunkBytes is how many bytes of the volume the chunks hold.
+func chunkBytes(chunks iter.Seq[int64], g block.Geometry) int64 {
 	var n int64
-	for c := range read.Chunks(g) {
+	for c := range chunks {
 		n += g.Extent(c).Length
 	}
 	return n
@@ -77,9 +95,20 @@ type item struct {
 	first, end int64
 }
 
-// produce joins neighbouring chunks to items of at most limit chunks.
-func produce(ctx context.Context, read *block.Bitmap, g block.Geometry, limit int64, items chan<- item) error {
+// lookAhead is how many items for each worker may be begun while an earlier one
+// is not complete. Without a bound, one slow read lets the others run away from
+// the frontier, and what the writer cannot finish piles up behind it.
+const lookAhead = 2
+
+// produce joins neighbouring chunks to items of at most limit chunks. Each
+// item takes a place in the window, which the frontier gives back.
+func produce(ctx context.Context, chunks iter.Seq[int64], limit int64, window chan<- struct{}, items chan<- item) error {
 	send := func(it item) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case window <- struct{}{}:
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -88,7 +117,7 @@ func produce(ctx context.Context, read *block.Bitmap, g block.Geometry, limit in
 		}
 	}
 	var it item
-	for c := range read.Chunks(g) {
+	for c := range chunks {
 		if c == it.end && it.end-it.first < limit {
 			it.end++
 			continue
@@ -111,28 +140,35 @@ type backupRun struct {
 	dev      device.Reader
 	w        repository.VolumeWriter
 	geometry block.Geometry
+	// partial says which parts of a chunk have changed; it is nil where the rest of
+	// a chunk could not be inherited.
+	partial  *block.Bitmap
+	pageSize int64
 	progress *Progress
+	read     atomic.Int64
 	frontier frontier
 }
 
 // move reads one item and puts its chunks.
 func (b *backupRun) move(ctx context.Context, it item, buf []byte) error {
-	chunkSize := b.geometry.ChunkSize()
-	start := it.first * chunkSize
-	length := min(it.end*chunkSize, b.geometry.Size()) - start
-	if _, err := b.dev.ReadAt(buf[:length], start); err != nil {
-		return err
-	}
-	clear(buf[length : (it.end-it.first)*chunkSize]) // padding
-	for c := it.first; c < it.end; c++ {
-		if err := ctx.Err(); err != nil {
+	for c := it.first; c < it.end; {
+		runs := b.changedPages(c)
+		if runs != nil {
+			if err := b.movePages(ctx, c, runs, buf); err != nil {
+				return err
+			}
+			c++
+			continue
+		}
+		// Whole chunks are read together.
+		end := c + 1
+		for end < it.end && b.changedPages(end) == nil {
+			end++
+		}
+		if err := b.moveChunks(ctx, c, end, buf); err != nil {
 			return err
 		}
-		from := (c - it.first) * chunkSize
-		if err := b.w.Put(ctx, c, buf[from:from+chunkSize]); err != nil {
-			return err
-		}
-		b.progress.done.Add(b.geometry.Extent(c).Length)
+		c = end
 	}
 	if reached, ok := b.frontier.complete(it); ok {
 		return b.w.Advance(ctx, reached)
@@ -140,13 +176,101 @@ func (b *backupRun) move(ctx context.Context, it item, buf []byte) error {
 	return nil
 }
 
+// moveChunks reads and puts consecutive whole chunks.
+func (b *backupRun) moveChunks(ctx context.Context, first, end int64, buf []byte) error {
+	chunkSize := b.geometry.ChunkSize()
+	if err := b.fill(buf[:(end-first)*chunkSize], first*chunkSize); err != nil {
+		return err
+	}
+	for c := first; c < end; c++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		from := (c - first) * chunkSize
+		if err := b.w.Put(ctx, c, buf[from:from+chunkSize]); err != nil {
+			return err
+		}
+		b.progress.done.Add(b.geometry.Extent(c).Length)
+	}
+	return nil
+}
+
+// movePages reads and puts the given pages of a chunk, or all of them where the
+// parent does not have the chunk in pages.
+func (b *backupRun) movePages(ctx context.Context, chunk int64, runs []block.Extent, buf []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	paged, err := b.w.Paged(ctx, chunk)
+	if err != nil {
+		return err
+	}
+	if !paged {
+		runs = []block.Extent{{Length: b.geometry.ChunkSize()}}
+	}
+	pages := make([]repository.Pages, len(runs))
+	for i, r := range runs {
+		data := buf[r.Offset:r.End()]
+		if err := b.fill(data, chunk*b.geometry.ChunkSize()+r.Offset); err != nil {
+			return err
+		}
+		pages[i] = repository.Pages{Offset: r.Offset, Data: data}
+	}
+	if err := b.w.PutPages(ctx, chunk, pages); err != nil {
+		return err
+	}
+	b.progress.done.Add(b.geometry.Extent(chunk).Length)
+	return nil
+}
+
+// fill reads from the device, and zeros beyond its end.
+func (b *backupRun) fill(p []byte, off int64) error {
+	n := max(min(int64(len(p)), b.geometry.Size()-off), 0)
+	clear(p[n:])
+	if _, err := b.dev.ReadAt(p[:n], off); err != nil {
+		return err
+	}
+	b.read.Add(n)
+	return nil
+}
+
+// changedPages lists the runs of pages of a chunk that have changed, relative
+// to the chunk. It returns nil for a chunk that is to be put as a whole.
+func (b *backupRun) changedPages(chunk int64) []block.Extent {
+	if b.partial == nil {
+		return nil
+	}
+	whole := b.geometry.Extent(chunk)
+	var runs []block.Extent
+	var changed int64
+	for off := int64(0); off < whole.Length; off += b.pageSize {
+		page := block.Extent{Offset: whole.Offset + off, Length: b.pageSize}
+		if !b.partial.AnyIn(page) {
+			continue
+		}
+		changed += b.pageSize
+		if n := len(runs); n > 0 && runs[n-1].End() == off {
+			runs[n-1].Length += b.pageSize
+		} else {
+			runs = append(runs, block.Extent{Offset: off, Length: b.pageSize})
+		}
+	}
+	if changed >= whole.Length {
+		return nil
+	}
+	return runs
+}
+
 // frontier finds up to where all items are complete, while they complete in
 // any order.
 type frontier struct {
+	// window has a place taken for each item from next on that was sent out.
+	window chan struct{}
+
 	mu sync.Mutex
 	// next is the first item that is not complete.
 	next int64
-	// ends of the complete items after it, by number: never more than workers.
+	// ends of the complete items after it, by number: never more than the window.
 	ends map[int64]int64
 }
 
@@ -164,6 +288,7 @@ func (f *frontier) complete(it item) (int64, bool) {
 	}
 	reached := it.end
 	for f.next++; ; f.next++ {
+		<-f.window
 		end, ok := f.ends[f.next]
 		if !ok {
 			return reached, true

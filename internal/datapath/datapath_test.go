@@ -8,7 +8,9 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -26,19 +28,25 @@ type image struct {
 	repository.VolumeWriter
 	meta repository.Meta
 
-	mu       sync.Mutex
-	chunks   map[int64][]byte
+	mu     sync.Mutex
+	chunks map[int64][]byte
+	// paged is what the parent has in pages.
+	paged    map[int64][]byte
+	inPages  int
+	resumed  int64
 	advanced int64
 	fail     error
 	failAt   int
 }
 
 func newImage(size int64) *image {
-	return &image{meta: repository.Meta{Size: size, ChunkSize: chunkSize}, chunks: map[int64][]byte{}}
+	return &image{meta: repository.Meta{Size: size, ChunkSize: chunkSize, PageSize: 512}, chunks: map[int64][]byte{}}
 }
 
 func (m *image) Meta() repository.Meta { return m.meta }
 func (m *image) Close() error          { return nil }
+
+func (m *image) Resumed() int64 { return m.resumed }
 
 func (m *image) Put(_ context.Context, chunk int64, data []byte) error {
 	m.mu.Lock()
@@ -54,6 +62,28 @@ func (m *image) Put(_ context.Context, chunk int64, data []byte) error {
 		return errors.New("put behind the frontier")
 	}
 	m.chunks[chunk] = bytes.Clone(data)
+	return nil
+}
+
+func (m *image) Paged(_ context.Context, chunk int64) (bool, error) {
+	return m.paged[chunk] != nil, nil
+}
+
+func (m *image) PutPages(_ context.Context, chunk int64, runs []repository.Pages) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	data := bytes.Clone(m.paged[chunk])
+	if data == nil {
+		if len(runs) != 1 || len(runs[0].Data) != chunkSize {
+			return errors.New("not all pages")
+		}
+		data = make([]byte, chunkSize)
+	}
+	for _, r := range runs {
+		copy(data[r.Offset:], r.Data)
+	}
+	m.inPages++
+	m.chunks[chunk] = data
 	return nil
 }
 
@@ -131,6 +161,81 @@ func TestBackupReadsTouchedChunks(t *testing.T) {
 			copy(want, data[c*chunkSize:])
 			require.True(t, bytes.Equal(want, got), "chunk %d", c)
 		}
+	}
+}
+
+func TestBackupResumes(t *testing.T) {
+	const size = 100 * chunkSize
+	img := newImage(size)
+	img.resumed = 40
+	read := bitmap(t, size, block.Extent{Offset: 10 * chunkSize, Length: 50 * chunkSize})
+	progress := &datapath.Progress{}
+	stats, err := datapath.Backup(t.Context(), device.NewMemory(random(1, size), 512), read, img, datapath.Options{Progress: progress})
+	require.NoError(t, err)
+	require.Equal(t, int64(20*chunkSize), stats.BytesRead)
+	require.Equal(t, int64(20*chunkSize), progress.Total())
+	require.Len(t, img.chunks, 20)
+	require.NotContains(t, img.chunks, int64(39))
+}
+
+// slow holds the first read of a device up until the test lets it go.
+type slow struct {
+	device.Reader
+	release chan struct{}
+	reads   atomic.Int64
+}
+
+func (s *slow) ReadAt(p []byte, off int64) (int, error) {
+	s.reads.Add(1)
+	if off == 0 {
+		<-s.release
+	}
+	return s.Reader.ReadAt(p, off)
+}
+
+func TestBackupDoesNotRunAway(t *testing.T) {
+	const size = 100 * chunkSize
+	dev := &slow{Reader: device.NewMemory(random(1, size), 512), release: make(chan struct{})}
+	img := newImage(size)
+	done := make(chan error)
+	go func() {
+		_, err := datapath.Backup(t.Context(), dev, bitmap(t, size, block.Extent{Length: size}), img, datapath.Options{Workers: 3, ReadSize: chunkSize})
+		done <- err
+	}()
+	require.Eventually(t, func() bool { return dev.reads.Load() == 6 }, 10*time.Second, time.Millisecond)
+	time.Sleep(50 * time.Millisecond)
+	require.EqualValues(t, 6, dev.reads.Load(), "two for each worker")
+	close(dev.release)
+	require.NoError(t, <-done)
+	require.Len(t, img.chunks, 100)
+}
+
+func TestBackupReadsChangedPages(t *testing.T) {
+	const size = 10*chunkSize + 700
+	data := random(1, size)
+	old := bytes.Clone(data[2*chunkSize : 3*chunkSize])
+	clear(data[2*chunkSize+1024 : 2*chunkSize+1536])
+	copy(data[2*chunkSize+2000:], "changed")
+	read := bitmap(t, size,
+		block.Extent{Offset: 0, Length: 2 * chunkSize},                 // all of 0 and 1
+		block.Extent{Offset: 2*chunkSize + 1024, Length: 512},          // a page of 2, and
+		block.Extent{Offset: 2*chunkSize + 1600, Length: 600},          // a run of two
+		block.Extent{Offset: 3 * chunkSize, Length: 1},                 // 3 is not in pages
+		block.Extent{Offset: 10 * chunkSize, Length: size % chunkSize}) // all that there is of 10
+	img := newImage(size)
+	img.meta.Kind = repository.Incremental
+	img.paged = map[int64][]byte{2: old}
+	progress := &datapath.Progress{}
+	stats, err := datapath.Backup(t.Context(), device.NewMemory(bytes.Clone(data), 512), read, img, datapath.Options{Progress: progress})
+	require.NoError(t, err)
+	require.Equal(t, int64(3*chunkSize+3*512+700), stats.BytesRead)
+	require.Equal(t, progress.Total(), progress.Done())
+	require.Len(t, img.chunks, 5)
+	require.Equal(t, 2, img.inPages)
+	for c, got := range img.chunks {
+		want := make([]byte, chunkSize)
+		copy(want, data[c*chunkSize:])
+		require.True(t, bytes.Equal(want, got), "chunk %d", c)
 	}
 }
 

@@ -34,11 +34,17 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	if err != nil {
 		return report, err
 	}
-	defer run.Writer.Abort()
+	defer func() {
+		if ctx.Err() != nil {
+			// Told to stop: where the manager wants another attempt, that goes on from here.
+			run.Writer.Suspend()
+		}
+		run.Writer.Abort()
+	}()
 	report.Kind, report.Parent = run.Kind, run.Parent
 	report.Reason, report.Detail = string(run.Reason), run.Detail
 	w.Log.Info("Backup begins", "kind", run.Kind, "parent", run.Parent, "reason", run.Reason, "detail", run.Detail,
-		"size", report.VolumeSize, "blocks", run.Source.Blocks, "resumptions", run.Source.Resumptions)
+		"size", report.VolumeSize, "resumed", run.Writer.Resumed(), "blocks", run.Source.Blocks, "resumptions", run.Source.Resumptions)
 
 	read, err := datapath.Backup(ctx, dev, run.Read, run.Writer, options)
 	report.BytesRead = read.BytesRead
@@ -106,9 +112,10 @@ func (w *Worker) chainInput(r task.Request, store repository.Store, size int64) 
 				Mover:          identity.DataMover,
 			},
 		},
-		Volume:  r.Volume,
-		Store:   store,
-		Collect: w.Collect,
+		Volume:    r.Volume,
+		Operation: r.OperationID,
+		Store:     store,
+		Collect:   w.Collect,
 	}
 	source, err := w.Environment.Source()
 	if err != nil {

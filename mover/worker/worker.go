@@ -20,9 +20,10 @@
 //
 // An error, a panic of the goroutine that runs the operation included, is in the
 // report. A worker that is told to stop (SIGTERM: its node is drained, or the
-// operation is canceled) drops what it has and leaves no report: it has not
+// operation is canceled) stops where it is and leaves no report: it has not
 // failed, and the manager, which knows whether it wanted that, decides whether
-// there is another attempt.
+// there is another attempt. That goes on from the last checkpoint, as it does after
+// a kill. A backup that fails drops what it has.
 package worker
 
 import (

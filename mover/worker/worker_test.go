@@ -105,8 +105,8 @@ func (s *spoiled) Close(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (s *spoiled) NewWriter(ctx context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error) {
-	w, err := s.Memory.NewWriter(ctx, meta, parent)
+func (s *spoiled) NewWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error) {
+	w, err := s.Memory.NewWriter(ctx, meta, o)
 	return &spoiledWriter{w, s.f}, err
 }
 
@@ -175,7 +175,7 @@ func TestBackupsAndRestores(t *testing.T) {
 	require.NotEmpty(t, full.Detail)
 	want := task.Report{
 		SnapshotID: full.SnapshotID, Kind: repository.Full, VolumeSize: volumeSize,
-		BytesRead: volumeSize, BytesUploaded: 9 * mib, ChunksWritten: 9,
+		BytesRead: volumeSize, BytesUploaded: volumeSize, ChunksWritten: 9,
 	}
 	require.Empty(t, cmp.Diff(want, full, cmpopts.IgnoreFields(task.Report{}, "Reason", "Detail")))
 
@@ -194,7 +194,7 @@ func TestBackupsAndRestores(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "du-2.1", saved.Tags[repository.TagOperation])
 	require.Equal(t, repository.Meta{
-		Version: 1, Size: volumeSize, ChunkSize: repository.DefaultChunkSize, SegmentSize: repository.DefaultSegmentSize,
+		Version: 1, Size: volumeSize, ChunkSize: repository.DefaultChunkSize, SegmentSize: repository.DefaultSegmentSize, PageSize: repository.DefaultPageSize,
 		Kind: repository.Incremental, Parent: full.SnapshotID, Driver: "csi.example.com", VolumeHandle: "volume-1",
 		SnapshotHandle: "handle-du-2.1", ChangeID: "handle-du-2.1", SnapshotTime: monday.Add(24 * time.Hour), Mover: "blockmover",
 	}, saved.Meta)

@@ -83,19 +83,24 @@ func (s *Store) save(ctx context.Context, snap repository.Snapshot, img reposito
 		return "", err
 	}
 	if snap.Tags[repository.TagOperation] == "" {
-		return "", fmt.Errorf("tag %s is missing", repository.TagOperation)
+		return "", errNoOperation
 	}
 	root, err := object.ParseID(img.Root)
 	if err != nil {
 		return "", fmt.Errorf("image %q: %w", img.Root, err)
 	}
-	dir, err := readDirectory(ctx, s.rep, root)
-	if err != nil {
-		return "", err
-	}
 	saved, err := s.findOperation(ctx, snap.Volume, snap.Tags[repository.TagOperation])
 	if err != nil || saved != "" {
 		return saved, err
+	}
+	holds, err := s.findHolds(ctx, snap.Volume, snap.Tags[repository.TagOperation])
+	if err != nil {
+		return "", err
+	}
+
+	dir, err := readDirectory(ctx, s.rep, root)
+	if err != nil {
+		return "", err
 	}
 
 	tags := maps.Clone(snap.Tags)
@@ -124,8 +129,10 @@ func (s *Store) save(ctx context.Context, snap repository.Snapshot, img reposito
 	var id manifest.ID
 	err = repo.WriteSession(ctx, s.rep, repo.WriteSessionOptions{Purpose: "Blockmover save"},
 		func(ctx context.Context, w repo.RepositoryWriter) error {
-			id, err = snapshot.SaveSnapshot(ctx, w, m)
-			return err
+			if id, err = snapshot.SaveSnapshot(ctx, w, m); err != nil {
+				return err
+			}
+			return deleteManifests(ctx, w, holds)
 		})
 	if err != nil {
 		return "", err
@@ -287,32 +294,41 @@ func (s *Store) Delete(ctx context.Context, id repository.SnapshotID) error {
 
 // image is the directory of a written image.
 type image struct {
+	root     object.ID
 	manifest *snapshot.DirManifest
 	document document
 	disk     object.ID
+	// diskSize is less than the volume's only in a checkpoint.
+	diskSize int64
 }
 
-// writeDirectory stores volume.json, and the directory of it and the disk.
-func writeDirectory(ctx context.Context, o *objectWriter, disk object.ID, doc document) (object.ID, error) {
+// writeDirectory stores volume.json, and the directory of it, the disk and
+// what else is given.
+func writeDirectory(ctx context.Context, o *objectWriter, disk object.ID, diskSize int64, doc document, others ...*snapshot.DirEntry) (object.ID, *fs.DirectorySummary, error) {
 	text, err := doc.encode()
 	if err != nil {
-		return object.EmptyID, err
+		return object.EmptyID, nil, err
 	}
 	id, _, err := o.write(ctx, "", text)
 	if err != nil {
-		return object.EmptyID, err
+		return object.EmptyID, nil, err
 	}
 	modified := fs.UTCTimestampFromTime(doc.SnapshotTime)
 	var b snapshotfs.DirManifestBuilder
-	b.AddEntry(&snapshot.DirEntry{
-		Name: diskName, Type: snapshot.EntryTypeFile, Permissions: 0o600,
-		FileSize: paddedSize(doc.Meta), ModTime: modified, ObjectID: disk,
-	})
-	b.AddEntry(&snapshot.DirEntry{
-		Name: documentName, Type: snapshot.EntryTypeFile, Permissions: 0o600,
-		FileSize: int64(len(text)), ModTime: modified, ObjectID: id,
-	})
-	return snapshotfs.WriteDirManifest(ctx, o.w, "", b.Build(modified, ""), compressor)
+	b.AddEntry(fileEntry(diskName, diskSize, disk, modified))
+	b.AddEntry(fileEntry(documentName, int64(len(text)), id, modified))
+	for _, e := range others {
+		b.AddEntry(e)
+	}
+	dir := b.Build(modified, "")
+	root, err := snapshotfs.WriteDirManifest(ctx, o.w, "", dir, compressor)
+	return root, dir.Summary, err
+}
+
+func fileEntry(name string, size int64, id object.ID, modified fs.UTCTimestamp) *snapshot.DirEntry {
+	return &snapshot.DirEntry{
+		Name: name, Type: snapshot.EntryTypeFile, Permissions: 0o600, FileSize: size, ModTime: modified, ObjectID: id,
+	}
 }
 
 // readDirectory reads a directory and the volume.json in it.
@@ -323,12 +339,12 @@ func readDirectory(ctx context.Context, rep repo.Repository, root object.ID) (im
 	}); err != nil {
 		return image{}, fmt.Errorf("read directory %v: %w", root, err)
 	}
-	img := image{manifest: &dir}
+	img := image{root: root, manifest: &dir}
 	var doc object.ID
 	for _, e := range dir.Entries {
 		switch {
 		case e.Name == diskName && e.Type == snapshot.EntryTypeFile:
-			img.disk = e.ObjectID
+			img.disk, img.diskSize = e.ObjectID, e.FileSize
 		case e.Name == documentName && e.Type == snapshot.EntryTypeFile:
 			doc = e.ObjectID
 		}

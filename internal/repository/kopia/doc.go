@@ -14,7 +14,8 @@
 // disk.raw is an indirect object in two levels:
 //
 //	root     I x<content>   entries of SegmentSize bytes, each a segment
-//	segment  I x<content>   entries of ChunkSize bytes, each a chunk
+//	segment  I x<content>   entries of ChunkSize bytes, each a chunk, or of PageSize
+//	                        bytes where a chunk is in pages
 //	chunk    <content>      the bytes
 //
 // An indirect object is a list of (start, length, object) in JSON. The list is
@@ -27,9 +28,68 @@
 // entry of an indirect object into memory as a whole, so no entry may be larger
 // than a segment.
 //
+// # Chunks in pages
+//
+// An entry is always a whole object, so a part of a chunk cannot be replaced. A
+// chunk of which an incremental image changes a part is therefore stored in pages,
+// all of them, once; from then on only the pages that change. Zeros are in pages
+// without being stored. A chunk that is put as a whole is one entry again, and one
+// of which all pages are zero is the zero chunk.
+//
+// The page size was chosen by measurement: 10 increments of 160 writes each,
+// Zipf-distributed over 64 MiB of random bytes (TestAmplification). Uploaded and
+// index bytes, both before compression, are those of the last five, as multiples
+// of what changed:
+//
+//	page       4 KiB writes         64 KiB writes
+//	           uploaded   index     uploaded   index
+//	4 KiB        1.64      2.31       1.09      0.19
+//	8 KiB        2.63      1.46       1.09      0.11
+//	16 KiB       4.59      0.82       1.09      0.06
+//	32 KiB       8.50      0.41       1.09      0.03
+//	64 KiB      16.16      0.20       1.09      0.02
+//	none       142.44      0.01      10.57      0.00
+//
+// Below 16 KiB the index grows as fast as the pages shrink, and a restore has
+// more and more objects to open. The first increments pay for the chunks that they
+// split, with what they would cost without pages: 1 MiB each.
+//
+// # What a running operation holds
+//
+// An incremental image refers to contents that it does not write, so kopia sees
+// that they are in use only when the image has a manifest. Until then the
+// operation has one that is incomplete, the hold: NewWriter writes it before it
+// looks at the parent's segments, with the parent's directory as its root; Commit
+// makes it refer to the new image; Save replaces it, in one flush, by the real one;
+// Abort deletes it. Stock kopia takes it for a checkpoint: hidden from its lists,
+// respected by its garbage collection. It is never a repo snapshot of the Catalog.
+//
+// Holds belong to one operation. Two operations on one volume each have their
+// own and do not touch the other's; a later run of the same operation takes over
+// what it finds. An operation that is never repeated leaves its hold behind: the
+// next NewWriter in the repository, for any volume, deletes holds that are older
+// than 24 hours. That an operation is dead cannot be known here, but a living one
+// writes its hold anew every quarter of an hour. Were a hold deleted too early, the
+// operation would be as unprotected as it was without it, until it renews it.
+//
+// # Checkpoints
+//
+// After every few GiB that were put, and in Advance only, the writer flushes and
+// makes its hold refer to a directory of what is stored so far:
+//
+//	disk.raw        the image, ending after the last finished segment
+//	volume.json     that of the image
+//	parent          the parent's directory; only in an incremental image
+//	unfinished.raw  the zero chunk and the chunks of unfinished segments
+//
+// A later run of the operation that is to make the same image, by all of its
+// volume.json, goes on after the end of disk.raw. The last two entries are there
+// for garbage collection alone. An image that is committed and not saved is a
+// checkpoint too, the one that has all segments.
+//
 // # What is not promised
 //
-// Contents that a running backup inherits from its parent are protected by the
-// parent's manifest alone: deleting the parent, and a maintenance run without
-// kopia's safety delays, could take them before the new manifest is saved.
+// What is uploaded and not yet referred to is protected by kopia's safety
+// delays, as it is with every kopia client: maintenance without them, at the
+// moment at which a backup uploads, may delete packs that are being written.
 package kopia

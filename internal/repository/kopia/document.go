@@ -97,6 +97,9 @@ func (d document) check() error {
 	if err := checkSegmentSize(d.SegmentSize, d.ChunkSize); err != nil {
 		return err
 	}
+	if err := checkPageSize(d.PageSize, d.ChunkSize); err != nil {
+		return err
+	}
 	switch {
 	case d.Version != repository.MetaVersion:
 		return fmt.Errorf("version is %d, want %d", d.Version, repository.MetaVersion)
@@ -114,6 +117,13 @@ func (d document) check() error {
 		if z.Length <= 0 || z.Length > d.ChunkSize {
 			return fmt.Errorf("zero object has length %d, want 1 to %d", z.Length, d.ChunkSize)
 		}
+	}
+	return nil
+}
+
+func checkPageSize(page, chunk int64) error {
+	if page < minEntry || page > chunk || chunk%page != 0 {
+		return fmt.Errorf("page size is %d bytes, want a divisor of the chunk size %d from %d", page, chunk, minEntry)
 	}
 	return nil
 }
@@ -138,9 +148,4 @@ func decodeDirectory(r io.Reader, dir *snapshot.DirManifest) error {
 		return corrupt(errors.New("summary or an entry is missing"))
 	}
 	return nil
-}
-
-// paddedSize is the size of disk.raw.
-func paddedSize(m repository.Meta) int64 {
-	return (m.Size + m.ChunkSize - 1) / m.ChunkSize * m.ChunkSize
 }

@@ -25,7 +25,7 @@ import (
 )
 
 const validDocument = `{
-  "version": 1, "size": 10000, "chunkSize": 4096, "segmentSize": 16384, "kind": "Incremental", "parent": "p",
+  "version": 1, "size": 10000, "chunkSize": 4096, "segmentSize": 16384, "pageSize": 4096, "kind": "Incremental", "parent": "p",
   "driver": "d", "volumeHandle": "v", "snapshotHandle": "s", "changeID": "c",
   "snapshotTime": "2026-03-01T12:00:00Z", "mover": "blockmover",
   "zero": [{"length": 4096, "object": "00ff00ff00ff00ff00ff00ff00ff00ff"}]
@@ -55,6 +55,9 @@ func TestParseDocument(t *testing.T) {
 		"segment not of chunks": {`"segmentSize": 16384`, `"segmentSize": 16385`},
 		"segment too long":      {`"segmentSize": 16384`, `"segmentSize": 536870912`},
 		"segment below chunk":   {`"segmentSize": 16384`, `"segmentSize": 2048`},
+		"page size":             {`"pageSize": 4096`, `"pageSize": 2048`},
+		"no page size":          {`"pageSize": 4096,`, ``},
+		"page above chunk":      {`"pageSize": 4096`, `"pageSize": 8192`},
 		"kind":                  {`"Incremental"`, `"Differential"`},
 		"kind and parent":       {`"parent": "p",`, ``},
 		"zero length":           {`"length": 4096`, `"length": 0`},
@@ -350,7 +353,7 @@ func TestLostSegmentsAreFoundAtTheStart(t *testing.T) {
 	require.NoError(t, err)
 	deleteContent(t, s, root[2])
 
-	_, err = s.NewWriter(t.Context(), meta, full)
+	_, err = s.NewWriter(t.Context(), meta, nextOperation(full))
 	require.ErrorIs(t, err, repository.ErrNotFound)
 	require.ErrorContains(t, err, "segment 2")
 }
@@ -369,7 +372,7 @@ func TestLostChunksAreFoundInTouchedSegments(t *testing.T) {
 	require.NoError(t, err)
 	deleteContent(t, s, seg.entries[3].Object)
 
-	w, err := s.NewWriter(t.Context(), meta, full)
+	w, err := s.NewWriter(t.Context(), meta, nextOperation(full))
 	require.NoError(t, err)
 	defer w.Abort()
 	require.NoError(t, w.Put(t.Context(), 4, chunkOf(meta, data, 4)))
@@ -426,7 +429,7 @@ func TestFilesystemRepositories(t *testing.T) {
 func TestSaveChecksTheVolume(t *testing.T) {
 	s := newStore(t)
 	meta := testMeta(1, testTime)
-	w, err := s.NewWriter(t.Context(), meta, "")
+	w, err := s.NewWriter(t.Context(), meta, nextOperation(""))
 	require.NoError(t, err)
 	img, _, err := w.Commit(t.Context())
 	require.NoError(t, err)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kopia/kopia/repo/object"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockmover/blockmover/internal/block"
@@ -30,6 +31,7 @@ func TestRandomHistories(t *testing.T) {
 			h.step()
 		}
 		h.checkAll()
+		require.Equal(t, seed > 0, h.pages > 0, "chunks in pages")
 		require.NotZero(t, h.kinds[repository.Full])
 		require.NotZero(t, h.kinds[repository.Incremental])
 	}
@@ -47,6 +49,10 @@ type history struct {
 	// snapshots are the backups, oldest first.
 	snapshots []savedVolume
 	kinds     map[repository.Kind]int
+	// cut is how all images of the history are cut.
+	cut repository.Meta
+	// pages counts the chunks of the images that are in pages.
+	pages int
 }
 
 type savedVolume struct {
@@ -60,8 +66,13 @@ const historyMax = 200 << 10
 func newHistory(t *testing.T, seed uint64) *history {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(seed, 7))
+	cut := testMeta(1, testTime)
+	if seed > 0 { // chunks of several pages
+		cut.ChunkSize, cut.SegmentSize, cut.PageSize = 16<<10, 64<<10, 4<<10
+	}
 	return &history{
-		t: t, rnd: rnd, store: newStore(t), now: testTime,
+		cut: cut,
+		t:   t, rnd: rnd, store: newStore(t), now: testTime,
 		data: randomBytes(rnd, 1+rnd.Int64N(historyMax)), kinds: map[repository.Kind]int{},
 	}
 }
@@ -130,18 +141,20 @@ func (h *history) backup() {
 			volume.Changed[s.change] = h.changes(s.data)
 		}
 	}
-	meta := testMeta(int64(len(h.data)), h.now)
+	meta := h.cut
+	meta.Size, meta.SnapshotTime = int64(len(h.data)), h.now
 	meta.ChangeID = h.now.String()
 	parent := chain.ParentAuto
 	if h.rnd.IntN(10) == 0 {
 		parent = chain.ParentNone
 	}
 	run, err := chain.Begin(h.t.Context(), chain.Input{
-		Request: chain.Request{Parent: parent, Now: h.now, Target: meta},
-		Volume:  testVolume,
-		Store:   h.store,
-		Source:  cbttest.Memory{Volume: volume},
-		Collect: cbt.Options{PageSize: 1 << 10},
+		Operation: nextOperation("").Operation,
+		Request:   chain.Request{Parent: parent, Now: h.now, Target: meta},
+		Volume:    testVolume,
+		Store:     h.store,
+		Source:    cbttest.Memory{Volume: volume},
+		Collect:   cbt.Options{PageSize: 1 << 10},
 	})
 	require.NoError(h.t, err)
 	h.kinds[run.Kind]++
@@ -149,12 +162,33 @@ func (h *history) backup() {
 		run.Writer.Abort()
 		return
 	}
-	options := datapath.Options{Workers: 1 + h.rnd.IntN(4), ReadSize: int64(1+h.rnd.IntN(3)) << 12}
+	options := datapath.Options{Workers: 1 + h.rnd.IntN(4), ReadSize: int64(1+h.rnd.IntN(3)) * h.cut.ChunkSize}
 	_, err = datapath.Backup(h.t.Context(), device.NewMemory(bytes.Clone(h.data), 512), run.Read, run.Writer, options)
 	require.NoError(h.t, err)
 	img, _, err := run.Writer.Commit(h.t.Context())
 	require.NoError(h.t, err)
+	h.countPages(img)
 	h.snapshots = append(h.snapshots, savedVolume{save(h.t, h.store, img), cbt.ChangeID(meta.ChangeID), bytes.Clone(h.data)})
+}
+
+func (h *history) countPages(img repository.Image) {
+	id, err := object.ParseID(img.Root)
+	require.NoError(h.t, err)
+	require.NoError(h.t, h.store.rep.Refresh(h.t.Context()))
+	dir, err := readDirectory(h.t.Context(), h.store.rep, id)
+	require.NoError(h.t, err)
+	l := mustLayout(h.t, dir.document.Meta)
+	root, err := loadRoot(h.t.Context(), h.store.rep, dir.disk, l)
+	require.NoError(h.t, err)
+	for i, id := range root {
+		seg, err := loadSegment(h.t.Context(), h.store.rep, id, l.length(int64(i)), l.ChunkSize())
+		require.NoError(h.t, err)
+		for c := range seg.count() {
+			if len(seg.chunk(c)) > 1 {
+				h.pages++
+			}
+		}
+	}
 }
 
 func (h *history) pick() int {

@@ -81,7 +81,7 @@ var testTime = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 // backup writes the given chunks of data and saves the image.
 func backup(t testing.TB, s *Store, meta repository.Meta, parent repository.SnapshotID, data []byte, chunks []int64) (repository.SnapshotID, repository.WriteStats) {
 	t.Helper()
-	w, err := s.NewWriter(t.Context(), meta, parent)
+	w, err := s.NewWriter(t.Context(), meta, nextOperation(parent))
 	require.NoError(t, err)
 	for _, c := range chunks {
 		require.NoError(t, w.Put(t.Context(), c, chunkOf(meta, data, c)))
@@ -93,12 +93,19 @@ func backup(t testing.TB, s *Store, meta repository.Meta, parent repository.Snap
 
 var operations int
 
+// nextOperation are the options of the writer whose image save will save.
+func nextOperation(parent repository.SnapshotID) repository.WriterOptions {
+	operations++
+	return repository.WriterOptions{Volume: testVolume, Operation: operation(), Parent: parent}
+}
+
+func operation() string { return fmt.Sprintf("op-%d", operations) }
+
 func save(t testing.TB, s *Store, img repository.Image) repository.SnapshotID {
 	t.Helper()
-	operations++
 	id, err := s.Save(t.Context(), repository.Snapshot{
 		Volume: testVolume,
-		Tags:   map[string]string{repository.TagOperation: fmt.Sprintf("op-%d", operations)},
+		Tags:   map[string]string{repository.TagOperation: operation()},
 		Start:  testTime, End: testTime.Add(time.Minute),
 	}, img)
 	require.NoError(t, err)

@@ -20,6 +20,7 @@ const minEntry = 4 << 10
 type layout struct {
 	block.Geometry
 	segment int64
+	page    int64
 }
 
 func newLayout(m repository.Meta) (layout, error) {
@@ -30,7 +31,10 @@ func newLayout(m repository.Meta) (layout, error) {
 	if err := checkSegmentSize(m.SegmentSize, m.ChunkSize); err != nil {
 		return layout{}, err
 	}
-	return layout{Geometry: g, segment: m.SegmentSize}, nil
+	if err := checkPageSize(m.PageSize, m.ChunkSize); err != nil {
+		return layout{}, err
+	}
+	return layout{Geometry: g, segment: m.SegmentSize, page: m.PageSize}, nil
 }
 
 // perSegment is how many chunks a whole segment has.
@@ -45,10 +49,19 @@ func (l layout) length(segment int64) int64 {
 	return max(0, min(l.segment, l.PaddedSize()-segment*l.segment))
 }
 
+// end is where the given number of segments ends in the padded volume.
+func (l layout) end(segments int64) int64 { return min(segments*l.segment, l.PaddedSize()) }
+
 // loadRoot reads the object IDs of all segments.
 func loadRoot(ctx context.Context, rep repo.Repository, disk object.ID, l layout) ([]object.ID, error) {
-	root := make([]object.ID, 0, l.segments())
-	err := readIndex(ctx, rep, disk, l.PaddedSize(), int(l.segments()), func(e entry) error {
+	return loadSegments(ctx, rep, disk, l, l.segments())
+}
+
+// loadSegments reads the object IDs of the first n segments; disk ends with
+// them.
+func loadSegments(ctx context.Context, rep repo.Repository, disk object.ID, l layout, n int64) ([]object.ID, error) {
+	root := make([]object.ID, 0, n)
+	err := readIndex(ctx, rep, disk, l.end(n), int(n), func(e entry) error {
 		if e.Length != l.length(int64(len(root))) {
 			return fmt.Errorf("segment has length %d, want %d", e.Length, l.length(int64(len(root))))
 		}

@@ -24,10 +24,16 @@ import (
 type writer struct {
 	rep     repo.Repository
 	objects *objectWriter
+	hold    *hold
 	layout  layout
 	doc     document
 	parent  *parentImage
-	zero    object.ID
+	// zero and zeroPage are a chunk and a page of zeros.
+	zero, zeroPage object.ID
+	// resumed is the first segment that an earlier run has not finished.
+	resumed int64
+	// interval is how many bytes may be put between two checkpoints.
+	interval int64
 	// tail must be put where it is 0 or more: see the rule on sizes in
 	// repository.Store.NewWriter.
 	tail int64
@@ -38,9 +44,19 @@ type writer struct {
 	// frontier is the first segment that Advance has not closed to Puts.
 	frontier int64
 	stats    repository.WriteStats
+	// unrecorded is how many bytes were put since the last checkpoint.
+	unrecorded int64
+
+	// storing is held for reading while a chunk is stored and recorded: a checkpoint
+	// must not flush what it does not refer to.
+	storing sync.RWMutex
+
+	// inheriting guards bases: the parent's segments at the places that are open.
+	inheriting sync.Mutex
+	bases      map[int64]segment
 
 	// sealing is held while segments are sealed, which writes to the repository.
-	// It guards what follows.
+	// It guards what follows, and the hold.
 	sealing sync.Mutex
 	root    []object.ID
 	// zeroSegments remembers the segments of zeros by their length: a sparse volume
@@ -59,46 +75,52 @@ const (
 // openSegment holds the chunks of one segment that were put.
 type openSegment struct {
 	chunks []object.ID
-	put    int64
+	// pages are those of the chunks that were put in pages, by chunk; one that is
+	// empty is inherited.
+	pages map[int64][]object.ID
+	// put is how many chunks were put as a whole.
+	put int64
 }
 
 // parentImage is what an incremental image inherits from.
 type parentImage struct {
+	image
 	layout layout
 	root   []object.ID
 }
 
 // NewWriter implements repository.Store.
-func (s *Store) NewWriter(ctx context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error) {
-	w, err := s.newWriter(ctx, meta, parent)
+func (s *Store) NewWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error) {
+	w, err := s.newWriter(ctx, meta, o)
 	if err != nil {
 		return nil, fmt.Errorf("start image: %w", err)
 	}
 	return w, nil
 }
 
-func (s *Store) newWriter(ctx context.Context, meta repository.Meta, parentID repository.SnapshotID) (*writer, error) {
+func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (*writer, error) {
+	if err := checkVolume(o.Volume); err != nil {
+		return nil, err
+	}
+	if o.Operation == "" {
+		return nil, errNoOperation
+	}
 	meta.Version = repository.MetaVersion
-	meta.Parent = parentID
+	meta.Parent = o.Parent
 	meta.Kind = repository.Full
-
-	var (
-		parent *parentImage
-		zero   []zeroObject
-		tail   int64 = -1
-	)
-	if parentID != "" {
+	w := &writer{rep: s.rep, tail: -1, interval: o.CheckpointInterval, open: map[int64]*openSegment{}, bases: map[int64]segment{}, zeroSegments: map[int64]object.ID{}}
+	var from image
+	if o.Parent != "" {
 		meta.Kind = repository.Incremental
-		img, p, err := s.loadParent(ctx, parentID)
-		if err != nil {
-			return nil, fmt.Errorf("load parent %s: %w", parentID, err)
+		var err error
+		if _, from, err = s.load(ctx, o.Parent); err != nil {
+			return nil, fmt.Errorf("load parent %s: %w", o.Parent, err)
 		}
-		if err := inheritLayout(&meta, img.document.Meta); err != nil {
+		if err := inheritLayout(&meta, from.document.Meta); err != nil {
 			return nil, err
 		}
-		parent, zero = p, img.document.Zero
-		if end := min(meta.Size, p.layout.Size()); meta.Size != p.layout.Size() && end%meta.ChunkSize != 0 {
-			tail = end / meta.ChunkSize
+		if end := min(meta.Size, from.document.Size); meta.Size != from.document.Size && end%meta.ChunkSize != 0 {
+			w.tail = end / meta.ChunkSize
 		}
 	}
 	if meta.ChunkSize == 0 {
@@ -107,35 +129,82 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, parentID re
 	if meta.SegmentSize == 0 {
 		meta.SegmentSize = repository.DefaultSegmentSize
 	}
-	l, err := newLayout(meta)
-	if err != nil {
+	if meta.PageSize == 0 {
+		meta.PageSize = min(repository.DefaultPageSize, meta.ChunkSize)
+	}
+	var err error
+	if w.layout, err = newLayout(meta); err != nil {
 		return nil, err
 	}
+	w.root = make([]object.ID, w.layout.segments())
+	w.doc = document{Meta: meta, Zero: from.document.Zero}
+	if err := s.begin(ctx, w, o, from); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
 
+// begin is what NewWriter writes: the hold first, so that nothing that is
+// checked after it can go.
+func (s *Store) begin(ctx context.Context, w *writer, o repository.WriterOptions, parent image) (err error) {
+	if err := s.rep.Refresh(ctx); err != nil {
+		return fmt.Errorf("refresh repository index: %w", err)
+	}
+	if err := s.sweepHolds(ctx); err != nil {
+		return err
+	}
+	if w.hold, err = s.newHold(ctx, o.Volume, o.Operation); err != nil {
+		return err
+	}
 	_, session, err := s.rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "Blockmover backup"})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	w := &writer{
-		rep:          s.rep,
-		objects:      newObjectWriter(s.rep, session),
-		layout:       l,
-		parent:       parent,
-		tail:         tail,
-		open:         map[int64]*openSegment{},
-		root:         make([]object.ID, l.segments()),
-		zeroSegments: map[int64]object.ID{},
-	}
-	w.zero, _, err = w.objects.write(ctx, "", make([]byte, l.ChunkSize()))
+	w.objects = newObjectWriter(s.rep, session)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, session.Close(ctx), w.hold.abandon(s.rep))
+		}
+	}()
+	earlier, err := s.findCheckpoint(ctx, w.hold, w.doc.Meta)
 	if err != nil {
-		return nil, errors.Join(err, session.Close(ctx))
+		return err
 	}
-	own := zeroObject{Length: l.ChunkSize(), Object: w.zero}
-	if !slices.Contains(zero, own) {
-		zero = append(slices.Clone(zero), own)
+	if earlier.root != object.EmptyID {
+		if err := w.resume(ctx, earlier); err != nil {
+			return err
+		}
 	}
-	w.doc = document{Meta: meta, Zero: zero}
-	return w, nil
+	switch {
+	case w.resumed > 0:
+		err = w.hold.take(ctx, session, earlier.root, earlier.manifest.Summary)
+	case o.Parent != "":
+		err = w.hold.take(ctx, session, parent.root, parent.manifest.Summary)
+	default:
+		err = w.hold.release(ctx, s.rep) // what an earlier run has left is of no use
+	}
+	if err != nil {
+		return err
+	}
+	if o.Parent != "" {
+		if w.parent, err = s.loadParent(ctx, parent); err != nil {
+			return fmt.Errorf("load parent %s: %w", o.Parent, err)
+		}
+	}
+	w.zero, _, err = w.objects.write(ctx, "", make([]byte, w.layout.ChunkSize()))
+	if err != nil {
+		return err
+	}
+	w.zeroPage, _, err = w.objects.write(ctx, "", make([]byte, w.layout.page))
+	if err != nil {
+		return err
+	}
+	for _, own := range []zeroObject{{w.layout.ChunkSize(), w.zero}, {w.layout.page, w.zeroPage}} {
+		if !slices.Contains(w.doc.Zero, own) {
+			w.doc.Zero = append(slices.Clone(w.doc.Zero), own)
+		}
+	}
+	return nil
 }
 
 // inheritLayout makes meta cut its image like the parent's, or says that it
@@ -156,18 +225,18 @@ func inheritLayout(meta *repository.Meta, parent repository.Meta) error {
 
 // loadParent reads the root of a parent and checks that all of its segments are
 // in the repository.
-func (s *Store) loadParent(ctx context.Context, id repository.SnapshotID) (image, *parentImage, error) {
-	_, img, err := s.load(ctx, id)
-	if err != nil {
-		return image{}, nil, err
+func (s *Store) loadParent(ctx context.Context, img image) (*parentImage, error) {
+	// What another process has deleted since the hold was looked for must be seen.
+	if err := s.rep.Refresh(ctx); err != nil {
+		return nil, fmt.Errorf("refresh repository index: %w", err)
 	}
 	l, err := newLayout(img.document.Meta)
 	if err != nil {
-		return image{}, nil, corrupt(err)
+		return nil, corrupt(err)
 	}
 	root, err := loadRoot(ctx, s.rep, img.disk, l)
 	if err != nil {
-		return image{}, nil, err
+		return nil, err
 	}
 	var last object.ID
 	for i, segment := range root {
@@ -175,11 +244,11 @@ func (s *Store) loadParent(ctx context.Context, id repository.SnapshotID) (image
 			continue // a run of zeros
 		}
 		if err := checkPresent(ctx, s.rep, segment); err != nil {
-			return image{}, nil, fmt.Errorf("segment %d: %w", i, err)
+			return nil, fmt.Errorf("segment %d: %w", i, err)
 		}
 		last = segment
 	}
-	return img, &parentImage{layout: l, root: root}, nil
+	return &parentImage{image: img, layout: l, root: root}, nil
 }
 
 // Meta implements repository.VolumeWriter.
@@ -206,14 +275,17 @@ func (w *writer) put(ctx context.Context, chunk int64, data []byte) error {
 	if err := w.check(chunk); err != nil {
 		return err
 	}
+	w.storing.RLock()
+	defer w.storing.RUnlock()
+	length := w.layout.Extent(chunk).Length // without the padding, which nobody read
 	if block.IsZero(data) {
-		return w.record(chunk, w.zero, repository.WriteStats{ChunksWritten: 1, ZeroBytes: w.layout.Extent(chunk).Length})
+		return w.record(chunk, w.zero, repository.WriteStats{ChunksWritten: 1, ZeroBytes: length})
 	}
 	id, fresh, err := w.objects.write(ctx, "", data)
 	if err != nil {
 		return err
 	}
-	return w.record(chunk, id, repository.WriteStats{ChunksWritten: 1, BytesUploaded: fresh})
+	return w.record(chunk, id, repository.WriteStats{ChunksWritten: 1, BytesUploaded: min(fresh, length)})
 }
 
 // check fails early, before a chunk is hashed.
@@ -231,7 +303,8 @@ func (w *writer) checkLocked(chunk int64) error {
 	case segment < w.frontier:
 		return fmt.Errorf("its segment %d is finished already", segment)
 	}
-	if s := w.open[segment]; s != nil && s.chunks[chunk%w.layout.perSegment()] != object.EmptyID {
+	within := chunk % w.layout.perSegment()
+	if s := w.open[segment]; s != nil && (s.chunks[within] != object.EmptyID || s.pages[within] != nil) {
 		return errors.New("it was put before")
 	}
 	return nil
@@ -239,7 +312,16 @@ func (w *writer) checkLocked(chunk int64) error {
 
 var errNotWriting = errors.New("the image is committed, aborted or has failed")
 
+// record notes a chunk that was put as a whole.
 func (w *writer) record(chunk int64, id object.ID, add repository.WriteStats) error {
+	return w.recordIn(chunk, add, w.layout.Extent(chunk).Length, func(s *openSegment, within int64) {
+		s.chunks[within] = id
+		s.put++
+	})
+}
+
+// recordIn notes a chunk in its segment; bytes of it were read from the device.
+func (w *writer) recordIn(chunk int64, add repository.WriteStats, bytes int64, note func(s *openSegment, within int64)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.checkLocked(chunk); err != nil {
@@ -248,15 +330,18 @@ func (w *writer) record(chunk int64, id object.ID, add repository.WriteStats) er
 	segment := chunk / w.layout.perSegment()
 	s := w.open[segment]
 	if s == nil {
-		s = &openSegment{chunks: make([]object.ID, w.layout.length(segment)/w.layout.ChunkSize())}
+		s = &openSegment{
+			chunks: make([]object.ID, w.layout.length(segment)/w.layout.ChunkSize()),
+			pages:  map[int64][]object.ID{},
+		}
 		w.open[segment] = s
 	}
-	s.chunks[chunk%w.layout.perSegment()] = id
-	s.put++
+	note(s, chunk%w.layout.perSegment())
 	if chunk == w.tail {
 		w.tail = -1
 	}
 	w.addLocked(add)
+	w.unrecorded += bytes
 	return nil
 }
 
@@ -288,6 +373,9 @@ func (w *writer) Advance(ctx context.Context, chunk int64) error {
 	}
 	if err := w.sealUpTo(ctx, segment); err != nil {
 		return w.fail(fmt.Errorf("advance to chunk %d: %w", chunk, err))
+	}
+	if err := w.checkpointIfDue(ctx); err != nil {
+		return w.fail(fmt.Errorf("record what is finished: %w", err))
 	}
 	return nil
 }
@@ -327,6 +415,7 @@ func (w *writer) closeNext(end int64) (int64, *openSegment, error) {
 
 // seal finds or writes one segment. put is nil where no chunk of it was put.
 func (w *writer) seal(ctx context.Context, index int64, put *openSegment) error {
+	defer w.dropBase(index)
 	length := w.layout.length(index)
 	chunks := length / w.layout.ChunkSize()
 	inherited, inheritedLength := w.inherited(index)
@@ -343,7 +432,7 @@ func (w *writer) seal(ctx context.Context, index int64, put *openSegment) error 
 		}
 		put = &openSegment{chunks: make([]object.ID, chunks)}
 	}
-	entries, kept, err := w.merge(ctx, put, inherited, inheritedLength)
+	entries, kept, err := w.merge(ctx, index, put)
 	if err != nil {
 		return err
 	}
@@ -373,12 +462,12 @@ func (w *writer) inherited(index int64) (object.ID, int64) {
 
 // merge lists the entries of a segment: what was put, else what the parent has,
 // else zeros. It also says how many chunks are the parent's.
-func (w *writer) merge(ctx context.Context, put *openSegment, id object.ID, length int64) ([]entry, int64, error) {
+func (w *writer) merge(ctx context.Context, index int64, put *openSegment) ([]entry, int64, error) {
 	var base segment
-	if length > 0 && put.put < int64(len(put.chunks)) {
+	if put.put < int64(len(put.chunks)) {
 		var err error
-		if base, err = loadSegment(ctx, w.rep, id, length, w.layout.ChunkSize()); err != nil {
-			return nil, 0, fmt.Errorf("inherit from parent: %w", err)
+		if base, err = w.base(ctx, index); err != nil {
+			return nil, 0, err
 		}
 	}
 	chunkSize := w.layout.ChunkSize()
@@ -386,19 +475,31 @@ func (w *writer) merge(ctx context.Context, put *openSegment, id object.ID, leng
 	var kept int64
 	for i, id := range put.chunks {
 		start := int64(i) * chunkSize
+		var inherited []entry
+		if i < base.count() {
+			inherited = base.chunk(i)
+		}
+		pages := put.pages[int64(i)]
 		switch {
 		case id != object.EmptyID:
 			entries = append(entries, entry{Start: start, Length: chunkSize, Object: id})
-		case i < base.count():
-			for _, e := range base.chunk(i) {
+			continue
+		case pages != nil:
+			inherited = w.mergePages(start, pages, inherited)
+		case len(inherited) == 0:
+			entries = append(entries, entry{Start: start, Length: chunkSize, Object: w.zero})
+			continue
+		default:
+			kept++
+		}
+		for _, e := range inherited {
+			// What this writer has stored need not be in the index yet.
+			if e.Object != w.zero && e.Object != w.zeroPage && !slices.Contains(pages, e.Object) {
 				if err := checkPresent(ctx, w.rep, e.Object); err != nil {
 					return nil, 0, fmt.Errorf("inherit chunk from parent: %w", err)
 				}
-				entries = append(entries, e)
 			}
-			kept++
-		default:
-			entries = append(entries, entry{Start: start, Length: chunkSize, Object: w.zero})
+			entries = append(entries, e)
 		}
 	}
 	return entries, kept, nil
@@ -439,18 +540,16 @@ func (w *writer) commit(ctx context.Context) (repository.Image, error) {
 	if err := w.sealUpTo(ctx, w.layout.segments()); err != nil {
 		return repository.Image{}, err
 	}
-	disk, fresh, err := w.objects.writeIndex(ctx, len(w.root), func(i int) entry {
-		return entry{Start: int64(i) * w.layout.segment, Length: w.layout.length(int64(i)), Object: w.root[i]}
-	})
-	if err != nil {
-		return repository.Image{}, fmt.Errorf("write root: %w", err)
-	}
-	w.add(repository.WriteStats{MetadataBytes: fresh})
-	dir, err := writeDirectory(ctx, w.objects, disk, w.doc)
+	disk, err := w.writeRoot(ctx, w.layout.segments())
 	if err != nil {
 		return repository.Image{}, err
 	}
-	if err := w.objects.w.Flush(ctx); err != nil {
+	dir, summary, err := writeDirectory(ctx, w.objects, disk, w.layout.PaddedSize(), w.doc)
+	if err != nil {
+		return repository.Image{}, err
+	}
+	// Until the repo snapshot is saved, the hold alone refers to the image.
+	if err := w.hold.take(ctx, w.objects.w, dir, summary); err != nil {
 		return repository.Image{}, err
 	}
 	if !w.end(writing) {
@@ -462,13 +561,34 @@ func (w *writer) commit(ctx context.Context) (repository.Image, error) {
 	return repository.Image{Root: dir.String(), Meta: w.doc.Meta}, nil
 }
 
-// Abort implements repository.VolumeWriter. What was stored already stays until
-// the repository's maintenance finds that nothing refers to it.
-func (w *writer) Abort() {
+// writeRoot stores the root of the first segments.
+func (w *writer) writeRoot(ctx context.Context, segments int64) (object.ID, error) {
+	disk, fresh, err := w.objects.writeIndex(ctx, int(segments), func(i int) entry {
+		return entry{Start: int64(i) * w.layout.segment, Length: w.layout.length(int64(i)), Object: w.root[i]}
+	})
+	if err != nil {
+		return object.EmptyID, fmt.Errorf("write root: %w", err)
+	}
+	w.add(repository.WriteStats{MetadataBytes: fresh})
+	return disk, nil
+}
+
+// Suspend implements repository.VolumeWriter.
+func (w *writer) Suspend() {
 	if w.end(writing, failed) {
 		// Closing a session that was not flushed drops its buffers. The context of the
 		// backup may be over by now.
 		_ = w.objects.w.Close(context.Background())
+	}
+}
+
+// Abort implements repository.VolumeWriter. What was stored already stays until
+// the repository's maintenance finds that nothing refers to it.
+func (w *writer) Abort() {
+	if w.end(writing, failed) {
+		_ = w.objects.w.Close(context.Background())
+		// A hold that stays is swept when its time is over.
+		_ = w.hold.abandon(w.rep)
 	}
 }
 

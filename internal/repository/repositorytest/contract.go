@@ -39,8 +39,11 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"reading at random", suite.reading},
 		{"putting from many goroutines", suite.concurrent},
 		{"advancing", suite.advancing},
+		{"resuming", suite.resuming},
+		{"pages", suite.pages},
 		{"misuse of a writer", suite.misuse},
 		{"parents", suite.parents},
+		{"a parent that is deleted", suite.held},
 		{"catalog", suite.catalog},
 		{"defaults", suite.defaults},
 	} {
@@ -55,6 +58,10 @@ func meta(size int64, at time.Time) repository.Meta {
 		Size: size, ChunkSize: chunk, SegmentSize: segment,
 		Driver: "csi.example.com", VolumeHandle: "vol", SnapshotHandle: "snap", ChangeID: "change", SnapshotTime: at, Mover: "blockmover",
 	}
+}
+
+func options(parent repository.SnapshotID) repository.WriterOptions {
+	return repository.WriterOptions{Volume: shopDB, Operation: "op", Parent: parent}
 }
 
 func random(seed uint64, n int64) []byte {
@@ -83,7 +90,7 @@ func chunks(n int64) []int64 {
 // write commits an image from the given chunks of data.
 func (s suite) write(t *testing.T, m repository.Meta, parent repository.SnapshotID, data []byte, put []int64) (repository.Image, repository.WriteStats) {
 	t.Helper()
-	w, err := s.NewWriter(t.Context(), m, parent)
+	w, err := s.NewWriter(t.Context(), m, options(parent))
 	require.NoError(t, err)
 	for _, c := range put {
 		require.NoError(t, w.Put(t.Context(), c, padded(data, c)))
@@ -145,7 +152,7 @@ func (s suite) full(t *testing.T) {
 	got, err := s.Get(t.Context(), id)
 	require.NoError(t, err)
 	want := meta(size, instant)
-	want.Version, want.Kind = repository.MetaVersion, repository.Full
+	want.Version, want.Kind, want.PageSize = repository.MetaVersion, repository.Full, chunk
 	require.Equal(t, want, got.Meta)
 }
 
@@ -166,7 +173,7 @@ func (s suite) incremental(t *testing.T) {
 	img, stats := s.write(t, meta(size, instant.Add(time.Hour)), first, v2, put)
 	require.Equal(t, int64(5), stats.ChunksWritten)
 	require.Equal(t, int64(36), stats.ChunksInherited)
-	require.Equal(t, int64(3*chunk), stats.BytesUploaded)
+	require.Equal(t, int64(2*chunk+512), stats.BytesUploaded, "padding is not the volume's")
 	require.Equal(t, int64(chunk), stats.ZeroBytes)
 	second := s.save(t, shopDB, "op-2", img)
 	s.holds(t, first, v1)
@@ -195,7 +202,7 @@ func (s suite) sizes(t *testing.T) {
 			m := meta(to, instant.Add(time.Hour))
 			smaller := min(from, to)
 			if from != to && smaller%chunk != 0 {
-				w, err := s.NewWriter(t.Context(), m, parent)
+				w, err := s.NewWriter(t.Context(), m, options(parent))
 				require.NoError(t, err)
 				_, _, err = w.Commit(t.Context())
 				require.Error(t, err, "%d to %d without the tail", from, to)
@@ -253,7 +260,7 @@ func (s suite) concurrent(t *testing.T) {
 	t.Helper()
 	const n = 200
 	data := random(1, n*chunk)
-	w, err := s.NewWriter(t.Context(), meta(n*chunk, instant), "")
+	w, err := s.NewWriter(t.Context(), meta(n*chunk, instant), options(""))
 	require.NoError(t, err)
 	var wg sync.WaitGroup
 	for first := range int64(8) {
@@ -278,7 +285,7 @@ func (s suite) advancing(t *testing.T) {
 	t.Helper()
 	const n = 30
 	data := random(1, n*chunk)
-	w, err := s.NewWriter(t.Context(), meta(n*chunk, instant), "")
+	w, err := s.NewWriter(t.Context(), meta(n*chunk, instant), options(""))
 	require.NoError(t, err)
 	for c := range int64(n) {
 		// Later chunks may be there already; promises may come late and twice.
@@ -294,10 +301,183 @@ func (s suite) advancing(t *testing.T) {
 	require.NoError(t, err)
 	s.holds(t, s.save(t, shopDB, "op", img), data)
 
-	w, err = s.NewWriter(t.Context(), meta(n*chunk, instant), "")
+	w, err = s.NewWriter(t.Context(), meta(n*chunk, instant), options(""))
 	require.NoError(t, err)
 	require.NoError(t, w.Advance(t.Context(), 8))
 	require.Error(t, w.Put(t.Context(), 7, padded(data, 7)), "a promise was broken")
+	w.Abort()
+}
+
+// resuming: a run that ends in any way but Abort is continued by the next one
+// of the same operation, and by no other.
+func (s suite) resuming(t *testing.T) {
+	t.Helper()
+	const n = 30
+	m := meta(n*chunk-100, instant)
+	base := random(1, m.Size)
+	parent := s.backup(t, "op-1", m, "", base, chunks(n))
+	data := random(2, m.Size)
+	begin := func(m repository.Meta, o repository.WriterOptions) repository.VolumeWriter {
+		t.Helper()
+		o.CheckpointInterval = 1
+		w, err := s.NewWriter(t.Context(), m, o)
+		require.NoError(t, err)
+		return w
+	}
+	// part puts all chunks from where the writer begins to the given one.
+	part := func(w repository.VolumeWriter, end int64) {
+		t.Helper()
+		for c := w.Resumed(); c < end; c++ {
+			require.NoError(t, w.Put(t.Context(), c, padded(data, c)))
+			require.NoError(t, w.Advance(t.Context(), c+1))
+		}
+	}
+	for _, from := range []repository.SnapshotID{"", parent} {
+		o := options(from)
+		o.Operation = "op-on-" + string(from)
+		w := begin(m, o)
+		require.Zero(t, w.Resumed())
+		part(w, 13)
+		w.Suspend()
+		w.Abort() // comes too late
+		require.Error(t, w.Put(t.Context(), 20, padded(data, 20)))
+
+		w = begin(m, o)
+		require.Equal(t, int64(12), w.Resumed())
+		require.NoError(t, w.Put(t.Context(), 20, padded(data, 20)))
+		require.Error(t, w.Put(t.Context(), 11, padded(data, 11)), "finished already")
+		w.Suspend()
+
+		w = begin(m, o)
+		require.Equal(t, int64(12), w.Resumed())
+		part(w, n-1)
+		_ = begin(m, o) // a run that is killed does not even suspend
+
+		w = begin(m, o)
+		require.Equal(t, int64(28), w.Resumed())
+		part(w, n)
+		img, _, err := w.Commit(t.Context())
+		require.NoError(t, err)
+		s.holds(t, s.save(t, shopDB, o.Operation, img), data)
+	}
+
+	o := options(parent)
+	w := begin(m, o)
+	part(w, 13)
+	w.Suspend()
+	other := o
+	other.Operation = "other"
+	w = begin(m, other)
+	require.Zero(t, w.Resumed(), "another operation")
+	w.Abort()
+	require.Equal(t, int64(12), begin(m, o).Resumed(), "it is still there")
+	changed := m
+	changed.SnapshotHandle = "other"
+	w = begin(changed, o)
+	require.Zero(t, w.Resumed(), "another content of the device")
+	part(w, 13)
+	w.Abort()
+	require.Zero(t, begin(changed, o).Resumed(), "Abort forgets")
+	changed.SnapshotHandle = ""
+	w = begin(changed, o)
+	part(w, 13)
+	w.Suspend()
+	require.Zero(t, begin(changed, o).Resumed(), "nobody knows what the device holds")
+}
+
+// pages: any page of a chunk that was put in pages before may be put alone.
+func (s suite) pages(t *testing.T) {
+	t.Helper()
+	const (
+		page  = chunk
+		large = 4 * page
+	)
+	m := meta(10*large+page+100, instant)
+	m.ChunkSize, m.SegmentSize, m.PageSize = large, 4*large, page
+	data := random(1, m.Size)
+	clear(data[5*large : 6*large])
+	part := func(c, from, end int64) repository.Pages {
+		buf := make([]byte, (end-from)*page)
+		copy(buf, data[min(c*large+from*page, m.Size):])
+		return repository.Pages{Offset: from * page, Data: buf}
+	}
+	write := func(parent repository.SnapshotID, operation string, put func(w repository.VolumeWriter)) repository.SnapshotID {
+		t.Helper()
+		o := options(parent)
+		o.Operation = operation
+		w, err := s.NewWriter(t.Context(), m, o)
+		require.NoError(t, err)
+		put(w)
+		img, _, err := w.Commit(t.Context())
+		require.NoError(t, err)
+		id := s.save(t, shopDB, operation, img)
+		r, err := s.OpenReader(t.Context(), id)
+		require.NoError(t, err)
+		got := make([]byte, m.Size)
+		_, err = r.ReadAt(got, 0)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(data, got), operation)
+		return id
+	}
+	full := write("", "op-1", func(w repository.VolumeWriter) {
+		for c := range int64(11) {
+			paged, err := w.Paged(t.Context(), c)
+			require.NoError(t, err)
+			require.False(t, paged, "there is no parent")
+			require.NoError(t, w.Put(t.Context(), c, part(c, 0, 4).Data))
+		}
+	})
+	data[2*large+100]++
+	data[m.Size-1]++
+	data[5*large+page]++ // in zeros
+	split := write(full, "op-2", func(w repository.VolumeWriter) {
+		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 10, []repository.Pages{part(10, 0, 1), part(10, 1, 4)}))
+		paged, err := w.Paged(t.Context(), 5)
+		require.NoError(t, err)
+		require.True(t, paged, "zeros")
+		require.NoError(t, w.PutPages(t.Context(), 5, []repository.Pages{part(5, 1, 2)}))
+	})
+	data[2*large+3*page]++
+	data[10*large]++
+	clear(data[5*large : 6*large])
+	third := write(split, "op-3", func(w repository.VolumeWriter) {
+		for _, c := range []int64{2, 10} {
+			paged, err := w.Paged(t.Context(), c)
+			require.NoError(t, err)
+			require.True(t, paged)
+		}
+		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 1), part(2, 3, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 5, []repository.Pages{part(5, 0, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 10, []repository.Pages{part(10, 0, 1)}))
+	})
+	data[2*large]++
+	write(third, "op-4", func(w repository.VolumeWriter) {
+		require.NoError(t, w.Put(t.Context(), 2, part(2, 0, 4).Data))
+	})
+
+	for name, wrong := range map[string][]repository.Pages{
+		"none":         {},
+		"empty":        {{}},
+		"between":      {{Offset: 512, Data: make([]byte, page)}},
+		"half a page":  {{Data: make([]byte, page/2)}},
+		"descending":   {part(2, 1, 2), part(2, 0, 1)},
+		"overlapping":  {part(2, 0, 2), part(2, 1, 3)},
+		"beyond":       {{Offset: 3 * page, Data: make([]byte, 2*page)}},
+		"before start": {{Offset: -page, Data: make([]byte, page)}},
+	} {
+		w, err := s.NewWriter(t.Context(), m, options(third))
+		require.NoError(t, err)
+		require.Error(t, w.PutPages(t.Context(), 2, wrong), name)
+		w.Abort()
+	}
+	w, err := s.NewWriter(t.Context(), m, options(third))
+	require.NoError(t, err)
+	require.Error(t, w.PutPages(t.Context(), 10, []repository.Pages{{Offset: 3 * page, Data: random(1, page)}}), "padding")
+	w.Abort()
+	w, err = s.NewWriter(t.Context(), m, options(""))
+	require.NoError(t, err)
+	require.Error(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 1)}), "nothing to inherit")
 	w.Abort()
 }
 
@@ -313,7 +493,7 @@ func (s suite) misuse(t *testing.T) {
 		"padding":          func(ctx context.Context, w repository.VolumeWriter) error { return w.Put(ctx, 2, random(1, chunk)) },
 		"advance too far":  func(ctx context.Context, w repository.VolumeWriter) error { return w.Advance(ctx, 4) },
 	} {
-		w, err := s.NewWriter(t.Context(), meta(size, instant), "")
+		w, err := s.NewWriter(t.Context(), meta(size, instant), options(""))
 		require.NoError(t, err, name)
 		require.NoError(t, w.Put(t.Context(), 1, zeros), name)
 		require.Error(t, wrong(t.Context(), w), name)
@@ -323,14 +503,14 @@ func (s suite) misuse(t *testing.T) {
 		w.Abort()
 		w.Abort()
 	}
-	w, err := s.NewWriter(t.Context(), meta(size, instant), "")
+	w, err := s.NewWriter(t.Context(), meta(size, instant), options(""))
 	require.NoError(t, err)
 	w.Abort()
 	require.Error(t, w.Put(t.Context(), 0, zeros))
 	_, _, err = w.Commit(t.Context())
 	require.Error(t, err)
 
-	w, err = s.NewWriter(t.Context(), meta(size, instant), "")
+	w, err = s.NewWriter(t.Context(), meta(size, instant), options(""))
 	require.NoError(t, err)
 	_, _, err = w.Commit(t.Context())
 	require.NoError(t, err)
@@ -338,8 +518,12 @@ func (s suite) misuse(t *testing.T) {
 	_, _, err = w.Commit(t.Context())
 	require.Error(t, err)
 
+	for _, o := range []repository.WriterOptions{{Volume: shopDB}, {Operation: "op"}} {
+		_, err := s.NewWriter(t.Context(), meta(size, instant), o)
+		require.Error(t, err, "%+v", o)
+	}
 	for _, m := range []repository.Meta{meta(0, instant), meta(-1, instant), {Size: 1, ChunkSize: 5000, SegmentSize: 10000}} {
-		_, err := s.NewWriter(t.Context(), m, "")
+		_, err := s.NewWriter(t.Context(), m, options(""))
 		require.Error(t, err)
 	}
 	list, err := s.List(t.Context(), shopDB)
@@ -349,7 +533,7 @@ func (s suite) misuse(t *testing.T) {
 
 func (s suite) parents(t *testing.T) {
 	t.Helper()
-	_, err := s.NewWriter(t.Context(), meta(chunk, instant), "0123456789abcdef0123456789abcdef")
+	_, err := s.NewWriter(t.Context(), meta(chunk, instant), options("0123456789abcdef0123456789abcdef"))
 	require.ErrorIs(t, err, repository.ErrNotFound)
 	_, err = s.OpenReader(t.Context(), "0123456789abcdef0123456789abcdef")
 	require.ErrorIs(t, err, repository.ErrNotFound)
@@ -359,10 +543,10 @@ func (s suite) parents(t *testing.T) {
 		{Size: chunk, ChunkSize: 2 * chunk, SegmentSize: segment},
 		{Size: chunk, ChunkSize: chunk, SegmentSize: 2 * segment},
 	} {
-		_, err := s.NewWriter(t.Context(), m, id)
+		_, err := s.NewWriter(t.Context(), m, options(id))
 		require.Error(t, err, "another cut than the parent's")
 	}
-	w, err := s.NewWriter(t.Context(), repository.Meta{Size: chunk, SnapshotTime: instant}, id)
+	w, err := s.NewWriter(t.Context(), repository.Meta{Size: chunk, SnapshotTime: instant}, options(id))
 	require.NoError(t, err)
 	require.Equal(t, int64(chunk), w.Meta().ChunkSize, "the parent's")
 	require.Equal(t, int64(segment), w.Meta().SegmentSize, "the parent's")
@@ -418,9 +602,29 @@ func (s suite) catalog(t *testing.T) {
 	require.Error(t, err, "no volume")
 }
 
+// held: a parent that is deleted while an image is written on it is whole to
+// the end.
+func (s suite) held(t *testing.T) {
+	t.Helper()
+	const size = 20 * chunk
+	data := random(1, size)
+	parent := s.backup(t, "op-1", meta(size, instant), "", data, chunks(20))
+	w, err := s.NewWriter(t.Context(), meta(size, instant.Add(time.Hour)), options(parent))
+	require.NoError(t, err)
+	require.NoError(t, s.Delete(t.Context(), parent))
+	list, err := s.List(t.Context(), shopDB)
+	require.NoError(t, err)
+	require.Empty(t, list, "what holds the parent is no backup")
+	data[0]++
+	require.NoError(t, w.Put(t.Context(), 0, padded(data, 0)))
+	img, _, err := w.Commit(t.Context())
+	require.NoError(t, err)
+	s.holds(t, s.save(t, shopDB, "op", img), data)
+}
+
 func (s suite) defaults(t *testing.T) {
 	t.Helper()
-	w, err := s.NewWriter(t.Context(), repository.Meta{Size: 1, SnapshotTime: instant}, "")
+	w, err := s.NewWriter(t.Context(), repository.Meta{Size: 1, SnapshotTime: instant}, options(""))
 	require.NoError(t, err)
 	require.Equal(t, int64(repository.DefaultChunkSize), w.Meta().ChunkSize)
 	require.Equal(t, int64(repository.DefaultSegmentSize), w.Meta().SegmentSize)

@@ -22,6 +22,19 @@ type Memory struct {
 	next      int
 	images    map[string]*volume
 	snapshots map[repository.SnapshotID]entry
+	// unfinished is what operations have recorded in Advance.
+	unfinished map[operation]checkpoint
+}
+
+type operation struct {
+	volume repository.VolumeKey
+	id     string
+}
+
+type checkpoint struct {
+	meta repository.Meta
+	put  map[int64]string
+	end  int64
 }
 
 type entry struct {
@@ -33,13 +46,15 @@ type entry struct {
 type volume struct {
 	meta   repository.Meta
 	chunks map[int64]string
+	// paged are the chunks that were last put in pages.
+	paged map[int64]bool
 }
 
 var _ repository.Store = (*Memory)(nil)
 
 // NewMemory returns an empty Store.
 func NewMemory() *Memory {
-	return &Memory{images: map[string]*volume{}, snapshots: map[repository.SnapshotID]entry{}}
+	return &Memory{images: map[string]*volume{}, snapshots: map[repository.SnapshotID]entry{}, unfinished: map[operation]checkpoint{}}
 }
 
 func (m *Memory) name(kind string) string {
@@ -51,17 +66,15 @@ func (m *Memory) name(kind string) string {
 func (m *Memory) Save(_ context.Context, s repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	operation := s.Tags[repository.TagOperation]
-	switch {
-	case operation == "":
-		return "", errors.New("operation ID is missing")
-	case s.Volume.Namespace == "" || s.Volume.PVC == "":
-		return "", errors.New("volume is missing")
-	case m.images[img.Root] == nil:
+	op := operation{s.Volume, s.Tags[repository.TagOperation]}
+	if err := op.check(); err != nil {
+		return "", err
+	}
+	if m.images[img.Root] == nil {
 		return "", fmt.Errorf("image %q: %w", img.Root, repository.ErrNotFound)
 	}
 	for id, e := range m.snapshots {
-		if e.Volume == s.Volume && e.Tags[repository.TagOperation] == operation {
+		if e.Volume == s.Volume && e.Tags[repository.TagOperation] == op.id {
 			return id, nil
 		}
 	}
@@ -69,8 +82,19 @@ func (m *Memory) Save(_ context.Context, s repository.Snapshot, img repository.I
 	s.Meta = m.images[img.Root].meta
 	s.Tags = maps.Clone(s.Tags)
 	s.Damage = nil
+	delete(m.unfinished, op)
 	m.snapshots[s.ID] = entry{s, img.Root}
 	return s.ID, nil
+}
+
+func (o operation) check() error {
+	switch {
+	case o.id == "":
+		return errors.New("operation ID is missing")
+	case o.volume.Namespace == "" || o.volume.PVC == "":
+		return errors.New("volume is missing")
+	}
+	return nil
 }
 
 // Get implements repository.Catalog.
@@ -112,9 +136,13 @@ func (m *Memory) Delete(_ context.Context, id repository.SnapshotID) error {
 }
 
 // NewWriter implements repository.Store.
-func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, parent repository.SnapshotID) (repository.VolumeWriter, error) {
+func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error) {
+	op, parent := operation{o.Volume, o.Operation}, o.Parent
+	if err := op.check(); err != nil {
+		return nil, err
+	}
 	meta.Version, meta.Kind, meta.Parent = repository.MetaVersion, repository.Full, parent
-	w := &memoryWriter{store: m, put: map[int64]string{}}
+	w := &memoryWriter{store: m, operation: op, put: map[int64]string{}, paged: map[int64]bool{}}
 	if parent != "" {
 		meta.Kind = repository.Incremental
 		var err error
@@ -138,27 +166,42 @@ func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, parent repos
 	if meta.SegmentSize == 0 {
 		meta.SegmentSize = repository.DefaultSegmentSize
 	}
+	if meta.PageSize == 0 {
+		meta.PageSize = min(repository.DefaultPageSize, meta.ChunkSize)
+	}
 	var err error
 	w.geometry, err = block.NewGeometry(meta.Size, meta.ChunkSize)
 	w.meta = meta
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.unfinished[op]; c.meta == meta && meta.SnapshotHandle != "" {
+		w.put, w.advanced, w.resumed = maps.Clone(c.put), c.end, c.end
+	} else {
+		delete(m.unfinished, op)
+	}
 	return w, err
 }
 
 type memoryWriter struct {
-	store    *Memory
-	meta     repository.Meta
-	geometry block.Geometry
-	parent   *volume
+	store     *Memory
+	operation operation
+	meta      repository.Meta
+	geometry  block.Geometry
+	parent    *volume
+	resumed   int64
 
 	mu       sync.Mutex
 	put      map[int64]string
+	paged    map[int64]bool
 	advanced int64
 	stats    repository.WriteStats
-	// over is set by an error, Commit and Abort.
-	over bool
+	// over is set by an error, ended by what ends a writer; both by Commit.
+	over, ended bool
 }
 
 func (w *memoryWriter) Meta() repository.Meta { return w.meta }
+
+func (w *memoryWriter) Resumed() int64 { return w.resumed }
 
 func (w *memoryWriter) Put(_ context.Context, chunk int64, data []byte) error {
 	w.mu.Lock()
@@ -185,9 +228,56 @@ func (w *memoryWriter) Put(_ context.Context, chunk int64, data []byte) error {
 	if block.IsZero(data) {
 		w.stats.ZeroBytes += w.geometry.Extent(chunk).Length
 	} else if w.parent == nil || w.parent.chunks[chunk] != string(data) {
-		w.stats.BytesUploaded += int64(len(data))
+		w.stats.BytesUploaded += w.geometry.Extent(chunk).Length
 	}
 	return nil
+}
+
+// Paged implements repository.VolumeWriter.
+func (w *memoryWriter) Paged(_ context.Context, chunk int64) (bool, error) {
+	if w.parent == nil {
+		return false, nil
+	}
+	p := w.parent.meta
+	end := min(p.Size, w.meta.Size)
+	if chunk*w.meta.ChunkSize >= end || p.Size != w.meta.Size && chunk == end/w.meta.ChunkSize {
+		return false, nil
+	}
+	return w.parent.chunks[chunk] == "" || w.parent.paged[chunk] && p.PageSize == w.meta.PageSize, nil
+}
+
+func (w *memoryWriter) PutPages(ctx context.Context, chunk int64, runs []repository.Pages) error {
+	buf := make([]byte, w.meta.ChunkSize)
+	if w.parent != nil {
+		copy(buf, w.parent.chunks[chunk])
+	}
+	var total, end int64
+	for _, run := range runs {
+		n := int64(len(run.Data))
+		if run.Offset < end || n == 0 || (run.Offset|n)%w.meta.PageSize != 0 || run.Offset+n > w.meta.ChunkSize {
+			return w.spoil(fmt.Errorf("put pages: %d bytes at %d", n, run.Offset))
+		}
+		end = run.Offset + int64(copy(buf[run.Offset:], run.Data))
+		total += n
+	}
+	paged, err := w.Paged(ctx, chunk)
+	if err != nil || total == 0 || total < w.meta.ChunkSize && !paged {
+		return w.spoil(fmt.Errorf("put pages: %d bytes, not in pages", total))
+	}
+	if err := w.Put(ctx, chunk, buf); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.paged[chunk] = true
+	return nil
+}
+
+func (w *memoryWriter) spoil(err error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
+	return err
 }
 
 func (w *memoryWriter) Advance(_ context.Context, chunk int64) error {
@@ -198,7 +288,18 @@ func (w *memoryWriter) Advance(_ context.Context, chunk int64) error {
 		return fmt.Errorf("advance to chunk %d of %d", chunk, w.geometry.Chunks())
 	}
 	perSegment := w.meta.SegmentSize / w.meta.ChunkSize
-	w.advanced = max(w.advanced, chunk/perSegment*perSegment)
+	if chunk < w.geometry.Chunks() {
+		chunk -= chunk % perSegment
+	}
+	if chunk <= w.advanced {
+		return nil
+	}
+	w.advanced = chunk
+	done := maps.Clone(w.put)
+	maps.DeleteFunc(done, func(c int64, _ string) bool { return c >= chunk })
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	w.store.unfinished[w.operation] = checkpoint{w.meta, done, chunk}
 	return nil
 }
 
@@ -208,8 +309,8 @@ func (w *memoryWriter) Commit(context.Context) (repository.Image, repository.Wri
 	if w.over {
 		return repository.Image{}, repository.WriteStats{}, errors.New("commit: the image is committed, aborted or has failed")
 	}
-	w.over = true
-	v := &volume{meta: w.meta, chunks: map[int64]string{}}
+	w.over, w.ended = true, true
+	v := &volume{meta: w.meta, chunks: map[int64]string{}, paged: w.paged}
 	if w.parent != nil {
 		p := w.parent.meta
 		end := min(p.Size, w.meta.Size)
@@ -245,6 +346,7 @@ func (w *memoryWriter) inherit(v *volume) int64 {
 			v.chunks[c] = data
 		}
 		if _, put := w.put[c]; !put {
+			v.paged[c] = w.parent.paged[c]
 			kept++
 		}
 	}
@@ -252,9 +354,22 @@ func (w *memoryWriter) inherit(v *volume) int64 {
 }
 
 func (w *memoryWriter) Abort() {
+	if w.end() {
+		w.store.mu.Lock()
+		defer w.store.mu.Unlock()
+		delete(w.store.unfinished, w.operation)
+	}
+}
+
+func (w *memoryWriter) Suspend() { w.end() }
+
+// end reports whether it was this call that ended the writer.
+func (w *memoryWriter) end() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.over = true
+	first := !w.ended
+	w.over, w.ended = true, true
+	return first
 }
 
 // OpenReader implements repository.Store.

@@ -1,0 +1,177 @@
+package kopia
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/manifest"
+	"github.com/kopia/kopia/repo/object"
+	"github.com/kopia/kopia/snapshot"
+
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+const (
+	// incompleteReason is the one that kopia's own checkpoints give: stock kopia
+	// hides such a snapshot from its lists, and keeps what it refers to.
+	incompleteReason = "checkpoint"
+
+	// tagHold marks the manifests of running operations, so that they are found by
+	// their labels alone.
+	tagHold   = "blockmover.io/hold"
+	holdValue = "true"
+
+	holdDescription = "Blockmover volume image, not complete"
+
+	// holdLife is after what time without a sign of life an operation is taken for
+	// dead. A living one renews its hold in the first Advance after holdRenewal:
+	// a hundred of them must fail to come.
+	holdLife    = 24 * time.Hour
+	holdRenewal = holdLife / 100
+
+	// holdTimeout bounds the removal of a hold by an operation that is over and has
+	// no context left.
+	holdTimeout = 30 * time.Second
+)
+
+var errNoOperation = errors.New("operation ID is missing")
+
+// hold is the incomplete manifest by which a running operation keeps what it
+// refers to from garbage collection; see the package comment.
+type hold struct {
+	volume    repository.VolumeKey
+	operation string
+	start     time.Time
+	// ids are the manifests that the next one replaces: its own last one, or what
+	// an earlier run of the operation has left.
+	ids []manifest.ID
+	// What it refers to, and since when.
+	root    object.ID
+	summary *fs.DirectorySummary
+	taken   time.Time
+}
+
+// newHold finds what earlier runs of the operation have left, without touching
+// it.
+func (s *Store) newHold(ctx context.Context, volume repository.VolumeKey, operation string) (*hold, error) {
+	ids, err := s.findHolds(ctx, volume, operation)
+	if err != nil {
+		return nil, err
+	}
+	return &hold{volume: volume, operation: operation, start: s.rep.Time(), ids: ids}, nil
+}
+
+// findHolds lists the holds of an operation, oldest first.
+func (s *Store) findHolds(ctx context.Context, volume repository.VolumeKey, operation string) ([]manifest.ID, error) {
+	source := sourceOf(volume)
+	ids, err := snapshot.ListSnapshotManifests(ctx, s.rep, &source, map[string]string{
+		tagHold: holdValue, repository.TagOperation: operation,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find holds of operation %s: %w", operation, err)
+	}
+	return ids, nil
+}
+
+// take makes the hold refer to a directory instead of what it referred to
+// before, and flushes the session.
+func (h *hold) take(ctx context.Context, w repo.RepositoryWriter, root object.ID, summary *fs.DirectorySummary) error {
+	now := fs.UTCTimestampFromTime(w.Time())
+	id, err := snapshot.SaveSnapshot(ctx, w, &snapshot.Manifest{
+		Source:      sourceOf(h.volume),
+		Description: holdDescription,
+		StartTime:   fs.UTCTimestampFromTime(h.start),
+		EndTime:     now,
+		RootEntry: &snapshot.DirEntry{
+			Name:        h.volume.PVC,
+			Type:        snapshot.EntryTypeDirectory,
+			Permissions: 0o700,
+			ModTime:     now,
+			ObjectID:    root,
+			DirSummary:  summary,
+		},
+		IncompleteReason: incompleteReason,
+		Tags: map[string]string{
+			tagRequester: requester, tagUploader: uploader,
+			tagHold: holdValue, repository.TagOperation: h.operation,
+		},
+		Pins: []string{pin},
+	})
+	if err != nil {
+		return fmt.Errorf("save hold: %w", err)
+	}
+	// Both in one flush: nothing is without a hold at any moment.
+	if err := deleteManifests(ctx, w, h.ids); err != nil {
+		return fmt.Errorf("replace hold: %w", err)
+	}
+	if err := w.Flush(ctx); err != nil {
+		return fmt.Errorf("flush hold: %w", err)
+	}
+	h.ids, h.root, h.summary, h.taken = []manifest.ID{id}, root, summary, now.ToTime()
+	return nil
+}
+
+// renew shows that the operation is alive, where it is time.
+func (h *hold) renew(ctx context.Context, w repo.RepositoryWriter) error {
+	if h.root == object.EmptyID || w.Time().Sub(h.taken) < holdRenewal {
+		return nil
+	}
+	return h.take(ctx, w, h.root, h.summary)
+}
+
+// release removes the hold.
+func (h *hold) release(ctx context.Context, rep repo.Repository) error {
+	if len(h.ids) == 0 {
+		return nil
+	}
+	err := repo.WriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "Blockmover release"},
+		func(ctx context.Context, w repo.RepositoryWriter) error {
+			return deleteManifests(ctx, w, h.ids)
+		})
+	if err != nil {
+		return fmt.Errorf("release hold: %w", err)
+	}
+	h.ids = nil
+	return nil
+}
+
+func deleteManifests(ctx context.Context, w repo.RepositoryWriter, ids []manifest.ID) error {
+	for _, id := range ids {
+		if err := w.DeleteManifest(ctx, id); err != nil {
+			return fmt.Errorf("delete manifest %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// sweepHolds removes the holds of dead operations, of all volumes: a volume
+// that is not backed up any more has nobody else to do it.
+func (s *Store) sweepHolds(ctx context.Context) error {
+	all, err := s.rep.FindManifests(ctx, map[string]string{manifest.TypeLabelKey: snapshot.ManifestType, tagHold: holdValue})
+	if err != nil {
+		return fmt.Errorf("find holds: %w", err)
+	}
+	dead := slices.DeleteFunc(all, func(m *manifest.EntryMetadata) bool {
+		return s.rep.Time().Sub(m.ModTime) < holdLife
+	})
+	if len(dead) == 0 {
+		return nil
+	}
+	ids := make([]manifest.ID, len(dead))
+	for i, m := range dead {
+		ids[i] = m.ID
+	}
+	return (&hold{ids: ids}).release(ctx, s.rep)
+}
+
+// abandon removes the hold of a writer that is over.
+func (h *hold) abandon(rep repo.Repository) error {
+	ctx, cancel := context.WithTimeout(context.Background(), holdTimeout)
+	defer cancel()
+	return h.release(ctx, rep)
+}

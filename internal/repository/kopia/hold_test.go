@@ -1,0 +1,192 @@
+package kopia
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/maintenance"
+	"github.com/kopia/kopia/repo/manifest"
+	"github.com/kopia/kopia/snapshot"
+	"github.com/kopia/kopia/snapshot/snapshotmaintenance"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// maintain runs kopia's full maintenance in a process of its own, with all
+// safety delays off.
+func maintain(t *testing.T, dir string) {
+	t.Helper()
+	s := openStore(t, dir)
+	direct, ok := s.rep.(repo.DirectRepository)
+	require.True(t, ok)
+	require.NoError(t, repo.DirectWriteSession(t.Context(), direct, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.DirectRepositoryWriter) error {
+		return snapshotmaintenance.Run(ctx, w, maintenance.ModeFull, true, maintenance.SafetyNone)
+	}))
+}
+
+// holdsIn lists the incomplete manifests in the repository.
+func holdsIn(t *testing.T, s *Store) []*snapshot.Manifest {
+	t.Helper()
+	require.NoError(t, s.rep.Refresh(t.Context()))
+	ids, err := snapshot.ListSnapshotManifests(t.Context(), s.rep, nil, nil)
+	require.NoError(t, err)
+	all, err := snapshot.LoadSnapshots(t.Context(), s.rep, ids)
+	require.NoError(t, err)
+	var result []*snapshot.Manifest
+	for _, m := range all {
+		if m.IncompleteReason != "" {
+			result = append(result, m)
+		}
+	}
+	return result
+}
+
+// TestParentIsDeletedWhileAnIncrementRuns is the worst that can happen to a
+// parent: its backup is deleted, and maintenance comes by, twice.
+func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
+	run := func(t *testing.T, protected bool) (*Store, repository.SnapshotID, []byte, error) {
+		t.Helper()
+		dir := newRepository(t)
+		s := openStore(t, dir)
+		meta := testMeta(200<<10, testTime)
+		data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
+		clear(data[100<<10 : 110<<10])
+		full, _ := backup(t, s, meta, "", data, allChunks(t, meta))
+
+		o := nextOperation(full)
+		w, err := s.NewWriter(t.Context(), meta, o)
+		require.NoError(t, err)
+		defer w.Abort()
+		inner, ok := w.(*writer)
+		require.True(t, ok)
+		if !protected {
+			require.NoError(t, inner.hold.release(t.Context(), s.rep))
+		}
+		require.NoError(t, s.Delete(t.Context(), full))
+		maintain(t, dir)
+		data[5000]++
+		require.NoError(t, w.Put(t.Context(), 1, chunkOf(meta, data, 1)))
+		clear(data[60<<10 : 64<<10])
+		require.NoError(t, w.Put(t.Context(), 15, chunkOf(meta, data, 15)))
+		maintain(t, dir)
+		img, _, err := w.Commit(t.Context())
+		if err != nil {
+			return nil, "", nil, err
+		}
+		maintain(t, dir)
+		id := save(t, s, img)
+		maintain(t, dir)
+		return openStore(t, dir), id, data, nil
+	}
+	t.Run("protected", func(t *testing.T) {
+		s, id, data, err := run(t, true)
+		require.NoError(t, err)
+		requireImage(t, s, id, data)
+		require.Empty(t, holdsIn(t, s))
+	})
+	t.Run("not protected", func(t *testing.T) {
+		s, id, data, err := run(t, false)
+		if err == nil {
+			var r repository.VolumeReader
+			if r, err = s.OpenReader(t.Context(), id); err == nil {
+				_, err = r.ReadAt(make([]byte, len(data)), 0)
+			}
+		}
+		require.Error(t, err, "without the hold, there is loss")
+	})
+}
+
+func TestHoldsComeAndGo(t *testing.T) {
+	dir := newRepository(t)
+	s := openStore(t, dir)
+	meta := testMeta(20<<10, testTime)
+	data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
+	full, _ := backup(t, s, meta, "", data, allChunks(t, meta))
+	require.Empty(t, holdsIn(t, s))
+
+	o := nextOperation(full)
+	w, err := s.NewWriter(t.Context(), meta, o)
+	require.NoError(t, err)
+	holds := holdsIn(t, s)
+	require.Len(t, holds, 1, "from the first moment")
+	_, err = s.Get(t.Context(), repository.SnapshotID(holds[0].ID))
+	require.ErrorIs(t, err, repository.ErrNotFound)
+	list, err := s.List(t.Context(), testVolume)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+
+	// Another operation on the volume has its own.
+	other := o
+	other.Operation = "other"
+	second, err := s.NewWriter(t.Context(), meta, other)
+	require.NoError(t, err)
+	require.Len(t, holdsIn(t, s), 2)
+	second.Abort()
+	require.Len(t, holdsIn(t, s), 1, "deleted at Abort")
+
+	// A second run of the operation takes over what the first has left.
+	again, err := openStore(t, dir).NewWriter(t.Context(), meta, o)
+	require.NoError(t, err)
+	require.Len(t, holdsIn(t, s), 1)
+	again.Abort()
+	require.Empty(t, holdsIn(t, s))
+
+	img, _, err := w.Commit(t.Context())
+	require.NoError(t, err)
+	require.Len(t, holdsIn(t, s), 1, "an image that is not saved yet")
+	id := save(t, s, img)
+	require.Empty(t, holdsIn(t, s), "replaced at Save")
+	requireImage(t, s, id, data)
+
+	bad := meta
+	bad.ChunkSize *= 2
+	_, err = s.NewWriter(t.Context(), bad, nextOperation(full))
+	require.Error(t, err)
+	require.Empty(t, holdsIn(t, s))
+}
+
+// TestDeadOperationsAreSwept: their holds go when the next operation of any
+// volume starts, and no sooner than they are old.
+func TestDeadOperationsAreSwept(t *testing.T) {
+	dir := newRepository(t)
+	s := openStore(t, dir)
+	meta := testMeta(20<<10, testTime)
+	full, _ := backup(t, s, meta, "", make([]byte, meta.Size), allChunks(t, meta))
+	_, err := s.NewWriter(t.Context(), meta, nextOperation(full)) // and it is never heard of again
+	require.NoError(t, err)
+
+	next := func(now time.Time) int {
+		later := &Store{rep: clockRepository{s.rep, now}, release: s.release}
+		o := repository.WriterOptions{Volume: repository.VolumeKey{Namespace: "shop", PVC: "log"}, Operation: "next"}
+		w, err := later.NewWriter(t.Context(), meta, o)
+		require.NoError(t, err)
+		w.Abort()
+		return len(holdsIn(t, s))
+	}
+	require.Equal(t, 1, next(time.Now().Add(holdLife-time.Minute)))
+	require.Equal(t, 0, next(time.Now().Add(holdLife+time.Minute)))
+}
+
+// clockRepository is a repository at another time.
+type clockRepository struct {
+	repo.Repository
+	now time.Time
+}
+
+func (r clockRepository) Time() time.Time { return r.now }
+
+func TestSweepLeavesBackupsAlone(t *testing.T) {
+	s := newStore(t)
+	meta := testMeta(20<<10, testTime)
+	data := bytes.Repeat([]byte{7}, int(meta.Size))
+	id, _ := backup(t, s, meta, "", data, allChunks(t, meta))
+	later := &Store{rep: clockRepository{s.rep, time.Now().Add(100 * holdLife)}, release: s.release}
+	require.NoError(t, later.sweepHolds(t.Context()))
+	_, err := snapshot.LoadSnapshot(t.Context(), s.rep, manifest.ID(id))
+	require.NoError(t, err)
+}
