@@ -36,7 +36,7 @@ func fillMix(ctx context.Context, path string, size int64, seed uint64) ([]block
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // memory does not fail late
 	if err := empty(f, size); err != nil {
 		return nil, err
 	}
@@ -122,9 +122,10 @@ type textBytes struct {
 func newText(seed uint64) *textBytes {
 	t := &textBytes{rnd: rand.New(rand.NewPCG(seed, 't'))}
 	for range 2000 {
-		word := make([]byte, 2+t.rnd.IntN(9))
-		for i := range word {
-			word[i] = byte('a' + t.rnd.IntN(26))
+		letters := 2 + t.rnd.IntN(9)
+		word := make([]byte, 0, letters+1)
+		for range letters {
+			word = append(word, byte('a'+t.rnd.IntN(26)))
 		}
 		t.words = append(t.words, append(word, ' '))
 	}
@@ -146,7 +147,7 @@ func change(device string, places []int64, length int64, seed uint64) ([]block.E
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // it is synced before
 	slices.Sort(places)
 	places = slices.Compact(places)
 	random := newRandom(seed)
@@ -217,7 +218,7 @@ func sameBytes(ctx context.Context, a, b string, size int64) error {
 		if err != nil {
 			return err
 		}
-		defer f.Close()
+		defer f.Close() //nolint:errcheck,gocritic // two files that are only read
 		files[i] = f
 	}
 	var bufs [2][]byte

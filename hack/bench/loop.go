@@ -20,12 +20,12 @@ func attachLoop(file string) (*loopDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer backing.Close()
+	defer backing.Close() //nolint:errcheck // the device has it open itself
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w; make bench needs root", err)
 	}
-	defer control.Close()
+	defer control.Close() //nolint:errcheck // it is only asked
 	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
 	for range 64 { // others attach devices too
 		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
@@ -40,8 +40,7 @@ func attachLoop(file string) (*loopDevice, error) {
 		if err == nil {
 			return &loopDevice{file: file, node: node}, nil
 		}
-		node.Close()
-		if !errors.Is(err, unix.EBUSY) {
+		if err = errors.Join(err, node.Close()); !errors.Is(err, unix.EBUSY) {
 			return nil, fmt.Errorf("attach %s: %w", file, err)
 		}
 	}
@@ -59,7 +58,7 @@ func (d *loopDevice) forget() error {
 	return unix.IoctlSetInt(int(d.node.Fd()), unix.BLKFLSBUF, 0)
 }
 
-func (d *loopDevice) close() { d.node.Close() }
+func (d *loopDevice) close() error { return d.node.Close() }
 
 // punch gives the memory of a file back. What was there is zero.
 func punch(f *os.File, size int64) error {

@@ -30,8 +30,9 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx); err != nil {
+	err := run(ctx)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -183,15 +184,16 @@ func availableMemory() int64 {
 }
 
 func (b *bench) cleanUp() error {
+	var errs []error
 	for _, d := range []*loopDevice{b.volume, b.target} {
 		if d != nil {
-			d.close()
+			errs = append(errs, d.close())
 		}
 	}
-	if b.dir == "" {
-		return nil
+	if b.dir != "" {
+		errs = append(errs, os.RemoveAll(b.dir))
 	}
-	return os.RemoveAll(b.dir)
+	return errors.Join(errs...)
 }
 
 // say tells what comes next.

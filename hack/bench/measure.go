@@ -66,7 +66,7 @@ func (c child) run(ctx context.Context) (sample, []byte, error) {
 		if err != nil {
 			return sample{}, nil, err
 		}
-		defer f.Close()
+		defer f.Close() //nolint:errcheck // it was only read
 		cmd.Stdin = f
 	}
 	var out, messages bytes.Buffer
@@ -110,7 +110,7 @@ func rawAccess(ctx context.Context, path string, size int64, write bool) (sample
 	if err != nil {
 		return sample{}, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // it is synced before
 	buf := device.NewBuffer(mib)
 	newRandom(1).fill(buf)
 	s, err := measured(func() error {

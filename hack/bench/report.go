@@ -165,25 +165,29 @@ func (r *report) conclude() {
 
 // print writes the tables.
 func (r *report) print(out io.Writer) error {
-	fmt.Fprintf(out, "\n%s of the mix, median of %d, %d CPUs, load %s at the start and %s at the end\n\n", formatBytes(r.Size), r.Runs, r.CPUs, r.Load, r.LoadEnd)
+	head := fmt.Sprintf("\n%s of the mix, median of %d, %d CPUs, load %s at the start and %s at the end\n\n", formatBytes(r.Size), r.Runs, r.CPUs, r.Load, r.LoadEnd)
+	if _, err := io.WriteString(out, head); err != nil {
+		return err
+	}
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "step\tseconds\tMB/s\tCPU s\tpeak RSS\trepository\tuploaded\tmetadata\t")
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // Flush reports errors
+	line("step\tseconds\tMB/s\tCPU s\tpeak RSS\trepository\tuploaded\tmetadata\t")
 	for _, s := range r.Steps {
 		m := s.Median
-		fmt.Fprintf(t, "%s\t%.3f\t%.0f\t%.2f\t%s\t%s\t%s\t%s\t\n", s.Name, m.Seconds, m.speed()/1e6, m.CPUSeconds,
+		line("%s\t%.3f\t%.0f\t%.2f\t%s\t%s\t%s\t%s\t", s.Name, m.Seconds, m.speed()/1e6, m.CPUSeconds,
 			formatBytes(m.PeakRSS), formatBytes(m.Grew), formatBytes(m.Uploaded), formatBytes(m.Metadata))
 	}
-	fmt.Fprintln(t)
+	line("")
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(t, "ratio\tvalue\ttarget\t\t")
+	line("ratio\tvalue\ttarget\t\t")
 	for _, q := range r.Ratios {
 		verdict := ""
 		if q.Met != nil {
 			verdict = map[bool]string{true: "met", false: "MISSED"}[*q.Met]
 		}
-		fmt.Fprintf(t, "%s\t%.2f %s\t%s\t%s\t\n", q.Name, q.Value, q.Unit, q.Target, verdict)
+		line("%s\t%.2f %s\t%s\t%s\t", q.Name, q.Value, q.Unit, q.Target, verdict)
 	}
 	return t.Flush()
 }

@@ -198,7 +198,7 @@ func (b *backup) run(ctx context.Context, asked string) (summary, error) {
 	}
 	defer run.Writer.Abort()
 	if run.Detail != "" {
-		fmt.Fprintf(b.messages, "%s image: %s\n", run.Kind, run.Detail)
+		printLine(b.messages, "%s image: %s", run.Kind, run.Detail)
 	}
 
 	progress := &datapath.Progress{}

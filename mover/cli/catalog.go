@@ -43,15 +43,21 @@ func newListCommand() *cobra.Command {
 
 func printImages(out io.Writer, images []repository.Snapshot) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SNAPSHOT\tTIME\tKIND\tSIZE\tPARENT")
+	printLine(t, "SNAPSHOT\tTIME\tKIND\tSIZE\tPARENT")
 	for _, s := range images {
 		if s.Damage != nil {
-			fmt.Fprintf(t, "%s\t%s\tdamaged: %s\n", s.ID, formatTime(s.Start), OneLine(s.Damage))
+			printLine(t, "%s\t%s\tdamaged: %s", s.ID, formatTime(s.Start), OneLine(s.Damage))
 			continue
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", s.ID, formatTime(s.Meta.SnapshotTime), s.Meta.Kind, formatBytes(s.Meta.Size), orDash(string(s.Meta.Parent)))
+		printLine(t, "%s\t%s\t%s\t%s\t%s", s.ID, formatTime(s.Meta.SnapshotTime), s.Meta.Kind, formatBytes(s.Meta.Size), orDash(string(s.Meta.Parent)))
 	}
 	return t.Flush()
+}
+
+// printLine prints what is for people. Whether it arrives does not change what a
+// command has done.
+func printLine(out io.Writer, format string, args ...any) {
+	_, _ = fmt.Fprintf(out, format+"\n", args...)
 }
 
 func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -85,7 +91,7 @@ back when the repository's maintenance runs.`,
 				if err := store.Delete(ctx, id); err != nil {
 					return err
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "image %s is deleted\n", id)
+				printLine(cmd.OutOrStdout(), "image %s is deleted", id)
 				return nil
 			})
 		}),

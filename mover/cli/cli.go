@@ -69,7 +69,7 @@ func newCreateCommand() *cobra.Command {
 			if err := kopia.CreateFilesystem(ctx, r.dir, password); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "repository in %s is ready\n", r.dir)
+			printLine(cmd.OutOrStdout(), "repository in %s is ready", r.dir)
 			return nil
 		}),
 	}

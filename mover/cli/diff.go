@@ -31,16 +31,17 @@ reads both images.`,
 		Args: cobra.ExactArgs(2),
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, args []string) error {
 			return r.use(ctx, func(store repository.Store) error {
-				var images [2]repository.VolumeReader
-				for i, id := range args {
-					image, err := store.OpenReader(ctx, repository.SnapshotID(id))
-					if err != nil {
-						return err
-					}
-					defer image.Close() //nolint:errcheck // it was only read
-					images[i] = image
+				first, err := store.OpenReader(ctx, repository.SnapshotID(args[0]))
+				if err != nil {
+					return err
 				}
-				return printDiff(ctx, images[0], images[1], cmd.OutOrStdout(), cmd.ErrOrStderr())
+				defer first.Close() //nolint:errcheck // it was only read
+				second, err := store.OpenReader(ctx, repository.SnapshotID(args[1]))
+				if err != nil {
+					return err
+				}
+				defer second.Close() //nolint:errcheck // it was only read
+				return printDiff(ctx, first, second, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			})
 		}),
 	}
@@ -51,7 +52,7 @@ reads both images.`,
 func printDiff(ctx context.Context, a, b repository.VolumeReader, out, messages io.Writer) error {
 	sizeA, sizeB := a.Meta().Size, b.Meta().Size
 	if sizeA != sizeB {
-		fmt.Fprintf(messages, "the first image has %d bytes, the second %d\n", sizeA, sizeB)
+		printLine(messages, "the first image has %d bytes, the second %d", sizeA, sizeB)
 	}
 	w := bufio.NewWriter(out)
 	d := differ{a: a, b: b}

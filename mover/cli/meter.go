@@ -41,7 +41,7 @@ func startMeter(out io.Writer, verb string, done, total func() int64) (stop func
 			case <-stopping:
 				if bar {
 					// The bar leaves no trace.
-					fmt.Fprint(out, "\r\x1b[K")
+					_, _ = fmt.Fprint(out, "\r\x1b[K")
 				}
 				return
 			}
@@ -55,10 +55,10 @@ func startMeter(out io.Writer, verb string, done, total func() int64) (stop func
 
 func show(out io.Writer, bar bool, s meterStatus) {
 	if bar {
-		fmt.Fprint(out, "\r\x1b[K"+s.bar()+s.String())
+		_, _ = fmt.Fprint(out, "\r\x1b[K"+s.bar()+s.String())
 		return
 	}
-	fmt.Fprintln(out, s.String())
+	printLine(out, "%s", s)
 }
 
 // meterStatus is one moment of an operation.

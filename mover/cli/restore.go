@@ -64,7 +64,7 @@ func (o *restoreOptions) run(ctx context.Context, cmd *cobra.Command) error {
 			return err
 		}
 		u := currentUsage()
-		fmt.Fprintf(cmd.OutOrStdout(), "image %s is on %s\n  wrote %s, zeroed %s\n  %.1f s, %.1f CPU seconds, peak memory %s\n",
+		printLine(cmd.OutOrStdout(), "image %s is on %s\n  wrote %s, zeroed %s\n  %.1f s, %.1f CPU seconds, peak memory %s",
 			o.snapshot, o.device, formatBytes(stats.BytesWritten), formatBytes(stats.ZeroBytes),
 			time.Since(start).Seconds(), u.CPUSeconds, formatBytes(u.PeakRSS))
 		return nil

@@ -151,7 +151,7 @@ func (v *verification) run(ctx context.Context) error {
 	}
 	// The image must end where its document says.
 	if n, err := v.image.ReadAt(make([]byte, 1), meta.Size); n != 0 || !errors.Is(err, io.EOF) {
-		end := damage{block.Extent{Offset: meta.Size, Length: 1}, fmt.Errorf("image goes on after its end (error: %v)", err)}
+		end := damage{block.Extent{Offset: meta.Size, Length: 1}, fmt.Errorf("%w: image goes on after its end", repository.ErrCorrupt)}
 		if err := v.note([]damage{end}); err != nil {
 			return err
 		}
