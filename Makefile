@@ -62,6 +62,20 @@ unit: ## unit tests of all modules; as root they use loop devices
 csi-sanity: ## kubernetes-csi's sanity suite and our own tests on the test driver
 	cd e2e && go test ./csidriver/...
 
+# The benchmark has binaries of its own: a cluster that runs keeps its.
+BENCH := $(CACHE)/bench
+BENCH_SIZE ?= 4G
+BENCH_RUNS ?= 3
+
+.PHONY: bench
+bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4G BENCH_RUNS=3)
+	@mkdir -p $(BENCH)
+	@go build -o $(BENCH)/blockmover ./mover
+	@go build -o $(BENCH)/bench ./hack/bench
+	@cd e2e/velero && go build -o $(BENCH)/kopia github.com/kopia/kopia
+	@$(BENCH)/bench --blockmover $(BENCH)/blockmover --kopia $(BENCH)/kopia \
+		--size $(BENCH_SIZE) --runs $(BENCH_RUNS) --out $(BENCH)/bench.json
+
 .PHONY: lint
 lint: ## golangci-lint on all modules
 	@mkdir -p $(CACHE)/bin

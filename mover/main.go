@@ -1,6 +1,6 @@
 // Command blockmover is the mover side of Blockmover in one binary: the manager
-// that answers Velero's DataUploads and DataDownloads, and the worker that moves
-// the data in a mover pod.
+// that answers Velero's DataUploads and DataDownloads, the worker that moves the
+// data in a mover pod, and local commands that need no cluster.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/blockmover/blockmover/mover/cli"
 	"github.com/blockmover/blockmover/mover/worker"
 )
 
@@ -25,9 +26,10 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.AddCommand(newManagerCommand(), worker.NewCommand(), newVersionCommand())
+	root.AddCommand(cli.NewCommands()...)
 	if err := root.Execute(); err != nil {
 		if !errors.Is(err, worker.ErrReported) {
-			fmt.Fprintln(os.Stderr, "blockmover:", err)
+			fmt.Fprintln(os.Stderr, "blockmover:", cli.OneLine(err))
 		}
 		os.Exit(1)
 	}

@@ -27,6 +27,7 @@ const (
 var pure = []string{
 	"internal/block",
 	"internal/cbt",
+	"internal/cbt/rangefile",
 	"internal/chain",
 	"internal/datapath",
 	"internal/device",

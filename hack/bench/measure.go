@@ -1,0 +1,341 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/crypto/blake2b"
+	"golang.org/x/sys/unix"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/device"
+)
+
+// stepTimeout bounds each step. The slowest is an incremental backup of 4 KiB
+// writes by a tool that stores whole chunks: seconds for each GiB.
+const stepTimeout = 15 * time.Minute
+
+// sample is one measurement. Sizes are bytes.
+type sample struct {
+	Seconds    float64 `json:"seconds"`
+	CPUSeconds float64 `json:"cpuSeconds"`
+	PeakRSS    int64   `json:"peakRSS,omitempty"`
+	// Work is what the throughput is counted in.
+	Work int64 `json:"work,omitempty"`
+	// Grew is by how much the files of the repository have grown.
+	Grew int64 `json:"repositoryGrew,omitempty"`
+	// Changed is what was written to the volume before an incremental backup.
+	Changed int64 `json:"changed,omitempty"`
+	// Uploaded and Metadata are what the tool itself says.
+	Uploaded int64 `json:"uploaded,omitempty"`
+	Metadata int64 `json:"metadata,omitempty"`
+}
+
+// child is a process to measure.
+type child struct {
+	args  []string
+	env   []string
+	stdin string
+}
+
+// run runs a child and returns its output. A child that is still there when ctx
+// ends is told to stop, and killed when it does not.
+func (c child) run(ctx context.Context) (sample, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.args[0], c.args[1:]...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	cmd.Env = append(os.Environ(), c.env...)
+	if c.stdin != "" {
+		f, err := os.Open(c.stdin)
+		if err != nil {
+			return sample{}, nil, err
+		}
+		defer f.Close() //nolint:errcheck // it was only read
+		cmd.Stdin = f
+	}
+	var out, messages bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &messages
+	start := time.Now()
+	err := cmd.Run()
+	s := sample{Seconds: time.Since(start).Seconds()}
+	if err != nil {
+		text := strings.TrimSpace(messages.String())
+		return s, nil, fmt.Errorf("%s: %w: %s", strings.Join(c.args, " "), err, text[max(0, len(text)-500):])
+	}
+	if r, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		s.CPUSeconds = time.Duration(r.Utime.Nano() + r.Stime.Nano()).Seconds()
+		s.PeakRSS = r.Maxrss << 10
+	}
+	return s, out.Bytes(), nil
+}
+
+// measured runs work of this process, whose CPU time is counted in all threads.
+func measured(work func() error) (sample, error) {
+	before, start := ownCPU(), time.Now()
+	err := work()
+	return sample{Seconds: time.Since(start).Seconds(), CPUSeconds: ownCPU() - before}, err
+}
+
+func ownCPU() float64 {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano()).Seconds()
+}
+
+// rawAccess reads or writes all of a device in MiB, past the cache, like dd.
+func rawAccess(ctx context.Context, path string, size int64, write bool) (sample, error) {
+	flag := os.O_RDONLY
+	if write {
+		flag = os.O_RDWR
+	}
+	f, err := os.OpenFile(path, flag|unix.O_DIRECT, 0)
+	if err != nil {
+		return sample{}, err
+	}
+	defer f.Close() //nolint:errcheck // it is synced before
+	buf := device.NewBuffer(mib)
+	newRandom(1).fill(buf)
+	s, err := measured(func() error {
+		for off := int64(0); off < size; off += mib {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			access := f.ReadAt
+			if write {
+				access = f.WriteAt
+			}
+			if _, err := access(buf, off); err != nil {
+				return err
+			}
+		}
+		return f.Sync()
+	})
+	s.Work = size
+	return s, err
+}
+
+// cryptoAlone hashes and encrypts so many bytes on all cores, with the
+// algorithms of the repositories and with nothing else around them.
+func cryptoAlone(ctx context.Context, size int64) (sample, error) {
+	key := make([]byte, 32)
+	var next atomic.Int64
+	errs := make([]error, runtime.NumCPU())
+	s, _ := measured(func() error {
+		var wg sync.WaitGroup
+		for i := range errs {
+			wg.Go(func() {
+				errs[i] = func() error {
+					hash, err := blake2b.New256(key)
+					if err != nil {
+						return err
+					}
+					block, err := aes.NewCipher(key)
+					if err != nil {
+						return err
+					}
+					seal, err := cipher.NewGCM(block)
+					if err != nil {
+						return err
+					}
+					data, out := make([]byte, mib), make([]byte, 0, mib+seal.Overhead())
+					newRandom(uint64(i)).fill(data)
+					nonce := make([]byte, seal.NonceSize())
+					for next.Add(mib) <= size && ctx.Err() == nil {
+						hash.Reset()
+						hash.Write(data)
+						copy(nonce, hash.Sum(nil))
+						out = seal.Seal(out[:0], nonce, data, nil)
+					}
+					return ctx.Err()
+				}()
+			})
+		}
+		wg.Wait()
+		return nil
+	})
+	s.Work = size
+	for _, err := range errs {
+		if err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// diskUsage is the size of all files in a directory.
+func diskUsage(dir string) (int64, error) {
+	var n int64
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			n += info.Size()
+		}
+		return err
+	})
+	return n, err
+}
+
+// bitmapBenchmark puts 262,144 isolated ranges of 64 KiB on 1 TiB into a bitmap.
+func bitmapBenchmark() (sample, error) {
+	const ranges = 1 << 18
+	return measured(func() error {
+		b, err := block.NewBitmap(tib, block.PageSize)
+		if err != nil {
+			return err
+		}
+		for i := range int64(ranges) {
+			if err := b.Set(block.Extent{Offset: i * (tib / ranges), Length: 64 * kib}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// ours is the command line of blockmover on one repository.
+type ours struct {
+	binary, repo string
+}
+
+const password = "benchmark"
+
+func (o ours) child(args ...string) child {
+	return child{
+		args: append(append([]string{o.binary}, args...), "--repo", o.repo),
+		env:  []string{"BLOCKMOVER_REPO_PASSWORD=" + password},
+	}
+}
+
+// create makes the repository anew.
+func (o ours) create(ctx context.Context) error {
+	if err := os.RemoveAll(o.repo); err != nil {
+		return err
+	}
+	_, _, err := o.child("repo", "create").run(ctx)
+	return err
+}
+
+// backup is what `image backup --json` says, as far as it matters here.
+type backup struct {
+	SnapshotID    string `json:"snapshotID"`
+	Kind          string `json:"kind"`
+	VolumeSize    int64  `json:"volumeSize"`
+	BytesRead     int64  `json:"bytesRead"`
+	BytesUploaded int64  `json:"bytesUploaded"`
+	MetadataBytes int64  `json:"metadataBytes"`
+	PeakRSS       int64  `json:"peakRSS"`
+}
+
+func (o ours) backup(ctx context.Context, device, kind string, args ...string) (sample, backup, error) {
+	before, err := diskUsage(o.repo)
+	if err != nil {
+		return sample{}, backup{}, err
+	}
+	args = append([]string{"image", "backup", "--volume", "bench/volume", "--device", device, "--json"}, args...)
+	s, out, err := o.child(args...).run(ctx)
+	if err != nil {
+		return s, backup{}, err
+	}
+	var b backup
+	if err := json.Unmarshal(out, &b); err != nil {
+		return s, b, fmt.Errorf("read result of backup: %w", err)
+	}
+	if b.Kind != kind {
+		return s, b, fmt.Errorf("image %s is %s, want %s", b.SnapshotID, b.Kind, kind)
+	}
+	after, err := diskUsage(o.repo)
+	s.PeakRSS, s.Work, s.Grew = b.PeakRSS, b.BytesRead, after-before
+	s.Uploaded, s.Metadata = b.BytesUploaded, b.MetadataBytes
+	return s, b, err
+}
+
+// stock is the command line of kopia on one repository.
+type stock struct {
+	binary, dir string
+}
+
+func (k stock) child(args ...string) child {
+	return child{args: append([]string{k.binary}, args...), env: []string{
+		"KOPIA_PASSWORD=" + password,
+		"KOPIA_CHECK_FOR_UPDATES=false",
+		"KOPIA_CONFIG_PATH=" + filepath.Join(k.dir, "repository.config"),
+		"KOPIA_CACHE_DIRECTORY=" + filepath.Join(k.dir, "cache"),
+		"KOPIA_LOG_DIR=" + filepath.Join(k.dir, "log"),
+	}}
+}
+
+func (k stock) repo() string { return filepath.Join(k.dir, "repo") }
+
+// create makes the repository anew: chunks of 1 MiB, and the algorithms that
+// Velero's repositories have. Compression is off unless a policy says otherwise.
+func (k stock) create(ctx context.Context) error {
+	if err := os.RemoveAll(k.dir); err != nil {
+		return err
+	}
+	_, _, err := k.child("repository", "create", "filesystem", "--path", k.repo(), "--object-splitter", "FIXED-1M",
+		"--block-hash", "BLAKE2B-256-128", "--encryption", "AES256-GCM-HMAC-SHA256").run(ctx)
+	return err
+}
+
+// snapshot backs up a path, or a device that comes as standard input.
+func (k stock) snapshot(ctx context.Context, path, device string, work int64) (sample, string, error) {
+	c := k.child("snapshot", "create", "--json", "--no-progress", path)
+	if device != "" {
+		c.args = append(c.args, "--stdin-file", "disk.raw")
+		c.stdin = device
+	}
+	before, err := diskUsage(k.repo())
+	if err != nil {
+		return sample{}, "", err
+	}
+	s, out, err := c.run(ctx)
+	if err != nil {
+		return s, "", err
+	}
+	var snapshot struct {
+		ID string `json:"id"`
+	}
+	if err := json.Unmarshal(out, &snapshot); err != nil {
+		return s, "", fmt.Errorf("read result of kopia: %w", err)
+	}
+	after, err := diskUsage(k.repo())
+	s.Work, s.Grew = work, after-before
+	return s, snapshot.ID, err
+}
+
+// restore writes a snapshot of a directory into another, as a client that has
+// never seen the repository.
+func (k stock) restore(ctx context.Context, id, target string, work int64) (sample, error) {
+	for _, name := range []string{"cache", "repository.config"} {
+		if err := os.RemoveAll(filepath.Join(k.dir, name)); err != nil {
+			return sample{}, err
+		}
+	}
+	if _, _, err := k.child("repository", "connect", "filesystem", "--path", k.repo()).run(ctx); err != nil {
+		return sample{}, err
+	}
+	s, _, err := k.child("snapshot", "restore", "--no-progress", id, target).run(ctx)
+	s.Work = work
+	return s, err
+}

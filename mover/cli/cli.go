@@ -1,0 +1,157 @@
+// Package cli holds the local commands of blockmover: they make, list, check,
+// compare, restore and delete volume images in a kopia repository in a
+// directory, with the code that runs in mover pods and without a cluster.
+//
+// A repository that a cluster wrote is read with the same commands, once its
+// files are in a directory; stock kopia opens it too.
+//
+// The storage system that tells a mover pod what changed is replaced by lists of
+// ranges (package rangefile). A volume that was backed up here has the driver
+// "local" and its name as the handle, so that no image of a cluster's volume
+// with the same name is taken for its parent.
+//
+// # How commands end
+//
+// What was asked for goes to standard output, everything else to standard error.
+// Options, files, the device and the repository are checked before anything is
+// written. A command that fails prints one line, and the process ends with a
+// status other than 0.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/repository/kopia"
+)
+
+// EnvPassword is the environment variable with the password of the repository.
+const EnvPassword = "BLOCKMOVER_REPO_PASSWORD"
+
+// NewCommands returns the commands `repo` and `image`.
+func NewCommands() []*cobra.Command {
+	repo := &cobra.Command{
+		Use:   "repo",
+		Short: "Work with a repository in a directory",
+		Args:  cobra.NoArgs,
+	}
+	repo.AddCommand(newCreateCommand())
+	image := &cobra.Command{
+		Use:   "image",
+		Short: "Work with volume images in a repository in a directory",
+		Args:  cobra.NoArgs,
+	}
+	image.AddCommand(newBackupCommand(), newRestoreCommand(), newListCommand(), newVerifyCommand(), newDeleteCommand(), newDiffCommand())
+	return []*cobra.Command{repo, image}
+}
+
+func newCreateCommand() *cobra.Command {
+	var r repoFlags
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Make a kopia repository in a directory",
+		Args:  cobra.NoArgs,
+		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
+			password, err := r.password()
+			if err != nil {
+				return err
+			}
+			if err := kopia.CreateFilesystem(ctx, r.dir, password); err != nil {
+				return err
+			}
+			printLine(cmd.OutOrStdout(), "repository in %s is ready", r.dir)
+			return nil
+		}),
+	}
+	r.add(cmd)
+	return cmd
+}
+
+// repoFlags say which repository is meant.
+type repoFlags struct {
+	dir          string
+	passwordFile string
+}
+
+func (r *repoFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&r.dir, "repo", "", "`directory` of the repository")
+	flags.StringVar(&r.passwordFile, "password-file", "", "`file` with the password of the repository; the default is in $"+EnvPassword)
+	required(flags, "repo")
+}
+
+// required marks flags of a command that cannot do without them.
+func required(flags *pflag.FlagSet, names ...string) {
+	for _, name := range names {
+		if err := cobra.MarkFlagRequired(flags, name); err != nil {
+			panic(err) // a flag that was not defined
+		}
+	}
+}
+
+func (r *repoFlags) password() (string, error) {
+	password := os.Getenv(EnvPassword)
+	if r.passwordFile != "" {
+		b, err := os.ReadFile(r.passwordFile)
+		if err != nil {
+			return "", fmt.Errorf("read password: %w", err)
+		}
+		password = strings.TrimRight(string(b), "\r\n")
+	}
+	if password == "" {
+		return "", fmt.Errorf("no password: set $%s or --password-file", EnvPassword)
+	}
+	return password, nil
+}
+
+// use opens the repository for the time that work takes.
+func (r *repoFlags) use(ctx context.Context, work func(repository.Store) error) error {
+	password, err := r.password()
+	if err != nil {
+		return err
+	}
+	store, err := kopia.OpenFilesystem(ctx, r.dir, password)
+	if err != nil {
+		return err
+	}
+	return errors.Join(work(store), store.Close(context.WithoutCancel(ctx)))
+}
+
+// parseVolume reads NAMESPACE/PVC.
+func parseVolume(text string) (repository.VolumeKey, error) {
+	namespace, pvc, ok := strings.Cut(text, "/")
+	if !ok || path.Clean("/"+text) != "/"+text || strings.Count(text, "/") != 1 || namespace == "" || pvc == "" {
+		return repository.VolumeKey{}, fmt.Errorf("volume %q is not NAMESPACE/PVC", text)
+	}
+	return repository.VolumeKey{Namespace: namespace, PVC: pvc}, nil
+}
+
+// interruptible makes the run function of a command: its context ends at SIGINT
+// or SIGTERM. A second one ends the process at once.
+func interruptible(run func(ctx context.Context, cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		context.AfterFunc(ctx, stop)
+		err := run(ctx, cmd, args)
+		if err != nil && ctx.Err() != nil {
+			return fmt.Errorf("%s: interrupted", cmd.Name())
+		}
+		return err
+	}
+}
+
+// OneLine formats an error as one line; joined errors have several.
+func OneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}

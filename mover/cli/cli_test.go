@@ -1,0 +1,381 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/mover/cli"
+)
+
+const (
+	mib    = 1 << 20
+	volume = "shop/db-0"
+)
+
+// workbench is a repository and a volume in files.
+type workbench struct {
+	t    *testing.T
+	dir  string
+	repo string
+	disk string
+	data []byte
+}
+
+// result of one command.
+type result struct {
+	out, messages string
+	err           error
+}
+
+// newWorkbench makes a repository, and a volume of random data and zeros whose size
+// is no multiple of a chunk.
+func newWorkbench(t *testing.T) *workbench {
+	t.Helper()
+	t.Setenv(cli.EnvPassword, "secret")
+	dir := t.TempDir()
+	b := &workbench{t: t, dir: dir, repo: filepath.Join(dir, "repo"), disk: filepath.Join(dir, "disk")}
+	b.must("", "repo", "create")
+	b.data = make([]byte, 9*mib+4096)
+	b.random(0, 5*mib)
+	b.random(8*mib, len(b.data)-8*mib)
+	b.write()
+	return b
+}
+
+func (b *workbench) random(offset, length int) {
+	rnd := rand.NewChaCha8([32]byte{byte(offset), byte(offset >> 8), byte(offset >> 16), byte(length)})
+	_, _ = rnd.Read(b.data[offset : offset+length])
+}
+
+func (b *workbench) write() {
+	b.t.Helper()
+	require.NoError(b.t, os.WriteFile(b.disk, b.data, 0o600))
+}
+
+// run runs a command with --repo.
+func (b *workbench) run(in string, args ...string) result {
+	b.t.Helper()
+	return b.command(in, append(args, "--repo", b.repo)...)
+}
+
+func (b *workbench) command(in string, args ...string) result {
+	b.t.Helper()
+	root := &cobra.Command{Use: "blockmover", SilenceUsage: true, SilenceErrors: true}
+	root.AddCommand(cli.NewCommands()...)
+	var out, messages bytes.Buffer
+	root.SetArgs(args)
+	root.SetIn(strings.NewReader(in))
+	root.SetOut(&out)
+	root.SetErr(&messages)
+	err := root.ExecuteContext(b.t.Context())
+	return result{out.String(), messages.String(), err}
+}
+
+func (b *workbench) must(in string, args ...string) result {
+	b.t.Helper()
+	r := b.run(in, args...)
+	require.NoError(b.t, r.err, "%v: %s", args, r.messages)
+	return r
+}
+
+// summary is what --json promises.
+type summary struct {
+	SnapshotID, Kind, Reason, Parent          string
+	VolumeSize, BytesRead, BytesHashed        int64
+	BytesUploaded, MetadataBytes              int64
+	ChunksWritten, ChunksInherited, ZeroBytes int64
+	Seconds, CPUSeconds                       float64
+	PeakRSS                                   int64
+}
+
+func (b *workbench) backup(in string, args ...string) summary {
+	b.t.Helper()
+	r := b.must(in, append([]string{"image", "backup", "--volume", volume, "--device", b.disk, "--json"}, args...)...)
+	var s summary
+	d := json.NewDecoder(strings.NewReader(r.out))
+	d.DisallowUnknownFields()
+	require.NoError(b.t, d.Decode(&s), r.out)
+	require.Equal(b.t, int64(len(b.data)), s.VolumeSize)
+	require.Equal(b.t, s.BytesRead-s.ZeroBytes, s.BytesHashed)
+	require.Positive(b.t, s.Seconds)
+	require.Positive(b.t, s.CPUSeconds)
+	require.Positive(b.t, s.PeakRSS)
+	return s
+}
+
+// restored is what a file that held other data before has after a restore.
+func (b *workbench) restored(id string, extra int, args ...string) []byte {
+	b.t.Helper()
+	target := filepath.Join(b.dir, "target")
+	require.NoError(b.t, os.WriteFile(target, bytes.Repeat([]byte{0xff}, len(b.data)+extra), 0o600))
+	b.must("", append([]string{"image", "restore", "--snapshot", id, "--device", target}, args...)...)
+	got, err := os.ReadFile(target)
+	require.NoError(b.t, err)
+	return got
+}
+
+// files lists the files of the repository that kopia names with a prefix: p for
+// packs of data, q for packs of metadata. Its log is not part of any.
+func (b *workbench) files(prefix string) []string {
+	b.t.Helper()
+	var files []string
+	require.NoError(b.t, filepath.WalkDir(b.repo, func(path string, d fs.DirEntry, err error) error {
+		name, _ := filepath.Rel(b.repo, path)
+		if err == nil && d.Type().IsRegular() && strings.HasPrefix(name, prefix) && !strings.HasPrefix(name, "_") {
+			files = append(files, path)
+		}
+		return err
+	}))
+	require.NotEmpty(b.t, files)
+	return files
+}
+
+func line(offset, length int) string {
+	return fmt.Sprintf("{\"offset\":%d,\"length\":%d}\n", offset, length)
+}
+
+func TestLifeOfImages(t *testing.T) {
+	b := newWorkbench(t)
+	allocated := filepath.Join(b.dir, "allocated")
+	require.NoError(t, os.WriteFile(allocated, []byte(line(0, 5*mib)+line(8*mib, mib+4096)), 0o600))
+
+	full := b.backup("", "--allocated", allocated)
+	require.Equal(t, "Full", full.Kind)
+	require.Equal(t, "NoParent", full.Reason)
+	require.Empty(t, full.Parent)
+	require.Equal(t, int64(6*mib+4096), full.BytesRead)
+	require.Positive(t, full.BytesUploaded)
+	first := bytes.Clone(b.data)
+
+	// An increment of three changes, one of which wipes a chunk.
+	b.random(mib+8192, 4096)
+	b.random(6*mib, 4096)
+	clear(b.data[4*mib : 5*mib])
+	b.write()
+	changed := line(mib+8192, 4096) + line(4*mib, mib) + line(6*mib, 4096)
+	inc := b.backup(changed, "--changed", "-")
+	require.Equal(t, "Incremental", inc.Kind)
+	require.Empty(t, inc.Reason)
+	require.Equal(t, full.SnapshotID, inc.Parent)
+	require.Less(t, inc.BytesRead, full.BytesRead)
+	require.Less(t, inc.BytesUploaded, int64(3*mib))
+	require.Positive(t, inc.ChunksInherited)
+
+	require.Equal(t, first, b.restored(full.SnapshotID, 0, "--verify"))
+	require.Equal(t, append(bytes.Clone(b.data), make([]byte, 12345)...), b.restored(inc.SnapshotID, 12345))
+
+	list := b.must("", "image", "list", "--volume", volume).out
+	require.Equal(t, 3, strings.Count(list, "\n"))
+	require.Less(t, strings.Index(list, inc.SnapshotID), strings.Index(list, full.SnapshotID), "newest first")
+
+	diff := b.must("", "image", "diff", full.SnapshotID, inc.SnapshotID).out
+	require.Equal(t, changed, diff)
+	require.Empty(t, b.must("", "image", "diff", inc.SnapshotID, inc.SnapshotID).out)
+
+	require.Equal(t, 2, strings.Count(b.must("", "image", "verify", "--volume", volume).out, "  ok, "))
+
+	// The increment stays whole without its parent.
+	b.must("", "image", "delete", "--snapshot", full.SnapshotID)
+	require.NotContains(t, b.must("", "image", "list", "--volume", volume).out, full.SnapshotID+"  ")
+	require.Equal(t, b.data, b.restored(inc.SnapshotID, 0))
+
+	again := b.run("", "image", "delete", "--snapshot", full.SnapshotID)
+	require.ErrorContains(t, again.err, full.SnapshotID)
+	b.must("", "image", "delete", "--snapshot", full.SnapshotID, "--force")
+}
+
+func TestFullWithReason(t *testing.T) {
+	b := newWorkbench(t)
+	first := b.backup("", "--parent", "none")
+	require.Equal(t, "ForcedFull", first.Reason)
+	require.Equal(t, int64(len(b.data)), first.BytesRead)
+
+	// Without a list of changes everything is read, and little is new.
+	b.random(0, 4096)
+	b.write()
+	second := b.backup("")
+	require.Equal(t, "Full", second.Kind)
+	require.Equal(t, "CBTUnavailable", second.Reason)
+	require.Equal(t, int64(len(b.data)), second.BytesRead)
+	require.LessOrEqual(t, second.BytesUploaded, int64(2*mib))
+	require.Equal(t, b.data, b.restored(second.SnapshotID, 0))
+}
+
+func TestGrowAndShrink(t *testing.T) {
+	b := newWorkbench(t)
+	b.backup("")
+	whole := bytes.Clone(b.data)
+
+	b.data = append(b.data, make([]byte, 3*mib)...)
+	b.random(10*mib, mib)
+	b.write()
+	grown := b.backup(line(10*mib, mib), "--changed", "-")
+	require.Equal(t, "Incremental", grown.Kind)
+	require.Equal(t, b.data, b.restored(grown.SnapshotID, 0))
+
+	b.data = whole[:7*mib+512]
+	b.write()
+	shrunk := b.backup("", "--changed", "-")
+	require.Equal(t, "Incremental", shrunk.Kind)
+	require.Equal(t, b.data, b.restored(shrunk.SnapshotID, 0))
+
+	diff := b.run("", "image", "diff", shrunk.SnapshotID, grown.SnapshotID)
+	require.NoError(t, diff.err)
+	require.Equal(t, line(7*mib+512, 5*mib+4096-512), diff.out)
+	require.Contains(t, diff.messages, "the first image has")
+}
+
+// TestNewestParentIsDamaged: an older parent in its place would make an image
+// that lacks what changed between both.
+func TestNewestParentIsDamaged(t *testing.T) {
+	b := newWorkbench(t)
+	first := b.backup("")
+	before := b.files("p")
+	b.random(0, 4096)
+	b.write()
+	newest := b.backup(line(0, 4096), "--changed", "-")
+	require.Equal(t, first.SnapshotID, newest.Parent)
+	for _, pack := range b.files("p") {
+		if !slices.Contains(before, pack) {
+			require.NoError(t, os.Remove(pack))
+		}
+	}
+	require.Contains(t, b.must("", "image", "list", "--volume", volume).out, "damaged: ")
+
+	b.random(2*mib, 4096)
+	b.write()
+	next := b.backup(line(2*mib, 4096), "--changed", "-")
+	require.Equal(t, "Full", next.Kind)
+	require.Equal(t, "ParentDamaged", next.Reason)
+	require.Equal(t, b.data, b.restored(next.SnapshotID, 0))
+
+	verified := b.run("", "image", "verify", "--volume", volume)
+	require.ErrorContains(t, verified.err, "1 of 3 images are damaged")
+	require.ErrorContains(t, b.run("", "image", "delete", "--snapshot", newest.SnapshotID).err, "--force")
+	b.must("", "image", "delete", "--snapshot", newest.SnapshotID, "--force")
+	b.must("", "image", "verify", "--volume", volume)
+}
+
+func TestVerifyFindsDamage(t *testing.T) {
+	b := newWorkbench(t)
+	id := b.backup("").SnapshotID
+	b.must("", "image", "verify", "--snapshot", id)
+
+	packs := b.files("p")
+	slices.SortFunc(packs, func(x, y string) int { return int(size(t, y) - size(t, x)) })
+	text, err := os.ReadFile(packs[0])
+	require.NoError(t, err)
+	text[len(text)/2] ^= 1
+	require.NoError(t, os.WriteFile(packs[0], text, 0o600))
+
+	r := b.run("", "image", "verify", "--snapshot", id)
+	require.ErrorContains(t, r.err, "1 of 1 images are damaged")
+	require.Contains(t, r.out, id+"  damaged in [")
+	require.Contains(t, r.out, "damaged: 1.0 MiB of 9.0 MiB cannot be read, in 1 ranges")
+
+	target := filepath.Join(b.dir, "target")
+	require.NoError(t, os.WriteFile(target, make([]byte, len(b.data)), 0o600))
+	restore := b.run("", "image", "restore", "--snapshot", id, "--device", target)
+	require.ErrorContains(t, restore.err, "is incomplete and must not be used")
+}
+
+func size(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	return info.Size()
+}
+
+// TestBadInput: one line, and nothing is written.
+func TestBadInput(t *testing.T) {
+	b := newWorkbench(t)
+	id := b.backup("").SnapshotID
+	other := b.must("", "image", "backup", "--volume", "shop/other", "--device", b.disk, "--json").out
+	var s summary
+	require.NoError(t, json.Unmarshal([]byte(other), &s))
+	wrong := filepath.Join(b.dir, "password")
+	require.NoError(t, os.WriteFile(wrong, []byte("guess\n"), 0o600))
+	small := filepath.Join(b.dir, "small")
+	require.NoError(t, os.WriteFile(small, []byte("precious"), 0o600))
+	before := b.files("")
+
+	backup := []string{"image", "backup", "--volume", volume, "--device", b.disk}
+	end := len(b.data)
+	for _, c := range []struct {
+		name string
+		in   string
+		args []string
+		want string
+	}{
+		{"range beyond the device", line(end-1, 2), append(backup, "--changed", "-"), "line 1: extent [9441279,9441281) is outside the volume of 9441280 bytes"},
+		{"ranges out of order", line(4096, 4096) + line(0, 4096), append(backup, "--changed", "-"), "line 2: range [0,4096) begins before"},
+		{"no JSON", "offset=1", append(backup, "--allocated", "-"), "read --allocated: line 1"},
+		{"no such file", "", append(backup, "--allocated", filepath.Join(b.dir, "none")), "no such file"},
+		{"both from standard input", "", append(backup, "--changed", "-", "--allocated", "-"), "cannot both"},
+		{"changes without a parent", "", append(backup, "--changed", "-", "--parent", "none"), "--parent none"},
+		{"parent of another volume", "", append(backup, "--parent", s.SnapshotID), "is of volume shop/other, not of shop/db-0"},
+		{"no such parent", "", append(backup, "--parent", "0123456789abcdef0123456789abcdef"), "use parent"},
+		{"empty parent", "", append(backup, "--parent", ""), "--parent is empty"},
+		{"no such device", "", []string{"image", "backup", "--volume", volume, "--device", filepath.Join(b.dir, "none")}, "no such file"},
+		{"directory as a device", "", []string{"image", "backup", "--volume", volume, "--device", b.dir}, "neither a block device nor a regular file"},
+		{"no namespace", "", []string{"image", "backup", "--volume", "db-0", "--device", b.disk}, "is not NAMESPACE/PVC"},
+		{"climbing volume", "", []string{"image", "backup", "--volume", "shop/..", "--device", b.disk}, "is not NAMESPACE/PVC"},
+		{"wrong password", "", append(backup, "--password-file", wrong), "invalid repository password"},
+		{"target too small", "", []string{"image", "restore", "--snapshot", id, "--device", small}, "smaller than the volume: 8 bytes, want 9441280"},
+		{"no such image", "", []string{"image", "restore", "--snapshot", "0123456789abcdef0123456789abcdef", "--device", small}, "not found"},
+		{"nothing to verify", "", []string{"image", "verify", "--volume", "shop/none"}, "has no images"},
+		{"repository is there", "", []string{"repo", "create"}, "already"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := b.run(c.in, c.args...)
+			require.ErrorContains(t, r.err, c.want)
+			require.NotContains(t, cli.OneLine(r.err), "\n")
+			require.Empty(t, r.out)
+			require.Equal(t, before, b.files(""), "nothing is written")
+		})
+	}
+	precious, err := os.ReadFile(small)
+	require.NoError(t, err)
+	require.Equal(t, "precious", string(precious))
+}
+
+func TestBadRepository(t *testing.T) {
+	b := newWorkbench(t)
+	require.ErrorContains(t, b.command("", "image", "list", "--volume", volume, "--repo", filepath.Join(b.dir, "none")).err, "open repository")
+	require.ErrorContains(t, b.command("", "image", "list", "--volume", volume).err, "repo")
+
+	t.Setenv(cli.EnvPassword, "")
+	require.ErrorContains(t, b.run("", "image", "list", "--volume", volume).err, "no password")
+	file := filepath.Join(b.dir, "password")
+	require.NoError(t, os.WriteFile(file, []byte("secret\n"), 0o600))
+	b.must("", "image", "list", "--volume", volume, "--password-file", file)
+
+	require.NoError(t, os.WriteFile(filepath.Join(b.repo, "kopia.repository.f"), []byte("no repository"), 0o600))
+	require.ErrorContains(t, b.run("", "image", "list", "--volume", volume, "--password-file", file).err, "open repository")
+}
+
+func TestInterrupted(t *testing.T) {
+	b := newWorkbench(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	before := b.files("")
+	root := &cobra.Command{Use: "blockmover", SilenceUsage: true, SilenceErrors: true}
+	root.AddCommand(cli.NewCommands()...)
+	root.SetArgs([]string{"image", "backup", "--volume", volume, "--device", b.disk, "--repo", b.repo})
+	root.SetErr(io.Discard)
+	require.EqualError(t, root.ExecuteContext(ctx), "backup: interrupted")
+	require.Equal(t, before, b.files(""))
+}

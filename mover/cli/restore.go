@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/blockmover/blockmover/internal/datapath"
+	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+type restoreOptions struct {
+	repo     repoFlags
+	snapshot string
+	device   string
+	verify   bool
+}
+
+func newRestoreCommand() *cobra.Command {
+	var o restoreOptions
+	cmd := &cobra.Command{
+		Use:   "restore",
+		Short: "Write an image onto a block device or file",
+		Long: `Restore writes an image onto a block device, or onto a file that exists, at
+least as large as the volume was. Everything that was there is lost: what lies
+past the end of the image is zeroed.`,
+		Args: cobra.NoArgs,
+		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error { return o.run(ctx, cmd) }),
+	}
+	o.repo.add(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&o.snapshot, "snapshot", "", "`ID` of the image")
+	flags.StringVar(&o.device, "device", "", "`path` of the block device or file")
+	flags.BoolVar(&o.verify, "verify", false, "read the device again and compare")
+	required(flags, "snapshot", "device")
+	return cmd
+}
+
+func (o *restoreOptions) run(ctx context.Context, cmd *cobra.Command) error {
+	start := time.Now()
+	return o.repo.use(ctx, func(store repository.Store) error {
+		image, err := store.OpenReader(ctx, repository.SnapshotID(o.snapshot))
+		if err != nil {
+			return err
+		}
+		defer image.Close() //nolint:errcheck // it was only read
+		dev, err := device.OpenWriter(o.device)
+		if err != nil {
+			return err
+		}
+		progress := &datapath.Progress{}
+		stop := startMeter(cmd.ErrOrStderr(), "restore", progress.Done, progress.Total)
+		stats, err := datapath.Restore(ctx, image, dev, datapath.Options{Verify: o.verify, Progress: progress})
+		stop()
+		if err != nil && !errors.Is(err, datapath.ErrTooSmall) {
+			err = fmt.Errorf("%s is incomplete and must not be used: %w", o.device, err)
+		}
+		// What was written is complete only when the device is closed.
+		if err := errors.Join(err, dev.Close()); err != nil {
+			return err
+		}
+		u := currentUsage()
+		printLine(cmd.OutOrStdout(), "image %s is on %s\n  wrote %s, zeroed %s\n  %.1f s, %.1f CPU seconds, peak memory %s",
+			o.snapshot, o.device, formatBytes(stats.BytesWritten), formatBytes(stats.ZeroBytes),
+			time.Since(start).Seconds(), u.CPUSeconds, formatBytes(u.PeakRSS))
+		return nil
+	})
+}

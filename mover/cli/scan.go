@@ -1,0 +1,65 @@
+package cli
+
+import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/repository"
+)
+
+// scanWorkers is how many steps of a scan run at once: enough for all cores of
+// a usual machine while some wait for the storage.
+const scanWorkers = 8
+
+// scanStep is how much of a volume one step looks at; a multiple of every chunk
+// size. Memory is scanWorkers * scanStep for each image that is read.
+const scanStep = block.MaxChunkSize
+
+// scan looks at a volume of size bytes step by step, several at once, and hands
+// the results on in ascending order. Workers are numbered from 0 to
+// scanWorkers-1; no two steps that run at once have the same number.
+func scan[R any](
+	ctx context.Context, size int64,
+	look func(ctx context.Context, worker int, e block.Extent) (R, error),
+	emit func(R) error,
+) error {
+	var results [scanWorkers]R
+	for off := int64(0); off < size; {
+		group, ctx := errgroup.WithContext(ctx)
+		n := 0
+		for ; n < scanWorkers && off < size; n++ {
+			worker, e := n, block.Extent{Offset: off, Length: min(scanStep, size-off)}
+			off = e.End()
+			group.Go(func() (err error) {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				results[worker], err = look(ctx, worker, e)
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		for _, r := range results[:n] {
+			if err := emit(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// isZero reports whether a range of an image is known to be zero without
+// reading it.
+func isZero(ctx context.Context, image repository.VolumeReader, e block.Extent) (bool, error) {
+	chunk := image.Meta().ChunkSize
+	for c := e.Offset / chunk; c*chunk < e.End(); c++ {
+		if zero, err := image.IsZero(ctx, c); !zero || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}

@@ -1,0 +1,66 @@
+package cli
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// usage is what the process has taken from the machine.
+type usage struct {
+	CPUSeconds float64 `json:"cpuSeconds"`
+	// PeakRSS is bytes.
+	PeakRSS int64 `json:"peakRSS"`
+}
+
+// currentUsage is that of this process up to now. What cannot be found is 0.
+func currentUsage() usage {
+	var u usage
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err == nil {
+		u.CPUSeconds = time.Duration(r.Utime.Nano() + r.Stime.Nano()).Seconds()
+	}
+	u.PeakRSS = peakRSS()
+	return u
+}
+
+// peakRSS reads the high-water mark of this program's memory. The one in rusage
+// begins with that of the process that started it.
+func peakRSS() int64 {
+	f, err := os.Open("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var kib int64
+		if text, ok := strings.CutPrefix(lines.Text(), "VmHWM:"); ok {
+			if _, err := fmt.Sscanf(text, "%d kB", &kib); err == nil {
+				return kib << 10
+			}
+		}
+	}
+	return 0
+}
+
+// formatBytes renders a size with three digits at most.
+func formatBytes(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	units := "KMGTP"
+	v := float64(n) / (1 << 10)
+	for v >= 999.5 && len(units) > 1 {
+		v /= 1 << 10
+		units = units[1:]
+	}
+	digits := 0
+	if v < 99.5 {
+		digits = 1
+	}
+	return fmt.Sprintf("%.*f %ciB", digits, v, units[0])
+}
