@@ -101,6 +101,38 @@ func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
 	})
 }
 
+// TestZerosThatNobodyUses: volume.json names zeros that no chunk refers to, and
+// maintenance takes these.
+func TestZerosThatNobodyUses(t *testing.T) {
+	dir := newRepository(t)
+	s := openStore(t, dir)
+	meta := testMeta(64<<10, testTime)
+	meta.ChunkSize, meta.PageSize = 16<<10, 4<<10
+	data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
+	id, _ := backup(t, s, meta, "", data, allChunks(t, meta))
+	_, img, err := s.load(t.Context(), id)
+	require.NoError(t, err)
+	maintain(t, dir)
+	again := openStore(t, dir)
+	for _, z := range img.document.Zero {
+		require.ErrorIs(t, checkPresent(t.Context(), again.rep, z.Object), repository.ErrNotFound)
+	}
+	requireImage(t, again, id, data)
+
+	// They come back with the first image that needs them.
+	clear(data[:16<<10])
+	clear(data[20<<10 : 24<<10])
+	w, err := again.NewWriter(t.Context(), meta, nextOperation(id))
+	require.NoError(t, err)
+	require.NoError(t, w.Put(t.Context(), 0, chunkOf(meta, data, 0)))
+	require.NoError(t, w.PutPages(t.Context(), 1, []repository.Pages{{Data: chunkOf(meta, data, 1)}}))
+	next, _, err := w.Commit(t.Context())
+	require.NoError(t, err)
+	id = save(t, again, next)
+	maintain(t, dir)
+	requireImage(t, openStore(t, dir), id, data)
+}
+
 func TestHoldsComeAndGo(t *testing.T) {
 	dir := newRepository(t)
 	s := openStore(t, dir)

@@ -46,9 +46,10 @@ func (w *writer) paged(ctx context.Context, chunk int64) (bool, error) {
 	return !slices.ContainsFunc(entries, func(e entry) bool { return e.Length != w.layout.page }), nil
 }
 
-// isZero reports whether the entries of a chunk are one of zeros.
+// isZero reports whether a chunk is the zero chunk. Only the writer's own is
+// recognised: what the parent's document calls zero was not checked.
 func (w *writer) isZero(entries []entry) bool {
-	return len(entries) == 1 && slices.Contains(w.doc.Zero, zeroObject{Length: entries[0].Length, Object: entries[0].Object})
+	return len(entries) == 1 && entries[0].Object == w.zero
 }
 
 // PutPages implements repository.VolumeWriter.

@@ -61,13 +61,17 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 	if r.root, err = loadRoot(ctx, s.rep, img.disk, l); err != nil {
 		return nil, err
 	}
-	// What is called zero is never read again, so it is checked here.
+	// What is called zero is never read again, so it is checked here. One that is
+	// gone is not used: garbage collection does not know volume.json.
 	for _, z := range img.document.Zero {
 		buf := make([]byte, z.Length)
-		if err := r.readContent(ctx, buf, 0, entry{Length: z.Length, Object: z.Object}); err != nil {
+		err := r.readContent(ctx, buf, 0, entry{Length: z.Length, Object: z.Object})
+		switch {
+		case errors.Is(err, repository.ErrNotFound):
+			continue
+		case err != nil:
 			return nil, fmt.Errorf("read zero object: %w", err)
-		}
-		if !block.IsZero(buf) {
+		case !block.IsZero(buf):
 			return nil, corrupt(fmt.Errorf("object %v is called zero and is not", z.Object))
 		}
 		r.zero[z.Object] = true
