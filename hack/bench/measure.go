@@ -200,7 +200,7 @@ func diskUsage(dir string) (int64, error) {
 func bitmapBenchmark() (sample, error) {
 	const ranges = 1 << 18
 	return measured(func() error {
-		b, err := block.NewBitmap(tib, block.PageSize)
+		b, err := block.NewBitmap(tib, block.PageSize(tib))
 		if err != nil {
 			return err
 		}

@@ -278,7 +278,9 @@ func TestVerifyFindsDamage(t *testing.T) {
 	slices.SortFunc(packs, func(x, y string) int { return int(size(t, y) - size(t, x)) })
 	text, err := os.ReadFile(packs[0])
 	require.NoError(t, err)
-	text[len(text)/2] ^= 1
+	// The middle of the third whole chunk of the pack, in whatever order they and
+	// the few KiB of other contents came.
+	text[5*mib/2] ^= 1
 	require.NoError(t, os.WriteFile(packs[0], text, 0o600))
 
 	r := b.run("", "image", "verify", "--snapshot", id)
@@ -350,6 +352,16 @@ func TestBadInput(t *testing.T) {
 	precious, err := os.ReadFile(small)
 	require.NoError(t, err)
 	require.Equal(t, "precious", string(precious))
+}
+
+// TestBesideStockKopia: its environment is none of ours.
+func TestBesideStockKopia(t *testing.T) {
+	b := newWorkbench(t)
+	b.backup("")
+	cache := filepath.Join(b.dir, "cache")
+	t.Setenv("KOPIA_CACHE_DIRECTORY", cache)
+	b.must("", "image", "verify", "--volume", volume)
+	require.NoDirExists(t, cache)
 }
 
 func TestBadRepository(t *testing.T) {
