@@ -188,10 +188,11 @@ func (b *backup) run(ctx context.Context, asked string) (summary, error) {
 	// One name for the operation and for the instant: nothing else has made either.
 	id := "local-" + rand.Text()
 	run, err := chain.Begin(ctx, chain.Input{
-		Request: chain.Request{Parent: parent, Now: b.start, Target: b.meta(id)},
-		Volume:  b.volume,
-		Store:   b.store,
-		Source:  b.source,
+		Request:   chain.Request{Parent: parent, Now: b.start, Target: b.meta(id)},
+		Volume:    b.volume,
+		Operation: id,
+		Store:     b.store,
+		Source:    b.source,
 	})
 	if err != nil {
 		return summary{}, err
