@@ -48,8 +48,8 @@ const (
 	DefaultSegmentSize = 128 * DefaultChunkSize
 )
 
-// DefaultCheckpointInterval: at 200 MB/s, 20 seconds are lost by a kill, and a
-// checkpoint of a few requests is nothing beside the packs of 4 GiB.
+// DefaultCheckpointInterval loses 20 seconds by a kill, at 200 MB/s. The few
+// requests of a checkpoint are nothing beside the packs of 4 GiB.
 const DefaultCheckpointInterval = 4 << 30
 
 // TagOperation is the tag of a repo snapshot that holds the operation ID: a

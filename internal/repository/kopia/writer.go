@@ -163,9 +163,26 @@ func (s *Store) begin(ctx context.Context, w *writer, o repository.WriterOptions
 	w.objects = newObjectWriter(s.rep, session)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, session.Close(ctx), w.hold.abandon(s.rep))
+			err = errors.Join(err, session.Close(ctx))
+			if ctx.Err() == nil { // told to stop, the next run goes on from here
+				err = errors.Join(err, w.hold.release(ctx, s.rep))
+			}
 		}
 	}()
+	if err := s.takeUp(ctx, w, parent); err != nil {
+		return err
+	}
+	if o.Parent != "" {
+		if w.parent, err = s.loadParent(ctx, parent); err != nil {
+			return fmt.Errorf("load parent %s: %w", o.Parent, err)
+		}
+	}
+	return w.storeZeros(ctx)
+}
+
+// takeUp goes on from the checkpoint of an earlier run, where there is one, and
+// makes the hold refer to it or else to the parent.
+func (s *Store) takeUp(ctx context.Context, w *writer, parent image) error {
 	earlier, err := s.findCheckpoint(ctx, w.hold, w.doc.Meta)
 	if err != nil {
 		return err
@@ -177,20 +194,16 @@ func (s *Store) begin(ctx context.Context, w *writer, o repository.WriterOptions
 	}
 	switch {
 	case w.resumed > 0:
-		err = w.hold.take(ctx, session, earlier.root, earlier.manifest.Summary)
-	case o.Parent != "":
-		err = w.hold.take(ctx, session, parent.root, parent.manifest.Summary)
-	default:
-		err = w.hold.release(ctx, s.rep) // what an earlier run has left is of no use
+		return w.hold.take(ctx, w.objects.w, earlier.root, earlier.manifest.Summary)
+	case parent.root != object.EmptyID:
+		return w.hold.take(ctx, w.objects.w, parent.root, parent.manifest.Summary)
 	}
-	if err != nil {
-		return err
-	}
-	if o.Parent != "" {
-		if w.parent, err = s.loadParent(ctx, parent); err != nil {
-			return fmt.Errorf("load parent %s: %w", o.Parent, err)
-		}
-	}
+	return w.hold.release(ctx, s.rep) // what an earlier run has left is of no use
+}
+
+// storeZeros stores a chunk and a page of zeros: not before the hold is taken,
+// which flushes what nothing refers to yet.
+func (w *writer) storeZeros(ctx context.Context) (err error) {
 	w.zero, _, err = w.objects.write(ctx, "", make([]byte, w.layout.ChunkSize()))
 	if err != nil {
 		return err
