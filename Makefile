@@ -59,7 +59,7 @@ unit: ## unit tests of all modules; as root they use loop devices
 	cd e2e && go test $$(go list ./... | grep -v -e /scenarios -e /csidriver)
 
 .PHONY: csi-sanity
-csi-sanity: ## kubernetes-csi's sanity suite and our own tests on the test driver
+csi-sanity: cluster-build ## kubernetes-csi's sanity suite and our own tests on the test driver
 	cd e2e && go test ./csidriver/...
 
 # The benchmark has binaries of its own: a cluster that runs keeps its.
@@ -85,4 +85,4 @@ lint: ## golangci-lint on all modules
 	cd e2e && $(CACHE)/bin/golangci-lint run $$(go list -f '{{.Dir}}' ./... | grep -v /cmd/kube)
 
 .PHONY: test
-test: lint unit csi-sanity e2e ## everything that CI runs
+test: cluster-build lint unit csi-sanity e2e ## everything that CI runs
