@@ -12,6 +12,7 @@ import (
 	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/cbt/cbttest"
 	"github.com/blockmover/blockmover/internal/chain"
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -127,7 +128,7 @@ func TestBegin(t *testing.T) {
 			kind: repository.Full, bytes: size, reason: chain.NoParent, details: []string{"NoParent: ", "CBTUnavailable: driver has no service"},
 		},
 		{
-			name: "forced", parent: chain.ParentNone, store: fakeStore{history: two}, source: source(),
+			name: "forced", parent: identity.ParentNone, store: fakeStore{history: two}, source: source(),
 			kind: repository.Full, bytes: 10 << 20, reason: chain.ForcedFull,
 		},
 		{
@@ -151,7 +152,7 @@ func TestBegin(t *testing.T) {
 				Store:   &c.store, Source: c.source, Unavailable: "driver has no service",
 			}
 			if in.Parent == "" {
-				in.Parent = chain.ParentAuto
+				in.Parent = identity.ParentAuto
 			}
 			run, err := chain.Begin(t.Context(), in)
 			require.NoError(t, err)
@@ -173,7 +174,7 @@ func TestBegin(t *testing.T) {
 func TestBeginReadsTheTailOfAShrunkVolume(t *testing.T) {
 	const shrunk = 50<<20 + 512
 	in := chain.Input{
-		Request: chain.Request{Parent: chain.ParentAuto, Now: now, Target: target()},
+		Request: chain.Request{Parent: identity.ParentAuto, Now: now, Target: target()},
 		Store:   &fakeStore{history: []repository.Snapshot{snap("b", day)}},
 		Source:  source(func(v *cbttest.Volume) { v.Capacity = shrunk }),
 	}
@@ -187,7 +188,7 @@ func TestBeginReadsTheTailOfAShrunkVolume(t *testing.T) {
 func TestBeginFails(t *testing.T) {
 	in := func() chain.Input {
 		return chain.Input{
-			Request: chain.Request{Parent: chain.ParentAuto, Now: now, Target: target()},
+			Request: chain.Request{Parent: identity.ParentAuto, Now: now, Target: target()},
 			Store:   &fakeStore{history: []repository.Snapshot{snap("b", day)}}, Source: source(),
 		}
 	}

@@ -22,21 +22,16 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/repository"
-)
-
-// What may be asked for besides the ID of a repo snapshot.
-const (
-	ParentAuto = "auto"
-	ParentNone = "none"
 )
 
 // Request is what is asked for, and the volume as it is now.
 type Request struct {
-	// Parent is ParentAuto, ParentNone or the ID of a repo snapshot.
+	// Parent is identity.ParentAuto, identity.ParentNone or the ID of a repo snapshot.
 	Parent string
 	// FullEvery is the age of the newest full image at which another one is due; 0
-	// is never. It counts for ParentAuto only.
+	// is never. It counts for identity.ParentAuto only.
 	FullEvery time.Duration
 	Now       time.Time
 	// Target is the image to be made: driver, volume handle, snapshot time, chunk
@@ -54,10 +49,10 @@ type Choice struct {
 
 // Choose picks parents from the repo snapshots of the volume, newest first.
 func Choose(r Request, history []repository.Snapshot) Choice {
-	if r.Parent == ParentNone {
+	if r.Parent == identity.ParentNone {
 		return Choice{Steps: []Step{{ForcedFull, "a full image was asked for"}}}
 	}
-	if r.Parent == ParentAuto {
+	if r.Parent == identity.ParentAuto {
 		if step, due := fullDue(r, history); due {
 			return Choice{Steps: []Step{step}}
 		}
@@ -66,9 +61,9 @@ func Choose(r Request, history []repository.Snapshot) Choice {
 		}
 	}
 	var choice Choice
-	found := r.Parent == ParentAuto
+	found := r.Parent == identity.ParentAuto
 	for _, s := range history {
-		if r.Parent != ParentAuto && string(s.ID) != r.Parent {
+		if r.Parent != identity.ParentAuto && string(s.ID) != r.Parent {
 			continue
 		}
 		found = true

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockmover/blockmover/internal/chain"
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -59,11 +60,11 @@ func TestChoose(t *testing.T) {
 		{name: "first backup", reasons: []chain.Reason{chain.NoParent}, detail: "no repo snapshot yet"},
 		{name: "newest first", history: history{snap("b", day), snap("a", 2*day)}, parents: []repository.SnapshotID{"b", "a"}},
 		{
-			name: "forced", parent: chain.ParentNone, history: history{snap("a", day)},
+			name: "forced", parent: identity.ParentNone, history: history{snap("a", day)},
 			reasons: []chain.Reason{chain.ForcedFull}, detail: "asked for",
 		},
 		{
-			name: "forced comes before due", parent: chain.ParentNone, every: day, history: history{snap("a", 2*day)},
+			name: "forced comes before due", parent: identity.ParentNone, every: day, history: history{snap("a", 2*day)},
 			reasons: []chain.Reason{chain.ForcedFull},
 		},
 		{name: "one is asked for", parent: "a", history: history{snap("b", day), snap("a", 2*day)}, parents: []repository.SnapshotID{"a"}},
@@ -130,7 +131,7 @@ func TestChoose(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := chain.Request{Parent: c.parent, FullEvery: c.every, Now: now, Target: target()}
 			if r.Parent == "" {
-				r.Parent = chain.ParentAuto
+				r.Parent = identity.ParentAuto
 			}
 			choice := chain.Choose(r, c.history)
 			var parents []repository.SnapshotID

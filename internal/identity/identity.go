@@ -19,6 +19,9 @@ const (
 	// LabelOperation holds the UID of the DataUpload or DataDownload that an
 	// object was created for. The sweep removes objects whose operation is gone.
 	LabelOperation = "blockmover.io/operation"
+	// AnnotationOperation stands beside LabelOperation and says which operation that
+	// is, as Kind/name in Velero's namespace: a UID leads nowhere by itself.
+	AnnotationOperation = "blockmover.io/operation-of"
 	// LabelBackupUID holds the UID of the backup that an object was created for
 	// before any DataUpload existed (VolumeSnapshots of the PVC action).
 	LabelBackupUID = "blockmover.io/backup-uid"

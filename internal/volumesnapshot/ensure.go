@@ -13,6 +13,7 @@ import (
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -33,10 +34,6 @@ type Source struct {
 	BackupUID string
 }
 
-// labelExcludeFromBackup keeps a VolumeSnapshot of ours out of the backups of its
-// namespace.
-const labelExcludeFromBackup = "velero.io/exclude-from-backup"
-
 // Ensure creates the VolumeSnapshot of a PVC for a backup, or adopts the one
 // that an earlier attempt made. It does not wait.
 //
@@ -49,8 +46,8 @@ func Ensure(ctx context.Context, c client.Client, source Source) (*snapshotv1.Vo
 			Namespace: source.Namespace,
 			Name:      identity.VolumeSnapshotName(source.BackupUID, source.PVCUID),
 			Labels: map[string]string{
-				identity.LabelBackupUID: source.BackupUID,
-				labelExcludeFromBackup:  "true",
+				identity.LabelBackupUID:         source.BackupUID,
+				velerov1.ExcludeFromBackupLabel: "true",
 			},
 		},
 		Spec: snapshotv1.VolumeSnapshotSpec{

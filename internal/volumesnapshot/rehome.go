@@ -12,6 +12,7 @@ import (
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,11 +24,6 @@ import (
 // ErrUnusable is wrapped by errors that say that a VolumeSnapshot cannot be
 // backed up, now or later: it is gone, or it lacks what is needed of it.
 var ErrUnusable = errors.New("VolumeSnapshot cannot be used")
-
-// AnnotationOperation is on everything that is made for an operation and says
-// which one that is, as Kind/name in Velero's namespace: the label of the
-// operation holds its UID, which leads nowhere by itself.
-const AnnotationOperation = "blockmover.io/operation-of"
 
 // Annotations of the re-homed content: the facts that vanish with the origin.
 const (
@@ -76,7 +72,7 @@ type Rehomer struct {
 // Operation is the DataUpload that a pair belongs to.
 type Operation struct {
 	UID string
-	// Reference is the value of AnnotationOperation.
+	// Reference is the value of identity.AnnotationOperation.
 	Reference string
 }
 
@@ -231,7 +227,7 @@ func planContent(op Operation, namespace string, origin *snapshotv1.VolumeSnapsh
 			// The names of the secrets that the driver needs to delete the snapshot are
 			// among the annotations.
 			Annotations: maps.Clone(origin.Annotations),
-			Labels:      map[string]string{labelExcludeFromBackup: "true"},
+			Labels:      map[string]string{velerov1.ExcludeFromBackupLabel: "true"},
 		},
 		Spec: snapshotv1.VolumeSnapshotContentSpec{
 			VolumeSnapshotRef:       corev1.ObjectReference{APIVersion: snapshotv1.SchemeGroupVersion.String(), Kind: "VolumeSnapshot", Namespace: namespace, Name: name},
@@ -274,7 +270,7 @@ func (r Rehomer) ensureSnapshot(ctx context.Context, op Operation, content *snap
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: key.Namespace,
 			Name:      key.Name,
-			Labels:    map[string]string{labelExcludeFromBackup: "true"},
+			Labels:    map[string]string{velerov1.ExcludeFromBackupLabel: "true"},
 		},
 		Spec: snapshotv1.VolumeSnapshotSpec{
 			Source:                  snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: &content.Name},
@@ -462,7 +458,7 @@ func mark(obj client.Object, op Operation) {
 	if annotations == nil {
 		annotations = map[string]string{}
 	}
-	annotations[AnnotationOperation] = op.Reference
+	annotations[identity.AnnotationOperation] = op.Reference
 	obj.SetAnnotations(annotations)
 }
 

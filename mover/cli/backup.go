@@ -64,7 +64,7 @@ Ranges are JSON lines {"offset":N,"length":N}, in ascending order.`,
 	flags.StringVar(&o.device, "device", "", "`path` of the block device or file")
 	flags.StringVar(&o.changed, "changed", "", "`file` with the ranges that differ from the parent; - is standard input")
 	flags.StringVar(&o.allocated, "allocated", "", "`file` with the ranges that hold data; - is standard input")
-	flags.StringVar(&o.parent, "parent", chain.ParentAuto, "`image` that this one is based on: auto, none or an ID")
+	flags.StringVar(&o.parent, "parent", identity.ParentAuto, "`image` that this one is based on: auto, none or an ID")
 	flags.BoolVar(&o.json, "json", false, "print the result as a JSON object")
 	required(flags, "volume", "device")
 	return cmd
@@ -118,7 +118,7 @@ func (o *backupOptions) check() (repository.VolumeKey, error) {
 	switch {
 	case o.parent == "":
 		return repository.VolumeKey{}, errors.New("--parent is empty: want auto, none or an ID")
-	case o.parent == chain.ParentNone && o.changed != "":
+	case o.parent == identity.ParentNone && o.changed != "":
 		return repository.VolumeKey{}, errors.New("--changed is relative to a parent: it does not go with --parent none")
 	case o.changed == stdin && o.allocated == stdin:
 		return repository.VolumeKey{}, errors.New("--changed and --allocated cannot both be standard input")
@@ -261,9 +261,9 @@ func (b *backup) meta(changeID string) repository.Meta {
 // lacks what changed between both.
 func (b *backup) resolve(ctx context.Context, asked string) (string, cbt.ChangeID, error) {
 	switch asked {
-	case chain.ParentNone:
+	case identity.ParentNone:
 		return asked, "", nil
-	case chain.ParentAuto:
+	case identity.ParentAuto:
 		history, err := b.store.List(ctx, b.volume)
 		if err != nil || len(history) == 0 {
 			return asked, "", err

@@ -190,7 +190,7 @@ func watch(mgr ctrl.Manager, e *engine, object client.Object, sweep *sweeper) *b
 // ownerOf maps an object of an operation to the operation.
 func ownerOf(kind, namespace string) handler.MapFunc {
 	return func(_ context.Context, object client.Object) []reconcile.Request {
-		of, name, _ := strings.Cut(object.GetAnnotations()[volumesnapshot.AnnotationOperation], "/")
+		of, name, _ := strings.Cut(object.GetAnnotations()[identity.AnnotationOperation], "/")
 		if of != kind || name == "" {
 			return nil
 		}

@@ -147,7 +147,7 @@ func (s *sweeper) findOperations(ctx context.Context) (map[string]string, error)
 			if err != nil {
 				return err
 			}
-			found[object.GetLabels()[identity.LabelOperation]] = object.GetAnnotations()[volumesnapshot.AnnotationOperation]
+			found[object.GetLabels()[identity.LabelOperation]] = object.GetAnnotations()[identity.AnnotationOperation]
 			return nil
 		})
 		if err != nil {

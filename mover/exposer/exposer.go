@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -30,14 +31,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
 )
 
 // ErrUnusable is wrapped by errors that no repetition cures.
 var ErrUnusable = errors.New("cannot be done")
-
-// labelExcludeFromBackup keeps what is made here out of Velero's backups.
-const labelExcludeFromBackup = "velero.io/exclude-from-backup"
 
 // Exposer makes and releases. The zero value of no field is usable.
 type Exposer struct {
@@ -62,7 +59,7 @@ type Operation struct {
 // ObjectName is the name of the operation's objects.
 func (o Operation) ObjectName() string { return identity.OperationName(string(o.UID)) }
 
-// Reference is the value of volumesnapshot.AnnotationOperation.
+// Reference is the value of identity.AnnotationOperation.
 func (o Operation) Reference() string { return o.Kind + "/" + o.Name }
 
 // meta is the metadata of an object of the operation. The owner reference is a
@@ -73,10 +70,10 @@ func (o Operation) meta(namespace string) metav1.ObjectMeta {
 		Namespace: namespace,
 		Name:      o.ObjectName(),
 		Labels: map[string]string{
-			identity.LabelOperation: string(o.UID),
-			labelExcludeFromBackup:  "true",
+			identity.LabelOperation:         string(o.UID),
+			velerov1.ExcludeFromBackupLabel: "true",
 		},
-		Annotations: map[string]string{volumesnapshot.AnnotationOperation: o.Reference()},
+		Annotations: map[string]string{identity.AnnotationOperation: o.Reference()},
 		OwnerReferences: []metav1.OwnerReference{{
 			APIVersion: velerov2alpha1.SchemeGroupVersion.String(),
 			Kind:       o.Kind,
@@ -155,7 +152,7 @@ func (e *Exposer) takeCharge(ctx context.Context, op Operation, pv *corev1.Persi
 	if pv.Annotations[annotationReclaimPolicy] == "" {
 		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, annotationReclaimPolicy, string(pv.Spec.PersistentVolumeReclaimPolicy))
 	}
-	metav1.SetMetaDataAnnotation(&pv.ObjectMeta, volumesnapshot.AnnotationOperation, op.Reference())
+	metav1.SetMetaDataAnnotation(&pv.ObjectMeta, identity.AnnotationOperation, op.Reference())
 	metav1.SetMetaDataLabel(&pv.ObjectMeta, identity.LabelOperation, string(op.UID))
 	pv.Spec.PersistentVolumeReclaimPolicy = policy
 	if err := e.Client.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {

@@ -9,7 +9,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
 )
 
 // Handover is how far a restored volume is on its way to its user.
@@ -180,7 +179,7 @@ func (e *Exposer) letGo(ctx context.Context, rebind *corev1.PersistentVolume) er
 		rebind.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimPolicy(policy)
 	}
 	delete(rebind.Labels, identity.LabelOperation)
-	for _, mark := range []string{annotationReclaimPolicy, annotationRestoredVolume, volumesnapshot.AnnotationOperation} {
+	for _, mark := range []string{annotationReclaimPolicy, annotationRestoredVolume, identity.AnnotationOperation} {
 		delete(rebind.Annotations, mark)
 	}
 	err := e.Client.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))

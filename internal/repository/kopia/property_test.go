@@ -15,6 +15,7 @@ import (
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -144,9 +145,9 @@ func (h *history) backup() {
 	meta := h.cut
 	meta.Size, meta.SnapshotTime = int64(len(h.data)), h.now
 	meta.ChangeID = h.now.String()
-	parent := chain.ParentAuto
+	parent := identity.ParentAuto
 	if h.rnd.IntN(10) == 0 {
-		parent = chain.ParentNone
+		parent = identity.ParentNone
 	}
 	run, err := chain.Begin(h.t.Context(), chain.Input{
 		Operation: nextOperation("").Operation,
