@@ -2,7 +2,6 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -24,18 +23,11 @@ import (
 // newDataUpload renders the DataUpload as Velero's built-in action would, plus
 // our settings and less the generated name.
 func newDataUpload(pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, backup *velerov1.Backup, volumeSnapshot, class string, settings policy.Settings) *velerov2alpha1.DataUpload {
-	controller := true
 	return &velerov2alpha1.DataUpload{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: backup.Namespace,
-			Name:      identity.DataUploadName(string(backup.UID), string(pvc.UID)),
-			OwnerReferences: []metav1.OwnerReference{{
-				APIVersion: velerov1.SchemeGroupVersion.String(),
-				Kind:       "Backup",
-				Name:       backup.Name,
-				UID:        backup.UID,
-				Controller: &controller,
-			}},
+			Namespace:       backup.Namespace,
+			Name:            identity.DataUploadName(string(backup.UID), string(pvc.UID)),
+			OwnerReferences: operation.OwnedBy("Backup", backup),
 			Labels: map[string]string{
 				velerov1.BackupNameLabel:       label.GetValidName(backup.Name),
 				velerov1.BackupUIDLabel:        string(backup.UID),
@@ -86,12 +78,10 @@ func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *vel
 }
 
 func adoptable(found, wanted *velerov2alpha1.DataUpload) error {
+	if err := operation.Adoptable(found, wanted); err != nil {
+		return err
+	}
 	switch {
-	case found.DeletionTimestamp != nil:
-		return errors.New("it is being deleted")
-	case found.Labels[velerov1.AsyncOperationIDLabel] != wanted.Labels[velerov1.AsyncOperationIDLabel]:
-		return fmt.Errorf("it belongs to operation %q, want %q",
-			found.Labels[velerov1.AsyncOperationIDLabel], wanted.Labels[velerov1.AsyncOperationIDLabel])
 	case found.Spec.CSISnapshot == nil || found.Spec.CSISnapshot.VolumeSnapshot != wanted.Spec.CSISnapshot.VolumeSnapshot:
 		return fmt.Errorf("it does not move VolumeSnapshot %s", wanted.Spec.CSISnapshot.VolumeSnapshot)
 	case !maps.Equal(found.Spec.DataMoverConfig, wanted.Spec.DataMoverConfig):

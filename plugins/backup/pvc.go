@@ -236,14 +236,9 @@ func (a *PVCAction) Progress(operationID string, backup *velerov1.Backup) (veler
 	if operationID == "" {
 		return velero.OperationProgress{}, biav2.InvalidOperationIDError(operationID)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
-	defer cancel()
-	progress, err := a.progress(ctx, operationID, backup)
-	if err != nil && !errors.Is(err, operation.ErrLost) {
-		a.log.WithError(err).WithField("operation", operationID).Warn("Cannot tell the progress of the operation this time")
-		return velero.OperationProgress{Description: err.Error()}, nil
-	}
-	return progress, err
+	return operation.Answer(a.log, operationID, func(ctx context.Context) (velero.OperationProgress, error) {
+		return a.progress(ctx, operationID, backup)
+	})
 }
 
 func (a *PVCAction) progress(ctx context.Context, operationID string, backup *velerov1.Backup) (velero.OperationProgress, error) {

@@ -151,7 +151,6 @@ func snapshotInfo(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) *c
 // podVolumeBackup is one that node agents leave alone, because it is completed,
 // and restores, because it names no pod and no PVC.
 func podVolumeBackup(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) *velerov1.PodVolumeBackup {
-	controller := true
 	return &velerov1.PodVolumeBackup{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: backup.Namespace,
@@ -160,13 +159,7 @@ func podVolumeBackup(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup)
 				velerov1.BackupNameLabel: label.GetValidName(backup.Name),
 				velerov1.BackupUIDLabel:  string(backup.UID),
 			},
-			OwnerReferences: []metav1.OwnerReference{{
-				APIVersion: velerov1.SchemeGroupVersion.String(),
-				Kind:       "Backup",
-				Name:       backup.Name,
-				UID:        backup.UID,
-				Controller: &controller,
-			}},
+			OwnerReferences: operation.OwnedBy("Backup", backup),
 		},
 		Spec: velerov1.PodVolumeBackupSpec{
 			Pod:                   corev1.ObjectReference{Namespace: upload.Spec.SourceNamespace},

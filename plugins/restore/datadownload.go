@@ -2,7 +2,6 @@ package restore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
@@ -13,23 +12,17 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
 
 // newDataDownload renders the DataDownload as Velero's built-in action would,
 // less the generated name.
 func newDataDownload(restore *velerov1.Restore, backup *velerov1.Backup, result velerov2alpha1.DataUploadResult, namespace, pvc, pvcUID string) *velerov2alpha1.DataDownload {
-	controller := true
 	download := &velerov2alpha1.DataDownload{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: restore.Namespace,
-			Name:      identity.DataDownloadName(string(restore.UID), pvcUID),
-			OwnerReferences: []metav1.OwnerReference{{
-				APIVersion: velerov1.SchemeGroupVersion.String(),
-				Kind:       "Restore",
-				Name:       restore.Name,
-				UID:        restore.UID,
-				Controller: &controller,
-			}},
+			Namespace:       restore.Namespace,
+			Name:            identity.DataDownloadName(string(restore.UID), pvcUID),
+			OwnerReferences: operation.OwnedBy("Restore", restore),
 			Labels: map[string]string{
 				velerov1.RestoreNameLabel: label.GetValidName(restore.Name),
 				velerov1.RestoreUIDLabel:  string(restore.UID),
@@ -72,12 +65,10 @@ func (a *PVCAction) ensureDataDownload(ctx context.Context, wanted *velerov2alph
 }
 
 func adoptable(found, wanted *velerov2alpha1.DataDownload) error {
+	if err := operation.Adoptable(found, wanted); err != nil {
+		return err
+	}
 	switch {
-	case found.DeletionTimestamp != nil:
-		return errors.New("it is being deleted")
-	case found.Labels[velerov1.AsyncOperationIDLabel] != wanted.Labels[velerov1.AsyncOperationIDLabel]:
-		return fmt.Errorf("it belongs to operation %q, want %q",
-			found.Labels[velerov1.AsyncOperationIDLabel], wanted.Labels[velerov1.AsyncOperationIDLabel])
 	case found.Spec.TargetVolume != wanted.Spec.TargetVolume:
 		return fmt.Errorf("its target is PVC %s/%s, want %s/%s", found.Spec.TargetVolume.Namespace, found.Spec.TargetVolume.PVC,
 			wanted.Spec.TargetVolume.Namespace, wanted.Spec.TargetVolume.PVC)

@@ -2,7 +2,6 @@ package restore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -192,15 +191,9 @@ func (a *PVCAction) Progress(operationID string, restore *velerov1.Restore) (vel
 	if operationID == "" {
 		return velero.OperationProgress{}, riav2.InvalidOperationIDError(operationID)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
-	defer cancel()
-	progress, err := a.progress(ctx, operationID, restore)
-	if err != nil && !errors.Is(err, operation.ErrLost) {
-		// Velero ends the operation for good when this method fails.
-		a.log.WithError(err).WithField("operation", operationID).Warn("Cannot tell the progress of the operation this time")
-		return velero.OperationProgress{Description: err.Error()}, nil
-	}
-	return progress, err
+	return operation.Answer(a.log, operationID, func(ctx context.Context) (velero.OperationProgress, error) {
+		return a.progress(ctx, operationID, restore)
+	})
 }
 
 func (a *PVCAction) progress(ctx context.Context, operationID string, restore *velerov1.Restore) (velero.OperationProgress, error) {

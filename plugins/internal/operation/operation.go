@@ -23,6 +23,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework/common"
@@ -79,6 +80,20 @@ func (p Poller) Poll(ctx context.Context, o Object, itemOperationTimeout time.Du
 		return velero.OperationProgress{}, false, err
 	}
 	return o.State().Progress(o.Kind()), true, nil
+}
+
+// Answer is what a Progress method does with its question: it bounds the call,
+// and reports an error that may pass as a description, because Velero ends an
+// operation for good when its Progress fails.
+func Answer(log logrus.FieldLogger, operationID string, ask func(context.Context) (velero.OperationProgress, error)) (velero.OperationProgress, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), CallTimeout)
+	defer cancel()
+	progress, err := ask(ctx)
+	if err != nil && !errors.Is(err, ErrLost) {
+		log.WithError(err).WithField("operation", operationID).Warn("Cannot tell the progress of the operation this time")
+		return velero.OperationProgress{Description: err.Error()}, nil
+	}
+	return progress, err
 }
 
 // Cancel stops an operation. One that nobody has taken note of ends at once, and
@@ -323,6 +338,31 @@ func (d Download) Finish(phase, message string, at metav1.Time) {
 	d.Status.Phase = velerov2alpha1.DataDownloadPhase(phase)
 	d.Status.Message = message
 	d.Status.CompletionTimestamp = &at
+}
+
+// OwnedBy are the owner references of what a Backup or Restore started.
+func OwnedBy(kind string, owner client.Object) []metav1.OwnerReference {
+	controller := true
+	return []metav1.OwnerReference{{
+		APIVersion: velerov1.SchemeGroupVersion.String(),
+		Kind:       kind,
+		Name:       owner.GetName(),
+		UID:        owner.GetUID(),
+		Controller: &controller,
+	}}
+}
+
+// Adoptable says why an object that exists already cannot be the one that an
+// earlier attempt at the same operation made.
+func Adoptable(found, wanted client.Object) error {
+	belongs, want := found.GetLabels()[velerov1.AsyncOperationIDLabel], wanted.GetLabels()[velerov1.AsyncOperationIDLabel]
+	switch {
+	case found.GetDeletionTimestamp() != nil:
+		return errors.New("it is being deleted")
+	case belongs != want:
+		return fmt.Errorf("it belongs to operation %q, want %q", belongs, want)
+	}
+	return nil
 }
 
 // ErrLost says that the object of an operation is gone: somebody deleted it. Any
