@@ -8,21 +8,27 @@ import (
 	"sort"
 )
 
-// Pages of 16 KiB keep what is uploaded for small changes near what they
-// changed. From largeVolume on their bitmap would be too large: pages of 64 KiB
-// are no larger than the blocks that most storage systems track.
+// Small pages keep what is uploaded for small changes near what they changed,
+// where their number allows it. Those of 64 KiB are no larger than the blocks that
+// most storage systems track.
 const (
+	smallPageSize = 8 << 10
 	pageSize      = 16 << 10
 	largePageSize = 64 << 10
-	largeVolume   = 16 << 40
+
+	smallVolume = 16 << 30
+	largeVolume = 16 << 40
 )
 
 // PageSize is the usual granularity of the Bitmap of a volume of size bytes.
 func PageSize(size int64) int64 {
-	if size > largeVolume {
-		return largePageSize
+	switch {
+	case size <= smallVolume:
+		return smallPageSize
+	case size <= largeVolume:
+		return pageSize
 	}
-	return pageSize
+	return largePageSize
 }
 
 // Bitmap is a set of pages of a volume.

@@ -14,20 +14,28 @@
 package datapath
 
 import (
+	"runtime"
 	"sync/atomic"
 )
 
 // Defaults of Options.
 const (
-	defaultWorkers = 8
+	// minWorkers keep a storage busy that takes its time to answer; maxWorkers bound
+	// the memory on machines with many cores.
+	minWorkers = 4
+	maxWorkers = 16
 	// defaultReadSize is large enough that no storage is slow for the number of its
-	// requests: 8 * 4 MiB in flight.
+	// requests: at least 4 * 4 MiB in flight.
 	defaultReadSize = 4 << 20
 )
 
+// defaultWorkers let each core have work while as many items wait for the
+// storage.
+func defaultWorkers() int { return min(max(minWorkers, 2*runtime.GOMAXPROCS(0)), maxWorkers) }
+
 // Options of both pipelines. The zero value of each field means its default.
 type Options struct {
-	// Workers is how many items are in flight; default 8.
+	// Workers is how many items are in flight; default twice the cores, from 4 to 16.
 	Workers int
 	// ReadSize is how many bytes an item has at most; default 4 MiB. It is rounded
 	// down to whole chunks, of which there is at least one.
@@ -41,7 +49,7 @@ type Options struct {
 
 func (o Options) withDefaults(chunkSize int64) Options {
 	if o.Workers <= 0 {
-		o.Workers = defaultWorkers
+		o.Workers = defaultWorkers()
 	}
 	if o.ReadSize <= 0 {
 		o.ReadSize = defaultReadSize

@@ -33,6 +33,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/repository/kopia"
+	"github.com/blockmover/blockmover/mover/heap"
 )
 
 // EnvPassword is the environment variable with the password of the repository.
@@ -130,6 +131,7 @@ func (r *repoFlags) use(ctx context.Context, work func(repository.Store) error) 
 	if err != nil {
 		return err
 	}
+	heap.Limit()
 	return errors.Join(work(store), store.Close(context.WithoutCancel(ctx)))
 }
 

@@ -278,15 +278,13 @@ func TestVerifyFindsDamage(t *testing.T) {
 	slices.SortFunc(packs, func(x, y string) int { return int(size(t, y) - size(t, x)) })
 	text, err := os.ReadFile(packs[0])
 	require.NoError(t, err)
-	// The middle of the third whole chunk of the pack, in whatever order they and
-	// the few KiB of other contents came.
-	text[5*mib/2] ^= 1
+	text[5*mib/2] ^= 1 // in a chunk, whatever order they and the few KiB of other contents came in
 	require.NoError(t, os.WriteFile(packs[0], text, 0o600))
 
 	r := b.run("", "image", "verify", "--snapshot", id)
 	require.ErrorContains(t, r.err, "1 of 1 images are damaged")
 	require.Contains(t, r.out, id+"  damaged in [")
-	require.Contains(t, r.out, "damaged: 1.0 MiB of 9.0 MiB cannot be read, in 1 ranges")
+	require.Contains(t, r.out, "damaged: 64.0 KiB of 9.0 MiB cannot be read, in 1 ranges")
 
 	target := filepath.Join(b.dir, "target")
 	require.NoError(t, os.WriteFile(target, make([]byte, len(b.data)), 0o600))

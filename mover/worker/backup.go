@@ -9,6 +9,7 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/mover/heap"
 )
 
 // backup makes an image of the device and names it.
@@ -18,6 +19,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 		return report, err
 	}
 	defer w.closeStore(ctx, store)
+	heap.Limit()
 	if saved, ok, err := w.savedBefore(ctx, store, r); ok || err != nil {
 		return saved, err
 	}

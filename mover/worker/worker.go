@@ -38,6 +38,7 @@ import (
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/mover/heap"
 )
 
 // closeTimeout bounds the closing of a repository whose operation is over.
@@ -117,6 +118,7 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 		return report, err
 	}
 	defer w.closeStore(ctx, store)
+	heap.Limit()
 	image, err := store.OpenReader(ctx, r.Restore.SnapshotID)
 	if err != nil {
 		return report, err

@@ -28,7 +28,7 @@ func TestAmplification(t *testing.T) {
 		limit  float64
 	}{
 		{"4 KiB", 4 << 10, 160, 8},
-		{"64 KiB", 64 << 10, 160, 2},
+		{"64 KiB", 64 << 10, 10, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newStore(t)

@@ -2,6 +2,7 @@ package kopia
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -57,22 +58,39 @@ func OpenFilesystem(ctx context.Context, dir, password string) (*Store, error) {
 	}
 	defer st.Close(ctx) //nolint:errcheck // nothing is buffered in it
 
-	// kopia opens a repository by a configuration file only.
+	// kopia opens a repository by a configuration file only. It is written here
+	// because kopia's own way opens the repository twice, and that is 64 MiB and 150
+	// ms of deriving the key from the password each time.
 	tmp, err := os.MkdirTemp("", "blockmover-")
 	if err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	remove := func() error { return os.RemoveAll(tmp) }
 	config := filepath.Join(tmp, "repository.config")
-	options := &repo.ConnectOptions{ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost}}
-	if err := repo.Connect(ctx, config, st, password, options); err != nil {
-		return nil, errors.Join(fmt.Errorf("open repository in %s: %w", dir, err), remove())
+	err = writeConfig(config, &repo.LocalConfig{
+		Storage:       ranged(st.ConnectionInfo()),
+		ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost},
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open repository: %w", err), remove())
 	}
-	rep, err := repo.Open(ctx, config, password, &repo.Options{})
+	rep, err := repo.Open(ctx, config, password, &repo.Options{DisableRepositoryLog: true})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open repository in %s: %w", dir, err), remove())
 	}
 	return New(rep, remove), nil
+}
+
+// writeConfig writes a connection file.
+func writeConfig(file string, c *repo.LocalConfig) error {
+	text, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("write connection file: %w", err)
+	}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return fmt.Errorf("write connection file: %w", err)
+	}
+	return nil
 }
 
 func openDirectory(ctx context.Context, dir string, create bool) (blob.Storage, error) {

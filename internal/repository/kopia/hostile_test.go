@@ -174,7 +174,7 @@ func writeObject(t *testing.T, s *Store, prefix string, data []byte) object.ID {
 	var id object.ID
 	require.NoError(t, repo.WriteSession(t.Context(), s.rep, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {
 		var err error
-		id, _, err = newObjectWriter(s.rep, w).write(ctx, content.IDPrefix(prefix), data)
+		id, _, err = newObjectWriter(s.rep, w, repository.DefaultCompression).write(ctx, content.IDPrefix(prefix), data)
 		return err
 	}))
 	return id

@@ -7,10 +7,13 @@ import (
 	"io"
 	"sync"
 
+	"github.com/klauspost/compress"
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/compression"
 	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/object"
+
+	"github.com/blockmover/blockmover/internal/repository"
 )
 
 const (
@@ -28,6 +31,8 @@ type objectWriter struct {
 	// written since its last flush.
 	committed repo.Repository
 	w         repo.RepositoryWriter
+	// plain leaves data uncompressed; indexes never are.
+	plain bool
 
 	mu    sync.Mutex
 	fresh map[content.ID]struct{}
@@ -37,15 +42,51 @@ type objectWriter struct {
 // run apart. Beyond it, a content that occurs twice in one run is counted twice.
 const maxFresh = 1 << 20
 
-func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter) *objectWriter {
-	return &objectWriter{committed: committed, w: w, fresh: map[content.ID]struct{}{}}
+func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter, c repository.Compression) *objectWriter {
+	return &objectWriter{committed: committed, w: w, plain: c == repository.NoCompression, fresh: map[content.ID]struct{}{}}
+}
+
+// compressor is what one object is compressed with: nothing where that does not
+// pay, or was not wanted.
+func (o *objectWriter) compressor(prefix content.IDPrefix, data []byte) compression.Name {
+	if prefix != indexPrefix && (o.plain || !compressible(data)) {
+		return ""
+	}
+	return compressor
+}
+
+const (
+	// probes is how many places of an object are looked at to judge all of it, each
+	// of 1/64 of its length between minProbe and maxProbe: 11 µs for 1 MiB, which
+	// takes 500 µs to be compressed in vain.
+	probes   = 4
+	minProbe = 1 << 10
+	maxProbe = 4 << 10
+
+	// worthCompressing is between what Estimate says of random bytes (0.03) and of
+	// text or programs (0.32 and more).
+	worthCompressing = 0.1
+)
+
+// compressible takes a cheap look at some places of data.
+func compressible(data []byte) bool {
+	length := min(max(len(data)/64, minProbe), maxProbe)
+	if len(data) <= probes*length {
+		return compress.Estimate(data) > worthCompressing
+	}
+	sample := make([]byte, 0, probes*maxProbe)
+	for i := range probes {
+		from := len(data) / probes * i
+		sample = append(sample, data[from:from+length]...)
+	}
+	return compress.Estimate(sample) > worthCompressing
 }
 
 // write stores one object and returns how many of its bytes were new.
 func (o *objectWriter) write(ctx context.Context, prefix content.IDPrefix, data []byte) (object.ID, int64, error) {
 	ow := o.w.NewObjectWriter(ctx, object.WriterOptions{
 		Prefix:             prefix,
-		Compressor:         compressor,
+		Compressor:         o.compressor(prefix, data),
 		MetadataCompressor: compressor,
 		Splitter:           wholeSplitter,
 	})

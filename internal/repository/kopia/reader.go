@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/object"
 
 	"github.com/blockmover/blockmover/internal/block"
@@ -26,6 +27,7 @@ type reader struct {
 	layout layout
 	root   []object.ID
 	zero   map[object.ID]bool
+	ranges *rangeReader
 
 	mu    sync.Mutex
 	cache map[object.ID]segment
@@ -56,6 +58,7 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 		meta:   img.document.Meta,
 		layout: l,
 		zero:   map[object.ID]bool{},
+		ranges: newRangeReader(s.rep),
 		cache:  map[object.ID]segment{},
 	}
 	if r.root, err = loadRoot(ctx, s.rep, img.disk, l); err != nil {
@@ -115,46 +118,73 @@ func (r *reader) ReadAt(p []byte, off int64) (int, error) {
 		p = p[:r.meta.Size-off]
 		atEnd = io.EOF
 	}
-	n := 0
-	for n < len(p) {
-		chunk := r.layout.ChunkAt(off)
-		within := off - chunk*r.layout.ChunkSize()
-		part := p[n:]
-		part = part[:min(int64(len(part)), r.layout.ChunkSize()-within)]
-		if err := r.readChunk(r.ctx, part, chunk, within); err != nil {
-			return n, fmt.Errorf("read image at %d: %w", off, err)
-		}
-		n += len(part)
-		off += int64(len(part))
+	if err := r.read(p, off); err != nil {
+		return 0, fmt.Errorf("read image at %d: %w", off, err)
 	}
-	return n, atEnd
+	return len(p), atEnd
 }
 
-// readChunk fills p from the given place in a chunk.
-func (r *reader) readChunk(ctx context.Context, p []byte, chunk, within int64) error {
-	entries, err := r.chunk(ctx, chunk)
+// part is what one entry has for a read.
+type part struct {
+	entry
+	// skip is where in the entry it begins.
+	skip int64
+	to   []byte
+}
+
+// read fills p from an offset; all of it is in the image.
+func (r *reader) read(p []byte, off int64) error {
+	parts, err := r.parts(p, off)
 	if err != nil {
 		return err
 	}
-	base := entries[0].Start
-	for _, e := range entries {
-		if len(p) == 0 {
-			break
-		}
-		skip := within - (e.Start - base)
-		if skip >= e.Length {
-			continue
-		}
-		part := p[:min(int64(len(p)), e.Length-skip)]
-		if r.zero[e.Object] {
-			clear(part)
-		} else if err := r.readContent(ctx, part, skip, e); err != nil {
+	ids := make([]content.ID, len(parts))
+	for i, part := range parts {
+		ids[i], _, _ = part.Object.ContentID()
+	}
+	ctx, release, err := r.ranges.fetch(r.ctx, ids)
+	if err != nil {
+		return err
+	}
+	defer release()
+	for _, part := range parts {
+		if err := r.readContent(ctx, part.to, part.skip, part.entry); err != nil {
 			return err
 		}
-		p = p[len(part):]
-		within += int64(len(part))
 	}
 	return nil
+}
+
+// parts divides a read among entries. What is zero is done at once.
+func (r *reader) parts(p []byte, off int64) ([]part, error) {
+	var parts []part
+	for len(p) > 0 {
+		chunk := r.layout.ChunkAt(off)
+		entries, err := r.chunk(r.ctx, chunk)
+		if err != nil {
+			return nil, err
+		}
+		within := off - chunk*r.layout.ChunkSize()
+		for _, e := range entries {
+			skip := within - (e.Start - entries[0].Start)
+			if skip >= e.Length {
+				continue
+			}
+			to := p[:min(int64(len(p)), e.Length-skip)]
+			if r.zero[e.Object] {
+				clear(to)
+			} else {
+				parts = append(parts, part{e, skip, to})
+			}
+			p = p[len(to):]
+			off += int64(len(to))
+			within += int64(len(to))
+			if len(p) == 0 {
+				break
+			}
+		}
+	}
+	return parts, nil
 }
 
 // readContent fills p from the given place in the content of one entry.

@@ -123,15 +123,7 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 			w.tail = end / meta.ChunkSize
 		}
 	}
-	if meta.ChunkSize == 0 {
-		meta.ChunkSize = repository.DefaultChunkSize
-	}
-	if meta.SegmentSize == 0 {
-		meta.SegmentSize = repository.DefaultSegmentSize
-	}
-	if meta.PageSize == 0 {
-		meta.PageSize = min(repository.DefaultPageSize, meta.ChunkSize)
-	}
+	meta = meta.WithDefaults()
 	var err error
 	if w.layout, err = newLayout(meta); err != nil {
 		return nil, err
@@ -160,7 +152,7 @@ func (s *Store) begin(ctx context.Context, w *writer, o repository.WriterOptions
 	if err != nil {
 		return err
 	}
-	w.objects = newObjectWriter(s.rep, session)
+	w.objects = newObjectWriter(s.rep, session, o.Compression)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, session.Close(ctx))

@@ -626,7 +626,8 @@ func (s suite) defaults(t *testing.T) {
 	t.Helper()
 	w, err := s.NewWriter(t.Context(), repository.Meta{Size: 1, SnapshotTime: instant}, options(""))
 	require.NoError(t, err)
-	require.Equal(t, int64(repository.DefaultChunkSize), w.Meta().ChunkSize)
-	require.Equal(t, int64(repository.DefaultSegmentSize), w.Meta().SegmentSize)
+	require.Equal(t, int64(64<<10), w.Meta().ChunkSize)
+	require.Equal(t, int64(8<<20), w.Meta().SegmentSize)
+	require.Equal(t, int64(8<<10), w.Meta().PageSize)
 	w.Abort()
 }

@@ -160,15 +160,7 @@ func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository
 			return nil, errors.New("chunk or segment size differs from the parent's")
 		}
 	}
-	if meta.ChunkSize == 0 {
-		meta.ChunkSize = repository.DefaultChunkSize
-	}
-	if meta.SegmentSize == 0 {
-		meta.SegmentSize = repository.DefaultSegmentSize
-	}
-	if meta.PageSize == 0 {
-		meta.PageSize = min(repository.DefaultPageSize, meta.ChunkSize)
-	}
+	meta = meta.WithDefaults()
 	var err error
 	w.geometry, err = block.NewGeometry(meta.Size, meta.ChunkSize)
 	w.meta = meta

@@ -1,0 +1,188 @@
+package kopia
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/blob"
+	"github.com/kopia/kopia/repo/content"
+	"golang.org/x/sync/errgroup"
+)
+
+// kopia asks the storage for each content on its own. Of an image in small
+// chunks or pages, that is one request for 16 KiB, where 4 MiB of neighbours lie in
+// one or two packs side by side. So a reader looks up where the contents are that
+// it needs next, fetches whole ranges of packs, and lets kopia find them: in the
+// context of its reads, by a storage that looks there first.
+
+const (
+	// maxGap is what may lie between two contents that are fetched together: it
+	// takes less time than another request.
+	maxGap = 64 << 10
+	// maxRange bounds the memory for one request.
+	maxRange = 8 << 20
+	// parallelRanges is how many requests one read makes at once: where it needs
+	// several packs, an image has many parents.
+	parallelRanges = 4
+)
+
+// packRange is a part of a pack. buf has its bytes once it is fetched.
+type packRange struct {
+	pack        blob.ID
+	offset, end int64
+	contents    int
+	buf         rangeBuffer
+}
+
+// fetched are the ranges that a context carries.
+type fetched []*packRange
+
+type fetchedKey struct{}
+
+// find returns the bytes of a part of a pack.
+func (f fetched) find(pack blob.ID, offset, length int64) ([]byte, bool) {
+	for _, r := range f {
+		if r.pack == pack && r.offset <= offset && offset+length <= r.end {
+			return r.buf[offset-r.offset:][:length], true
+		}
+	}
+	return nil, false
+}
+
+// rangeBuffer is a blob.OutputBuffer.
+type rangeBuffer []byte
+
+// Write implements io.Writer.
+func (b *rangeBuffer) Write(p []byte) (int, error) {
+	*b = append(*b, p...)
+	return len(p), nil
+}
+
+// Reset implements blob.OutputBuffer.
+func (b *rangeBuffer) Reset() { *b = (*b)[:0] }
+
+// Length implements blob.OutputBuffer.
+func (b *rangeBuffer) Length() int { return len(*b) }
+
+// planRanges joins the places of contents to ranges. Contents that would be
+// alone in one are left out: kopia fetches them as well.
+func planRanges(infos []content.Info) []*packRange {
+	slices.SortFunc(infos, func(a, b content.Info) int {
+		return cmp.Or(cmp.Compare(a.PackBlobID, b.PackBlobID), cmp.Compare(a.PackOffset, b.PackOffset))
+	})
+	var ranges []*packRange
+	for _, info := range infos {
+		offset := int64(info.PackOffset)
+		end := offset + int64(info.PackedLength)
+		if n := len(ranges); n > 0 {
+			r := ranges[n-1]
+			if r.pack == info.PackBlobID && offset-r.end <= maxGap && end-r.offset <= maxRange {
+				r.end = max(r.end, end)
+				r.contents++
+				continue
+			}
+		}
+		ranges = append(ranges, &packRange{pack: info.PackBlobID, offset: offset, end: end, contents: 1})
+	}
+	return slices.DeleteFunc(ranges, func(r *packRange) bool { return r.contents == 1 })
+}
+
+// rangeReader fetches ranges. It is safe for concurrent use.
+type rangeReader struct {
+	rep   repo.Repository
+	blobs blob.Reader
+	// buffers are those of ranges that nobody reads any more.
+	buffers sync.Pool
+}
+
+// newRangeReader returns nil where the repository gives no access to its packs.
+func newRangeReader(rep repo.Repository) *rangeReader {
+	direct, ok := rep.(repo.DirectRepository)
+	if !ok {
+		return nil
+	}
+	return &rangeReader{rep: rep, blobs: direct.BlobReader()}
+}
+
+// fetch gets what it can of the contents in large requests, and returns a
+// context in which kopia finds it, until release is called. What cannot be looked
+// up is left to the read of it, which knows what to say.
+func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Context, release func(), _ error) {
+	release = func() {}
+	if f == nil || len(ids) < 2 {
+		return ctx, release, nil
+	}
+	infos := make([]content.Info, 0, len(ids))
+	for _, id := range ids {
+		if info, err := f.rep.ContentInfo(ctx, id); err == nil {
+			infos = append(infos, info)
+		}
+	}
+	ranges := planRanges(infos)
+	if len(ranges) == 0 {
+		return ctx, release, nil
+	}
+	release = func() {
+		for _, r := range ranges {
+			f.buffers.Put(r.buf)
+		}
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(parallelRanges)
+	for _, r := range ranges {
+		group.Go(func() error {
+			r.buf, _ = f.buffers.Get().(rangeBuffer)
+			r.buf = slices.Grow(r.buf[:0], int(r.end-r.offset))
+			if err := f.blobs.GetBlob(groupCtx, r.pack, r.offset, r.end-r.offset, &r.buf); err != nil {
+				return fmt.Errorf("read pack %s from %d to %d: %w", r.pack, r.offset, r.end, translate(err))
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return context.WithValue(ctx, fetchedKey{}, fetched(ranges)), release, nil
+}
+
+// rangedType is the type of a storage that looks into the context first. kopia
+// opens storages by the type that its connection file gives, and in no other way.
+const rangedType = "blockmover-ranged"
+
+func init() { //nolint:gochecknoinits // kopia's table of types is not to be changed while anybody reads it
+	blob.AddSupportedStorage(rangedType, blob.ConnectionInfo{},
+		func(ctx context.Context, inner *blob.ConnectionInfo, isCreate bool) (blob.Storage, error) {
+			st, err := blob.NewStorage(ctx, *inner, isCreate)
+			if err != nil {
+				return nil, err
+			}
+			return rangedStorage{st}, nil
+		})
+}
+
+// ranged is the connection to the same storage with ranges.
+func ranged(inner blob.ConnectionInfo) *blob.ConnectionInfo {
+	if inner.Type == rangedType {
+		return &inner
+	}
+	return &blob.ConnectionInfo{Type: rangedType, Config: &inner}
+}
+
+type rangedStorage struct{ blob.Storage }
+
+// GetBlob implements blob.Reader.
+func (s rangedStorage) GetBlob(ctx context.Context, id blob.ID, offset, length int64, output blob.OutputBuffer) error {
+	if f, ok := ctx.Value(fetchedKey{}).(fetched); ok {
+		if data, ok := f.find(id, offset, length); ok {
+			output.Reset()
+			_, err := output.Write(data)
+			return err
+		}
+	}
+	return s.Storage.GetBlob(ctx, id, offset, length, output)
+}
