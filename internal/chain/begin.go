@@ -29,6 +29,8 @@ type Input struct {
 	Source      cbt.Source
 	Unavailable string
 	Collect     cbt.Options
+	// CheckpointInterval is that of repository.WriterOptions.
+	CheckpointInterval int64
 }
 
 // Run is a backup that has begun: Writer takes the chunks that Read touches.
@@ -128,7 +130,9 @@ func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (R
 }
 
 func (l *ladder) writer(ctx context.Context, parent repository.SnapshotID) (repository.VolumeWriter, error) {
-	return l.Store.NewWriter(ctx, l.Target, repository.WriterOptions{Volume: l.Volume, Operation: l.Operation, Parent: parent})
+	return l.Store.NewWriter(ctx, l.Target, repository.WriterOptions{
+		Volume: l.Volume, Operation: l.Operation, Parent: parent, CheckpointInterval: l.CheckpointInterval,
+	})
 }
 
 // failure is the reason for an error of a Source.

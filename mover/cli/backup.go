@@ -38,6 +38,8 @@ type backupOptions struct {
 	changed   string
 	allocated string
 	parent    string
+	interval  sizeFlag
+	rateLimit sizeFlag
 	json      bool
 }
 
@@ -65,6 +67,9 @@ Ranges are JSON lines {"offset":N,"length":N}, in ascending order.`,
 	flags.StringVar(&o.changed, "changed", "", "`file` with the ranges that differ from the parent; - is standard input")
 	flags.StringVar(&o.allocated, "allocated", "", "`file` with the ranges that hold data; - is standard input")
 	flags.StringVar(&o.parent, "parent", identity.ParentAuto, "`image` that this one is based on: auto, none or an ID")
+	o.interval.least = minCheckpointInterval
+	flags.Var(&o.interval, "checkpoint-interval", "record what is finished after each `size` that was read; the default is "+formatBytes(repository.DefaultCheckpointInterval))
+	addRateLimit(flags, &o.rateLimit)
 	flags.BoolVar(&o.json, "json", false, "print the result as a JSON object")
 	required(flags, "volume", "device")
 	return cmd
@@ -104,7 +109,10 @@ func (o *backupOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	return o.repo.use(ctx, func(store repository.Store) error {
-		b := backup{store: store, dev: dev, source: source, volume: volume, start: start, messages: cmd.ErrOrStderr()}
+		b := backup{
+			store: store, dev: device.LimitReader(ctx, dev, o.rateLimit.bytes), source: source, volume: volume,
+			interval: o.interval.bytes, start: start, messages: cmd.ErrOrStderr(),
+		}
 		s, err := b.run(ctx, o.parent)
 		if err != nil {
 			return err
@@ -175,6 +183,7 @@ type backup struct {
 	dev      device.Reader
 	source   rangefile.Source
 	volume   repository.VolumeKey
+	interval int64
 	start    time.Time
 	messages io.Writer
 }
@@ -188,11 +197,12 @@ func (b *backup) run(ctx context.Context, asked string) (summary, error) {
 	// One name for the operation and for the instant: nothing else has made either.
 	id := "local-" + rand.Text()
 	run, err := chain.Begin(ctx, chain.Input{
-		Request:   chain.Request{Parent: parent, Now: b.start, Target: b.meta(id)},
-		Volume:    b.volume,
-		Operation: id,
-		Store:     b.store,
-		Source:    b.source,
+		Request:            chain.Request{Parent: parent, Now: b.start, Target: b.meta(id)},
+		Volume:             b.volume,
+		Operation:          id,
+		Store:              b.store,
+		Source:             b.source,
+		CheckpointInterval: b.interval,
 	})
 	if err != nil {
 		return summary{}, err
