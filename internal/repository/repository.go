@@ -21,7 +21,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"time"
+
+	"github.com/blockmover/blockmover/internal/block"
 )
 
 // ErrNotFound is wrapped by every error that says that a repo snapshot, or
@@ -70,6 +73,14 @@ type VolumeKey struct {
 
 // String formats the key as namespace/pvc.
 func (k VolumeKey) String() string { return k.Namespace + "/" + k.PVC }
+
+// Compare orders keys by namespace, then by PVC.
+func (k VolumeKey) Compare(other VolumeKey) int {
+	if c := strings.Compare(k.Namespace, other.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(k.PVC, other.PVC)
+}
 
 // Kind says how an image was made.
 type Kind string
@@ -240,6 +251,8 @@ type Catalog interface {
 	// List returns the repo snapshots of a volume, newest SnapshotTime first. One
 	// whose documents cannot be read is listed with its Damage, after all others.
 	List(ctx context.Context, volume VolumeKey) ([]Snapshot, error)
+	// Volumes returns the volumes that have repo snapshots, by namespace and PVC.
+	Volumes(ctx context.Context) ([]VolumeKey, error)
 	// Delete forgets a repo snapshot; one that is gone already is no error.
 	Delete(ctx context.Context, id SnapshotID) error
 }
@@ -259,5 +272,11 @@ type Store interface {
 	NewWriter(ctx context.Context, meta Meta, o WriterOptions) (VolumeWriter, error)
 	// OpenReader opens the image of a repo snapshot. Reads use its context.
 	OpenReader(ctx context.Context, id SnapshotID) (VolumeReader, error)
+	// Compare emits the ranges in which two images may differ, without reading what
+	// they hold: in ascending order, apart from each other, and up to the end of the
+	// smaller volume. All else is equal. What one image has inherited from the other
+	// is found equal, and so is a chunk with the same content where it is cut the same
+	// way. An error of emit ends it and is returned.
+	Compare(ctx context.Context, a, b SnapshotID, emit func(block.Extent) error) error
 	Close(ctx context.Context) error
 }

@@ -271,6 +271,28 @@ func (s *Store) describe(ctx context.Context, m *snapshot.Manifest) (repository.
 	return snap, dir, nil
 }
 
+// Volumes implements repository.Catalog: by the labels of manifests, without
+// loading any.
+func (s *Store) Volumes(ctx context.Context) ([]repository.VolumeKey, error) {
+	if err := s.rep.Refresh(ctx); err != nil {
+		return nil, fmt.Errorf("refresh repository index: %w", err)
+	}
+	all, err := s.rep.FindManifests(ctx, map[string]string{
+		manifest.TypeLabelKey: snapshot.ManifestType, snapshot.UsernameLabel: snapshotUser, snapshot.HostnameLabel: snapshotHost,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find repo snapshots: %w", err)
+	}
+	found := map[repository.VolumeKey]bool{}
+	for _, m := range all {
+		v, ok := volumeOf(snapshot.SourceInfo{Path: m.Labels[snapshot.PathLabel]})
+		if _, hold := m.Labels[tagHold]; ok && !hold {
+			found[v] = true
+		}
+	}
+	return slices.SortedFunc(maps.Keys(found), repository.VolumeKey.Compare), nil
+}
+
 // Delete implements repository.Catalog.
 func (s *Store) Delete(ctx context.Context, id repository.SnapshotID) error {
 	m, err := s.loadManifest(ctx, id)
