@@ -418,6 +418,7 @@ func TestBadRepository(t *testing.T) {
 	b := newWorkbench(t)
 	require.ErrorContains(t, b.command("", "image", "list", "--volume", volume, "--repo", filepath.Join(b.dir, "none")).err, "open repository")
 	require.ErrorContains(t, b.command("", "image", "list", "--volume", volume).err, "repo")
+	require.ErrorContains(t, b.command("", "image", "list", "--repo", t.TempDir()).err, "repository not initialized")
 
 	t.Setenv(cli.EnvPassword, "")
 	require.ErrorContains(t, b.run("", "image", "list", "--volume", volume).err, "no password")

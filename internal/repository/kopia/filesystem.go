@@ -10,6 +10,7 @@ import (
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/blob/filesystem"
+	"github.com/kopia/kopia/repo/format"
 	"github.com/kopia/kopia/repo/maintenance"
 )
 
@@ -56,16 +57,20 @@ func OpenFilesystem(ctx context.Context, dir, password string) (*Store, error) {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	defer st.Close(ctx) //nolint:errcheck // nothing is buffered in it
+	if _, err := st.GetMetadata(ctx, format.KopiaRepositoryBlobID); errors.Is(err, blob.ErrBlobNotFound) {
+		return nil, fmt.Errorf("open repository in %s: %w", dir, repo.ErrRepositoryNotInitialized)
+	}
 
-	// kopia opens a repository by a configuration file only.
+	// kopia opens a repository by a connection file only.
 	tmp, err := os.MkdirTemp("", "blockmover-")
 	if err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	remove := func() error { return os.RemoveAll(tmp) }
 	config := filepath.Join(tmp, "repository.config")
-	options := &repo.ConnectOptions{ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost}}
-	if err := repo.Connect(ctx, config, st, password, options); err != nil {
+	storage := st.ConnectionInfo()
+	connection := repo.LocalConfig{Storage: &storage, ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost}}
+	if err := writeConnection(config, connection); err != nil {
 		return nil, errors.Join(fmt.Errorf("open repository in %s: %w", dir, err), remove())
 	}
 	rep, err := repo.Open(ctx, config, password, &repo.Options{})
