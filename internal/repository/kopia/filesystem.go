@@ -85,5 +85,8 @@ func openDirectory(ctx context.Context, dir string, create bool) (blob.Storage, 
 	if err != nil {
 		return nil, err
 	}
+	if info, err := os.Stat(path); err == nil && !info.IsDir() {
+		return nil, fmt.Errorf("%s is not a directory", path) // of which kopia tries to read for half a minute
+	}
 	return filesystem.New(ctx, &filesystem.Options{Path: path}, create)
 }
