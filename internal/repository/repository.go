@@ -193,8 +193,9 @@ type WriterOptions struct {
 // parent, or is zero where there is no parent or the parent ends before it.
 //
 // From time to time, in Advance, a writer records what it has finished. A writer
-// for the same operation, parent and Meta, of which SnapshotHandle must not be
-// empty, begins after it: see Resumed.
+// for the same operation, parent and Meta begins after it: see Resumed. Meta must
+// have a SnapshotHandle, and may have another SnapshotTime: the handle alone says
+// what the device holds.
 //
 // After Commit, Abort or Suspend, or after any error, only Abort and Suspend may
 // be called. The first of both counts; after Commit they do nothing.

@@ -94,7 +94,8 @@ func (b *workbench) must(in string, args ...string) result {
 // summary is what --json promises.
 type summary struct {
 	SnapshotID, Kind, Reason, Parent          string
-	VolumeSize, BytesRead, BytesHashed        int64
+	VolumeSize, ResumedBytes                  int64
+	BytesRead, BytesHashed                    int64
 	BytesUploaded, MetadataBytes              int64
 	ChunksWritten, ChunksInherited, ZeroBytes int64
 	Seconds, CPUSeconds                       float64
@@ -232,6 +233,28 @@ func TestDiffReadsWhatDiffers(t *testing.T) {
 	b.damage()
 	require.Error(t, b.run("", "image", "verify", "--snapshot", first).err)
 	require.Empty(t, b.must("", "image", "diff", first, second).out)
+}
+
+func TestOperationIsRepeated(t *testing.T) {
+	b := newWorkbench(t)
+	first := b.backup("", "--operation", "nightly-1")
+	require.Zero(t, first.ResumedBytes)
+	again := b.backup("", "--operation", "nightly-1")
+	require.Equal(t, first.SnapshotID, again.SnapshotID)
+	require.Equal(t, first.Kind, again.Kind)
+	require.Zero(t, again.BytesRead)
+	require.Equal(t, int64(len(b.data)), again.ResumedBytes)
+
+	next := b.backup("", "--operation", "nightly-2", "--changed", "-")
+	require.Equal(t, first.SnapshotID, next.Parent)
+	repeated := b.backup("", "--operation", "nightly-2", "--changed", "-")
+	require.Equal(t, next.SnapshotID, repeated.SnapshotID)
+	require.Equal(t, next.Parent, repeated.Parent)
+
+	b.data = b.data[:mib]
+	b.write()
+	r := b.run("", "image", "backup", "--volume", volume, "--device", b.disk, "--operation", "nightly-2")
+	require.ErrorContains(t, r.err, "of 9441280 bytes, and the device has 1048576")
 }
 
 func TestFullWithReason(t *testing.T) {
@@ -379,6 +402,8 @@ func TestBadInput(t *testing.T) {
 		{"climbing volume", "", []string{"image", "backup", "--volume", "shop/..", "--device", b.disk}, "is not NAMESPACE/PVC"},
 		{"interval too small", "", append(backup, "--checkpoint-interval", "383M"), "want 384 MiB or more"},
 		{"interval without a number", "", append(backup, "--checkpoint-interval", "much"), "want a whole number with a unit"},
+		{"no name of an operation", "", append(backup, "--operation", ""), `--operation "": want`},
+		{"name of an operation", "", append(backup, "--operation", "a b"), `--operation "a b": want`},
 		{"rate too low", "", append(backup, "--rate-limit", "50"), "want 64.0 KiB or more"},
 		{"negative rate", "", append(backup, "--rate-limit", "-1M"), "want a whole number with a unit"},
 		{"rate of a restore", "", []string{"image", "restore", "--snapshot", id, "--device", small, "--rate-limit", "fast"}, "want a whole number with a unit"},

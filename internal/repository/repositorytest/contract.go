@@ -351,8 +351,11 @@ func (s suite) resuming(t *testing.T) {
 		require.Error(t, w.Put(t.Context(), 11, padded(data, 11)), "finished already")
 		w.Suspend()
 
-		w = begin(m, o)
-		require.Equal(t, int64(12), w.Resumed())
+		later := m
+		later.SnapshotTime = instant.Add(time.Hour)
+		w = begin(later, o)
+		require.Equal(t, int64(12), w.Resumed(), "the time of a run does not matter")
+		require.Equal(t, later.SnapshotTime, w.Meta().SnapshotTime)
 		part(w, n-1)
 		_ = begin(m, o) // a run that is killed does not even suspend
 
@@ -563,7 +566,9 @@ func (s suite) catalog(t *testing.T) {
 	require.Equal(t, newer, s.save(t, shopDB, "op-1", img), "the operation has saved it")
 	other := s.save(t, shopLog, "op-1", img)
 	require.NotEqual(t, newer, other)
-	img, _ = s.write(t, meta(chunk, instant), "", random(2, chunk), []int64{0})
+	m := meta(chunk, instant)
+	m.SnapshotHandle = "older"
+	img, _ = s.write(t, m, "", random(2, chunk), []int64{0})
 	older := s.save(t, shopDB, "op-2", img)
 
 	list, err := s.List(t.Context(), shopDB)
@@ -611,8 +616,9 @@ func (s suite) volumes(t *testing.T) {
 	last := repository.VolumeKey{Namespace: "shop-2", PVC: "a"}
 	var ids []repository.SnapshotID
 	for i, v := range []repository.VolumeKey{last, shopLog, shopDB, shopLog} {
-		at := instant.Add(time.Duration(i) * time.Hour)
-		img, _ := s.write(t, meta(chunk, at), "", random(1, chunk), []int64{0})
+		m := meta(chunk, instant)
+		m.SnapshotHandle = string(rune('a' + i)) // nothing to go on from
+		img, _ := s.write(t, m, "", random(1, chunk), []int64{0})
 		ids = append(ids, s.save(t, v, "op-"+string(rune('a'+i)), img))
 	}
 	require.Equal(t, []repository.VolumeKey{shopDB, shopLog, last}, s.listVolumes(t))

@@ -185,7 +185,9 @@ func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository
 	w.meta = meta
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if c := m.unfinished[op]; c.meta == meta && meta.SnapshotHandle != "" {
+	c := m.unfinished[op]
+	c.meta.SnapshotTime = meta.SnapshotTime
+	if c.meta == meta && meta.SnapshotHandle != "" {
 		w.put, w.advanced, w.resumed = maps.Clone(c.put), c.end, c.end
 	} else {
 		delete(m.unfinished, op)
