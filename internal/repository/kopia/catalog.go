@@ -232,14 +232,12 @@ func (s *Store) load(ctx context.Context, id repository.SnapshotID) (repository.
 }
 
 func (s *Store) loadManifest(ctx context.Context, id repository.SnapshotID) (*snapshot.Manifest, error) {
-	m, err := snapshot.LoadSnapshot(ctx, s.rep, manifest.ID(id))
-	if errors.Is(err, snapshot.ErrSnapshotNotFound) {
-		// Another process may have written it after this one opened the repository.
-		if err := s.rep.Refresh(ctx); err != nil {
-			return nil, fmt.Errorf("refresh repository index: %w", err)
-		}
-		m, err = snapshot.LoadSnapshot(ctx, s.rep, manifest.ID(id))
+	// Another process may have written it after this one opened the repository, or
+	// maintenance may have moved it to another pack.
+	if err := s.rep.Refresh(ctx); err != nil {
+		return nil, fmt.Errorf("refresh repository index: %w", err)
 	}
+	m, err := snapshot.LoadSnapshot(ctx, s.rep, manifest.ID(id))
 	switch {
 	case err != nil:
 		return nil, translate(err)
