@@ -29,6 +29,9 @@ type Input struct {
 	Source      cbt.Source
 	Unavailable string
 	Collect     cbt.Options
+	// Compression and CheckpointInterval are those of repository.WriterOptions.
+	Compression        repository.Compression
+	CheckpointInterval int64
 }
 
 // Run is a backup that has begun: Writer takes the chunks that Read touches.
@@ -128,7 +131,10 @@ func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (R
 }
 
 func (l *ladder) writer(ctx context.Context, parent repository.SnapshotID) (repository.VolumeWriter, error) {
-	return l.Store.NewWriter(ctx, l.Target, repository.WriterOptions{Volume: l.Volume, Operation: l.Operation, Parent: parent})
+	return l.Store.NewWriter(ctx, l.Target, repository.WriterOptions{
+		Volume: l.Volume, Operation: l.Operation, Parent: parent,
+		Compression: l.Compression, CheckpointInterval: l.CheckpointInterval,
+	})
 }
 
 // failure is the reason for an error of a Source.

@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
+
+	"github.com/blockmover/blockmover/internal/device"
 )
 
 // Config is the whole document. The zero value of each field is replaced by
@@ -44,6 +46,9 @@ type Config struct {
 	SecurityContext    SecurityContext               `json:"securityContext,omitempty"`
 	// ScratchSize bounds the disk that a mover pod may use for caches.
 	ScratchSize resource.Quantity `json:"scratchSize,omitempty"`
+	// RateLimit is how many bytes a second a mover pod reads from the volume, or
+	// writes to it, at most; 0 is no limit.
+	RateLimit resource.Quantity `json:"rateLimit,omitempty"`
 	// PreparingTimeout bounds the time from accepting an operation, or retrying it,
 	// until its mover pod runs.
 	PreparingTimeout metav1.Duration `json:"preparingTimeout,omitempty"`
@@ -192,6 +197,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("preparingTimeout is %s, want more than 0", c.PreparingTimeout.Duration)
 	case c.PodDeadline.Duration < time.Second:
 		return fmt.Errorf("podDeadline is %s, want 1s or more", c.PodDeadline.Duration)
+	case !c.RateLimit.IsZero() && c.RateLimit.CmpInt64(device.MinRate) < 0:
+		return fmt.Errorf("rateLimit is %s, want 0 for none, or %d bytes a second or more", c.RateLimit.String(), device.MinRate)
 	case c.ScratchSize.Sign() < 0:
 		return fmt.Errorf("scratchSize is %s, want more than 0", c.ScratchSize.String())
 	}

@@ -23,6 +23,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, "8Gi", c.ScratchSize.String())
 	require.Equal(t, "blockmover-worker", c.ServiceAccountName)
 	require.Zero(t, c.SecurityContext.RunAsUser)
+	require.Zero(t, c.RateLimit.Value())
 }
 
 func TestParse(t *testing.T) {
@@ -48,6 +49,7 @@ tolerations:
 - {key: storage, operator: Exists}
 securityContext: {runAsUser: 65532, runAsGroup: 65532, supplementalGroups: [6]}
 scratchSize: 1Gi
+rateLimit: 50Mi
 preparingTimeout: 5m
 podDeadline: 1h
 attempts: 1
@@ -56,6 +58,7 @@ attempts: 1
 	require.Equal(t, 5, c.LoadConcurrency.PrepareQueueLength)
 	require.True(t, c.BackupPVC["gold"].ReadOnly)
 	require.Equal(t, []int64{6}, c.SecurityContext.SupplementalGroups)
+	require.EqualValues(t, 50<<20, c.RateLimit.Value())
 	require.Equal(t, 5*time.Minute, c.PreparingTimeout.Duration)
 
 	require.Equal(t, map[string]string{"zone": "a"}, c.AffinityFor("zonal").MatchLabels)
@@ -80,6 +83,9 @@ func TestParseRefuses(t *testing.T) {
 		"attempts: 1\nattempts: 2":                           "attempts",
 		"preparingTimeout: soon":                             "soon",
 		"podDeadline: 1ms":                                   "podDeadline is 1ms",
+		"rateLimit: 50":                                      "rateLimit is 50, want 0 for none",
+		"rateLimit: -1Mi":                                    "rateLimit is -1Mi",
+		"rateLimit: fast":                                    "quantities",
 		"loadConcurrency: {globalConfig: -1}":                "loadConcurrency.globalConfig is -1",
 		"loadConcurrency: {prepareQueueLength: -1}":          "loadConcurrency.prepareQueueLength is -1",
 		"loadConcurrency: {perNodeConfig: [{number: -1}]}":   "loadConcurrency.perNodeConfig[0].number is -1",

@@ -25,6 +25,12 @@ func TestContract(t *testing.T) {
 			return openWriter(t, writeFile(t, t.TempDir(), data))
 		})
 	})
+	t.Run("limited", func(t *testing.T) {
+		devicetest.Contract(t, func(t *testing.T, data []byte) device.Writer {
+			t.Helper()
+			return device.LimitWriter(t.Context(), openWriter(t, writeFile(t, t.TempDir(), data)), 1<<40)
+		})
+	})
 	t.Run("file in memory", func(t *testing.T) {
 		devicetest.Contract(t, func(t *testing.T, data []byte) device.Writer {
 			t.Helper()

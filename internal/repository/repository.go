@@ -21,7 +21,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"time"
+
+	"github.com/blockmover/blockmover/internal/block"
 )
 
 // ErrNotFound is wrapped by every error that says that a repo snapshot, or
@@ -81,6 +84,11 @@ func DefaultPageSize(size int64) int64 {
 // requests of a checkpoint are nothing beside the packs of 4 GiB.
 const DefaultCheckpointInterval = 4 << 30
 
+// MinCheckpointInterval is the least that makes a difference for a small volume:
+// three segments, for it is whole segments that are recorded. What is less than
+// three segments of the volume counts as three.
+const MinCheckpointInterval = 3 * segmentChunks * minChunkSize
+
 // TagOperation is the tag of a repo snapshot that holds the operation ID: a
 // repeated operation finds by it what it saved before.
 const TagOperation = "blockmover.io/operation-id"
@@ -99,6 +107,14 @@ type VolumeKey struct {
 
 // String formats the key as namespace/pvc.
 func (k VolumeKey) String() string { return k.Namespace + "/" + k.PVC }
+
+// Compare orders keys by namespace, then by PVC.
+func (k VolumeKey) Compare(other VolumeKey) int {
+	if c := strings.Compare(k.Namespace, other.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(k.PVC, other.PVC)
+}
 
 // Kind says how an image was made.
 type Kind string
@@ -233,8 +249,8 @@ type WriterOptions struct {
 	// Compression of the data; "" is DefaultCompression.
 	Compression Compression
 	// CheckpointInterval is how many bytes that were put a later run of the
-	// operation may have to put again; 0 is DefaultCheckpointInterval. Less than
-	// three segments count as three: it is whole segments that are recorded.
+	// operation may have to put again; 0 is DefaultCheckpointInterval. See also
+	// MinCheckpointInterval.
 	CheckpointInterval int64
 }
 
@@ -243,8 +259,9 @@ type WriterOptions struct {
 // parent, or is zero where there is no parent or the parent ends before it.
 //
 // From time to time, in Advance, a writer records what it has finished. A writer
-// for the same operation, parent and Meta, of which SnapshotHandle must not be
-// empty, begins after it: see Resumed.
+// for the same operation, parent and Meta begins after it: see Resumed. Meta must
+// have a SnapshotHandle, and may have another SnapshotTime: the handle alone says
+// what the device holds.
 //
 // After Commit, Abort or Suspend, or after any error, only Abort and Suspend may
 // be called. The first of both counts; after Commit they do nothing.
@@ -301,6 +318,8 @@ type Catalog interface {
 	// List returns the repo snapshots of a volume, newest SnapshotTime first. One
 	// whose documents cannot be read is listed with its Damage, after all others.
 	List(ctx context.Context, volume VolumeKey) ([]Snapshot, error)
+	// Volumes returns the volumes that have repo snapshots, by namespace and PVC.
+	Volumes(ctx context.Context) ([]VolumeKey, error)
 	// Delete forgets a repo snapshot; one that is gone already is no error.
 	Delete(ctx context.Context, id SnapshotID) error
 }
@@ -320,5 +339,11 @@ type Store interface {
 	NewWriter(ctx context.Context, meta Meta, o WriterOptions) (VolumeWriter, error)
 	// OpenReader opens the image of a repo snapshot. Reads use its context.
 	OpenReader(ctx context.Context, id SnapshotID) (VolumeReader, error)
+	// Compare emits the ranges in which two images may differ, without reading what
+	// they hold: in ascending order, apart from each other, and up to the end of the
+	// smaller volume. All else is equal. What one image has inherited from the other
+	// is found equal, and so is a chunk with the same content where it is cut the same
+	// way. An error of emit ends it and is returned.
+	Compare(ctx context.Context, a, b SnapshotID, emit func(block.Extent) error) error
 	Close(ctx context.Context) error
 }

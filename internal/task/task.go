@@ -43,8 +43,11 @@ type Request struct {
 	// BackupRepository is the name of Velero's object in Namespace.
 	BackupRepository string               `json:"backupRepository"`
 	Volume           repository.VolumeKey `json:"volume"`
-	Backup           *Backup              `json:"backup,omitempty"`
-	Restore          *Restore             `json:"restore,omitempty"`
+	// RateLimit is how many bytes a second are read from the device or written to
+	// it at most; 0 is no limit.
+	RateLimit int64    `json:"rateLimit,omitempty"`
+	Backup    *Backup  `json:"backup,omitempty"`
+	Restore   *Restore `json:"restore,omitempty"`
 }
 
 // Backup describes the snapshot that is on the device, and the choice of parent.
@@ -149,6 +152,8 @@ func (r Request) check() error {
 		return errors.New("backup repository is missing")
 	case r.Volume.Namespace == "" || r.Volume.PVC == "":
 		return errors.New("volume is missing")
+	case r.RateLimit < 0:
+		return fmt.Errorf("rate limit is %d, want 0 or more", r.RateLimit)
 	case (r.Backup == nil) == (r.Restore == nil):
 		return errors.New("want exactly one of backup and restore")
 	case r.Backup != nil:

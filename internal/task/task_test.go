@@ -16,7 +16,7 @@ func backupRequest() Request {
 	return Request{
 		Version: Version, Namespace: "velero", Name: "blockmover-1", OperationID: "du-1.2",
 		Device: "/dev/blockmover", BackupRepository: "app-default-kopia",
-		Volume: repository.VolumeKey{Namespace: "app", PVC: "data"},
+		Volume: repository.VolumeKey{Namespace: "app", PVC: "data"}, RateLimit: 50 << 20,
 		Backup: &Backup{
 			ParentSnapshot: "auto", FullEvery: 168 * time.Hour,
 			Driver: "csi.example.com", VolumeHandle: "volume-1", SnapshotHandle: "snapshot-1",
@@ -80,6 +80,7 @@ func TestRequestCheck(t *testing.T) {
 		"no backup repository": func(r *Request) { r.BackupRepository = "" },
 		"no volume namespace":  func(r *Request) { r.Volume.Namespace = "" },
 		"no PVC":               func(r *Request) { r.Volume.PVC = "" },
+		"negative rate limit":  func(r *Request) { r.RateLimit = -1 },
 		"neither":              func(r *Request) { r.Backup = nil },
 		"both":                 func(r *Request) { r.Restore = &Restore{SnapshotID: "k1"} },
 		"restore of nothing":   func(r *Request) { r.Backup, r.Restore = nil, &Restore{} },

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"time"
 
@@ -32,13 +33,17 @@ const (
 const stdin = "-"
 
 type backupOptions struct {
-	repo      repoFlags
-	volume    string
-	device    string
-	changed   string
-	allocated string
-	parent    string
-	json      bool
+	repo        repoFlags
+	volume      string
+	device      string
+	changed     string
+	allocated   string
+	parent      string
+	operation   string
+	interval    sizeFlag
+	compression string
+	rateLimit   sizeFlag
+	json        bool
 }
 
 func newBackupCommand() *cobra.Command {
@@ -54,6 +59,10 @@ leave out is not looked at. "auto" is the newest image of the volume; where othe
 hands delete images, name the parent by its ID. Without --changed, or without a
 usable parent, it reads the --allocated ranges, or everything.
 
+With --operation, a backup that was interrupted goes on where it was when the same
+command is run again: the device, which must not have changed, and all options are
+those of before. An operation that is complete says again what it has saved.
+
 Ranges are JSON lines {"offset":N,"length":N}, in ascending order.`,
 		Args: cobra.NoArgs,
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error { return o.run(ctx, cmd) }),
@@ -65,6 +74,11 @@ Ranges are JSON lines {"offset":N,"length":N}, in ascending order.`,
 	flags.StringVar(&o.changed, "changed", "", "`file` with the ranges that differ from the parent; - is standard input")
 	flags.StringVar(&o.allocated, "allocated", "", "`file` with the ranges that hold data; - is standard input")
 	flags.StringVar(&o.parent, "parent", identity.ParentAuto, "`image` that this one is based on: auto, none or an ID")
+	flags.StringVar(&o.operation, "operation", "", "`name` of this backup, by which it goes on when it is run again")
+	o.interval.least = repository.MinCheckpointInterval
+	flags.Var(&o.interval, "checkpoint-interval", "record what is finished after each `size` that was read; the default is "+formatBytes(repository.DefaultCheckpointInterval))
+	flags.StringVar(&o.compression, "compression", string(repository.DefaultCompression), "`method`: zstd, or none where CPU time is scarcer than space")
+	addRateLimit(flags, &o.rateLimit)
 	flags.BoolVar(&o.json, "json", false, "print the result as a JSON object")
 	required(flags, "volume", "device")
 	return cmd
@@ -77,6 +91,7 @@ type summary struct {
 	Reason          chain.Reason          `json:"reason"`
 	Parent          repository.SnapshotID `json:"parent"`
 	VolumeSize      int64                 `json:"volumeSize"`
+	ResumedBytes    int64                 `json:"resumedBytes"`
 	BytesRead       int64                 `json:"bytesRead"`
 	BytesHashed     int64                 `json:"bytesHashed"`
 	BytesUploaded   int64                 `json:"bytesUploaded"`
@@ -90,7 +105,7 @@ type summary struct {
 
 func (o *backupOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	start := time.Now()
-	volume, err := o.check()
+	volume, err := o.check(cmd.Flags().Changed("operation"))
 	if err != nil {
 		return err
 	}
@@ -104,7 +119,10 @@ func (o *backupOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	return o.repo.use(ctx, func(store repository.Store) error {
-		b := backup{store: store, dev: dev, source: source, volume: volume, start: start, messages: cmd.ErrOrStderr()}
+		b := backup{
+			store: store, dev: device.LimitReader(ctx, dev, o.rateLimit.bytes), source: source, volume: volume,
+			operation: o.operation, interval: o.interval.bytes, compression: repository.Compression(o.compression), start: start, messages: cmd.ErrOrStderr(),
+		}
 		s, err := b.run(ctx, o.parent)
 		if err != nil {
 			return err
@@ -113,8 +131,12 @@ func (o *backupOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	})
 }
 
+// operationPattern is what an operation may be called: it becomes a label in the
+// repository.
+var operationPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
+
 // check looks at the options alone.
-func (o *backupOptions) check() (repository.VolumeKey, error) {
+func (o *backupOptions) check(named bool) (repository.VolumeKey, error) {
 	switch {
 	case o.parent == "":
 		return repository.VolumeKey{}, errors.New("--parent is empty: want auto, none or an ID")
@@ -122,6 +144,10 @@ func (o *backupOptions) check() (repository.VolumeKey, error) {
 		return repository.VolumeKey{}, errors.New("--changed is relative to a parent: it does not go with --parent none")
 	case o.changed == stdin && o.allocated == stdin:
 		return repository.VolumeKey{}, errors.New("--changed and --allocated cannot both be standard input")
+	case !slices.Contains(repository.Compressions, repository.Compression(o.compression)):
+		return repository.VolumeKey{}, fmt.Errorf("--compression is %q: want zstd or none", o.compression)
+	case named && !operationPattern.MatchString(o.operation):
+		return repository.VolumeKey{}, fmt.Errorf("--operation %q: want up to 128 letters, digits, or any of . _ : - after the first", o.operation)
 	}
 	return parseVolume(o.volume)
 }
@@ -171,35 +197,45 @@ func (o *backupOptions) print(out io.Writer, s summary) error {
 
 // backup is one run.
 type backup struct {
-	store    repository.Store
-	dev      device.Reader
-	source   rangefile.Source
-	volume   repository.VolumeKey
-	start    time.Time
-	messages io.Writer
+	store  repository.Store
+	dev    device.Reader
+	source rangefile.Source
+	volume repository.VolumeKey
+	// operation is empty for one that is not repeated.
+	operation   string
+	interval    int64
+	compression repository.Compression
+	start       time.Time
+	messages    io.Writer
 }
 
 func (b *backup) run(ctx context.Context, asked string) (summary, error) {
-	parent, base, err := b.resolve(ctx, asked)
-	if err != nil {
-		return summary{}, err
+	if b.operation != "" {
+		if s, ok, err := b.savedBefore(ctx); ok || err != nil {
+			return s, err
+		}
 	}
-	b.source.Base = base
 	// One name for the operation and for the instant: nothing else has made either.
-	id := "local-" + rand.Text()
-	run, err := chain.Begin(ctx, chain.Input{
-		Request:   chain.Request{Parent: parent, Now: b.start, Target: b.meta(id)},
-		Volume:    b.volume,
-		Operation: id,
-		Store:     b.store,
-		Source:    b.source,
-	})
+	id := b.operation
+	if id == "" {
+		id = "local-" + rand.Text()
+	}
+	run, err := b.begin(ctx, asked, id)
 	if err != nil {
 		return summary{}, err
 	}
-	defer run.Writer.Abort()
+	defer func() {
+		if ctx.Err() != nil && b.operation != "" {
+			run.Writer.Suspend()
+		}
+		run.Writer.Abort()
+	}()
 	if run.Detail != "" {
 		printLine(b.messages, "%s image: %s", run.Kind, run.Detail)
+	}
+	resumed := min(run.Writer.Resumed()*run.Writer.Meta().ChunkSize, b.dev.Size())
+	if resumed > 0 {
+		printLine(b.messages, "an earlier run of %s has finished %s", id, formatBytes(resumed))
 	}
 
 	progress := &datapath.Progress{}
@@ -228,7 +264,9 @@ func (b *backup) run(ctx context.Context, asked string) (summary, error) {
 		Reason:     run.Reason,
 		Parent:     run.Parent,
 		VolumeSize: b.dev.Size(),
-		BytesRead:  read.BytesRead,
+		// What follows is without what was finished before.
+		ResumedBytes: resumed,
+		BytesRead:    read.BytesRead,
 		// Zeros are recognised without being hashed, everything else is hashed.
 		BytesHashed:     read.BytesRead - written.ZeroBytes,
 		BytesUploaded:   written.BytesUploaded,
@@ -241,13 +279,62 @@ func (b *backup) run(ctx context.Context, asked string) (summary, error) {
 	}, nil
 }
 
+// begin finds the parent and starts the image.
+func (b *backup) begin(ctx context.Context, asked, id string) (chain.Run, error) {
+	parent, base, err := b.resolve(ctx, asked)
+	if err != nil {
+		return chain.Run{}, err
+	}
+	b.source.Base = base
+	target := b.meta()
+	target.ChangeID = id
+	if b.operation != "" {
+		target.SnapshotHandle = id // who repeats it says that the device holds the same
+	}
+	return chain.Begin(ctx, chain.Input{
+		Request:            chain.Request{Parent: parent, Now: b.start, Target: target},
+		Volume:             b.volume,
+		Operation:          id,
+		Store:              b.store,
+		Source:             b.source,
+		Compression:        b.compression,
+		CheckpointInterval: b.interval,
+	})
+}
+
+// savedBefore finds the image that an earlier run of the operation has saved.
+func (b *backup) savedBefore(ctx context.Context) (summary, bool, error) {
+	history, err := b.store.List(ctx, b.volume)
+	if err != nil {
+		return summary{}, false, err
+	}
+	saved, ok := repository.FindOperation(history, b.operation)
+	switch {
+	case !ok:
+		return summary{}, false, nil
+	case saved.Damage != nil:
+		return summary{}, false, fmt.Errorf("read image %s, which operation %s has saved: %w", saved.ID, b.operation, saved.Damage)
+	case saved.Meta.Size != b.dev.Size():
+		return summary{}, false, fmt.Errorf("operation %s has saved image %s of %d bytes, and the device has %d", b.operation, saved.ID, saved.Meta.Size, b.dev.Size())
+	}
+	printLine(b.messages, "an earlier run of %s has saved the image", b.operation)
+	return summary{
+		SnapshotID:   saved.ID,
+		Kind:         saved.Meta.Kind,
+		Parent:       saved.Meta.Parent,
+		VolumeSize:   saved.Meta.Size,
+		ResumedBytes: saved.Meta.Size,
+		Seconds:      time.Since(b.start).Seconds(),
+		usage:        currentUsage(),
+	}, true, nil
+}
+
 // meta describes the device as it is now.
-func (b *backup) meta(changeID string) repository.Meta {
+func (b *backup) meta() repository.Meta {
 	return repository.Meta{
 		Size:         b.dev.Size(),
 		Driver:       localDriver,
 		VolumeHandle: localHandlePrefix + b.volume.String(),
-		ChangeID:     changeID,
 		SnapshotTime: b.start.UTC(),
 		Mover:        identity.DataMover,
 	}
@@ -275,7 +362,7 @@ func (b *backup) resolve(ctx context.Context, asked string) (string, cbt.ChangeI
 	if err != nil {
 		return "", "", fmt.Errorf("use parent: %w", err)
 	}
-	target := b.meta("")
+	target := b.meta()
 	switch {
 	case s.Volume != b.volume:
 		return "", "", fmt.Errorf("use parent: image %s is of volume %s, not of %s", s.ID, s.Volume, b.volume)

@@ -8,26 +8,24 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
 func newListCommand() *cobra.Command {
-	var (
-		r      repoFlags
-		volume string
-	)
+	var r repoFlags
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the images of a volume, newest first",
+		Short: "List the images of a volume, or of all, newest first",
 		Args:  cobra.NoArgs,
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
-			key, err := parseVolume(volume)
+			key, err := volumeOrAll(cmd.Flags())
 			if err != nil {
 				return err
 			}
 			return r.use(ctx, func(store repository.Store) error {
-				images, err := store.List(ctx, key)
+				images, err := listImages(ctx, store, key)
 				if err != nil {
 					return err
 				}
@@ -36,20 +34,49 @@ func newListCommand() *cobra.Command {
 		}),
 	}
 	r.add(cmd)
-	cmd.Flags().StringVar(&volume, "volume", "", "`NAMESPACE/PVC` that the images are filed under")
-	required(cmd.Flags(), "volume")
+	cmd.Flags().String("volume", "", "`NAMESPACE/PVC` that the images are filed under; the default is all volumes")
 	return cmd
+}
+
+// volumeOrAll reads the flag "volume". Where it is not given, the result is no
+// volume, which stands for all.
+func volumeOrAll(flags *pflag.FlagSet) (repository.VolumeKey, error) {
+	if f := flags.Lookup("volume"); f.Changed {
+		return parseVolume(f.Value.String())
+	}
+	return repository.VolumeKey{}, nil
+}
+
+// listImages lists the images of a volume, newest first, or those of one volume
+// after the other.
+func listImages(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.Snapshot, error) {
+	if volume != (repository.VolumeKey{}) {
+		return store.List(ctx, volume)
+	}
+	volumes, err := store.Volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []repository.Snapshot
+	for _, v := range volumes {
+		images, err := store.List(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, images...)
+	}
+	return all, nil
 }
 
 func printImages(out io.Writer, images []repository.Snapshot) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	printLine(t, "SNAPSHOT\tTIME\tKIND\tSIZE\tPARENT")
+	printLine(t, "SNAPSHOT\tVOLUME\tTIME\tKIND\tSIZE\tPARENT")
 	for _, s := range images {
 		if s.Damage != nil {
-			printLine(t, "%s\t%s\tdamaged: %s", s.ID, formatTime(s.Start), OneLine(s.Damage))
+			printLine(t, "%s\t%s\t%s\tdamaged: %s", s.ID, s.Volume, formatTime(s.Start), OneLine(s.Damage))
 			continue
 		}
-		printLine(t, "%s\t%s\t%s\t%s\t%s", s.ID, formatTime(s.Meta.SnapshotTime), s.Meta.Kind, formatBytes(s.Meta.Size), orDash(string(s.Meta.Parent)))
+		printLine(t, "%s\t%s\t%s\t%s\t%s\t%s", s.ID, s.Volume, formatTime(s.Meta.SnapshotTime), s.Meta.Kind, formatBytes(s.Meta.Size), orDash(string(s.Meta.Parent)))
 	}
 	return t.Flush()
 }
@@ -79,14 +106,19 @@ func newDeleteCommand() *cobra.Command {
 		Use:   "delete",
 		Short: "Delete an image",
 		Long: `Delete forgets an image. Others that are based on it stay whole. The space comes
-back when the repository's maintenance runs.`,
+back when the repository's maintenance runs. What is no image of these commands is
+never deleted.`,
 		Args: cobra.NoArgs,
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
 			return r.use(ctx, func(store repository.Store) error {
 				id := repository.SnapshotID(snapshot)
-				// Delete itself is content with an image that is not there.
-				if _, err := store.Get(ctx, id); err != nil && !force {
-					return fmt.Errorf("delete image, which --force does even if it cannot be read: %w", err)
+				if !force {
+					// Delete itself is content with an image that is not there.
+					image, err := store.OpenReader(ctx, id)
+					if err != nil {
+						return fmt.Errorf("delete image, which --force does even if it cannot be read: %w", err)
+					}
+					defer image.Close() //nolint:errcheck // it was only opened
 				}
 				if err := store.Delete(ctx, id); err != nil {
 					return err

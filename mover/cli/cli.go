@@ -67,9 +67,6 @@ func newCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := ignoreCacheOfOthers(); err != nil {
-				return err
-			}
 			if err := kopia.CreateFilesystem(ctx, r.dir, password); err != nil {
 				return err
 			}
@@ -124,27 +121,12 @@ func (r *repoFlags) use(ctx context.Context, work func(repository.Store) error) 
 	if err != nil {
 		return err
 	}
-	if err := ignoreCacheOfOthers(); err != nil {
-		return err
-	}
 	store, err := kopia.OpenFilesystem(ctx, r.dir, password)
 	if err != nil {
 		return err
 	}
 	heap.Limit()
 	return errors.Join(work(store), store.Close(context.WithoutCancel(ctx)))
-}
-
-// envKopiaCache is set where stock kopia is used beside these commands. Its
-// library looks at it too, and crashes on a repository without a cache (nil
-// dereference in internal/cache, contentCacheImpl.fetchBlobInternal).
-const envKopiaCache = "KOPIA_CACHE_DIRECTORY"
-
-func ignoreCacheOfOthers() error {
-	if err := os.Unsetenv(envKopiaCache); err != nil {
-		return fmt.Errorf("ignore $%s: %w", envKopiaCache, err)
-	}
-	return nil
 }
 
 // parseVolume reads NAMESPACE/PVC.

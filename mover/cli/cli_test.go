@@ -94,7 +94,8 @@ func (b *workbench) must(in string, args ...string) result {
 // summary is what --json promises.
 type summary struct {
 	SnapshotID, Kind, Reason, Parent          string
-	VolumeSize, BytesRead, BytesHashed        int64
+	VolumeSize, ResumedBytes                  int64
+	BytesRead, BytesHashed                    int64
 	BytesUploaded, MetadataBytes              int64
 	ChunksWritten, ChunksInherited, ZeroBytes int64
 	Seconds, CPUSeconds                       float64
@@ -197,6 +198,65 @@ func TestLifeOfImages(t *testing.T) {
 	b.must("", "image", "delete", "--snapshot", full.SnapshotID, "--force")
 }
 
+func TestAllVolumes(t *testing.T) {
+	b := newWorkbench(t)
+	empty := b.run("", "image", "verify")
+	require.ErrorContains(t, empty.err, "no images")
+	require.Equal(t, 1, strings.Count(b.must("", "image", "list").out, "\n"))
+
+	ids := []string{b.backup("").SnapshotID, b.backup("").SnapshotID}
+	r := b.must("", "image", "backup", "--volume", "shop/db-1", "--device", b.disk, "--json")
+	var other summary
+	require.NoError(t, json.Unmarshal([]byte(r.out), &other))
+
+	lines := strings.Split(strings.TrimSpace(b.must("", "image", "list").out), "\n")
+	require.Len(t, lines, 4)
+	for i, want := range [][]string{{"SNAPSHOT", "VOLUME"}, {ids[1], volume}, {ids[0], volume}, {other.SnapshotID, "shop/db-1"}} {
+		require.Equal(t, want, strings.Fields(lines[i])[:2])
+	}
+	require.Equal(t, 2, strings.Count(b.must("", "image", "list", "--volume", "shop/db-1").out, "\n"))
+
+	verified := b.must("", "image", "verify").out
+	require.Equal(t, 3, strings.Count(verified, "  ok, "))
+	for _, args := range [][]string{
+		{"image", "list", "--volume", ""}, {"image", "verify", "--volume", ""}, {"image", "verify", "--snapshot", ""},
+	} {
+		require.Error(t, b.run("", args...).err, "%v: empty is not all", args)
+	}
+}
+
+// TestDiffReadsWhatDiffers: what two images share may even be damaged.
+func TestDiffReadsWhatDiffers(t *testing.T) {
+	b := newWorkbench(t)
+	first := b.backup("").SnapshotID
+	second := b.backup("").SnapshotID
+	b.damage()
+	require.Error(t, b.run("", "image", "verify", "--snapshot", first).err)
+	require.Empty(t, b.must("", "image", "diff", first, second).out)
+}
+
+func TestOperationIsRepeated(t *testing.T) {
+	b := newWorkbench(t)
+	first := b.backup("", "--operation", "nightly-1")
+	require.Zero(t, first.ResumedBytes)
+	again := b.backup("", "--operation", "nightly-1")
+	require.Equal(t, first.SnapshotID, again.SnapshotID)
+	require.Equal(t, first.Kind, again.Kind)
+	require.Zero(t, again.BytesRead)
+	require.Equal(t, int64(len(b.data)), again.ResumedBytes)
+
+	next := b.backup("", "--operation", "nightly-2", "--changed", "-")
+	require.Equal(t, first.SnapshotID, next.Parent)
+	repeated := b.backup("", "--operation", "nightly-2", "--changed", "-")
+	require.Equal(t, next.SnapshotID, repeated.SnapshotID)
+	require.Equal(t, next.Parent, repeated.Parent)
+
+	b.data = b.data[:mib]
+	b.write()
+	r := b.run("", "image", "backup", "--volume", volume, "--device", b.disk, "--operation", "nightly-2")
+	require.ErrorContains(t, r.err, "of 9441280 bytes, and the device has 1048576")
+}
+
 func TestFullWithReason(t *testing.T) {
 	b := newWorkbench(t)
 	first := b.backup("", "--parent", "none")
@@ -274,13 +334,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 	id := b.backup("").SnapshotID
 	b.must("", "image", "verify", "--snapshot", id)
 
-	packs := b.files("p")
-	slices.SortFunc(packs, func(x, y string) int { return int(size(t, y) - size(t, x)) })
-	text, err := os.ReadFile(packs[0])
-	require.NoError(t, err)
-	text[5*mib/2] ^= 1 // in a chunk, whatever order they and the few KiB of other contents came in
-	require.NoError(t, os.WriteFile(packs[0], text, 0o600))
-
+	b.damage()
 	r := b.run("", "image", "verify", "--snapshot", id)
 	require.ErrorContains(t, r.err, "1 of 1 images are damaged")
 	require.Contains(t, r.out, id+"  damaged in [")
@@ -290,6 +344,17 @@ func TestVerifyFindsDamage(t *testing.T) {
 	require.NoError(t, os.WriteFile(target, make([]byte, len(b.data)), 0o600))
 	restore := b.run("", "image", "restore", "--snapshot", id, "--device", target)
 	require.ErrorContains(t, restore.err, "is incomplete and must not be used")
+}
+
+// damage spoils one chunk of data.
+func (b *workbench) damage() {
+	b.t.Helper()
+	packs := b.files("p")
+	slices.SortFunc(packs, func(x, y string) int { return int(size(b.t, y) - size(b.t, x)) })
+	text, err := os.ReadFile(packs[0])
+	require.NoError(b.t, err)
+	text[5*mib/2] ^= 1 // in a chunk, whatever order they and the few KiB of other contents came in
+	require.NoError(b.t, os.WriteFile(packs[0], text, 0o600))
 }
 
 func size(t *testing.T, path string) int64 {
@@ -333,9 +398,20 @@ func TestBadInput(t *testing.T) {
 		{"directory as a device", "", []string{"image", "backup", "--volume", volume, "--device", b.dir}, "neither a block device nor a regular file"},
 		{"no namespace", "", []string{"image", "backup", "--volume", "db-0", "--device", b.disk}, "is not NAMESPACE/PVC"},
 		{"climbing volume", "", []string{"image", "backup", "--volume", "shop/..", "--device", b.disk}, "is not NAMESPACE/PVC"},
+		{"interval too small", "", append(backup, "--checkpoint-interval", "23M"), "want 24.0 MiB or more"},
+		{"compression", "", append(backup, "--compression", "gzip"), `--compression is "gzip": want zstd or none`},
+		{"interval without a number", "", append(backup, "--checkpoint-interval", "much"), "want a whole number with a unit"},
+		{"no name of an operation", "", append(backup, "--operation", ""), `--operation "": want`},
+		{"name of an operation", "", append(backup, "--operation", "a b"), `--operation "a b": want`},
+		{"rate too low", "", append(backup, "--rate-limit", "50"), "want 64.0 KiB or more"},
+		{"negative rate", "", append(backup, "--rate-limit", "-1M"), "want a whole number with a unit"},
+		{"rate of a restore", "", []string{"image", "restore", "--snapshot", id, "--device", small, "--rate-limit", "fast"}, "want a whole number with a unit"},
 		{"wrong password", "", append(backup, "--password-file", wrong), "invalid repository password"},
 		{"target too small", "", []string{"image", "restore", "--snapshot", id, "--device", small}, "smaller than the volume: 8 bytes, want 9441280"},
 		{"no such image", "", []string{"image", "restore", "--snapshot", "0123456789abcdef0123456789abcdef", "--device", small}, "not found"},
+		{"delete what is not there", "", []string{"image", "delete", "--snapshot", "0123456789abcdef0123456789abcdef"}, "not found"},
+		{"delete without an ID", "", []string{"image", "delete", "--snapshot", ""}, "not found"},
+		{"diff with nothing", "", []string{"image", "diff", id, "0123456789abcdef0123456789abcdef"}, "not found"},
 		{"nothing to verify", "", []string{"image", "verify", "--volume", "shop/none"}, "has no images"},
 		{"repository is there", "", []string{"repo", "create"}, "already"},
 	} {
@@ -366,6 +442,7 @@ func TestBadRepository(t *testing.T) {
 	b := newWorkbench(t)
 	require.ErrorContains(t, b.command("", "image", "list", "--volume", volume, "--repo", filepath.Join(b.dir, "none")).err, "open repository")
 	require.ErrorContains(t, b.command("", "image", "list", "--volume", volume).err, "repo")
+	require.ErrorContains(t, b.command("", "image", "list", "--repo", t.TempDir()).err, "repository not initialized")
 
 	t.Setenv(cli.EnvPassword, "")
 	require.ErrorContains(t, b.run("", "image", "list", "--volume", volume).err, "no password")
@@ -375,6 +452,39 @@ func TestBadRepository(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(filepath.Join(b.repo, "kopia.repository.f"), []byte("no repository"), 0o600))
 	require.ErrorContains(t, b.run("", "image", "list", "--volume", volume, "--password-file", file).err, "open repository")
+}
+
+// TestDamagedRepository: where what finds images is damaged, every command says
+// so, and none writes anything.
+func TestDamagedRepository(t *testing.T) {
+	b := newWorkbench(t)
+	id := b.backup("").SnapshotID
+	target := filepath.Join(b.dir, "target")
+	require.NoError(t, os.WriteFile(target, bytes.Repeat([]byte{0xff}, len(b.data)), 0o600))
+	healthy := b.repo
+	for prefix, what := range map[string]string{"kopia.repository": "format", "x": "index", "q": "manifests"} {
+		t.Run(what, func(t *testing.T) {
+			b.repo = filepath.Join(t.TempDir(), "repo")
+			require.NoError(t, os.CopyFS(b.repo, os.DirFS(healthy)))
+			for _, file := range b.files(prefix) {
+				require.NoError(t, os.Truncate(file, 1))
+			}
+			before := b.files("")
+			for _, args := range [][]string{
+				{"backup", "--volume", volume, "--device", b.disk},
+				{"restore", "--snapshot", id, "--device", target},
+				{"list"}, {"verify"}, {"delete", "--snapshot", id}, {"diff", id, id},
+			} {
+				r := b.run("", append([]string{"image"}, args...)...)
+				require.Error(t, r.err, args)
+				require.NotContains(t, cli.OneLine(r.err), "\n")
+				require.Equal(t, before, b.files(""), "nothing is written")
+			}
+		})
+	}
+	got, err := os.ReadFile(target)
+	require.NoError(t, err)
+	require.Equal(t, bytes.Repeat([]byte{0xff}, len(b.data)), got)
 }
 
 func TestInterrupted(t *testing.T) {

@@ -26,22 +26,12 @@ func newDiffCommand() *cobra.Command {
 		Short: "Print the ranges that differ between two images",
 		Long: `Diff prints the ranges of the second image that differ from the first, in units
 of 4 KiB, as JSON lines {"offset":N,"length":N}: what "image backup --changed"
-takes when the first image is the parent of a volume that equals the second. It
-reads both images.`,
+takes when the first image is the parent of a volume that equals the second. What
+both have in common by reference is not read.`,
 		Args: cobra.ExactArgs(2),
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, args []string) error {
 			return r.use(ctx, func(store repository.Store) error {
-				first, err := store.OpenReader(ctx, repository.SnapshotID(args[0]))
-				if err != nil {
-					return err
-				}
-				defer first.Close() //nolint:errcheck // it was only read
-				second, err := store.OpenReader(ctx, repository.SnapshotID(args[1]))
-				if err != nil {
-					return err
-				}
-				defer second.Close() //nolint:errcheck // it was only read
-				return printDiff(ctx, first, second, cmd.OutOrStdout(), cmd.ErrOrStderr())
+				return printDiff(ctx, store, repository.SnapshotID(args[0]), repository.SnapshotID(args[1]), cmd.OutOrStdout(), cmd.ErrOrStderr())
 			})
 		}),
 	}
@@ -49,15 +39,25 @@ reads both images.`,
 	return cmd
 }
 
-func printDiff(ctx context.Context, a, b repository.VolumeReader, out, messages io.Writer) error {
+func printDiff(ctx context.Context, store repository.Store, first, second repository.SnapshotID, out, messages io.Writer) error {
+	a, err := store.OpenReader(ctx, first)
+	if err != nil {
+		return err
+	}
+	defer a.Close() //nolint:errcheck // it was only read
+	b, err := store.OpenReader(ctx, second)
+	if err != nil {
+		return err
+	}
+	defer b.Close() //nolint:errcheck // it was only read
 	sizeA, sizeB := a.Meta().Size, b.Meta().Size
 	if sizeA != sizeB {
 		printLine(messages, "the first image has %d bytes, the second %d", sizeA, sizeB)
 	}
 	w := bufio.NewWriter(out)
-	d := differ{a: a, b: b}
+	d := differ{a: a, b: b, may: func(emit func(block.Extent) error) error { return store.Compare(ctx, first, second, emit) }}
 	stop := startMeter(messages, "diff", d.done.Load, func() int64 { return sizeB })
-	err := d.run(ctx, func(e block.Extent) error {
+	err = d.run(ctx, func(e block.Extent) error {
 		_, err := w.Write(rangefile.Append(w.AvailableBuffer(), e))
 		return err
 	})
@@ -71,7 +71,10 @@ func printDiff(ctx context.Context, a, b repository.VolumeReader, out, messages 
 // differ compares two images over the length of the second one. What the first
 // one does not have differs.
 type differ struct {
-	a, b    repository.VolumeReader
+	a, b repository.VolumeReader
+	// may are the ranges of both in which they may differ.
+	may ranges
+	// done is up to where they are compared.
 	done    atomic.Int64
 	buffers [scanWorkers][2][]byte
 }
@@ -84,7 +87,7 @@ func (d *differ) run(ctx context.Context, emit func(block.Extent) error) error {
 		}
 		return emit(last)
 	}
-	err := scan(ctx, d.b.Meta().Size, d.compare, func(found []block.Extent) error {
+	add := func(found []block.Extent) error {
 		for _, e := range found {
 			if e.Offset == last.End() && last.Length > 0 {
 				last.Length += e.Length
@@ -96,40 +99,21 @@ func (d *differ) run(ctx context.Context, emit func(block.Extent) error) error {
 			last = e
 		}
 		return nil
-	})
-	if err != nil {
+	}
+	if err := scan(ctx, d.may, d.compare, add); err != nil {
 		return err
+	}
+	if common, size := min(d.a.Meta().Size, d.b.Meta().Size), d.b.Meta().Size; common < size {
+		if err := add([]block.Extent{{Offset: common, Length: size - common}}); err != nil {
+			return err
+		}
 	}
 	return flush()
 }
 
-// compare finds what differs in one range.
-func (d *differ) compare(ctx context.Context, worker int, e block.Extent) ([]block.Extent, error) {
-	defer d.done.Add(e.Length)
-	common := max(0, min(d.a.Meta().Size-e.Offset, e.Length))
-	var found []block.Extent
-	if common > 0 {
-		var err error
-		if found, err = d.compareCommon(ctx, worker, block.Extent{Offset: e.Offset, Length: common}); err != nil {
-			return nil, err
-		}
-	}
-	if common < e.Length {
-		found = append(found, block.Extent{Offset: e.Offset + common, Length: e.Length - common})
-	}
-	return found, nil
-}
-
-// compareCommon compares a range that both images have.
-func (d *differ) compareCommon(ctx context.Context, worker int, e block.Extent) ([]block.Extent, error) {
-	zeroA, err := isZero(ctx, d.a, e)
-	if err != nil {
-		return nil, err
-	}
-	zeroB, err := isZero(ctx, d.b, e)
-	if err != nil || zeroA && zeroB {
-		return nil, err
-	}
+// compare finds what differs in a range that both images have.
+func (d *differ) compare(_ context.Context, worker int, e block.Extent) ([]block.Extent, error) {
+	defer d.reached(e.End())
 	buf := &d.buffers[worker]
 	for i, image := range []repository.VolumeReader{d.a, d.b} {
 		if buf[i] == nil {
@@ -147,4 +131,14 @@ func (d *differ) compareCommon(ctx context.Context, worker int, e block.Extent) 
 		}
 	}
 	return found, nil
+}
+
+// reached moves done forward; steps may end in any order.
+func (d *differ) reached(end int64) {
+	for {
+		old := d.done.Load()
+		if end <= old || d.done.CompareAndSwap(old, end) {
+			return
+		}
+	}
 }

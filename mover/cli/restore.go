@@ -14,10 +14,11 @@ import (
 )
 
 type restoreOptions struct {
-	repo     repoFlags
-	snapshot string
-	device   string
-	verify   bool
+	repo      repoFlags
+	snapshot  string
+	device    string
+	verify    bool
+	rateLimit sizeFlag
 }
 
 func newRestoreCommand() *cobra.Command {
@@ -36,6 +37,7 @@ past the end of the image is zeroed.`,
 	flags.StringVar(&o.snapshot, "snapshot", "", "`ID` of the image")
 	flags.StringVar(&o.device, "device", "", "`path` of the block device or file")
 	flags.BoolVar(&o.verify, "verify", false, "read the device again and compare")
+	addRateLimit(flags, &o.rateLimit)
 	required(flags, "snapshot", "device")
 	return cmd
 }
@@ -54,7 +56,8 @@ func (o *restoreOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		}
 		progress := &datapath.Progress{}
 		stop := startMeter(cmd.ErrOrStderr(), "restore", progress.Done, progress.Total)
-		stats, err := datapath.Restore(ctx, image, dev, datapath.Options{Verify: o.verify, Progress: progress})
+		limited := device.LimitWriter(ctx, dev, o.rateLimit.bytes)
+		stats, err := datapath.Restore(ctx, image, limited, datapath.Options{Verify: o.verify, Progress: progress})
 		stop()
 		if err != nil && !errors.Is(err, datapath.ErrTooSmall) {
 			err = fmt.Errorf("%s is incomplete and must not be used: %w", o.device, err)

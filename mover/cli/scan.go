@@ -17,21 +17,27 @@ const scanWorkers = 8
 // size. Memory is scanWorkers * scanStep for each image that is read.
 const scanStep = block.MaxChunkSize
 
-// scan looks at a volume of size bytes step by step, several at once, and hands
-// the results on in ascending order. Workers are numbered from 0 to
-// scanWorkers-1; no two steps that run at once have the same number.
+// ranges hands out extents in ascending order, until an error.
+type ranges func(emit func(block.Extent) error) error
+
+// whole is all of a volume of size bytes.
+func whole(size int64) ranges {
+	return func(emit func(block.Extent) error) error { return emit(block.Extent{Length: size}) }
+}
+
+// scan looks at ranges step by step, several at once, and hands the results on in
+// ascending order. Workers are numbered from 0 to scanWorkers-1; no two steps that
+// run at once have the same number.
 func scan[R any](
-	ctx context.Context, size int64,
+	ctx context.Context, in ranges,
 	look func(ctx context.Context, worker int, e block.Extent) (R, error),
 	emit func(R) error,
 ) error {
-	var results [scanWorkers]R
-	for off := int64(0); off < size; {
+	var steps []block.Extent
+	flush := func() error {
+		results := make([]R, len(steps))
 		group, ctx := errgroup.WithContext(ctx)
-		n := 0
-		for ; n < scanWorkers && off < size; n++ {
-			worker, e := n, block.Extent{Offset: off, Length: min(scanStep, size-off)}
-			off = e.End()
+		for worker, e := range steps {
 			group.Go(func() (err error) {
 				if err := ctx.Err(); err != nil {
 					return err
@@ -43,13 +49,30 @@ func scan[R any](
 		if err := group.Wait(); err != nil {
 			return err
 		}
-		for _, r := range results[:n] {
+		steps = steps[:0]
+		for _, r := range results {
 			if err := emit(r); err != nil {
 				return err
 			}
 		}
+		return nil
 	}
-	return nil
+	err := in(func(e block.Extent) error {
+		for off := e.Offset; off < e.End(); off += scanStep {
+			steps = append(steps, block.Extent{Offset: off, Length: min(scanStep, e.End()-off)})
+			if len(steps) < scanWorkers {
+				continue
+			}
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return flush()
 }
 
 // isZero reports whether a range of an image is known to be zero without

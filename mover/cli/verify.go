@@ -19,14 +19,13 @@ const shownDamage = 10
 type verifyOptions struct {
 	repo     repoFlags
 	snapshot string
-	volume   string
 }
 
 func newVerifyCommand() *cobra.Command {
 	var o verifyOptions
 	cmd := &cobra.Command{
 		Use:   "verify",
-		Short: "Read every byte of an image, or of all images of a volume",
+		Short: "Read every byte of an image, of all images of a volume, or of all",
 		Long: `Verify reads images the way a restore does, and says which ranges cannot be
 restored. The repository authenticates what it stores: what can be read is what
 was written.`,
@@ -35,15 +34,21 @@ was written.`,
 	}
 	o.repo.add(cmd)
 	cmd.Flags().StringVar(&o.snapshot, "snapshot", "", "`ID` of the image")
-	cmd.Flags().StringVar(&o.volume, "volume", "", "`NAMESPACE/PVC` whose images are read")
-	cmd.MarkFlagsOneRequired("snapshot", "volume")
+	cmd.Flags().String("volume", "", "`NAMESPACE/PVC` whose images are read; the default is all images")
 	cmd.MarkFlagsMutuallyExclusive("snapshot", "volume")
 	return cmd
 }
 
 func (o *verifyOptions) run(ctx context.Context, cmd *cobra.Command) error {
+	volume, err := volumeOrAll(cmd.Flags())
+	if err != nil {
+		return err
+	}
 	return o.repo.use(ctx, func(store repository.Store) error {
-		ids, err := o.images(ctx, store)
+		ids := []repository.SnapshotID{repository.SnapshotID(o.snapshot)}
+		if !cmd.Flags().Changed("snapshot") {
+			ids, err = imagesOf(ctx, store, volume)
+		}
 		if err != nil {
 			return err
 		}
@@ -64,19 +69,15 @@ func (o *verifyOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	})
 }
 
-func (o *verifyOptions) images(ctx context.Context, store repository.Store) ([]repository.SnapshotID, error) {
-	if o.snapshot != "" {
-		return []repository.SnapshotID{repository.SnapshotID(o.snapshot)}, nil
-	}
-	volume, err := parseVolume(o.volume)
-	if err != nil {
+// imagesOf names the images of a volume, or all images; none is an error.
+func imagesOf(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.SnapshotID, error) {
+	images, err := listImages(ctx, store, volume)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	images, err := store.List(ctx, volume)
-	if err != nil {
-		return nil, err
-	}
-	if len(images) == 0 {
+	case len(images) == 0 && volume == (repository.VolumeKey{}):
+		return nil, errors.New("verify: the repository has no images")
+	case len(images) == 0:
 		return nil, fmt.Errorf("verify: volume %s has no images", volume)
 	}
 	ids := make([]repository.SnapshotID, 0, len(images))
@@ -140,7 +141,7 @@ type verification struct {
 func (v *verification) run(ctx context.Context) error {
 	meta := v.image.Meta()
 	var buffers [scanWorkers][]byte
-	err := scan(ctx, meta.Size, func(ctx context.Context, worker int, e block.Extent) ([]damage, error) {
+	err := scan(ctx, whole(meta.Size), func(ctx context.Context, worker int, e block.Extent) ([]damage, error) {
 		if buffers[worker] == nil {
 			buffers[worker] = make([]byte, meta.ChunkSize)
 		}

@@ -58,6 +58,7 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 	} else if err != nil {
 		return phase.Work{}, fmt.Errorf("get BackupStorageLocation %s: %w", locationName, err)
 	}
+	request.RateLimit = s.config.RateLimit.Value()
 	encoded, err := request.Encode()
 	if err != nil {
 		return phase.Work{}, fmt.Errorf("%w: %w", errUnusable, err)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
+	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
@@ -29,6 +30,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 		return report, err
 	}
 	defer func() { w.warn("Cannot close device", dev.Close()) }()
+	dev = device.LimitReader(ctx, dev, r.RateLimit)
 	report.VolumeSize = dev.Size()
 
 	start := w.Now()

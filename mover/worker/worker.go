@@ -132,6 +132,7 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 	if err != nil {
 		return report, err
 	}
+	dev = device.LimitWriter(ctx, dev, r.RateLimit)
 	w.Log.Info("Restore begins", "snapshotID", r.Restore.SnapshotID, "size", report.VolumeSize, "deviceSize", dev.Size())
 	stats, err := datapath.Restore(ctx, image, dev, options)
 	report.BytesWritten, report.ZeroBytes = stats.BytesWritten, stats.ZeroBytes

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -320,6 +321,34 @@ func TestBackupIsCanceled(t *testing.T) {
 	// The next attempt starts afresh.
 	f.before = nil
 	require.Equal(t, repository.Full, f.run(t, backupRequest("du-1.1", monday)).Kind)
+}
+
+// TestRateLimit runs by the clock of synctest, which moves when all wait.
+func TestRateLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		r := backupRequest("du-1.1", monday)
+		r.RateLimit = mib
+		start := time.Now()
+		id := f.run(t, r).SnapshotID
+		require.InDelta(t, 8, time.Since(start).Seconds(), 0.1)
+
+		f.insert(random(3))
+		r = restoreRequest(id)
+		r.RateLimit = 2 * mib
+		start = time.Now()
+		f.run(t, r)
+		require.InDelta(t, 4, time.Since(start).Seconds(), 0.1)
+		require.Equal(t, random(1), f.content(t))
+
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		r.RateLimit = device.MinRate
+		start = time.Now()
+		_, err := f.Run(ctx, r)
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, time.Second, time.Since(start))
+	})
 }
 
 // Progress that nobody takes does not matter.

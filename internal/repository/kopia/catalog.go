@@ -232,14 +232,12 @@ func (s *Store) load(ctx context.Context, id repository.SnapshotID) (repository.
 }
 
 func (s *Store) loadManifest(ctx context.Context, id repository.SnapshotID) (*snapshot.Manifest, error) {
-	m, err := snapshot.LoadSnapshot(ctx, s.rep, manifest.ID(id))
-	if errors.Is(err, snapshot.ErrSnapshotNotFound) {
-		// Another process may have written it after this one opened the repository.
-		if err := s.rep.Refresh(ctx); err != nil {
-			return nil, fmt.Errorf("refresh repository index: %w", err)
-		}
-		m, err = snapshot.LoadSnapshot(ctx, s.rep, manifest.ID(id))
+	// Another process may have written it after this one opened the repository, or
+	// maintenance may have moved it to another pack.
+	if err := s.rep.Refresh(ctx); err != nil {
+		return nil, fmt.Errorf("refresh repository index: %w", err)
 	}
+	m, err := snapshot.LoadSnapshot(ctx, s.rep, manifest.ID(id))
 	switch {
 	case err != nil:
 		return nil, translate(err)
@@ -269,6 +267,28 @@ func (s *Store) describe(ctx context.Context, m *snapshot.Manifest) (repository.
 	}
 	snap.Meta = dir.document.Meta
 	return snap, dir, nil
+}
+
+// Volumes implements repository.Catalog: by the labels of manifests, without
+// loading any.
+func (s *Store) Volumes(ctx context.Context) ([]repository.VolumeKey, error) {
+	if err := s.rep.Refresh(ctx); err != nil {
+		return nil, fmt.Errorf("refresh repository index: %w", err)
+	}
+	all, err := s.rep.FindManifests(ctx, map[string]string{
+		manifest.TypeLabelKey: snapshot.ManifestType, snapshot.UsernameLabel: snapshotUser, snapshot.HostnameLabel: snapshotHost,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find repo snapshots: %w", err)
+	}
+	found := map[repository.VolumeKey]bool{}
+	for _, m := range all {
+		v, ok := volumeOf(snapshot.SourceInfo{Path: m.Labels[snapshot.PathLabel]})
+		if _, hold := m.Labels[tagHold]; ok && !hold {
+			found[v] = true
+		}
+	}
+	return slices.SortedFunc(maps.Keys(found), repository.VolumeKey.Compare), nil
 }
 
 // Delete implements repository.Catalog.

@@ -133,11 +133,11 @@ func (s *Store) findCheckpoint(ctx context.Context, h *hold, meta repository.Met
 	return image{}, nil
 }
 
+// sameMeta reports whether two runs make the same image. What the device holds is
+// named by the SnapshotHandle; a run that has no better one gives the time at which
+// it has begun.
 func sameMeta(a, b repository.Meta) bool {
-	if !a.SnapshotTime.Equal(b.SnapshotTime) {
-		return false
-	}
-	a.SnapshotTime = b.SnapshotTime // equal instants may differ in their zone
+	a.SnapshotTime = b.SnapshotTime
 	return a == b
 }
 

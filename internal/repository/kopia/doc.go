@@ -94,7 +94,7 @@
 //	unfinished.raw  the zero chunk and the chunks of unfinished segments
 //
 // A later run of the operation that is to make the same image, by all of its
-// volume.json, goes on after the end of disk.raw. The last two entries are there
+// volume.json but snapshotTime, goes on after the end of disk.raw. The last two entries are there
 // for garbage collection alone. An image that is committed and not saved is a
 // checkpoint too, the one that has all segments.
 //

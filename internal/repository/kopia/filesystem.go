@@ -2,7 +2,6 @@ package kopia
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/blob/filesystem"
+	"github.com/kopia/kopia/repo/format"
 	"github.com/kopia/kopia/repo/maintenance"
 )
 
@@ -57,8 +57,11 @@ func OpenFilesystem(ctx context.Context, dir, password string) (*Store, error) {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	defer st.Close(ctx) //nolint:errcheck // nothing is buffered in it
+	if _, err := st.GetMetadata(ctx, format.KopiaRepositoryBlobID); errors.Is(err, blob.ErrBlobNotFound) {
+		return nil, fmt.Errorf("open repository in %s: %w", dir, repo.ErrRepositoryNotInitialized)
+	}
 
-	// kopia opens a repository by a configuration file only. It is written here
+	// kopia opens a repository by a connection file only. It is written here
 	// because kopia's own way opens the repository twice, and that is 64 MiB and 150
 	// ms of deriving the key from the password each time.
 	tmp, err := os.MkdirTemp("", "blockmover-")
@@ -67,12 +70,10 @@ func OpenFilesystem(ctx context.Context, dir, password string) (*Store, error) {
 	}
 	remove := func() error { return os.RemoveAll(tmp) }
 	config := filepath.Join(tmp, "repository.config")
-	err = writeConfig(config, &repo.LocalConfig{
-		Storage:       ranged(st.ConnectionInfo()),
-		ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost},
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open repository: %w", err), remove())
+	storage := st.ConnectionInfo()
+	connection := repo.LocalConfig{Storage: &storage, ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost}}
+	if err := writeConnection(config, connection); err != nil {
+		return nil, errors.Join(fmt.Errorf("open repository in %s: %w", dir, err), remove())
 	}
 	rep, err := repo.Open(ctx, config, password, &repo.Options{DisableRepositoryLog: true})
 	if err != nil {
@@ -81,22 +82,13 @@ func OpenFilesystem(ctx context.Context, dir, password string) (*Store, error) {
 	return New(rep, remove), nil
 }
 
-// writeConfig writes a connection file.
-func writeConfig(file string, c *repo.LocalConfig) error {
-	text, err := json.Marshal(c)
-	if err != nil {
-		return fmt.Errorf("write connection file: %w", err)
-	}
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		return fmt.Errorf("write connection file: %w", err)
-	}
-	return nil
-}
-
 func openDirectory(ctx context.Context, dir string, create bool) (blob.Storage, error) {
 	path, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
+	}
+	if info, err := os.Stat(path); err == nil && !info.IsDir() {
+		return nil, fmt.Errorf("%s is not a directory", path) // of which kopia tries to read for half a minute
 	}
 	return filesystem.New(ctx, &filesystem.Options{Path: path}, create)
 }

@@ -21,7 +21,12 @@ import (
 // safety delays off.
 func maintain(t *testing.T, dir string) {
 	t.Helper()
-	s := openStore(t, dir)
+	maintainStore(t, openStore(t, dir))
+}
+
+func maintainStore(t *testing.T, s *Store) {
+	t.Helper()
+	require.NoError(t, s.rep.Refresh(t.Context()))
 	direct, ok := s.rep.(repo.DirectRepository)
 	require.True(t, ok)
 	require.NoError(t, repo.DirectWriteSession(t.Context(), direct, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.DirectRepositoryWriter) error {
@@ -211,6 +216,31 @@ type clockRepository struct {
 }
 
 func (r clockRepository) Time() time.Time { return r.now }
+
+// TestOpenAfterMaintenance: a store that was opened before maintenance moved
+// everything finds it.
+func TestOpenAfterMaintenance(t *testing.T) {
+	dir := newRepository(t)
+	s := openStore(t, dir)
+	meta := testMeta(20<<10, testTime)
+	data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
+	var ids []repository.SnapshotID
+	for range 3 {
+		id, _ := backup(t, s, meta, "", data, allChunks(t, meta))
+		ids = append(ids, id)
+		data[0]++
+	}
+	data[0]--
+	maintainer := openStore(t, dir)
+	for _, id := range ids[:2] {
+		require.NoError(t, maintainer.Delete(t.Context(), id))
+	}
+	_, err := s.OpenReader(t.Context(), ids[2])
+	require.NoError(t, err)
+	maintainStore(t, maintainer)
+	maintainStore(t, maintainer)
+	requireImage(t, s, ids[2], data)
+}
 
 func TestSweepLeavesBackupsAlone(t *testing.T) {
 	s := newStore(t)

@@ -2,11 +2,18 @@ package kopia
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/object"
+	"github.com/kopia/kopia/snapshot"
+	"github.com/kopia/kopia/snapshot/snapshotfs"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockmover/blockmover/internal/block"
@@ -19,41 +26,81 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
+// How many histories TestRandomHistories goes through, and how long one is. A
+// history is short, so that what went wrong in it can be read. Several share a
+// repository, as kopia derives its keys slowly; not too many, as it lists all that
+// there is again and again.
+const (
+	envHistories     = "BLOCKMOVER_HISTORIES"
+	defaultHistories = 200
+	historySteps     = 25
+	historiesShare   = 10
+)
+
 // TestRandomHistories drives everything from the choice of a parent to the
 // restored device with random histories of a volume, against plain byte slices.
 func TestRandomHistories(t *testing.T) {
-	steps := 400
+	histories := defaultHistories
 	if testing.Short() {
-		steps = 60
+		histories /= 10
 	}
-	for seed := range uint64(3) {
-		h := newHistory(t, seed)
-		for range steps / 3 {
-			h.step()
-		}
-		h.checkAll()
-		require.Equal(t, seed > 0, h.pages > 0, "chunks in pages")
-		require.NotZero(t, h.kinds[repository.Full])
-		require.NotZero(t, h.kinds[repository.Incremental])
+	if text := os.Getenv(envHistories); text != "" {
+		var err error
+		histories, err = strconv.Atoi(text)
+		require.NoError(t, err)
 	}
+	done := map[string]int{}
+	for first := 0; first < histories; first += historiesShare {
+		t.Run(fmt.Sprintf("from %d", first), func(t *testing.T) {
+			dir := newRepositoryIn(t, memoryDir(t))
+			// Maintenance is another process's.
+			s, maintainer := openStore(t, dir), openStore(t, dir)
+			for seed := first; seed < min(first+historiesShare, histories); seed++ {
+				t.Logf("seed %d", seed)
+				h := newHistory(t, s, maintainer, uint64(seed)) //nolint:gosec // it is not negative
+				h.done = done
+				for range historySteps {
+					h.step()
+				}
+				h.end()
+			}
+		})
+	}
+	t.Log(done)
+	for _, what := range []string{
+		"Full", "Incremental", "abort", "delete", "discard", "exact list", "grow", "list that says more",
+		"maintenance", "pages", "restore", "shrink", "write",
+	} {
+		require.NotZero(t, done[what], what)
+	}
+}
+
+// memoryDir is a temporary directory in memory, where there is such a thing.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "histories")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
 }
 
 // history is a volume, the snapshots of it that storage and repository keep,
 // and what each of them must hold.
 type history struct {
-	t     *testing.T
-	rnd   *rand.Rand
-	store *Store
-	now   time.Time
+	t                 *testing.T
+	rnd               *rand.Rand
+	store, maintainer *Store
+	now               time.Time
 	// data is the volume now.
 	data []byte
 	// snapshots are the backups, oldest first.
 	snapshots []savedVolume
-	kinds     map[repository.Kind]int
+	// done counts what has happened, and the chunks in pages.
+	done map[string]int
 	// cut is how all images of the history are cut.
 	cut repository.Meta
-	// pages counts the chunks of the images that are in pages.
-	pages int
 }
 
 type savedVolume struct {
@@ -64,39 +111,45 @@ type savedVolume struct {
 
 const historyMax = 200 << 10
 
-func newHistory(t *testing.T, seed uint64) *history {
+func newHistory(t *testing.T, s, maintainer *Store, seed uint64) *history {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(seed, 7))
 	cut := testMeta(1, testTime)
-	if seed > 0 { // chunks of several pages
+	if seed%3 > 0 { // chunks of several pages
 		cut.ChunkSize, cut.SegmentSize, cut.PageSize = 16<<10, 64<<10, 4<<10
 	}
 	return &history{
 		cut: cut,
-		t:   t, rnd: rnd, store: newStore(t), now: testTime,
-		data: randomBytes(rnd, 1+rnd.Int64N(historyMax)), kinds: map[repository.Kind]int{},
+		t:   t, rnd: rnd, store: s, maintainer: maintainer, now: testTime,
+		data: randomBytes(rnd, 1+rnd.Int64N(historyMax)),
 	}
 }
 
 func (h *history) step() {
 	switch n := h.rnd.IntN(20); {
-	case n < 8:
+	case n < 7:
+		h.done["write"]++
 		e := h.extent()
 		copy(h.data[e.Offset:e.End()], randomBytes(h.rnd, e.Length))
-	case n < 10: // discard
+	case n < 9:
+		h.done["discard"]++
 		e := h.extent()
 		clear(h.data[e.Offset:e.End()])
-	case n == 10: // grow; what is new need not be zero
+	case n == 9:
+		h.done["grow"]++ // what is new need not be zero
 		h.data = append(h.data, randomBytes(h.rnd, h.rnd.Int64N(historyMax/4))...)
 		if h.rnd.IntN(2) == 0 {
 			h.data = append(h.data, make([]byte, h.rnd.Int64N(historyMax/4))...)
 		}
-	case n == 11: // shrink
+	case n == 10:
+		h.done["shrink"]++
 		h.data = h.data[:1+h.rnd.IntN(len(h.data))]
-	case n < 14:
+	case n == 11:
 		h.restore(h.pick())
+	case n < 14:
+		h.delete(h.pick())
 	case n == 14:
-		h.delete()
+		h.maintain()
 	default:
 		h.backup()
 	}
@@ -114,6 +167,11 @@ func (h *history) changes(base []byte) []block.Extent {
 	const unit = 1 << 10
 	var result []block.Extent
 	reportMore := h.rnd.IntN(3) == 0
+	if reportMore {
+		h.done["list that says more"]++
+	} else {
+		h.done["exact list"]++
+	}
 	for off := 0; off < len(h.data); off += unit {
 		end := min(off+unit, len(h.data))
 		same := end <= len(base) && bytes.Equal(h.data[off:end], base[off:end])
@@ -158,8 +216,9 @@ func (h *history) backup() {
 		Collect:   cbt.Options{PageSize: 1 << 10},
 	})
 	require.NoError(h.t, err)
-	h.kinds[run.Kind]++
+	h.done[string(run.Kind)]++
 	if h.rnd.IntN(10) == 0 {
+		h.done["abort"]++
 		run.Writer.Abort()
 		return
 	}
@@ -186,7 +245,7 @@ func (h *history) countPages(img repository.Image) {
 		require.NoError(h.t, err)
 		for c := range seg.count() {
 			if len(seg.chunk(c)) > 1 {
-				h.pages++
+				h.done["pages"]++
 			}
 		}
 	}
@@ -204,6 +263,7 @@ func (h *history) restore(i int) {
 	if i < 0 {
 		return
 	}
+	h.done["restore"]++
 	s := h.snapshots[i]
 	target := randomBytes(h.rnd, int64(len(s.data))+h.rnd.Int64N(20<<10))
 	r, err := h.store.OpenReader(h.t.Context(), s.id)
@@ -215,16 +275,25 @@ func (h *history) restore(i int) {
 	require.True(h.t, block.IsZero(target[len(s.data):]))
 }
 
-func (h *history) delete() {
-	i := h.pick()
+func (h *history) delete(i int) {
 	if i < 0 {
 		return
 	}
+	h.done["delete"]++
 	require.NoError(h.t, h.store.Delete(h.t.Context(), h.snapshots[i].id))
 	h.snapshots = append(h.snapshots[:i], h.snapshots[i+1:]...)
 }
 
-func (h *history) checkAll() {
+// maintain runs full maintenance with all safety delays off, while nothing else
+// runs.
+func (h *history) maintain() {
+	h.done["maintenance"]++
+	maintainStore(h.t, h.maintainer)
+}
+
+// end compares all images with what they must hold, and leaves nothing to the next
+// history.
+func (h *history) end() {
 	list, err := h.store.List(h.t.Context(), testVolume)
 	require.NoError(h.t, err)
 	require.Len(h.t, list, len(h.snapshots))
@@ -233,4 +302,40 @@ func (h *history) checkAll() {
 		requireImage(h.t, h.store, s.id, s.data)
 		h.restore(i)
 	}
+	requireVerified(h.t, h.maintainer, len(list))
+	for len(h.snapshots) > 0 {
+		h.delete(0)
+	}
+}
+
+// requireVerified does what `kopia snapshot verify --verify-files-percent=100` does,
+// with all snapshots of the repository.
+func requireVerified(t *testing.T, s *Store, want int) {
+	t.Helper()
+	require.NoError(t, s.rep.Refresh(t.Context()))
+	direct, ok := s.rep.(repo.DirectRepository)
+	require.True(t, ok)
+	blobs, err := blob.ReadBlobMap(t.Context(), direct.BlobReader())
+	require.NoError(t, err)
+	ids, err := snapshot.ListSnapshotManifests(t.Context(), s.rep, nil, nil)
+	require.NoError(t, err)
+	require.Len(t, ids, want, "nothing else is left")
+	manifests, err := snapshot.LoadSnapshots(t.Context(), s.rep, ids)
+	require.NoError(t, err)
+	verifier := snapshotfs.NewVerifier(t.Context(), s.rep, snapshotfs.VerifierOptions{VerifyFilesPercent: 100, MaxErrors: 1, BlobMap: blobs})
+	result, err := verifier.InParallel(t.Context(), func(walker *snapshotfs.TreeWalker) error {
+		for _, m := range manifests {
+			root, err := snapshotfs.SnapshotRoot(s.rep, m)
+			if err == nil {
+				err = walker.Process(t.Context(), root, string(m.ID))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	require.Empty(t, result.Errors)
+	require.GreaterOrEqual(t, result.Stats.ReadFileCount, int64(want), "each volume.json; equal objects are read once")
 }

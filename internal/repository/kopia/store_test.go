@@ -34,9 +34,14 @@ func newStore(t testing.TB) *Store {
 // and on purpose.
 func newRepository(t testing.TB) string {
 	t.Helper()
+	return newRepositoryIn(t, t.TempDir())
+}
+
+func newRepositoryIn(t testing.TB, parent string) string {
+	t.Helper()
 	template, err := makeTemplate()
 	require.NoError(t, err)
-	dir := filepath.Join(t.TempDir(), "repo")
+	dir := filepath.Join(parent, "repo")
 	require.NoError(t, os.CopyFS(dir, os.DirFS(template)))
 	return dir
 }

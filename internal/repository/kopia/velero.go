@@ -12,7 +12,6 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/kopia/kopia/repo"
-	"github.com/kopia/kopia/repo/content"
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerokopia "github.com/vmware-tanzu/velero/pkg/kopia"
@@ -144,28 +143,21 @@ func configure(ctx context.Context, file string, readOnly bool) error {
 	if err != nil {
 		return fmt.Errorf("read connection file: %w", err)
 	}
-	caching := content.CachingOptions{} // no cache
-	if !readOnly {
-		caching = *local.Caching.CloneOrDefault()
-		caching.ContentCacheSizeBytes, caching.ContentCacheSizeLimitBytes = writeDataCacheBytes, writeDataCacheBytes
-		caching.MetadataCacheSizeBytes, caching.MetadataCacheSizeLimitBytes = writeMetadataCacheBytes, writeMetadataCacheBytes
-	}
-	if err := repo.SetCachingOptions(ctx, file, &caching); err != nil {
-		return fmt.Errorf("configure caches: %w", err)
-	}
 	clientOptions := local.ClientOptions
 	clientOptions.ReadOnly = readOnly
 	if err := repo.SetClientOptions(ctx, file, clientOptions); err != nil {
 		return fmt.Errorf("configure access: %w", err)
 	}
-	if !readOnly {
-		return nil
+	if readOnly {
+		return withoutCache(file)
 	}
-	if local, err = repo.LoadConfigFromFile(file); err != nil {
-		return fmt.Errorf("read connection file: %w", err)
+	caching := *local.Caching.CloneOrDefault()
+	caching.ContentCacheSizeBytes, caching.ContentCacheSizeLimitBytes = writeDataCacheBytes, writeDataCacheBytes
+	caching.MetadataCacheSizeBytes, caching.MetadataCacheSizeLimitBytes = writeMetadataCacheBytes, writeMetadataCacheBytes
+	if err := repo.SetCachingOptions(ctx, file, &caching); err != nil {
+		return fmt.Errorf("configure caches: %w", err)
 	}
-	local.Storage = ranged(*local.Storage)
-	return writeConfig(file, local)
+	return nil
 }
 
 // explain says what a person can do about an error of kopia's.

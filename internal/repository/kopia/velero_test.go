@@ -161,12 +161,13 @@ func TestOpenVeleroCaches(t *testing.T) {
 		t.Errorf("cache directory is %s, want one in the home", c.CacheDirectory)
 	}
 	f.options.ReadOnly = true
+	t.Setenv("KOPIA_CACHE_DIRECTORY", t.TempDir())
 	f.open(t)
 	if local, err = repo.LoadConfigFromFile(file); err != nil {
 		t.Fatal(err)
 	}
-	if local.Caching.CacheDirectory != "" || !local.ReadOnly {
-		t.Errorf("for reading: cache directory %q, read-only %v", local.Caching.CacheDirectory, local.ReadOnly)
+	if local.Caching != nil || !local.ReadOnly {
+		t.Errorf("for reading: caching %+v, read-only %v", local.Caching, local.ReadOnly)
 	}
 }
 

@@ -3,6 +3,7 @@ package repositorytest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"sync"
@@ -45,6 +46,8 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"parents", suite.parents},
 		{"a parent that is deleted", suite.held},
 		{"catalog", suite.catalog},
+		{"volumes", suite.volumes},
+		{"comparing", suite.comparing},
 		{"defaults", suite.defaults},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(suite{open(t)}, t) })
@@ -348,8 +351,11 @@ func (s suite) resuming(t *testing.T) {
 		require.Error(t, w.Put(t.Context(), 11, padded(data, 11)), "finished already")
 		w.Suspend()
 
-		w = begin(m, o)
-		require.Equal(t, int64(12), w.Resumed())
+		later := m
+		later.SnapshotTime = instant.Add(time.Hour)
+		w = begin(later, o)
+		require.Equal(t, int64(12), w.Resumed(), "the time of a run does not matter")
+		require.Equal(t, later.SnapshotTime, w.Meta().SnapshotTime)
 		part(w, n-1)
 		_ = begin(m, o) // a run that is killed does not even suspend
 
@@ -560,7 +566,9 @@ func (s suite) catalog(t *testing.T) {
 	require.Equal(t, newer, s.save(t, shopDB, "op-1", img), "the operation has saved it")
 	other := s.save(t, shopLog, "op-1", img)
 	require.NotEqual(t, newer, other)
-	img, _ = s.write(t, meta(chunk, instant), "", random(2, chunk), []int64{0})
+	m := meta(chunk, instant)
+	m.SnapshotHandle = "older"
+	img, _ = s.write(t, m, "", random(2, chunk), []int64{0})
 	older := s.save(t, shopDB, "op-2", img)
 
 	list, err := s.List(t.Context(), shopDB)
@@ -600,6 +608,88 @@ func (s suite) catalog(t *testing.T) {
 	require.Error(t, err, "no operation ID")
 	_, err = s.Save(t.Context(), repository.Snapshot{Tags: map[string]string{repository.TagOperation: "op"}}, img)
 	require.Error(t, err, "no volume")
+}
+
+func (s suite) volumes(t *testing.T) {
+	t.Helper()
+	require.Empty(t, s.listVolumes(t))
+	last := repository.VolumeKey{Namespace: "shop-2", PVC: "a"}
+	var ids []repository.SnapshotID
+	for i, v := range []repository.VolumeKey{last, shopLog, shopDB, shopLog} {
+		m := meta(chunk, instant)
+		m.SnapshotHandle = string(rune('a' + i)) // nothing to go on from
+		img, _ := s.write(t, m, "", random(1, chunk), []int64{0})
+		ids = append(ids, s.save(t, v, "op-"+string(rune('a'+i)), img))
+	}
+	require.Equal(t, []repository.VolumeKey{shopDB, shopLog, last}, s.listVolumes(t))
+	require.NoError(t, s.Delete(t.Context(), ids[1]))
+	require.NoError(t, s.Delete(t.Context(), ids[2]))
+	require.Equal(t, []repository.VolumeKey{shopLog, last}, s.listVolumes(t))
+
+	// A backup that runs is none yet.
+	w, err := s.NewWriter(t.Context(), meta(chunk, instant), repository.WriterOptions{Volume: shopDB, Operation: "op", Parent: ids[3]})
+	require.NoError(t, err)
+	require.Equal(t, []repository.VolumeKey{shopLog, last}, s.listVolumes(t))
+	w.Abort()
+}
+
+func (s suite) listVolumes(t *testing.T) []repository.VolumeKey {
+	t.Helper()
+	v, err := s.Volumes(t.Context())
+	require.NoError(t, err)
+	return v
+}
+
+func (s suite) comparing(t *testing.T) {
+	t.Helper()
+	const size = 30*chunk + 100
+	first := random(1, size)
+	clear(first[6*chunk : 10*chunk])
+	old := s.backup(t, "op-1", meta(size, instant), "", first, chunks(31))
+	second := bytes.Clone(first)
+	second[2*chunk]++
+	second[7*chunk+5]++
+	clear(second[3*chunk : 4*chunk])
+	second[size-1]++
+	changed := []int64{2, 3, 7, 30}
+	next := s.backup(t, "op-2", meta(size, instant), old, second, changed)
+	full := s.backup(t, "op-3", meta(size, instant), "", second, chunks(31))
+	shorter := s.backup(t, "op-4", meta(20*chunk+1, instant), next, second[:20*chunk+1], []int64{20})
+	other := meta(size, instant)
+	other.ChunkSize, other.SegmentSize = 2*chunk, 4*chunk
+	w, err := s.NewWriter(t.Context(), other, options(""))
+	require.NoError(t, err)
+	img, _, err := w.Commit(t.Context())
+	require.NoError(t, err)
+	zeros := s.save(t, shopDB, "op-5", img)
+
+	want := []block.Extent{{Offset: 2 * chunk, Length: 2 * chunk}, {Offset: 7 * chunk, Length: chunk}, {Offset: 30 * chunk, Length: 100}}
+	require.Equal(t, want, s.compare(t, old, next))
+	require.Equal(t, want, s.compare(t, next, old))
+	require.Equal(t, want, s.compare(t, old, full))
+	require.Empty(t, s.compare(t, next, next))
+	require.Empty(t, s.compare(t, next, full), "the same content")
+	// The last chunk of the shorter one has padding in it.
+	require.Equal(t, []block.Extent{{Offset: 20 * chunk, Length: 1}}, s.compare(t, next, shorter))
+	require.Equal(t, s.compare(t, next, shorter), s.compare(t, shorter, next))
+	require.Equal(t, []block.Extent{{Length: size}}, s.compare(t, next, zeros), "cut in another way")
+
+	stop := errors.New("stop")
+	require.ErrorIs(t, s.Compare(t.Context(), old, next, func(block.Extent) error { return stop }), stop)
+	for _, pair := range [][2]repository.SnapshotID{{old, "0123456789abcdef0123456789abcdef"}, {"0123456789abcdef0123456789abcdef", old}} {
+		err := s.Compare(t.Context(), pair[0], pair[1], func(block.Extent) error { return nil })
+		require.ErrorIs(t, err, repository.ErrNotFound)
+	}
+}
+
+func (s suite) compare(t *testing.T, a, b repository.SnapshotID) []block.Extent {
+	t.Helper()
+	var found []block.Extent
+	require.NoError(t, s.Compare(t.Context(), a, b, func(e block.Extent) error {
+		found = append(found, e)
+		return nil
+	}))
+	return found
 }
 
 // held: a parent that is deleted while an image is written on it is whole to

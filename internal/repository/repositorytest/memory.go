@@ -127,6 +127,17 @@ func (m *Memory) List(_ context.Context, v repository.VolumeKey) ([]repository.S
 	return result, nil
 }
 
+// Volumes implements repository.Catalog.
+func (m *Memory) Volumes(context.Context) ([]repository.VolumeKey, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	found := map[repository.VolumeKey]bool{}
+	for _, e := range m.snapshots {
+		found[e.Volume] = true
+	}
+	return slices.SortedFunc(maps.Keys(found), repository.VolumeKey.Compare), nil
+}
+
 // Delete implements repository.Catalog.
 func (m *Memory) Delete(_ context.Context, id repository.SnapshotID) error {
 	m.mu.Lock()
@@ -166,7 +177,9 @@ func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository
 	w.meta = meta
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if c := m.unfinished[op]; c.meta == meta && meta.SnapshotHandle != "" {
+	c := m.unfinished[op]
+	c.meta.SnapshotTime = meta.SnapshotTime
+	if c.meta == meta && meta.SnapshotHandle != "" {
 		w.put, w.advanced, w.resumed = maps.Clone(c.put), c.end, c.end
 	} else {
 		delete(m.unfinished, op)
@@ -371,6 +384,41 @@ func (m *Memory) OpenReader(_ context.Context, id repository.SnapshotID) (reposi
 		return nil, err
 	}
 	return memoryReader{v}, nil
+}
+
+// Compare implements repository.Store.
+func (m *Memory) Compare(_ context.Context, a, b repository.SnapshotID, emit func(block.Extent) error) error {
+	_, x, err := m.find(a)
+	if err != nil {
+		return err
+	}
+	_, y, err := m.find(b)
+	if err != nil {
+		return err
+	}
+	end, size := min(x.meta.Size, y.meta.Size), x.meta.ChunkSize
+	if size != y.meta.ChunkSize {
+		return emit(block.Extent{Length: end})
+	}
+	var last block.Extent
+	for off := int64(0); off < end; off += size {
+		if x.chunks[off/size] == y.chunks[off/size] {
+			continue
+		}
+		if off > last.End() || last.Length == 0 {
+			if last.Length > 0 {
+				if err := emit(last); err != nil {
+					return err
+				}
+			}
+			last.Offset = off
+		}
+		last.Length = min(off+size, end) - last.Offset
+	}
+	if last.Length == 0 {
+		return nil
+	}
+	return emit(last)
 }
 
 // Close implements repository.Store.

@@ -1,0 +1,102 @@
+package device_test
+
+import (
+	"context"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/device/devicetest"
+)
+
+const mib = 1 << 20
+
+// The clock of these tests is that of synctest: it moves when all wait.
+
+func TestLimitedReads(t *testing.T) {
+	for _, bytesPerSecond := range []int64{device.MinRate, mib, 50 * mib} {
+		synctest.Test(t, func(t *testing.T) {
+			disk := device.LimitReader(t.Context(), device.NewMemory(make([]byte, 16*mib), 512), bytesPerSecond)
+			start := time.Now()
+			var readers sync.WaitGroup
+			for i := range int64(4) {
+				readers.Go(func() {
+					n, err := disk.ReadAt(make([]byte, 4*mib), i*4*mib)
+					require.NoError(t, err)
+					require.Equal(t, 4*mib, n)
+				})
+			}
+			readers.Wait()
+			// The first slice does not wait.
+			want := float64(16*mib) / float64(bytesPerSecond)
+			require.InDelta(t, want, time.Since(start).Seconds(), 0.1)
+		})
+	}
+}
+
+// TestLimitIsSmooth: one large access becomes many small ones.
+func TestLimitIsSmooth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := devicetest.NewFaulty(device.NewMemory(make([]byte, 4*mib), 512))
+		limited := device.LimitWriter(t.Context(), disk, mib)
+		start := time.Now()
+		go func() { _, _ = limited.WriteAt(make([]byte, 4*mib), 0) }()
+		for second := range 4 {
+			time.Sleep(time.Until(start.Add(time.Duration(second) * time.Second)))
+			synctest.Wait()
+			require.InDelta(t, second*16, disk.Calls(devicetest.Write), 1)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// TestLimitCountsBothWays: what is written and what is read again share the
+// limit, what is zeroed does not count.
+func TestLimitCountsBothWays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := device.LimitWriter(t.Context(), device.NewMemory(make([]byte, 4*mib), 512), mib)
+		start := time.Now()
+		_, err := disk.WriteAt(make([]byte, 4*mib), 0)
+		require.NoError(t, err)
+		_, err = disk.ReadAt(make([]byte, 4*mib), 0)
+		require.NoError(t, err)
+		require.NoError(t, disk.Zero(block.Extent{Length: 4 * mib}))
+		require.InDelta(t, 8, time.Since(start).Seconds(), 0.1)
+	})
+}
+
+func TestLimitEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		disk := device.LimitWriter(ctx, device.NewMemory(make([]byte, 64*mib), 512), device.MinRate)
+		start := time.Now()
+		time.AfterFunc(3*time.Second, cancel)
+		_, err := disk.ReadAt(make([]byte, 64*mib), 0)
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, 3*time.Second, time.Since(start))
+		_, err = disk.WriteAt(make([]byte, 1), 0)
+		require.ErrorIs(t, err, context.Canceled)
+	})
+}
+
+// TestLimitChecksFirst: an access outside does not do a part of it.
+func TestLimitChecksFirst(t *testing.T) {
+	disk := devicetest.NewFaulty(device.NewMemory(make([]byte, mib), 512))
+	limited := device.LimitWriter(t.Context(), disk, device.MinRate)
+	n, err := limited.WriteAt(make([]byte, mib), 512)
+	require.ErrorIs(t, err, io.EOF)
+	require.Zero(t, n)
+	require.Equal(t, 1, disk.Calls(devicetest.Write))
+}
+
+func TestNoLimit(t *testing.T) {
+	disk := device.NewMemory(make([]byte, 512), 512)
+	require.Same(t, disk, device.LimitReader(t.Context(), disk, 0))
+	require.Same(t, disk, device.LimitWriter(t.Context(), disk, 0))
+}

@@ -1,0 +1,27 @@
+package controller
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/task"
+)
+
+// TestRateLimitReachesThePod: what the configuration says is in the task.
+func TestRateLimitReachesThePod(t *testing.T) {
+	w := uploadWorld(t)
+	flow, ok := w.uploads.flow.(*uploads)
+	require.True(t, ok)
+	flow.config.RateLimit = resource.MustParse("50Mi")
+	w.podEnds = func(pod *corev1.Pod) bool {
+		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
+		require.NoError(t, err)
+		require.EqualValues(t, 50<<20, request.RateLimit)
+		return true
+	}
+	require.Equal(t, phase.Completed, *w.run(w.uploads, "du").phase)
+}

@@ -1,0 +1,429 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/repository/kopia"
+	"github.com/blockmover/blockmover/mover/cli"
+)
+
+// envKills is how many processes TestKills kills.
+const envKills = "BLOCKMOVER_KILLS"
+
+const (
+	mib = 1 << 20
+
+	killPassword = "correct horse"
+	killVolume   = "shop/db-0"
+
+	// killSize is ten stretches and a piece, mostly holes: what is read counts for
+	// checkpoints, whatever it is.
+	killSize    = 10*killStretch + 3*mib + 1000
+	killStretch = 128 * mib
+	// killInterval of checkpoints is reached three times.
+	killInterval = 3 * killStretch
+	// otherReads bounds what a process reads beside the device: the repository's
+	// indexes and the parent's segments.
+	otherReads = 16 * mib
+
+	// patience is how many runs of one operation are killed at most.
+	patience = 5
+)
+
+// TestKills kills the built program at random moments of backups and restores:
+// what was there before is whole, and the next run goes on. kill -9 leaves no
+// chance to clean up.
+func TestKills(t *testing.T) {
+	kills := 10
+	if text := os.Getenv(envKills); text != "" {
+		var err error
+		kills, err = strconv.Atoi(text)
+		require.NoError(t, err)
+	}
+	if testing.Short() {
+		kills = 4
+	}
+	k := newKiller(t)
+	for round := 0; k.kills < kills; round++ {
+		k.change()
+		k.backup(round)
+		if round%2 == 1 {
+			k.restore()
+		}
+	}
+	t.Logf("%d kills, %d backups that went on, %d MiB of %d MiB read again", k.kills, k.resumptions, k.again/mib, k.read/mib)
+	require.Positive(t, k.resumptions, "backups that went on")
+}
+
+// content is the chunks of a volume that are not zero.
+type content map[int64][]byte
+
+// killer is a repository, a volume and a target in files.
+type killer struct {
+	t      *testing.T
+	rnd    *rand.Rand
+	dir    string
+	binary string
+	disk   *os.File
+	model  content
+	// changed is what has changed since the newest image.
+	changed []block.Extent
+	images  []killedImage
+	// took is how long a run of a command took that was not killed.
+	took map[string]time.Duration
+
+	kills, resumptions int
+	// read is what backups have read; again is how much of it they had read before.
+	read, again int64
+}
+
+type killedImage struct {
+	id    repository.SnapshotID
+	model content
+}
+
+func newKiller(t *testing.T) *killer {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any number will do
+	t.Logf("seed %d", seed)
+	k := &killer{
+		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), dir: t.TempDir(), model: content{}, took: map[string]time.Duration{},
+	}
+	k.binary = filepath.Join(k.dir, "blockmover")
+	out, err := exec.Command("go", "build", "-o", k.binary, ".").CombinedOutput()
+	require.NoError(t, err, string(out))
+	k.disk, err = os.Create(filepath.Join(k.dir, "disk"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, k.disk.Close()) })
+	require.NoError(t, k.disk.Truncate(killSize))
+	k.must("repo", "create", "--repo", k.repo())
+	for s := int64(0); s < killSize; s += killStretch {
+		for range 3 {
+			k.write(block.Extent{Offset: s + k.rnd.Int64N(min(killStretch, killSize-s)), Length: mib})
+		}
+	}
+	return k
+}
+
+func (k *killer) repo() string { return filepath.Join(k.dir, "repo") }
+
+// write puts random bytes into the volume, up to its end.
+func (k *killer) write(e block.Extent) {
+	k.t.Helper()
+	e.Length = min(e.Length, killSize-e.Offset)
+	data := make([]byte, e.Length)
+	for i := range data {
+		data[i] = byte(k.rnd.Uint32())
+	}
+	_, err := k.disk.WriteAt(data, e.Offset)
+	require.NoError(k.t, err)
+	k.changed = append(k.changed, e)
+	for len(data) > 0 {
+		c, within := e.Offset/mib, e.Offset%mib
+		chunk := make([]byte, mib)
+		copy(chunk, k.model[c])
+		n := copy(chunk[within:], data)
+		k.model[c] = chunk
+		data = data[n:]
+		e.Offset += int64(n)
+	}
+}
+
+func (k *killer) change() {
+	for range 1 + k.rnd.IntN(8) {
+		k.write(block.Extent{Offset: k.rnd.Int64N(killSize), Length: 1 + k.rnd.Int64N(256<<10)})
+	}
+}
+
+// changes is the file for --changed: exact, or far too much.
+func (k *killer) changes() string {
+	k.t.Helper()
+	slices.SortFunc(k.changed, func(a, b block.Extent) int { return int(a.Offset - b.Offset) })
+	var all []block.Extent
+	for _, e := range k.changed {
+		if n := len(all); n > 0 && e.Offset <= all[n-1].End() {
+			all[n-1].Length = max(all[n-1].End(), e.End()) - all[n-1].Offset
+			continue
+		}
+		all = append(all, e)
+	}
+	if k.rnd.IntN(3) > 0 {
+		all = []block.Extent{{Length: killSize}}
+	}
+	var text strings.Builder
+	encoder := json.NewEncoder(&text)
+	for _, e := range all {
+		require.NoError(k.t, encoder.Encode(e))
+	}
+	path := filepath.Join(k.dir, "changed")
+	require.NoError(k.t, os.WriteFile(path, []byte(text.String()), 0o600))
+	return path
+}
+
+// backup makes an image, in as many runs as it takes.
+func (k *killer) backup(round int) {
+	k.t.Helper()
+	kind := "full"
+	args := []string{
+		"image", "backup", "--repo", k.repo(), "--volume", killVolume, "--device", k.disk.Name(), "--json",
+		"--operation", fmt.Sprintf("round-%d", round), "--checkpoint-interval", strconv.Itoa(killInterval),
+	}
+	if len(k.images) > 0 && k.rnd.IntN(3) > 0 {
+		kind = "incremental"
+		args = append(args, "--changed", k.changes(), "--parent", string(k.images[len(k.images)-1].id))
+	}
+	var read int64
+	killed := 0
+	for {
+		at := k.moment(kind, killed)
+		if round == 0 && killed == 0 {
+			at = moment{read: killSize/2 + k.rnd.Int64N(killSize/3)} // late enough to go on from
+		}
+		run := k.run(at, args...)
+		read += run.read
+		if run.killed {
+			killed++
+			k.check()
+			continue
+		}
+		var s struct {
+			SnapshotID                          repository.SnapshotID
+			VolumeSize, ResumedBytes, BytesRead int64
+		}
+		require.NoError(k.t, json.Unmarshal(run.out, &s), "%s", run.out)
+		require.EqualValues(k.t, killSize, s.VolumeSize)
+		if kind == "full" && s.ResumedBytes < killSize {
+			require.EqualValues(k.t, killSize, s.ResumedBytes+s.BytesRead)
+		}
+		if s.ResumedBytes > 0 {
+			k.resumptions++
+		}
+		if killed == 0 {
+			k.took[kind] = run.took
+		}
+		k.images = append(k.images, killedImage{s.SnapshotID, maps.Clone(k.model)})
+		break
+	}
+	// The one thing that a process reads of the device is what it backs up.
+	again := read - killSize
+	require.LessOrEqual(k.t, again, int64(killed)*killInterval+int64(killed+1)*otherReads, "%s, %d kills", kind, killed)
+	k.read += read
+	k.again += max(again, 0)
+	k.changed = nil
+	if len(k.images) > 3 {
+		k.must("image", "delete", "--repo", k.repo(), "--snapshot", string(k.images[0].id))
+		k.images = k.images[1:]
+	}
+	k.check()
+}
+
+// restore writes an image onto a target that is full of old bytes.
+func (k *killer) restore() {
+	k.t.Helper()
+	target, err := os.Create(filepath.Join(k.dir, "target"))
+	require.NoError(k.t, err)
+	defer target.Close()
+	const size = killSize + mib
+	require.NoError(k.t, target.Truncate(size))
+	old := bytes.Repeat([]byte{0xff}, mib)
+	for range 50 {
+		_, err := target.WriteAt(old, k.rnd.Int64N(size-mib))
+		require.NoError(k.t, err)
+	}
+	image := k.images[k.rnd.IntN(len(k.images))]
+	args := []string{"image", "restore", "--repo", k.repo(), "--snapshot", string(image.id), "--device", target.Name()}
+	for killed := 0; ; killed++ {
+		run := k.run(k.moment("restore", killed), args...)
+		if run.killed {
+			continue
+		}
+		if killed == 0 {
+			k.took["restore"] = run.took
+		}
+		break
+	}
+	k.requireEqual(target, size, image.model)
+	k.check()
+}
+
+// requireEqual compares a file with a model.
+func (k *killer) requireEqual(f io.ReaderAt, size int64, model content) {
+	k.t.Helper()
+	buf, zero := make([]byte, mib), make([]byte, mib)
+	for c := int64(0); c*mib < size; c++ {
+		n := min(mib, size-c*mib)
+		_, err := f.ReadAt(buf[:n], c*mib)
+		require.NoError(k.t, err)
+		want := zero
+		if model[c] != nil {
+			want = model[c]
+		}
+		require.True(k.t, bytes.Equal(want[:n], buf[:n]), "chunk %d", c)
+	}
+}
+
+// check reads all images that there must be.
+func (k *killer) check() {
+	k.t.Helper()
+	store, err := kopia.OpenFilesystem(k.t.Context(), k.repo(), killPassword)
+	require.NoError(k.t, err)
+	defer func() { require.NoError(k.t, store.Close(context.Background())) }()
+	list, err := store.List(k.t.Context(), repository.VolumeKey{Namespace: "shop", PVC: "db-0"})
+	require.NoError(k.t, err)
+	// An image may be saved whose process did not come to say so.
+	require.Contains(k.t, []int{len(k.images), len(k.images) + 1}, len(list))
+	for _, image := range k.images {
+		r, err := store.OpenReader(k.t.Context(), image.id)
+		require.NoError(k.t, err)
+		require.EqualValues(k.t, killSize, r.Meta().Size)
+		buf, zero := make([]byte, mib), make([]byte, mib)
+		for c := int64(0); c*mib < killSize; c++ {
+			n := min(mib, killSize-c*mib)
+			got, err := r.ReadAt(buf[:n], c*mib)
+			require.EqualValues(k.t, n, got, err)
+			want := zero
+			if image.model[c] != nil {
+				want = image.model[c]
+			}
+			require.True(k.t, bytes.Equal(want[:n], buf[:n]), "image %s, at %d MiB", image.id, c)
+		}
+		require.NoError(k.t, r.Close())
+	}
+}
+
+// moment is when to kill: after so much time, or when so much was read or
+// written; never where all are 0.
+type moment struct {
+	after       time.Duration
+	read, write int64
+}
+
+// moment picks one for a run of a command, of which some were killed already.
+func (k *killer) moment(kind string, killed int) moment {
+	took := max(k.took[kind], time.Second)
+	switch {
+	case killed == patience:
+		return moment{}
+	case k.rnd.IntN(3) == 0:
+		return moment{after: time.Duration(k.rnd.Int64N(int64(took) * 5 / 4))}
+	case kind == "restore":
+		return moment{write: 1 + k.rnd.Int64N(40*mib)}
+	}
+	return moment{read: 1 + k.rnd.Int64N(killSize)}
+}
+
+// reached looks at what a process has done since it started.
+func (m moment) reached(pid int, start time.Time) bool {
+	switch {
+	case m.after > 0:
+		return time.Since(start) >= m.after
+	case m.read > 0:
+		return done(pid, "rchar") >= m.read
+	case m.write > 0:
+		return done(pid, "wchar") >= m.write
+	}
+	return false
+}
+
+// done is what /proc/PID/io counts; a dead process has it until it is waited for.
+func done(pid int, field string) int64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, field+": "); ok {
+			n, _ := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// killedRun is one process.
+type killedRun struct {
+	killed bool
+	out    []byte
+	took   time.Duration
+	read   int64
+}
+
+func (k *killer) command(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(k.t.Context(), k.binary, args...)
+	cmd.Env = append(os.Environ(), cli.EnvPassword+"="+killPassword)
+	return cmd
+}
+
+// run runs the program and kills it at a moment, unless it ends before.
+func (k *killer) run(at moment, args ...string) killedRun {
+	k.t.Helper()
+	cmd := k.command(args...)
+	var out, messages bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &messages
+	start := time.Now()
+	require.NoError(k.t, cmd.Start())
+	pid := cmd.Process.Pid
+	dead := make(chan error, 1)
+	go func() {
+		// Without taking the process away: what it has read is asked for after.
+		for {
+			err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+			if !errors.Is(err, unix.EINTR) {
+				dead <- err
+				return
+			}
+		}
+	}()
+	for alive := true; alive; {
+		select {
+		case err := <-dead:
+			require.NoError(k.t, err)
+			alive = false
+		case <-time.After(time.Millisecond):
+			if at.reached(pid, start) {
+				require.NoError(k.t, cmd.Process.Kill())
+				require.NoError(k.t, <-dead)
+				alive = false
+			}
+		}
+	}
+	r := killedRun{took: time.Since(start), read: done(pid, "rchar")}
+	require.Positive(k.t, r.read)
+	err := cmd.Wait()
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	require.True(k.t, ok)
+	if r.killed = status.Signaled() && status.Signal() == syscall.SIGKILL; r.killed {
+		k.kills++
+		return r
+	}
+	require.NoError(k.t, err, "%v: %s", args, messages.String())
+	r.out = out.Bytes()
+	return r
+}
+
+func (k *killer) must(args ...string) {
+	k.t.Helper()
+	out, err := k.command(args...).CombinedOutput()
+	require.NoError(k.t, err, string(out))
+}
