@@ -118,8 +118,9 @@ func (b *bench) prepare(memory string) error {
 		return err
 	}
 	// The volume, the target or what scattered writes add to the repository, the
-	// repository: two and a half at most, and room for processes.
-	if free, need := availableMemory(), b.size*3+gib; free < need {
+	// repository, which a hot spot makes grow by the volume once more: three and a
+	// half at most, and room for processes.
+	if free, need := availableMemory(), b.size*4+gib; free < need {
 		return fmt.Errorf("%s of memory are available and %s are needed: set BENCH_SIZE to less than %s", formatBytes(free), formatBytes(need), formatBytes(b.size))
 	}
 	b.dir = filepath.Join(memory, prefix+strconv.Itoa(os.Getpid()))
@@ -212,7 +213,9 @@ const (
 	stepStart        = "start-up (image list)"
 	stepWhole        = "full, no ranges"
 	stepFull         = "full, allocated"
+	stepPlain        = "full, not compressed"
 	stepRestore      = "restore"
+	stepRestoreHoles = "restore, 90 % zero"
 	stepBitmap       = "bitmap"
 )
 
@@ -244,9 +247,9 @@ var hotspots = []hotspot{
 
 const (
 	hotspotSteps = 10
-	// hotspotEvery is the volume for each write of a step: 256 in 4 GiB. A tool
-	// that stores a MiB for each needs 10 * 256 MiB for all steps.
-	hotspotEvery = 16 * mib
+	// hotspotShare is the part of the volume that each step writes, 1 %, as in the
+	// patterns.
+	hotspotShare = 100
 )
 
 // sparse is a volume with almost nothing on it.
@@ -270,6 +273,12 @@ func (b *bench) measure(ctx context.Context, runs int) error {
 	for _, h := range hotspots {
 		b.say("%s", h.name)
 		if err := b.hotspot(ctx, h); err != nil {
+			return err
+		}
+	}
+	for run := range runs {
+		b.say("%s", stepRestoreHoles)
+		if err := b.holes(ctx, uint64(run)); err != nil {
 			return err
 		}
 	}
@@ -394,6 +403,13 @@ func (b *bench) full(ctx context.Context, o ours) error {
 	if err := o.create(ctx); err != nil {
 		return err
 	}
+	if s, _, err = o.backup(ctx, b.volume.path(), "Full", "--allocated", b.path("allocated"), "--compression", "none"); err != nil {
+		return err
+	}
+	b.report.add(stepPlain, s)
+	if err := o.create(ctx); err != nil {
+		return err
+	}
 	s, image, err := o.backup(ctx, b.volume.path(), "Full", "--allocated", b.path("allocated"))
 	if err != nil {
 		return err
@@ -463,7 +479,7 @@ func (b *bench) hotspot(ctx context.Context, h hotspot) error {
 	var last backup
 	for i := range uint64(hotspotSteps) {
 		var err error
-		places := hot(rnd, b.size/h.length, b.size/hotspotEvery)
+		places := hot(rnd, b.size/h.length, b.size/hotspotShare/h.length)
 		if last, err = b.increment(ctx, o, h.name, places, h.length, uint64(h.length)+i); err != nil {
 			return err
 		}
@@ -471,6 +487,44 @@ func (b *bench) hotspot(ctx context.Context, h hotspot) error {
 	if _, _, err := o.child("image", "restore", "--snapshot", last.SnapshotID, "--device", b.target.path()).run(ctx); err != nil {
 		return err
 	}
+	if err := sameBytes(ctx, b.volume.path(), b.target.path(), b.size); err != nil {
+		return fmt.Errorf("check restore: %w", err)
+	}
+	return errors.Join(b.clear(), os.RemoveAll(o.repo))
+}
+
+// holes restores a volume of which a tenth is not zero onto a target that is
+// full of other bytes.
+func (b *bench) holes(ctx context.Context, seed uint64) error {
+	o := ours{b.binary, b.path("ours")}
+	if err := o.create(ctx); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(b.volume.file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(punch(f, b.size), f.Close(), b.volume.forget()); err != nil {
+		return err
+	}
+	const length = 4 * mib
+	places := scattered(rand.New(rand.NewPCG(seed, 'z')), b.size/length, b.size/length/10)
+	if _, err := change(b.volume.path(), places, length, seed); err != nil {
+		return fmt.Errorf("change volume: %w", err)
+	}
+	if _, err := rawAccess(ctx, b.target.path(), b.size, true); err != nil {
+		return fmt.Errorf("write device: %w", err)
+	}
+	_, image, err := o.backup(ctx, b.volume.path(), "Full")
+	if err != nil {
+		return err
+	}
+	s, _, err := o.child("image", "restore", "--snapshot", image.SnapshotID, "--device", b.target.path()).run(ctx)
+	if err != nil {
+		return err
+	}
+	s.Work = b.size
+	b.report.add(stepRestoreHoles, s)
 	if err := sameBytes(ctx, b.volume.path(), b.target.path(), b.size); err != nil {
 		return fmt.Errorf("check restore: %w", err)
 	}

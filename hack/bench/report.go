@@ -126,9 +126,11 @@ func (r *report) conclude() {
 	m := func(name string) sample { return r.step(name).Median }
 
 	r.atMost("full: CPU, ours / kopia (device)", divide(m(stepFull).CPUSeconds, m(stepKopiaDevice).CPUSeconds), 0.75, "")
+	r.note("full, not compressed: CPU, ours / kopia (device)", divide(m(stepPlain).CPUSeconds, m(stepKopiaDevice).CPUSeconds))
 	r.note("full: CPU, ours / kopia (file)", divide(m(stepFull).CPUSeconds, m(stepKopiaFile).CPUSeconds))
 	r.note("full: wall, ours / kopia (file)", divide(m(stepFull).Seconds, m(stepKopiaFile).Seconds))
 	r.atLeast("full: wall, crypto alone / ours", divide(m(stepCrypto).Seconds, m(stepFull).Seconds), 0.8)
+	r.note("full, not compressed: wall, crypto alone / ours", divide(m(stepCrypto).Seconds, m(stepPlain).Seconds))
 	r.note("full: repository, ours / kopia", divide(float64(m(stepFull).Grew), float64(m(stepKopiaFile).Grew)))
 	r.atMost("full: peak RSS", float64(m(stepFull).PeakRSS)/mib, 256, "MiB")
 	r.atLeast("restore: speed, ours / raw write", divide(m(stepRestore).speed(), m(stepRawWrite).speed()), 3*0.09)
