@@ -60,10 +60,8 @@
 // the pages shrink.
 //
 // What small chunks cost is index, 75 bytes each in the image and some 40 in the
-// repository, and CPU time, 20 % of a full image of 64 KiB chunks before kopia's log
-// was turned off and 8 % since. So their size grows with the volume, with the square
-// root of it: repository.DefaultChunkSize. They find no fewer equal contents than
-// large ones do.
+// repository, and CPU time: see repository.DefaultChunkSize. They find no fewer
+// equal contents than large ones do.
 //
 // # What a running operation holds
 //
