@@ -35,7 +35,7 @@ type packRange struct {
 	pack        blob.ID
 	offset, end int64
 	contents    int
-	buf         rangeBuffer
+	buf         *rangeBuffer
 }
 
 // fetched are the ranges that a context carries.
@@ -47,7 +47,7 @@ type fetchedKey struct{}
 func (f fetched) find(pack blob.ID, offset, length int64) ([]byte, bool) {
 	for _, r := range f {
 		if r.pack == pack && r.offset <= offset && offset+length <= r.end {
-			return r.buf[offset-r.offset:][:length], true
+			return (*r.buf)[offset-r.offset:][:length], true
 		}
 	}
 	return nil, false
@@ -128,16 +128,17 @@ func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Co
 	}
 	release = func() {
 		for _, r := range ranges {
-			f.buffers.Put(r.buf)
+			if r.buf != nil {
+				f.buffers.Put(r.buf)
+			}
 		}
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelRanges)
 	for _, r := range ranges {
 		group.Go(func() error {
-			r.buf, _ = f.buffers.Get().(rangeBuffer)
-			r.buf = slices.Grow(r.buf[:0], int(r.end-r.offset))
-			if err := f.blobs.GetBlob(groupCtx, r.pack, r.offset, r.end-r.offset, &r.buf); err != nil {
+			r.buf = f.buffer(int(r.end - r.offset))
+			if err := f.blobs.GetBlob(groupCtx, r.pack, r.offset, r.end-r.offset, r.buf); err != nil {
 				return fmt.Errorf("read pack %s from %d to %d: %w", r.pack, r.offset, r.end, translate(err))
 			}
 			return nil
@@ -148,6 +149,16 @@ func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Co
 		return nil, nil, err
 	}
 	return context.WithValue(ctx, fetchedKey{}, fetched(ranges)), release, nil
+}
+
+// buffer returns an empty buffer with room for so many bytes.
+func (f *rangeReader) buffer(length int) *rangeBuffer {
+	b, ok := f.buffers.Get().(*rangeBuffer)
+	if !ok {
+		b = new(rangeBuffer)
+	}
+	*b = slices.Grow((*b)[:0], length)
+	return b
 }
 
 // rangedType is the type of a storage that looks into the context first. kopia
