@@ -37,11 +37,10 @@ const (
 	killPassword = "correct horse"
 	killVolume   = "shop/db-0"
 
-	// killSize is ten segments and a piece, mostly holes: what is read counts for
-	// checkpoints, whatever it is.
-	killSize = 10*repository.DefaultSegmentSize + 3*mib + 1000
-	// killInterval is the shortest interval of checkpoints.
-	killInterval = 3 * repository.DefaultSegmentSize
+	// killSize has room for some checkpoints. It is mostly holes: what is read counts
+	// for checkpoints, whatever it is.
+	killSize     = 1283*mib + 1000
+	killInterval = repository.MinCheckpointInterval
 	// otherReads bounds what a process reads beside the device: the repository's
 	// indexes and the parent's segments.
 	otherReads = 16 * mib
@@ -117,9 +116,10 @@ func newKiller(t *testing.T) *killer {
 	t.Cleanup(func() { require.NoError(t, k.disk.Close()) })
 	require.NoError(t, k.disk.Truncate(killSize))
 	k.must("repo", "create", "--repo", k.repo())
-	for s := int64(0); s < killSize; s += repository.DefaultSegmentSize {
+	const part = 128 * mib // in each of which there is data
+	for at := int64(0); at < killSize; at += part {
 		for range 3 {
-			k.write(block.Extent{Offset: s + k.rnd.Int64N(min(repository.DefaultSegmentSize, killSize-s)), Length: mib})
+			k.write(block.Extent{Offset: at + k.rnd.Int64N(min(part, killSize-at)), Length: mib})
 		}
 	}
 	return k
@@ -298,13 +298,15 @@ func (k *killer) check() {
 		require.EqualValues(k.t, killSize, r.Meta().Size)
 		buf := make([]byte, mib)
 		for c := int64(0); c*mib < killSize; c++ {
-			zero, err := r.IsZero(k.t.Context(), c)
-			require.NoError(k.t, err)
+			n := min(mib, killSize-c*mib)
 			if image.model[c] == nil {
-				require.True(k.t, zero, "image %s, chunk %d", image.id, c)
+				for off := c * mib; off < c*mib+n; off += r.Meta().ChunkSize {
+					zero, err := r.IsZero(k.t.Context(), off/r.Meta().ChunkSize)
+					require.NoError(k.t, err)
+					require.True(k.t, zero, "image %s at %d", image.id, off)
+				}
 				continue
 			}
-			n := min(mib, killSize-c*mib)
 			got, err := r.ReadAt(buf[:n], c*mib)
 			require.EqualValues(k.t, n, got, err)
 			require.True(k.t, bytes.Equal(image.model[c][:n], buf[:n]), "image %s, chunk %d", image.id, c)

@@ -55,6 +55,10 @@ const (
 // requests of a checkpoint are nothing beside the packs of 4 GiB.
 const DefaultCheckpointInterval = 4 << 30
 
+// MinCheckpointInterval is one segment of 128 MiB that is recorded, one that is
+// written and as much that is being read.
+const MinCheckpointInterval = 3 * 128 << 20
+
 // TagOperation is the tag of a repo snapshot that holds the operation ID: a
 // repeated operation finds by it what it saved before.
 const TagOperation = "blockmover.io/operation-id"
@@ -184,7 +188,8 @@ type WriterOptions struct {
 	Parent SnapshotID
 	// CheckpointInterval is how many bytes that were put a later run of the
 	// operation may have to put again; 0 is DefaultCheckpointInterval. Less than
-	// three segments count as three: it is whole segments that are recorded.
+	// MinCheckpointInterval is no less for large volumes: it is whole segments that
+	// are recorded, beside which others are being read.
 	CheckpointInterval int64
 }
 

@@ -74,7 +74,7 @@ Ranges are JSON lines {"offset":N,"length":N}, in ascending order.`,
 	flags.StringVar(&o.allocated, "allocated", "", "`file` with the ranges that hold data; - is standard input")
 	flags.StringVar(&o.parent, "parent", identity.ParentAuto, "`image` that this one is based on: auto, none or an ID")
 	flags.StringVar(&o.operation, "operation", "", "`name` of this backup, by which it goes on when it is run again")
-	o.interval.least = minCheckpointInterval
+	o.interval.least = repository.MinCheckpointInterval
 	flags.Var(&o.interval, "checkpoint-interval", "record what is finished after each `size` that was read; the default is "+formatBytes(repository.DefaultCheckpointInterval))
 	addRateLimit(flags, &o.rateLimit)
 	flags.BoolVar(&o.json, "json", false, "print the result as a JSON object")

@@ -11,11 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/blockmover/blockmover/internal/device"
-	"github.com/blockmover/blockmover/internal/repository"
 )
-
-// minCheckpointInterval is what the writer makes of anything less.
-const minCheckpointInterval = 3 * repository.DefaultSegmentSize
 
 // sizeFlag is a number of bytes, such as 512MiB or 4G; 0 is none given.
 type sizeFlag struct {
