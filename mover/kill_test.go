@@ -252,9 +252,12 @@ func (k *killer) restore() {
 	}
 	image := k.images[k.rnd.IntN(len(k.images))]
 	args := []string{"image", "restore", "--repo", k.repo(), "--snapshot", string(image.id), "--device", target.Name()}
+	var written int64
 	for killed := 0; ; killed++ {
 		run := k.run(k.moment("restore", killed), args...)
+		written += run.written
 		if run.killed {
+			args = append(args[:8:8], "--resume")
 			continue
 		}
 		if killed == 0 {
@@ -263,6 +266,8 @@ func (k *killer) restore() {
 		break
 	}
 	k.requireEqual(target, size, image.model)
+	// No run writes what an earlier one has written.
+	require.LessOrEqual(k.t, written, int64(len(image.model)+1)*mib)
 	k.check()
 }
 
@@ -369,7 +374,8 @@ type killedRun struct {
 	killed bool
 	out    []byte
 	took   time.Duration
-	read   int64
+	// read and written are bytes of all files.
+	read, written int64
 }
 
 func (k *killer) command(args ...string) *exec.Cmd {
@@ -411,7 +417,7 @@ func (k *killer) run(at moment, args ...string) killedRun {
 			}
 		}
 	}
-	r := killedRun{took: time.Since(start), read: done(pid, "rchar")}
+	r := killedRun{took: time.Since(start), read: done(pid, "rchar"), written: done(pid, "wchar")}
 	require.Positive(k.t, r.read)
 	err := cmd.Wait()
 	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)

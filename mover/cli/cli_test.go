@@ -177,6 +177,8 @@ func TestLifeOfImages(t *testing.T) {
 
 	require.Equal(t, first, b.restored(full.SnapshotID, 0, "--verify"))
 	require.Equal(t, append(bytes.Clone(b.data), make([]byte, 12345)...), b.restored(inc.SnapshotID, 12345))
+	again := b.must("", "image", "restore", "--snapshot", inc.SnapshotID, "--device", filepath.Join(b.dir, "target"), "--resume", "--verify")
+	require.Contains(t, again.out, "wrote 0 B, found ")
 
 	list := b.must("", "image", "list", "--volume", volume).out
 	require.Equal(t, 3, strings.Count(list, "\n"))
@@ -193,8 +195,8 @@ func TestLifeOfImages(t *testing.T) {
 	require.NotContains(t, b.must("", "image", "list", "--volume", volume).out, full.SnapshotID+"  ")
 	require.Equal(t, b.data, b.restored(inc.SnapshotID, 0))
 
-	again := b.run("", "image", "delete", "--snapshot", full.SnapshotID)
-	require.ErrorContains(t, again.err, full.SnapshotID)
+	gone := b.run("", "image", "delete", "--snapshot", full.SnapshotID)
+	require.ErrorContains(t, gone.err, full.SnapshotID)
 	b.must("", "image", "delete", "--snapshot", full.SnapshotID, "--force")
 }
 
