@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -74,6 +75,71 @@ func TestKills(t *testing.T) {
 	require.Positive(t, k.resumptions, "backups that went on")
 }
 
+// TestRefusals: what is wrong is one line, the status is 1, and nothing is
+// written. What can be wrong is tested in package cli.
+func TestRefusals(t *testing.T) {
+	binary, err := build()
+	require.NoError(t, err)
+	dir := t.TempDir()
+	t.Setenv(cli.EnvPassword, killPassword)
+	repo, disk := filepath.Join(dir, "repo"), filepath.Join(dir, "disk")
+	require.NoError(t, os.WriteFile(disk, make([]byte, mib), 0o600))
+	require.NoError(t, exec.Command(binary, "repo", "create", "--repo", repo).Run())
+	backup := []string{"image", "backup", "--repo", repo, "--volume", killVolume, "--device", disk}
+	for name, tc := range map[string]struct {
+		in   string
+		args []string
+		want string
+	}{
+		"no command":     {"", []string{"image", "frobnicate"}, "unknown command"},
+		"unknown option": {"", append(backup, "--fast"), "unknown flag: --fast"},
+		"bad rate":       {"", append(backup, "--rate-limit", "50"), "want 64.0 KiB or more"},
+		"beyond the end": {`{"offset":1048576,"length":1}`, append(backup, "--changed", "-"), "outside the volume of 1048576 bytes"},
+		"no repository":  {"", []string{"image", "list", "--repo", dir}, "repository not initialized"},
+		"no such image":  {"", []string{"image", "restore", "--repo", repo, "--snapshot", "k1", "--device", disk}, "not found"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(binary, tc.args...)
+			var out, messages bytes.Buffer
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(tc.in), &out, &messages
+			var exit *exec.ExitError
+			require.ErrorAs(t, cmd.Run(), &exit)
+			require.Equal(t, 1, exit.ExitCode())
+			require.Empty(t, out.String())
+			require.Equal(t, 1, strings.Count(messages.String(), "\n"), messages.String())
+			require.Contains(t, messages.String(), tc.want)
+		})
+	}
+	left, err := exec.Command(binary, "image", "list", "--repo", repo).Output()
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(string(left), "\n"), "no image")
+	data, err := os.ReadFile(disk)
+	require.NoError(t, err)
+	require.Equal(t, make([]byte, mib), data)
+}
+
+var buildDir string
+
+// build builds the program, once.
+var build = sync.OnceValues(func() (string, error) {
+	binary := filepath.Join(buildDir, "blockmover")
+	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w: %s", err, out)
+	}
+	return binary, nil
+})
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "mover")
+	if err != nil {
+		panic(err)
+	}
+	buildDir = dir
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
 // content is the chunks of a volume that are not zero.
 type content map[int64][]byte
 
@@ -108,9 +174,9 @@ func newKiller(t *testing.T) *killer {
 	k := &killer{
 		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), dir: t.TempDir(), model: content{}, took: map[string]time.Duration{},
 	}
-	k.binary = filepath.Join(k.dir, "blockmover")
-	out, err := exec.Command("go", "build", "-o", k.binary, ".").CombinedOutput()
-	require.NoError(t, err, string(out))
+	var err error
+	k.binary, err = build()
+	require.NoError(t, err)
 	k.disk, err = os.Create(filepath.Join(k.dir, "disk"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, k.disk.Close()) })
