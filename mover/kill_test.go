@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -37,12 +38,10 @@ const (
 	killPassword = "correct horse"
 	killVolume   = "shop/db-0"
 
-	// killSize is ten stretches and a piece, mostly holes: what is read counts for
-	// checkpoints, whatever it is.
-	killSize    = 10*killStretch + 3*mib + 1000
-	killStretch = 128 * mib
-	// killInterval of checkpoints is reached three times.
-	killInterval = 3 * killStretch
+	// killSize has room for some checkpoints. It is mostly holes: what is read counts
+	// for checkpoints, whatever it is.
+	killSize     = 1283*mib + 1000
+	killInterval = repository.MinCheckpointInterval
 	// otherReads bounds what a process reads beside the device: the repository's
 	// indexes and the parent's segments.
 	otherReads = 16 * mib
@@ -74,6 +73,71 @@ func TestKills(t *testing.T) {
 	}
 	t.Logf("%d kills, %d backups that went on, %d MiB of %d MiB read again", k.kills, k.resumptions, k.again/mib, k.read/mib)
 	require.Positive(t, k.resumptions, "backups that went on")
+}
+
+// TestRefusals: what is wrong is one line, the status is 1, and nothing is
+// written. What can be wrong is tested in package cli.
+func TestRefusals(t *testing.T) {
+	binary, err := build()
+	require.NoError(t, err)
+	dir := t.TempDir()
+	t.Setenv(cli.EnvPassword, killPassword)
+	repo, disk := filepath.Join(dir, "repo"), filepath.Join(dir, "disk")
+	require.NoError(t, os.WriteFile(disk, make([]byte, mib), 0o600))
+	require.NoError(t, exec.Command(binary, "repo", "create", "--repo", repo).Run())
+	backup := []string{"image", "backup", "--repo", repo, "--volume", killVolume, "--device", disk}
+	for name, tc := range map[string]struct {
+		in   string
+		args []string
+		want string
+	}{
+		"no command":     {"", []string{"image", "frobnicate"}, "unknown command"},
+		"unknown option": {"", append(backup, "--fast"), "unknown flag: --fast"},
+		"bad rate":       {"", append(backup, "--rate-limit", "50"), "want 64.0 KiB or more"},
+		"beyond the end": {`{"offset":1048576,"length":1}`, append(backup, "--changed", "-"), "outside the volume of 1048576 bytes"},
+		"no repository":  {"", []string{"image", "list", "--repo", dir}, "repository not initialized"},
+		"no such image":  {"", []string{"image", "restore", "--repo", repo, "--snapshot", "k1", "--device", disk}, "not found"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(binary, tc.args...)
+			var out, messages bytes.Buffer
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(tc.in), &out, &messages
+			var exit *exec.ExitError
+			require.ErrorAs(t, cmd.Run(), &exit)
+			require.Equal(t, 1, exit.ExitCode())
+			require.Empty(t, out.String())
+			require.Equal(t, 1, strings.Count(messages.String(), "\n"), messages.String())
+			require.Contains(t, messages.String(), tc.want)
+		})
+	}
+	left, err := exec.Command(binary, "image", "list", "--repo", repo).Output()
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(string(left), "\n"), "no image")
+	data, err := os.ReadFile(disk)
+	require.NoError(t, err)
+	require.Equal(t, make([]byte, mib), data)
+}
+
+var buildDir string
+
+// build builds the program, once.
+var build = sync.OnceValues(func() (string, error) {
+	binary := filepath.Join(buildDir, "blockmover")
+	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w: %s", err, out)
+	}
+	return binary, nil
+})
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "mover")
+	if err != nil {
+		panic(err)
+	}
+	buildDir = dir
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
 }
 
 // content is the chunks of a volume that are not zero.
@@ -110,17 +174,18 @@ func newKiller(t *testing.T) *killer {
 	k := &killer{
 		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), dir: t.TempDir(), model: content{}, took: map[string]time.Duration{},
 	}
-	k.binary = filepath.Join(k.dir, "blockmover")
-	out, err := exec.Command("go", "build", "-o", k.binary, ".").CombinedOutput()
-	require.NoError(t, err, string(out))
+	var err error
+	k.binary, err = build()
+	require.NoError(t, err)
 	k.disk, err = os.Create(filepath.Join(k.dir, "disk"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, k.disk.Close()) })
 	require.NoError(t, k.disk.Truncate(killSize))
 	k.must("repo", "create", "--repo", k.repo())
-	for s := int64(0); s < killSize; s += killStretch {
+	const part = 128 * mib // in each of which there is data
+	for at := int64(0); at < killSize; at += part {
 		for range 3 {
-			k.write(block.Extent{Offset: s + k.rnd.Int64N(min(killStretch, killSize-s)), Length: mib})
+			k.write(block.Extent{Offset: at + k.rnd.Int64N(min(part, killSize-at)), Length: mib})
 		}
 	}
 	return k
@@ -253,9 +318,12 @@ func (k *killer) restore() {
 	}
 	image := k.images[k.rnd.IntN(len(k.images))]
 	args := []string{"image", "restore", "--repo", k.repo(), "--snapshot", string(image.id), "--device", target.Name()}
+	var written int64
 	for killed := 0; ; killed++ {
 		run := k.run(k.moment("restore", killed), args...)
+		written += run.written
 		if run.killed {
+			args = append(args[:8:8], "--resume")
 			continue
 		}
 		if killed == 0 {
@@ -264,6 +332,8 @@ func (k *killer) restore() {
 		break
 	}
 	k.requireEqual(target, size, image.model)
+	// No run writes what an earlier one has written.
+	require.LessOrEqual(k.t, written, int64(len(image.model)+1)*mib)
 	k.check()
 }
 
@@ -297,16 +367,20 @@ func (k *killer) check() {
 		r, err := store.OpenReader(k.t.Context(), image.id)
 		require.NoError(k.t, err)
 		require.EqualValues(k.t, killSize, r.Meta().Size)
-		buf, zero := make([]byte, mib), make([]byte, mib)
+		buf := make([]byte, mib)
 		for c := int64(0); c*mib < killSize; c++ {
 			n := min(mib, killSize-c*mib)
+			if image.model[c] == nil {
+				for off := c * mib; off < c*mib+n; off += r.Meta().ChunkSize {
+					zero, err := r.IsZero(k.t.Context(), off/r.Meta().ChunkSize)
+					require.NoError(k.t, err)
+					require.True(k.t, zero, "image %s at %d", image.id, off)
+				}
+				continue
+			}
 			got, err := r.ReadAt(buf[:n], c*mib)
 			require.EqualValues(k.t, n, got, err)
-			want := zero
-			if image.model[c] != nil {
-				want = image.model[c]
-			}
-			require.True(k.t, bytes.Equal(want[:n], buf[:n]), "image %s, at %d MiB", image.id, c)
+			require.True(k.t, bytes.Equal(image.model[c][:n], buf[:n]), "image %s, chunk %d", image.id, c)
 		}
 		require.NoError(k.t, r.Close())
 	}
@@ -366,7 +440,8 @@ type killedRun struct {
 	killed bool
 	out    []byte
 	took   time.Duration
-	read   int64
+	// read and written are bytes of all files.
+	read, written int64
 }
 
 func (k *killer) command(args ...string) *exec.Cmd {
@@ -408,7 +483,7 @@ func (k *killer) run(at moment, args ...string) killedRun {
 			}
 		}
 	}
-	r := killedRun{took: time.Since(start), read: done(pid, "rchar")}
+	r := killedRun{took: time.Since(start), read: done(pid, "rchar"), written: done(pid, "wchar")}
 	require.Positive(k.t, r.read)
 	err := cmd.Wait()
 	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)

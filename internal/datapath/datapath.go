@@ -45,6 +45,10 @@ type Options struct {
 	// Verify makes Restore read everything again after Sync and compare it with
 	// what was written.
 	Verify bool
+	// Resume makes Restore read the device first and leave alone what the image has
+	// there, instead of fetching and writing it: for a device on which an earlier
+	// Restore was interrupted.
+	Resume bool
 }
 
 func (o Options) withDefaults(chunkSize int64) Options {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -26,10 +27,12 @@ type RestoreStats struct {
 	// of the image, and what the device has beyond it.
 	BytesWritten int64
 	ZeroBytes    int64
+	// BytesFound were on the device already: see Options.Resume.
+	BytesFound int64
 }
 
-// Restore makes the device equal to the image: every byte of it is written or
-// zeroed, and whatever lies beyond the image's size is zeroed. It returns after
+// Restore makes the device equal to the image: every byte of it is written, found
+// equal, or zeroed, and whatever lies beyond the image's size is zeroed. It returns after
 // Sync; it does not close the device.
 func Restore(ctx context.Context, r repository.VolumeReader, dev device.Writer, o Options) (RestoreStats, error) {
 	stats, err := restore(ctx, r, dev, o)
@@ -74,6 +77,7 @@ type restoreRun struct {
 	geometry block.Geometry
 	options  Options
 	sums     *checksums
+	found    atomic.Int64
 }
 
 // piece is one item of a restore.
@@ -114,6 +118,8 @@ func (r *restoreRun) write(ctx context.Context) (RestoreStats, error) {
 		})
 	}
 	err := group.Wait()
+	stats.BytesFound = r.found.Load()
+	stats.BytesWritten -= stats.BytesFound
 	return stats, err
 }
 
@@ -175,14 +181,23 @@ func (r *restoreRun) move(ctx context.Context, p piece, buf []byte) error {
 		r.options.Progress.done.Add(p.Length)
 		return nil
 	}
-	data := buf[:p.Length]
-	if n, err := r.reader.ReadAt(data, p.Offset); n < len(data) {
-		return fmt.Errorf("read image %s: %w", p.Extent, err)
+	runs := []block.Extent{p.Extent}
+	if r.options.Resume {
+		var err error
+		if runs, err = r.missing(ctx, p, buf); err != nil {
+			return err
+		}
 	}
-	if _, err := r.dev.WriteAt(data, p.Offset); err != nil {
-		return err
+	for _, e := range runs {
+		data := buf[e.Offset-p.Offset:][:e.Length]
+		if n, err := r.reader.ReadAt(data, e.Offset); n < len(data) {
+			return fmt.Errorf("read image %s: %w", e, err)
+		}
+		if _, err := r.dev.WriteAt(data, e.Offset); err != nil {
+			return err
+		}
 	}
-	r.sums.add(p.Offset, data, buf)
+	r.sums.add(p.Offset, buf[:p.Length], buf)
 	r.options.Progress.done.Add(p.Length)
 	return nil
 }

@@ -84,10 +84,9 @@ func DefaultPageSize(size int64) int64 {
 // requests of a checkpoint are nothing beside the packs of 4 GiB.
 const DefaultCheckpointInterval = 4 << 30
 
-// MinCheckpointInterval is the least that makes a difference for a small volume:
-// three segments, for it is whole segments that are recorded. What is less than
-// three segments of the volume counts as three.
-const MinCheckpointInterval = 3 * segmentChunks * minChunkSize
+// MinCheckpointInterval is one segment of 128 MiB that is recorded, one that is
+// written and as much that is being read.
+const MinCheckpointInterval = 3 * 128 << 20
 
 // TagOperation is the tag of a repo snapshot that holds the operation ID: a
 // repeated operation finds by it what it saved before.
@@ -249,8 +248,9 @@ type WriterOptions struct {
 	// Compression of the data; "" is DefaultCompression.
 	Compression Compression
 	// CheckpointInterval is how many bytes that were put a later run of the
-	// operation may have to put again; 0 is DefaultCheckpointInterval. See also
-	// MinCheckpointInterval.
+	// operation may have to put again; 0 is DefaultCheckpointInterval. Less than
+	// MinCheckpointInterval is no less for large volumes: it is whole segments that
+	// are recorded, beside which others are being read.
 	CheckpointInterval int64
 }
 
@@ -302,6 +302,10 @@ type VolumeReader interface {
 	// IsZero reports whether the chunk is known to hold only zeros without
 	// reading it.
 	IsZero(ctx context.Context, chunk int64) (bool, error)
+	// Matches reports whether the chunk holds exactly data, which is Meta.ChunkSize
+	// bytes, the tail of the volume's last chunk padded with zeros. It compares
+	// content IDs: what the image holds is not downloaded.
+	Matches(ctx context.Context, chunk int64, data []byte) (bool, error)
 	io.Closer
 }
 

@@ -82,6 +82,8 @@ type MetadataService struct {
 // Restore names the image to write to the device.
 type Restore struct {
 	SnapshotID repository.SnapshotID `json:"snapshotID"`
+	// Resume keeps what an earlier attempt has written.
+	Resume bool `json:"resume,omitempty"`
 }
 
 // Report is what a mover pod did.
@@ -103,6 +105,7 @@ type Report struct {
 	BytesRead       int64         `json:"bytesRead"`
 	BytesUploaded   int64         `json:"bytesUploaded"`
 	BytesWritten    int64         `json:"bytesWritten,omitempty"`
+	BytesFound      int64         `json:"bytesFound,omitempty"`
 	ZeroBytes       int64         `json:"zeroBytes"`
 	MetadataBytes   int64         `json:"metadataBytes"`
 	ChunksWritten   int64         `json:"chunksWritten"`

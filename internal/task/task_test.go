@@ -31,7 +31,7 @@ func backupRequest() Request {
 
 func restoreRequest() Request {
 	r := backupRequest()
-	r.Backup, r.Restore = nil, &Restore{SnapshotID: "k1"}
+	r.Backup, r.Restore = nil, &Restore{SnapshotID: "k1", Resume: true}
 	return r
 }
 

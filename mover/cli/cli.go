@@ -45,16 +45,22 @@ func NewCommands() []*cobra.Command {
 		Use:   "repo",
 		Short: "Work with a repository in a directory",
 		Args:  cobra.NoArgs,
+		RunE:  help,
 	}
 	repo.AddCommand(newCreateCommand())
 	image := &cobra.Command{
 		Use:   "image",
 		Short: "Work with volume images in a repository in a directory",
 		Args:  cobra.NoArgs,
+		RunE:  help,
 	}
 	image.AddCommand(newBackupCommand(), newRestoreCommand(), newListCommand(), newVerifyCommand(), newDeleteCommand(), newDiffCommand())
 	return []*cobra.Command{repo, image}
 }
+
+// help is what a command does that has only others below it. Without it, cobra
+// does not look at Args, and a command that does not exist succeeds.
+func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 func newCreateCommand() *cobra.Command {
 	var r repoFlags

@@ -177,6 +177,8 @@ func TestLifeOfImages(t *testing.T) {
 
 	require.Equal(t, first, b.restored(full.SnapshotID, 0, "--verify"))
 	require.Equal(t, append(bytes.Clone(b.data), make([]byte, 12345)...), b.restored(inc.SnapshotID, 12345))
+	again := b.must("", "image", "restore", "--snapshot", inc.SnapshotID, "--device", filepath.Join(b.dir, "target"), "--resume", "--verify")
+	require.Contains(t, again.out, "wrote 0 B, found ")
 
 	list := b.must("", "image", "list", "--volume", volume).out
 	require.Equal(t, 3, strings.Count(list, "\n"))
@@ -193,8 +195,8 @@ func TestLifeOfImages(t *testing.T) {
 	require.NotContains(t, b.must("", "image", "list", "--volume", volume).out, full.SnapshotID+"  ")
 	require.Equal(t, b.data, b.restored(inc.SnapshotID, 0))
 
-	again := b.run("", "image", "delete", "--snapshot", full.SnapshotID)
-	require.ErrorContains(t, again.err, full.SnapshotID)
+	gone := b.run("", "image", "delete", "--snapshot", full.SnapshotID)
+	require.ErrorContains(t, gone.err, full.SnapshotID)
 	b.must("", "image", "delete", "--snapshot", full.SnapshotID, "--force")
 }
 
@@ -398,7 +400,7 @@ func TestBadInput(t *testing.T) {
 		{"directory as a device", "", []string{"image", "backup", "--volume", volume, "--device", b.dir}, "neither a block device nor a regular file"},
 		{"no namespace", "", []string{"image", "backup", "--volume", "db-0", "--device", b.disk}, "is not NAMESPACE/PVC"},
 		{"climbing volume", "", []string{"image", "backup", "--volume", "shop/..", "--device", b.disk}, "is not NAMESPACE/PVC"},
-		{"interval too small", "", append(backup, "--checkpoint-interval", "23M"), "want 24.0 MiB or more"},
+		{"interval too small", "", append(backup, "--checkpoint-interval", "383M"), "want 384 MiB or more"},
 		{"compression", "", append(backup, "--compression", "gzip"), `--compression is "gzip": want zstd or none`},
 		{"interval without a number", "", append(backup, "--checkpoint-interval", "much"), "want a whole number with a unit"},
 		{"no name of an operation", "", append(backup, "--operation", ""), `--operation "": want`},

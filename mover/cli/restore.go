@@ -18,6 +18,7 @@ type restoreOptions struct {
 	snapshot  string
 	device    string
 	verify    bool
+	resume    bool
 	rateLimit sizeFlag
 }
 
@@ -28,7 +29,10 @@ func newRestoreCommand() *cobra.Command {
 		Short: "Write an image onto a block device or file",
 		Long: `Restore writes an image onto a block device, or onto a file that exists, at
 least as large as the volume was. Everything that was there is lost: what lies
-past the end of the image is zeroed.`,
+past the end of the image is zeroed.
+
+With --resume, it reads the device first and fetches only what is not there yet:
+for a device on which a restore was interrupted.`,
 		Args: cobra.NoArgs,
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error { return o.run(ctx, cmd) }),
 	}
@@ -37,6 +41,7 @@ past the end of the image is zeroed.`,
 	flags.StringVar(&o.snapshot, "snapshot", "", "`ID` of the image")
 	flags.StringVar(&o.device, "device", "", "`path` of the block device or file")
 	flags.BoolVar(&o.verify, "verify", false, "read the device again and compare")
+	flags.BoolVar(&o.resume, "resume", false, "keep what an interrupted restore has written")
 	addRateLimit(flags, &o.rateLimit)
 	required(flags, "snapshot", "device")
 	return cmd
@@ -57,18 +62,18 @@ func (o *restoreOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		progress := &datapath.Progress{}
 		stop := startMeter(cmd.ErrOrStderr(), "restore", progress.Done, progress.Total)
 		limited := device.LimitWriter(ctx, dev, o.rateLimit.bytes)
-		stats, err := datapath.Restore(ctx, image, limited, datapath.Options{Verify: o.verify, Progress: progress})
+		stats, err := datapath.Restore(ctx, image, limited, datapath.Options{Verify: o.verify, Resume: o.resume, Progress: progress})
 		stop()
 		if err != nil && !errors.Is(err, datapath.ErrTooSmall) {
-			err = fmt.Errorf("%s is incomplete and must not be used: %w", o.device, err)
+			err = fmt.Errorf("%s is incomplete and must not be used before a restore, such as this one with --resume, is through: %w", o.device, err)
 		}
 		// What was written is complete only when the device is closed.
 		if err := errors.Join(err, dev.Close()); err != nil {
 			return err
 		}
 		u := currentUsage()
-		printLine(cmd.OutOrStdout(), "image %s is on %s\n  wrote %s, zeroed %s\n  %.1f s, %.1f CPU seconds, peak memory %s",
-			o.snapshot, o.device, formatBytes(stats.BytesWritten), formatBytes(stats.ZeroBytes),
+		printLine(cmd.OutOrStdout(), "image %s is on %s\n  wrote %s, found %s, zeroed %s\n  %.1f s, %.1f CPU seconds, peak memory %s",
+			o.snapshot, o.device, formatBytes(stats.BytesWritten), formatBytes(stats.BytesFound), formatBytes(stats.ZeroBytes),
 			time.Since(start).Seconds(), u.CPUSeconds, formatBytes(u.PeakRSS))
 		return nil
 	})

@@ -161,7 +161,7 @@ func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, erro
 		Device:           exposer.DevicePath,
 		BackupRepository: repositoryName,
 		Volume:           repository.VolumeKey{Namespace: dd.Spec.SourceNamespace, PVC: dd.Spec.TargetVolume.PVC},
-		Restore:          &task.Restore{SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID)},
+		Restore:          &task.Restore{SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID), Resume: op.attempt.Number > 1},
 	}
 	return d.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
 }

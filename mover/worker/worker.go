@@ -14,7 +14,7 @@
 //
 // A backup that is repeated, because its pod was lost after the repo snapshot was
 // saved and before that was reported, finds it by its operation ID. A restore
-// that is repeated writes everything again.
+// that is repeated reads the device first, and fetches what is not there.
 //
 // # How it ends
 //
@@ -133,9 +133,10 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 		return report, err
 	}
 	dev = device.LimitWriter(ctx, dev, r.RateLimit)
-	w.Log.Info("Restore begins", "snapshotID", r.Restore.SnapshotID, "size", report.VolumeSize, "deviceSize", dev.Size())
+	options.Resume = r.Restore.Resume
+	w.Log.Info("Restore begins", "snapshotID", r.Restore.SnapshotID, "size", report.VolumeSize, "deviceSize", dev.Size(), "resume", options.Resume)
 	stats, err := datapath.Restore(ctx, image, dev, options)
-	report.BytesWritten, report.ZeroBytes = stats.BytesWritten, stats.ZeroBytes
+	report.BytesWritten, report.BytesFound, report.ZeroBytes = stats.BytesWritten, stats.BytesFound, stats.ZeroBytes
 	// A device that was written is complete only when it is closed.
 	if closeErr := dev.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("close device: %w", closeErr)
@@ -143,6 +144,6 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 	if err != nil {
 		return report, err
 	}
-	w.Log.Info("Restore is complete", "bytesWritten", report.BytesWritten, "zeroBytes", report.ZeroBytes)
+	w.Log.Info("Restore is complete", "bytesWritten", report.BytesWritten, "bytesFound", report.BytesFound, "zeroBytes", report.ZeroBytes)
 	return report, nil
 }

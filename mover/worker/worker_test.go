@@ -323,6 +323,20 @@ func TestBackupIsCanceled(t *testing.T) {
 	require.Equal(t, repository.Full, f.run(t, backupRequest("du-1.1", monday)).Kind)
 }
 
+func TestRestoreGoesOn(t *testing.T) {
+	f := newFixture(t)
+	id := f.run(t, backupRequest("du-1.1", monday)).SnapshotID
+	half := random(1)
+	copy(half[4*mib:], random(2))
+	f.insert(half)
+	r := restoreRequest(id)
+	r.Restore.Resume = true
+	report := f.run(t, r)
+	require.EqualValues(t, 4*mib, report.BytesFound)
+	require.EqualValues(t, volumeSize-4*mib, report.BytesWritten)
+	require.Equal(t, random(1), f.content(t))
+}
+
 // TestRateLimit runs by the clock of synctest, which moves when all wait.
 func TestRateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

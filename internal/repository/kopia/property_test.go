@@ -2,10 +2,13 @@ package kopia
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,12 +56,13 @@ func TestRandomHistories(t *testing.T) {
 	for first := 0; first < histories; first += historiesShare {
 		t.Run(fmt.Sprintf("from %d", first), func(t *testing.T) {
 			dir := newRepositoryIn(t, memoryDir(t))
-			// Maintenance is another process's.
-			s, maintainer := openStore(t, dir), openStore(t, dir)
+			// Maintenance is another process's, with the same clock.
+			c := &clock{}
+			s, maintainer := openStoreAt(t, dir, c), openStoreAt(t, dir, c)
 			for seed := first; seed < min(first+historiesShare, histories); seed++ {
 				t.Logf("seed %d", seed)
 				h := newHistory(t, s, maintainer, uint64(seed)) //nolint:gosec // it is not negative
-				h.done = done
+				h.done, h.clock = done, c
 				for range historySteps {
 					h.step()
 				}
@@ -73,6 +77,29 @@ func TestRandomHistories(t *testing.T) {
 	} {
 		require.NotZero(t, done[what], what)
 	}
+}
+
+// clock is ahead of the real one by some seconds.
+type clock struct{ ahead atomic.Int64 }
+
+func (c *clock) now() time.Time {
+	return time.Now().Add(time.Duration(c.ahead.Load()) * time.Second)
+}
+
+func openStoreAt(t *testing.T, dir string, c *clock) *Store {
+	t.Helper()
+	st, err := openDirectory(t.Context(), dir, false)
+	require.NoError(t, err)
+	storage := st.ConnectionInfo()
+	file := filepath.Join(t.TempDir(), "repository.config")
+	require.NoError(t, writeConnection(file, repo.LocalConfig{
+		Storage: &storage, ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost},
+	}))
+	rep, err := repo.Open(t.Context(), file, testPassword, &repo.Options{TimeNowFunc: c.now})
+	require.NoError(t, err)
+	s := New(rep, nil)
+	t.Cleanup(func() { require.NoError(t, s.Close(context.Background())) })
+	return s
 }
 
 // memoryDir is a temporary directory in memory, where there is such a thing.
@@ -92,6 +119,7 @@ type history struct {
 	t                 *testing.T
 	rnd               *rand.Rand
 	store, maintainer *Store
+	clock             *clock
 	now               time.Time
 	// data is the volume now.
 	data []byte
@@ -288,6 +316,7 @@ func (h *history) delete(i int) {
 // runs.
 func (h *history) maintain() {
 	h.done["maintenance"]++
+	h.clock.ahead.Add(2) // see maintain
 	maintainStore(h.t, h.maintainer)
 }
 

@@ -25,3 +25,25 @@ func TestRateLimitReachesThePod(t *testing.T) {
 	}
 	require.Equal(t, phase.Completed, *w.run(w.uploads, "du").phase)
 }
+
+// TestRepeatedRestoreGoesOn: only what an earlier mover pod may have written is
+// read again.
+func TestRepeatedRestoreGoesOn(t *testing.T) {
+	w := downloadWorld(t)
+	var resume []bool
+	w.podEnds = func(pod *corev1.Pod) bool {
+		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
+		require.NoError(t, err)
+		if !w.operation(w.downs, "dd").attempt.Started {
+			return false
+		}
+		resume = append(resume, request.Restore.Resume)
+		if len(resume) == 1 {
+			require.NoError(t, w.c.Delete(w.ctx, pod))
+			return false
+		}
+		return true
+	}
+	require.Equal(t, phase.Completed, *w.run(w.downs, "dd").phase)
+	require.Equal(t, []bool{false, true}, resume)
+}

@@ -1,0 +1,36 @@
+package datapath
+
+import (
+	"context"
+
+	"github.com/blockmover/blockmover/internal/block"
+)
+
+// missing reads a piece from the device into buf and lists the runs of chunks
+// that are not the image's yet. It compares what is there with the image and
+// believes no record, so that it does not matter who has written it, when, and
+// whether all of it was durable.
+func (r *restoreRun) missing(ctx context.Context, p piece, buf []byte) ([]block.Extent, error) {
+	if _, err := r.dev.ReadAt(buf[:p.Length], p.Offset); err != nil {
+		return nil, err
+	}
+	var runs []block.Extent
+	chunkSize := r.geometry.ChunkSize()
+	for off := int64(0); off < p.Length; off += chunkSize {
+		chunk := buf[off : off+chunkSize]
+		e := block.Extent{Offset: p.Offset + off, Length: min(chunkSize, p.Length-off)}
+		clear(chunk[e.Length:]) // the last one may end before
+		same, err := r.reader.Matches(ctx, e.Offset/chunkSize, chunk)
+		switch n := len(runs); {
+		case err != nil:
+			return nil, err
+		case same:
+			r.found.Add(e.Length)
+		case n > 0 && runs[n-1].End() == e.Offset:
+			runs[n-1].Length += e.Length
+		default:
+			runs = append(runs, e)
+		}
+	}
+	return runs, nil
+}
