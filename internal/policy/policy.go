@@ -179,15 +179,12 @@ func (s Settings) ToConfig() map[string]string {
 // incremental.
 func FromConfig(config map[string]string) (Settings, error) {
 	s := Settings{BackupType: Incremental}
-	switch parent, set := config[identity.ConfigParentSnapshot]; {
-	case set && parent == "":
+	parent, set := config[identity.ConfigParentSnapshot]
+	if set && parent == "" {
 		return Settings{}, fmt.Errorf("parse data mover config: %s: %q: want %q, %q or a repo snapshot ID",
 			identity.ConfigParentSnapshot, parent, identity.ParentAuto, identity.ParentNone)
-	case parent == identity.ParentNone:
-		s.BackupType = Full
-	case parent != identity.ParentAuto:
-		s.Parent = parent
 	}
+	s.setParent(parent)
 	if text, set := config[identity.ConfigFullEvery]; set {
 		d, err := parseFullEvery(text)
 		if err != nil {
@@ -196,6 +193,37 @@ func FromConfig(config map[string]string) (Settings, error) {
 		s.FullEvery = d
 	}
 	return s, nil
+}
+
+// setParent is the inverse of ParentSnapshot. "" says nothing, as "auto" does.
+func (s *Settings) setParent(parent string) {
+	switch parent {
+	case identity.ParentNone:
+		s.BackupType = Full
+	case "", identity.ParentAuto:
+	default:
+		s.Parent = parent
+	}
+}
+
+// FromDataUpload is FromConfig for a DataUpload whose CRD may have
+// spec.parentSnapshot, where Velero puts "none" for a full image. It reports
+// whether the DataUpload has decided between full and incremental; where it has
+// not, the Backup is to be asked.
+func FromDataUpload(config map[string]string, parentSnapshot string) (s Settings, decided bool, err error) {
+	if s, err = FromConfig(config); err != nil {
+		return Settings{}, false, err
+	}
+	ours, set := config[identity.ConfigParentSnapshot]
+	switch {
+	case set && parentSnapshot != "" && parentSnapshot != ours:
+		return Settings{}, false, fmt.Errorf("parse DataUpload: spec.parentSnapshot is %q and spec.dataMoverConfig has %s: %q: want the same, or one of them",
+			parentSnapshot, identity.ConfigParentSnapshot, ours)
+	case set:
+		return s, true, nil
+	}
+	s.setParent(parentSnapshot)
+	return s, s.BackupType == Full || s.Parent != "", nil
 }
 
 func parseType(text string) (BackupType, error) {

@@ -179,6 +179,37 @@ func TestFromConfigErrors(t *testing.T) {
 	}
 }
 
+func TestFromDataUpload(t *testing.T) {
+	ours := func(parent string) map[string]string { return map[string]string{"parentSnapshot": parent} }
+	for name, test := range map[string]struct {
+		config  map[string]string
+		field   string
+		want    string
+		decided bool
+		wantErr string
+	}{
+		"nothing said":               {want: "auto"},
+		"Velero wants it full":       {field: "none", want: "none", decided: true},
+		"Velero leaves it to us":     {field: "auto", want: "auto"},
+		"Velero names a parent":      {field: "k1", want: "k1", decided: true},
+		"ours, the CRD has no field": {config: ours("none"), want: "none", decided: true},
+		"ours":                       {config: ours("auto"), field: "auto", want: "auto", decided: true},
+		"they differ":                {config: ours("auto"), field: "none", wantErr: `spec.parentSnapshot is "none" and spec.dataMoverConfig has parentSnapshot: "auto"`},
+		"malformed":                  {config: ours(""), field: "none", wantErr: `parentSnapshot: ""`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, decided, err := FromDataUpload(test.config, test.field)
+			if test.wantErr != "" {
+				require.ErrorContains(t, err, test.wantErr)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, test.want, got.ParentSnapshot())
+			require.Equal(t, test.decided, decided)
+		})
+	}
+}
+
 // FuzzParse: whatever a policy says, it is an error that names its key, or it
 // survives the way to the mover.
 func FuzzParse(f *testing.F) {

@@ -6,12 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 
-	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -20,6 +18,7 @@ import (
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/internal/veleroapi"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
@@ -181,14 +180,18 @@ func (u *uploads) request(ctx context.Context, op *operation, pair volumesnapsho
 	}, nil
 }
 
-// settings is the choice between full and incremental. A DataUpload of our own
-// action carries it; for one of Velero's the Backup is asked.
+// settings are what was asked for. A DataUpload of our own action carries them;
+// for one of Velero's the Backup is asked.
 func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (policy.Settings, error) {
-	settings, err := policy.FromConfig(du.Spec.DataMoverConfig)
+	parent, err := veleroapi.ParentSnapshot(ctx, u.reader, client.ObjectKeyFromObject(du))
+	if err != nil {
+		return policy.Settings{}, err
+	}
+	settings, decided, err := policy.FromDataUpload(du.Spec.DataMoverConfig, parent)
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}
-	if _, ours := du.Spec.DataMoverConfig[identity.ConfigParentSnapshot]; ours {
+	if decided {
 		return settings, nil
 	}
 	name := ""
@@ -200,19 +203,13 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	if name == "" {
 		return settings, nil
 	}
-	// Velero's own type drops spec.backupType where it does not know it yet.
-	backup := &unstructured.Unstructured{}
-	backup.SetGroupVersionKind(velerov1.SchemeGroupVersion.WithKind("Backup"))
-	if err := u.reader.Get(ctx, client.ObjectKey{Namespace: u.namespace, Name: name}, backup); apierrors.IsNotFound(err) {
+	asked, err := veleroapi.BackupType(ctx, u.reader, client.ObjectKey{Namespace: u.namespace, Name: name})
+	if apierrors.IsNotFound(err) {
 		return settings, nil
 	} else if err != nil {
-		return policy.Settings{}, fmt.Errorf("get Backup %s: %w", name, err)
+		return policy.Settings{}, err
 	}
-	backupType, _, err := unstructured.NestedString(backup.Object, "spec", "backupType")
-	if err != nil {
-		return policy.Settings{}, fmt.Errorf("%w: read spec.backupType of Backup %s: %w", errUnusable, name, err)
-	}
-	settings.BackupType, err = policy.Resolve(backupType, backup.GetAnnotations()[identity.AnnotationBackupType], policy.Settings{})
+	settings.BackupType, err = policy.Resolve(asked.Spec, asked.Annotation, policy.Settings{})
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}
