@@ -13,7 +13,6 @@ import (
 
 // Store is what Begin needs of a repository.
 type Store interface {
-	List(ctx context.Context, volume repository.VolumeKey) ([]repository.Snapshot, error)
 	NewWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error)
 }
 
@@ -21,6 +20,9 @@ type Store interface {
 type Input struct {
 	Request
 	Volume repository.VolumeKey
+	// History are the repo snapshots of the volume as a Catalog lists them, without
+	// those that are no backups.
+	History []repository.Snapshot
 	// Operation is the ID that the repo snapshot will be saved with.
 	Operation string
 	Store     Store
@@ -66,11 +68,7 @@ func begin(ctx context.Context, in Input) (Run, error) {
 	if in.Target.Size <= 0 {
 		return Run{}, fmt.Errorf("device has %d bytes", in.Target.Size)
 	}
-	history, err := in.Store.List(ctx, in.Volume)
-	if err != nil {
-		return Run{}, err
-	}
-	choice := Choose(in.Request, history)
+	choice := Choose(in.Request, in.History)
 	l := ladder{Input: in, steps: choice.Steps}
 	if in.Source == nil {
 		l.broke(CBTUnavailable, errors.New(in.Unavailable))

@@ -52,11 +52,14 @@ type Backup struct {
 	// ParentSnapshot is "auto", "none" or a repo snapshot ID.
 	ParentSnapshot string `json:"parentSnapshot"`
 	// FullEvery is the age at which a full image is due; 0 is never.
-	FullEvery      time.Duration `json:"fullEvery,omitempty"`
-	Driver         string        `json:"driver"`
-	VolumeHandle   string        `json:"volumeHandle"`
-	SnapshotHandle string        `json:"snapshotHandle"`
-	SnapshotTime   time.Time     `json:"snapshotTime"`
+	FullEvery time.Duration `json:"fullEvery,omitempty"`
+	// Failed are the operation IDs of uploads of this volume that failed or were
+	// canceled: what one of them may have saved is no backup.
+	Failed         []string  `json:"failed,omitempty"`
+	Driver         string    `json:"driver"`
+	VolumeHandle   string    `json:"volumeHandle"`
+	SnapshotHandle string    `json:"snapshotHandle"`
+	SnapshotTime   time.Time `json:"snapshotTime"`
 	// VolumeSnapshot is the name of the re-homed VolumeSnapshot in Namespace.
 	VolumeSnapshot string `json:"volumeSnapshot"`
 	// Metadata is where the driver's SnapshotMetadata service answers; nil where

@@ -23,8 +23,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/blockmover/blockmover/internal/identity"
 )
 
 const (
@@ -32,26 +30,25 @@ const (
 	fieldParentSnapshot = "parentSnapshot"
 )
 
-// Asked is the backup type that a Backup asks for, as it is spelled there; "" is
-// not at all.
-type Asked struct {
-	// Spec is spec.backupType, of the Backup or else of its Schedule's template.
-	Spec string
-	// Annotation is identity.AnnotationBackupType of the Backup.
-	Annotation string
+// Backup is what a Backup asks of a data mover, as it is spelled there.
+type Backup struct {
+	// Type is spec.backupType, of the Backup or else of its Schedule's template; ""
+	// is neither.
+	Type        string
+	Annotations map[string]string
 }
 
-// BackupType reads what a Backup asks for.
-func BackupType(ctx context.Context, r client.Reader, backup client.ObjectKey) (Asked, error) {
-	b, err := get(ctx, r, velerov1.SchemeGroupVersion.WithKind("Backup"), backup)
+// GetBackup reads what a Backup asks for.
+func GetBackup(ctx context.Context, r client.Reader, key client.ObjectKey) (Backup, error) {
+	u, err := get(ctx, r, velerov1.SchemeGroupVersion.WithKind("Backup"), key)
 	if err != nil {
-		return Asked{}, err
+		return Backup{}, err
 	}
-	asked := Asked{Spec: text(b, "spec", fieldBackupType), Annotation: b.GetAnnotations()[identity.AnnotationBackupType]}
-	if schedule := b.GetLabels()[velerov1.ScheduleNameLabel]; asked.Spec == "" && schedule != "" {
-		asked.Spec, err = ofSchedule(ctx, r, client.ObjectKey{Namespace: backup.Namespace, Name: schedule})
+	b := Backup{Type: text(u, "spec", fieldBackupType), Annotations: u.GetAnnotations()}
+	if schedule := u.GetLabels()[velerov1.ScheduleNameLabel]; b.Type == "" && schedule != "" {
+		b.Type, err = ofSchedule(ctx, r, client.ObjectKey{Namespace: key.Namespace, Name: schedule})
 	}
-	return asked, err
+	return b, err
 }
 
 // ofSchedule is the backup type in the template of a Schedule. A Velero that does

@@ -38,32 +38,32 @@ func backup(spec map[string]any, schedule, annotation string) *unstructured.Unst
 	return b
 }
 
-func TestBackupType(t *testing.T) {
+func TestGetBackup(t *testing.T) {
 	full := map[string]any{"backupType": "Full"}
 	schedule := object("velero.io/v1", "Schedule", "weekly", map[string]any{"spec": map[string]any{"template": map[string]any{"backupType": "fULL"}}})
 	for name, test := range map[string]struct {
 		backup *unstructured.Unstructured
-		want   Asked
+		want   string
 	}{
-		"nothing":                         {backup(map[string]any{}, "", ""), Asked{}},
-		"field":                           {backup(full, "", ""), Asked{Spec: "Full"}},
-		"annotation":                      {backup(map[string]any{}, "", "full"), Asked{Annotation: "full"}},
-		"both":                            {backup(full, "", "incremental"), Asked{Spec: "Full", Annotation: "incremental"}},
-		"field of the Schedule":           {backup(map[string]any{}, "weekly", "incremental"), Asked{Spec: "fULL", Annotation: "incremental"}},
-		"field before the Schedule's":     {backup(map[string]any{"backupType": "Incremental"}, "weekly", ""), Asked{Spec: "Incremental"}},
-		"Schedule is gone":                {backup(map[string]any{}, "gone", ""), Asked{}},
-		"no string, and no silent answer": {backup(map[string]any{"backupType": int64(7)}, "", ""), Asked{Spec: "7"}},
+		"nothing":                         {backup(map[string]any{}, "", ""), ""},
+		"field":                           {backup(full, "", ""), "Full"},
+		"annotation":                      {backup(map[string]any{}, "", "full"), ""},
+		"both":                            {backup(full, "", "incremental"), "Full"},
+		"field of the Schedule":           {backup(map[string]any{}, "weekly", "incremental"), "fULL"},
+		"field before the Schedule's":     {backup(map[string]any{"backupType": "Incremental"}, "weekly", ""), "Incremental"},
+		"Schedule is gone":                {backup(map[string]any{}, "gone", ""), ""},
+		"no string, and no silent answer": {backup(map[string]any{"backupType": int64(7)}, "", ""), "7"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := fake.NewClientBuilder().WithScheme(runtime.NewScheme()).WithObjects(test.backup, schedule).Build()
-			asked, err := BackupType(t.Context(), c, client.ObjectKeyFromObject(test.backup))
+			got, err := GetBackup(t.Context(), c, client.ObjectKeyFromObject(test.backup))
 			require.NoError(t, err)
-			require.Equal(t, test.want, asked)
+			require.Equal(t, Backup{Type: test.want, Annotations: test.backup.GetAnnotations()}, got)
 		})
 	}
 }
 
-func TestBackupTypeErrors(t *testing.T) {
+func TestGetBackupErrors(t *testing.T) {
 	broken := errors.New("connection refused")
 	c := fake.NewClientBuilder().WithScheme(runtime.NewScheme()).WithObjects(backup(map[string]any{}, "weekly", "")).
 		WithInterceptorFuncs(interceptor.Funcs{
@@ -74,9 +74,9 @@ func TestBackupTypeErrors(t *testing.T) {
 				return c.Get(ctx, key, o, opts...)
 			},
 		}).Build()
-	_, err := BackupType(t.Context(), c, client.ObjectKey{Namespace: "velero", Name: "other"})
+	_, err := GetBackup(t.Context(), c, client.ObjectKey{Namespace: "velero", Name: "other"})
 	require.True(t, apierrors.IsNotFound(err), err)
-	_, err = BackupType(t.Context(), c, client.ObjectKey{Namespace: "velero", Name: "nightly"})
+	_, err = GetBackup(t.Context(), c, client.ObjectKey{Namespace: "velero", Name: "nightly"})
 	require.ErrorIs(t, err, broken)
 }
 

@@ -180,7 +180,11 @@ type backup struct {
 }
 
 func (b *backup) run(ctx context.Context, asked string) (summary, error) {
-	parent, base, err := b.resolve(ctx, asked)
+	history, err := b.store.List(ctx, b.volume)
+	if err != nil {
+		return summary{}, err
+	}
+	parent, base, err := b.resolve(ctx, asked, history)
 	if err != nil {
 		return summary{}, err
 	}
@@ -190,6 +194,7 @@ func (b *backup) run(ctx context.Context, asked string) (summary, error) {
 	run, err := chain.Begin(ctx, chain.Input{
 		Request:   chain.Request{Parent: parent, Now: b.start, Target: b.meta(id)},
 		Volume:    b.volume,
+		History:   history,
 		Operation: id,
 		Store:     b.store,
 		Source:    b.source,
@@ -259,14 +264,13 @@ func (b *backup) meta(changeID string) repository.Meta {
 // A list of changes is true for one parent only. So "auto" is the newest image
 // even where that is damaged: an older one in its place would make an image that
 // lacks what changed between both.
-func (b *backup) resolve(ctx context.Context, asked string) (string, cbt.ChangeID, error) {
+func (b *backup) resolve(ctx context.Context, asked string, history []repository.Snapshot) (string, cbt.ChangeID, error) {
 	switch asked {
 	case identity.ParentNone:
 		return asked, "", nil
 	case identity.ParentAuto:
-		history, err := b.store.List(ctx, b.volume)
-		if err != nil || len(history) == 0 {
-			return asked, "", err
+		if len(history) == 0 {
+			return asked, "", nil
 		}
 		newest := slices.MaxFunc(history, func(a, b repository.Snapshot) int { return a.Start.Compare(b.Start) })
 		return string(newest.ID), cbt.ChangeID(newest.Meta.ChangeID), nil

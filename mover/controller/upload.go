@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
@@ -155,9 +156,14 @@ func (u *uploads) request(ctx context.Context, op *operation, pair volumesnapsho
 	if err != nil {
 		return task.Request{}, err
 	}
+	failed, err := u.failed(ctx, du)
+	if err != nil {
+		return task.Request{}, err
+	}
 	backup := &task.Backup{
 		ParentSnapshot:      settings.ParentSnapshot(),
 		FullEvery:           settings.FullEvery,
+		Failed:              failed,
 		Driver:              pair.Driver,
 		VolumeHandle:        pair.VolumeHandle,
 		SnapshotHandle:      pair.SnapshotHandle,
@@ -178,6 +184,30 @@ func (u *uploads) request(ctx context.Context, op *operation, pair volumesnapsho
 		Volume:           repository.VolumeKey{Namespace: du.Spec.SourceNamespace, PVC: du.Spec.SourcePVC},
 		Backup:           backup,
 	}, nil
+}
+
+// maxFailed bounds a list that goes into an environment variable, to 40 KiB of the
+// 128 that the kernel allows.
+const maxFailed = 1000
+
+// failed are the operation IDs of the uploads of the same volume that have not
+// become a backup and never will, the newest first.
+func (u *uploads) failed(ctx context.Context, du *velerov2alpha1.DataUpload) ([]string, error) {
+	all, err := u.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(op *operation) bool {
+		other := op.upload.Spec
+		return other.SourceNamespace != du.Spec.SourceNamespace || other.SourcePVC != du.Spec.SourcePVC ||
+			other.BackupStorageLocation != du.Spec.BackupStorageLocation || !op.hasFailed()
+	})
+	slices.SortFunc(all, func(a, b *operation) int { return compareAge(b, a) })
+	var ids []string
+	for _, op := range all[:min(len(all), maxFailed)] {
+		ids = append(ids, string(op.object.GetUID()))
+	}
+	return ids, nil
 }
 
 // settings are what was asked for. A DataUpload of our own action carries them;
@@ -203,13 +233,13 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	if name == "" {
 		return settings, nil
 	}
-	asked, err := veleroapi.BackupType(ctx, u.reader, client.ObjectKey{Namespace: u.namespace, Name: name})
+	asked, err := veleroapi.GetBackup(ctx, u.reader, client.ObjectKey{Namespace: u.namespace, Name: name})
 	if apierrors.IsNotFound(err) {
 		return settings, nil
 	} else if err != nil {
 		return policy.Settings{}, err
 	}
-	settings.BackupType, err = policy.Resolve(asked.Spec, asked.Annotation, policy.Settings{})
+	settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], policy.Settings{})
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}

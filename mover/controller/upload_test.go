@@ -338,3 +338,70 @@ func TestOthersAreIgnored(t *testing.T) {
 	require.Empty(t, w.dataUpload().Status.Phase)
 	require.NotNil(t, get[snapshotv1.VolumeSnapshot](w, appNamespace, "snap"))
 }
+
+// anotherUpload is a later DataUpload of the same volume.
+func anotherUpload() []client.Object {
+	var objects []client.Object
+	for _, object := range uploadObjects() {
+		switch o := object.(type) {
+		case *snapshotv1.VolumeSnapshot:
+			content := "snapcontent-2"
+			o.Name, o.UID, o.Status.BoundVolumeSnapshotContentName = "snap-2", "snap-uid-2", &content
+		case *snapshotv1.VolumeSnapshotContent:
+			handle, creation := "snapshot-2", *o.Status.CreationTime+time.Minute.Nanoseconds()
+			o.Name, o.Spec.VolumeSnapshotRef.Name, o.Spec.VolumeSnapshotRef.UID = "snapcontent-2", "snap-2", "snap-uid-2"
+			o.Status.SnapshotHandle, o.Status.CreationTime = &handle, &creation
+		case *velerov2alpha1.DataUpload:
+			o.Name, o.Spec.CSISnapshot.VolumeSnapshot = "du-2", "snap-2"
+		default:
+			continue
+		}
+		objects = append(objects, object)
+	}
+	return objects
+}
+
+// TestUploadsOfOneVolume: two backups of one volume at once do not get in each
+// other's way, and each mover pod is told of its own snapshot.
+func TestUploadsOfOneVolume(t *testing.T) {
+	w := uploadWorld(t, anotherUpload()...)
+	w.snapshots["snapshot-2"] = true
+	handles := map[string]string{}
+	w.podEnds = func(pod *corev1.Pod) bool {
+		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
+		require.NoError(t, err)
+		handles[request.Name] = request.Backup.SnapshotHandle
+		require.Empty(t, request.Backup.Failed)
+		return len(handles) == 2 // both are under way
+	}
+	for range 30 {
+		for _, name := range []string{"du", "du-2"} {
+			_, err := w.uploads.Reconcile(w.ctx, requestFor(name))
+			require.NoError(t, err)
+		}
+		w.step()
+	}
+	require.Equal(t, map[string]string{"du": "snapshot-1", "du-2": "snapshot-2"}, handles)
+	for name := range handles {
+		require.Equal(t, phase.Completed, *w.operation(w.uploads, name).phase)
+	}
+	w.requireNothingLeft([]string{"volume-src"}, nil)
+}
+
+// TestUploadNamesThoseThatFailed: a mover pod learns which uploads of its volume
+// are no backups, whatever they have saved.
+func TestUploadNamesThoseThatFailed(t *testing.T) {
+	w := uploadWorld(t, anotherUpload()...)
+	w.snapshots["snapshot-2"] = true
+	w.cancel(w.dataUpload())
+	w.run(w.uploads, "du")
+	canceled := w.dataUpload().UID
+	w.podEnds = func(pod *corev1.Pod) bool {
+		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
+		require.NoError(t, err)
+		require.Equal(t, []string{string(canceled)}, request.Backup.Failed)
+		return true
+	}
+	require.Equal(t, phase.Completed, *w.run(w.uploads, "du-2").phase)
+	w.requireNothingLeft([]string{"volume-src"}, nil)
+}

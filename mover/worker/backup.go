@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
@@ -18,9 +19,14 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 		return report, err
 	}
 	defer w.closeStore(ctx, store)
-	if saved, ok, err := w.savedBefore(ctx, store, r); ok || err != nil {
+	history, err := store.List(ctx, r.Volume)
+	if err != nil {
+		return report, err
+	}
+	if saved, ok, err := w.savedBefore(history, r); ok || err != nil {
 		return saved, err
 	}
+	history = w.withoutFailed(ctx, store, history, r.Backup.Failed)
 
 	dev, err := w.Environment.OpenReader()
 	if err != nil {
@@ -30,7 +36,9 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	report.VolumeSize = dev.Size()
 
 	start := w.Now()
-	run, err := chain.Begin(ctx, w.chainInput(r, store, dev.Size()))
+	in := w.chainInput(r, store, dev.Size())
+	in.History = history
+	run, err := chain.Begin(ctx, in)
 	if err != nil {
 		return report, err
 	}
@@ -60,7 +68,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	report.ZeroBytes = written.ZeroBytes
 	report.SnapshotID, err = store.Save(ctx, repository.Snapshot{
 		Volume: r.Volume,
-		Tags:   map[string]string{repository.TagOperation: r.OperationID},
+		Tags:   tagsOf(r, run.Reason),
 		Start:  start,
 		End:    w.Now(),
 	}, image)
@@ -74,11 +82,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 
 // savedBefore finds the repo snapshot of an earlier attempt at the same
 // operation.
-func (w *Worker) savedBefore(ctx context.Context, store repository.Store, r task.Request) (task.Report, bool, error) {
-	history, err := store.List(ctx, r.Volume)
-	if err != nil {
-		return task.Report{}, false, err
-	}
+func (w *Worker) savedBefore(history []repository.Snapshot, r task.Request) (task.Report, bool, error) {
 	saved, ok := repository.FindOperation(history, r.OperationID)
 	switch {
 	case !ok:
@@ -91,9 +95,33 @@ func (w *Worker) savedBefore(ctx context.Context, store repository.Store, r task
 		SnapshotID: saved.ID,
 		Kind:       saved.Meta.Kind,
 		Parent:     saved.Meta.Parent,
+		Reason:     saved.Tags[repository.TagReason],
 		Detail:     "an earlier attempt saved the repo snapshot",
 		VolumeSize: saved.Meta.Size,
 	}, true, nil
+}
+
+func tagsOf(r task.Request, reason chain.Reason) map[string]string {
+	tags := map[string]string{repository.TagOperation: r.OperationID}
+	if reason != "" {
+		tags[repository.TagReason] = string(reason)
+	}
+	return tags
+}
+
+// withoutFailed drops the repo snapshots of uploads that failed after they had
+// saved them: canceled, or lost with their mover pod, at the last moment. No backup
+// names such a repo snapshot, so nobody else would ever delete it.
+func (w *Worker) withoutFailed(ctx context.Context, store repository.Store, history []repository.Snapshot, failed []string) []repository.Snapshot {
+	return slices.DeleteFunc(history, func(s repository.Snapshot) bool {
+		operation := s.Tags[repository.TagOperation]
+		if operation == "" || !slices.Contains(failed, operation) {
+			return false
+		}
+		w.Log.Info("Delete repo snapshot of an upload that failed", "snapshotID", s.ID, "operation", operation)
+		w.warn("Cannot delete repo snapshot of an upload that failed", store.Delete(ctx, s.ID))
+		return true
+	})
 }
 
 func (w *Worker) chainInput(r task.Request, store repository.Store, size int64) chain.Input {

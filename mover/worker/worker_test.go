@@ -40,7 +40,7 @@ type fixture struct {
 	volume cbttest.Volume
 	sink   *recorder
 	// The faults of the environment.
-	storeErr, readerErr, writerErr, sourceErr, saveErr, commitErr error
+	storeErr, readerErr, writerErr, sourceErr, listErr, deleteErr, saveErr, commitErr error
 	// before is called before each Put.
 	before func()
 	closed atomic.Int32
@@ -91,6 +91,20 @@ func (f *fixture) OpenStore(context.Context) (repository.Store, error) {
 type spoiled struct {
 	*repositorytest.Memory
 	f *fixture
+}
+
+func (s *spoiled) List(ctx context.Context, v repository.VolumeKey) ([]repository.Snapshot, error) {
+	if s.f.listErr != nil {
+		return nil, s.f.listErr
+	}
+	return s.Memory.List(ctx, v)
+}
+
+func (s *spoiled) Delete(ctx context.Context, id repository.SnapshotID) error {
+	if s.f.deleteErr != nil {
+		return s.f.deleteErr
+	}
+	return s.Memory.Delete(ctx, id)
 }
 
 func (s *spoiled) Save(ctx context.Context, snap repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
@@ -245,6 +259,7 @@ func TestBackupSavedBefore(t *testing.T) {
 	again := f.run(t, backupRequest("du-1.1", monday))
 	require.Equal(t, first.SnapshotID, again.SnapshotID)
 	require.Equal(t, repository.Full, again.Kind)
+	require.Equal(t, "NoParent", again.Reason)
 	require.EqualValues(t, volumeSize, again.VolumeSize)
 	require.Zero(t, again.BytesRead)
 	all, err := f.store.List(t.Context(), volume)
@@ -252,10 +267,31 @@ func TestBackupSavedBefore(t *testing.T) {
 	require.Len(t, all, 1)
 }
 
+// What an upload had saved before it failed is no parent, and goes.
+func TestBackupForgetsFailedUploads(t *testing.T) {
+	f := newFixture(t)
+	f.volume.Changed["handle-du-1.1"], f.volume.Changed["handle-du-2.1"] = nil, nil
+	good := f.run(t, backupRequest("du-1.1", monday)).SnapshotID
+	lost := f.run(t, backupRequest("du-2.1", monday.Add(time.Hour))).SnapshotID
+	r := backupRequest("du-3.1", monday.Add(2*time.Hour))
+	r.Backup.Failed = []string{"du-0.1", "du-2.1"}
+	report := f.run(t, r)
+	require.Equal(t, good, report.Parent)
+	require.Empty(t, report.Reason)
+	_, err := f.store.Get(t.Context(), lost)
+	require.ErrorIs(t, err, repository.ErrNotFound)
+
+	f.deleteErr = errors.New("broken")
+	r = backupRequest("du-4.1", monday.Add(3*time.Hour))
+	r.Backup.Failed = []string{"du-3.1"}
+	require.Equal(t, good, f.run(t, r).Parent, "one that cannot be deleted is no parent either")
+}
+
 func TestBackupFailures(t *testing.T) {
 	broken := errors.New("broken")
 	for name, spoil := range map[string]func(*fixture){
 		"store":  func(f *fixture) { f.storeErr = broken },
+		"list":   func(f *fixture) { f.listErr = broken },
 		"device": func(f *fixture) { f.readerErr = broken },
 		"read":   func(f *fixture) { f.device.Fail(devicetest.Read, 0, broken) },
 		"commit": func(f *fixture) { f.commitErr = broken },

@@ -181,11 +181,11 @@ func (a *PVCAction) settings(ctx context.Context, backup *velerov1.Backup, param
 	}
 	// Not from the Backup that Velero passes, which has lost the fields that its
 	// version does not know.
-	asked, err := veleroapi.BackupType(ctx, a.api, client.ObjectKeyFromObject(backup))
+	asked, err := veleroapi.GetBackup(ctx, a.api, client.ObjectKeyFromObject(backup))
 	if err != nil {
 		return policy.Settings{}, err
 	}
-	settings.BackupType, err = policy.Resolve(asked.Spec, asked.Annotation, settings)
+	settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], settings)
 	return settings, err
 }
 

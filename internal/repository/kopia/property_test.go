@@ -149,10 +149,13 @@ func (h *history) backup() {
 	if h.rnd.IntN(10) == 0 {
 		parent = identity.ParentNone
 	}
+	saved, err := h.store.List(h.t.Context(), testVolume)
+	require.NoError(h.t, err)
 	run, err := chain.Begin(h.t.Context(), chain.Input{
 		Operation: nextOperation("").Operation,
 		Request:   chain.Request{Parent: parent, Now: h.now, Target: meta},
 		Volume:    testVolume,
+		History:   saved,
 		Store:     h.store,
 		Source:    cbttest.Memory{Volume: volume},
 		Collect:   cbt.Options{PageSize: 1 << 10},
