@@ -33,6 +33,10 @@ func (s *fakeStore) NewWriter(_ context.Context, _ repository.Meta, o repository
 	return fakeWriter{parent: o.Parent}, nil
 }
 
+func (s *fakeStore) OpenReader(_ context.Context, id repository.SnapshotID) (repository.VolumeReader, error) {
+	return nil, s.fail[id] // nothing is audited
+}
+
 const size = 1 << 30
 
 func source(edit ...func(*cbttest.Volume)) cbt.Source {

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/identity"
 )
 
@@ -37,6 +38,8 @@ type Settings struct {
 	BackupType BackupType
 	// FullEvery is the age at which a full image is due; 0 is never.
 	FullEvery time.Duration
+	// Audit is the share of the unchanged chunks that is read and compared.
+	Audit audit.Percent
 	// SnapshotClass overrides the VolumeSnapshotClass; "" is Velero's choice.
 	SnapshotClass string
 	// Parent is the ID of the repo snapshot that an incremental image has to
@@ -51,12 +54,13 @@ const (
 	keyDataMover     = "dataMover" // alias of mover
 	keyBackupType    = "backupType"
 	keyFullEvery     = "fullEvery"
+	keyAudit         = "audit"
 	keySnapshotClass = "snapshotClass"
 )
 
 // unsupported are keys that the design has and this version does not. To accept
 // and ignore them would promise what is not done.
-var unsupported = []string{"retainSnapshot", "audit"}
+var unsupported = []string{"retainSnapshot"}
 
 // IsOurs says whether the parameters name Blockmover as the mover. A policy
 // `custom` for which it is false belongs to another plugin.
@@ -74,9 +78,9 @@ func MatchParameters() []map[string]any {
 }
 
 // Parse checks the parameters of a policy that IsOurs. YAML gives strings,
-// numbers and booleans; each of our values is a string.
+// numbers and booleans; each of our values is a string, but for an audit of 0.
 func Parse(params map[string]any) (Settings, error) {
-	var s Settings
+	s := Settings{Audit: audit.Default}
 	// In order of the keys, so that of two mistakes always the same is reported.
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		if err := s.set(key, params[key]); err != nil {
@@ -109,6 +113,12 @@ func (s *Settings) set(key string, value any) error {
 			return fmt.Errorf("%s: %v: %w", key, value, err)
 		}
 		s.FullEvery = d
+	case keyAudit:
+		p, err := audit.ParsePercent(fmt.Sprint(value))
+		if err != nil {
+			return fmt.Errorf("%s: %v: %w", key, value, err)
+		}
+		s.Audit = p
 	case keySnapshotClass:
 		if !isString {
 			return fmt.Errorf("%s: %v: want the name of a VolumeSnapshotClass, in quotes", key, value)
@@ -116,7 +126,7 @@ func (s *Settings) set(key string, value any) error {
 		s.SnapshotClass = text
 	default:
 		return fmt.Errorf("%s: %v: unknown key, want one of %s", key, value,
-			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keySnapshotClass}, ", "))
+			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keySnapshotClass}, ", "))
 	}
 	return nil
 }
@@ -170,15 +180,18 @@ func (s Settings) ToConfig() map[string]string {
 	if s.FullEvery > 0 {
 		config[identity.ConfigFullEvery] = s.FullEvery.String()
 	}
+	if s.Audit != audit.Default {
+		config[identity.ConfigAudit] = s.Audit.String()
+	}
 	return config
 }
 
 // FromConfig reads DataUpload.spec.dataMoverConfig. Our keys are checked; keys
 // of others (Velero puts ParallelFilesUpload and the like there) are none of our
 // business. A DataUpload of Velero's built-in action has no key of ours:
-// incremental.
+// incremental, with the usual audit.
 func FromConfig(config map[string]string) (Settings, error) {
-	s := Settings{BackupType: Incremental}
+	s := Settings{BackupType: Incremental, Audit: audit.Default}
 	parent, set := config[identity.ConfigParentSnapshot]
 	if set && parent == "" {
 		return Settings{}, fmt.Errorf("parse data mover config: %s: %q: want %q, %q or a repo snapshot ID",
@@ -191,6 +204,13 @@ func FromConfig(config map[string]string) (Settings, error) {
 			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: %w", identity.ConfigFullEvery, text, err)
 		}
 		s.FullEvery = d
+	}
+	if text, set := config[identity.ConfigAudit]; set {
+		p, err := audit.ParsePercent(text)
+		if err != nil {
+			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: %w", identity.ConfigAudit, text, err)
+		}
+		s.Audit = p
 	}
 	return s, nil
 }

@@ -228,6 +228,11 @@ type VolumeReader interface {
 	// IsZero reports whether the chunk is known to hold only zeros without
 	// reading it.
 	IsZero(ctx context.Context, chunk int64) (bool, error)
+	// Matches reports whether the chunk holds exactly data, which is Meta.ChunkSize
+	// bytes, the tail of the volume's last chunk padded with zeros. It compares
+	// content IDs: what the image holds is not downloaded. It needs a repository that
+	// can be written.
+	Matches(ctx context.Context, chunk int64, data []byte) (bool, error)
 	io.Closer
 }
 

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -53,6 +54,8 @@ type Backup struct {
 	ParentSnapshot string `json:"parentSnapshot"`
 	// FullEvery is the age at which a full image is due; 0 is never.
 	FullEvery time.Duration `json:"fullEvery,omitempty"`
+	// Audit is an audit.Percent as text.
+	Audit string `json:"audit"`
 	// Failed are the operation IDs of uploads of this volume that failed or were
 	// canceled: what one of them may have saved is no backup.
 	Failed         []string  `json:"failed,omitempty"`
@@ -111,6 +114,12 @@ type Report struct {
 	// Filesystem is what a restored volume holds ("ext4", "xfs", "btrfs"), or empty
 	// where it is nothing known.
 	Filesystem string `json:"filesystem,omitempty"`
+	// Resumptions is how often a stream of block metadata broke and was resumed.
+	Resumptions int64 `json:"resumptions,omitempty"`
+	// ChunksAudited and BytesAudited were read although the storage called them
+	// unchanged, and compared with the parent. They are not in BytesRead.
+	ChunksAudited int64 `json:"chunksAudited,omitempty"`
+	BytesAudited  int64 `json:"bytesAudited,omitempty"`
 }
 
 // Encode renders a valid request.
@@ -168,6 +177,8 @@ func (b Backup) check() error {
 		return errors.New("parent snapshot is missing, want auto, none or an ID")
 	case b.FullEvery < 0:
 		return fmt.Errorf("fullEvery is %s, want 0 or more", b.FullEvery)
+	case !isPercent(b.Audit):
+		return fmt.Errorf("audit is %q, want a percentage", b.Audit)
 	case b.Driver == "" || b.VolumeHandle == "" || b.SnapshotHandle == "" || b.VolumeSnapshot == "":
 		return errors.New("driver, volume handle, snapshot handle or VolumeSnapshot is missing")
 	case b.SnapshotTime.IsZero():
@@ -176,6 +187,11 @@ func (b Backup) check() error {
 		return errors.New("want either a metadata service or the reason why there is none")
 	}
 	return nil
+}
+
+func isPercent(text string) bool {
+	_, err := audit.ParsePercent(text)
+	return err == nil
 }
 
 // Encode renders the report in at most MaxReportBytes: the texts for people

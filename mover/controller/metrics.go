@@ -60,7 +60,7 @@ func (m *metrics) observe(op *operation) {
 	}
 	result := *op.upload.Status.DataMoverResult
 	m.images.WithLabelValues(result["kind"], result["reason"]).Inc()
-	for _, what := range []string{"bytesRead", "bytesUploaded"} {
+	for _, what := range []string{"bytesRead", "bytesUploaded", "bytesAudited"} {
 		if n, err := strconv.ParseFloat(result[what], 64); err == nil {
 			m.bytes.WithLabelValues(op.kind, what).Add(n)
 		}

@@ -163,6 +163,7 @@ func (u *uploads) request(ctx context.Context, op *operation, pair volumesnapsho
 	backup := &task.Backup{
 		ParentSnapshot:      settings.ParentSnapshot(),
 		FullEvery:           settings.FullEvery,
+		Audit:               settings.Audit.String(),
 		Failed:              failed,
 		Driver:              pair.Driver,
 		VolumeHandle:        pair.VolumeHandle,

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/blockmover/blockmover/internal/audit"
+	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
+	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
@@ -36,7 +39,10 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	report.VolumeSize = dev.Size()
 
 	start := w.Now()
-	in := w.chainInput(r, store, dev.Size())
+	in, err := w.chainInput(r, store, dev)
+	if err != nil {
+		return report, err
+	}
 	in.History = history
 	run, err := chain.Begin(ctx, in)
 	if err != nil {
@@ -51,8 +57,11 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	}()
 	report.Kind, report.Parent = run.Kind, run.Parent
 	report.Reason, report.Detail = string(run.Reason), run.Detail
+	report.Resumptions = run.Source.Resumptions
+	report.ChunksAudited, report.BytesAudited = run.Audited.Chunks, run.Audited.Bytes
 	w.Log.Info("Backup begins", "kind", run.Kind, "parent", run.Parent, "reason", run.Reason, "detail", run.Detail,
-		"size", report.VolumeSize, "resumed", run.Writer.Resumed(), "blocks", run.Source.Blocks, "resumptions", run.Source.Resumptions)
+		"size", report.VolumeSize, "resumed", run.Writer.Resumed(), "blocks", run.Source.Blocks,
+		"resumptions", report.Resumptions, "bytesAudited", report.BytesAudited)
 
 	read, err := datapath.Backup(ctx, dev, run.Read, run.Writer, options)
 	report.BytesRead = read.BytesRead
@@ -124,14 +133,18 @@ func (w *Worker) withoutFailed(ctx context.Context, store repository.Store, hist
 	})
 }
 
-func (w *Worker) chainInput(r task.Request, store repository.Store, size int64) chain.Input {
+func (w *Worker) chainInput(r task.Request, store repository.Store, dev device.Reader) (chain.Input, error) {
+	share, err := audit.ParsePercent(r.Backup.Audit)
+	if err != nil {
+		return chain.Input{}, fmt.Errorf("read audit %q: %w", r.Backup.Audit, err)
+	}
 	in := chain.Input{
 		Request: chain.Request{
 			Parent:    r.Backup.ParentSnapshot,
 			FullEvery: r.Backup.FullEvery,
 			Now:       w.Now(),
 			Target: repository.Meta{
-				Size:           size,
+				Size:           dev.Size(),
 				Driver:         r.Backup.Driver,
 				VolumeHandle:   r.Backup.VolumeHandle,
 				SnapshotHandle: r.Backup.SnapshotHandle,
@@ -144,12 +157,18 @@ func (w *Worker) chainInput(r task.Request, store repository.Store, size int64) 
 		Operation: r.OperationID,
 		Store:     store,
 		Collect:   w.Collect,
+		Audit:     share,
+		Device:    dev,
 	}
+	in.Source, in.Unavailable = w.source()
+	return in, nil
+}
+
+// source returns the changed-block tracking, or why there is none.
+func (w *Worker) source() (cbt.Source, string) {
 	source, err := w.Environment.Source()
 	if err != nil {
-		in.Unavailable = err.Error()
-		return in
+		return nil, err.Error()
 	}
-	in.Source = source
-	return in
+	return source, ""
 }

@@ -41,6 +41,8 @@ type fixture struct {
 	sink   *recorder
 	// The faults of the environment.
 	storeErr, readerErr, writerErr, sourceErr, listErr, deleteErr, saveErr, commitErr error
+	// cuts are the numbers of messages after which a stream of block metadata breaks.
+	cuts []int
 	// before is called before each Put.
 	before func()
 	closed atomic.Int32
@@ -81,7 +83,9 @@ func (f *fixture) OpenReader() (device.Reader, error) { return f.device, f.reade
 
 func (f *fixture) OpenWriter() (device.Writer, error) { return f.device, f.writerErr }
 
-func (f *fixture) Source() (cbt.Source, error) { return cbttest.Memory{Volume: f.volume}, f.sourceErr }
+func (f *fixture) Source() (cbt.Source, error) {
+	return &cbttest.Faulty{Source: cbttest.Memory{Volume: f.volume}, After: f.cuts, Err: cbt.ErrInterrupted}, f.sourceErr
+}
 
 func (f *fixture) OpenStore(context.Context) (repository.Store, error) {
 	return &spoiled{Memory: f.store, f: f}, f.storeErr
@@ -152,7 +156,7 @@ func backupRequest(operation string, at time.Time) task.Request {
 		Namespace: "velero", Name: "upload", OperationID: operation, Device: "/dev/blockmover",
 		BackupRepository: "app-default-kopia", Volume: volume,
 		Backup: &task.Backup{
-			ParentSnapshot: "auto", Driver: "csi.example.com", VolumeHandle: "volume-1",
+			ParentSnapshot: "auto", Audit: "0", Driver: "csi.example.com", VolumeHandle: "volume-1",
 			SnapshotHandle: "handle-" + operation, SnapshotTime: at, VolumeSnapshot: "blockmover-uid",
 		},
 	}
@@ -249,6 +253,75 @@ func TestBackupSaysWhyItIsFull(t *testing.T) {
 			require.EqualValues(t, volumeSize, report.BytesRead)
 		})
 	}
+}
+
+// A stream that breaks again and again is resumed, and the report says how often.
+func TestBackupResumesStreams(t *testing.T) {
+	f := newFixture(t)
+	f.run(t, backupRequest("du-1.1", monday))
+	data := random(1)
+	var changed []block.Extent
+	for off := int64(0); off < 8*mib; off += mib / 2 {
+		data[off]++
+		changed = append(changed, block.Extent{Offset: off, Length: 4096})
+	}
+	f.insert(data)
+	f.volume.Changed["handle-du-1.1"], f.volume.PerMessage, f.cuts = changed, 1, []int{3, 3, 3, 3, 3}
+	report := f.run(t, backupRequest("du-2.1", monday.Add(time.Hour)))
+	require.Equal(t, repository.Incremental, report.Kind)
+	require.Empty(t, report.Reason)
+	require.EqualValues(t, 5, report.Resumptions)
+	f.requireRestores(t, report, data)
+}
+
+// An audit finds what the storage has forgotten; without one nobody does.
+func TestBackupAudits(t *testing.T) {
+	f := newFixture(t)
+	f.run(t, backupRequest("du-1.1", monday))
+	f.volume.Changed["handle-du-1.1"], f.volume.Changed["handle-du-3.1"] = nil, nil
+	honest := backupRequest("du-2.1", monday.Add(time.Hour))
+	honest.Backup.Audit = "1%"
+	report := f.run(t, honest)
+	require.Equal(t, repository.Incremental, report.Kind)
+	require.Zero(t, report.BytesRead)
+	require.EqualValues(t, 9, report.ChunksAudited)
+	require.EqualValues(t, volumeSize, report.BytesAudited)
+
+	forgotten := random(1)
+	forgotten[5*mib]++
+	f.insert(forgotten)
+	trusting := backupRequest("du-3.1", monday.Add(2*time.Hour))
+	f.volume.Changed["handle-du-2.1"] = nil
+	report = f.run(t, trusting)
+	require.Equal(t, repository.Incremental, report.Kind)
+	require.Zero(t, report.BytesAudited)
+	f.requireRestores(t, report, random(1)) // this is the damage that an audit is for
+
+	f.insert(forgotten)
+	distrustful := backupRequest("du-4.1", monday.Add(3*time.Hour))
+	distrustful.Backup.Audit = "1%"
+	report = f.run(t, distrustful)
+	require.Equal(t, repository.Full, report.Kind)
+	require.Equal(t, "AuditFailed", report.Reason)
+	require.Contains(t, report.Detail, "offset 5242880")
+	require.EqualValues(t, volumeSize, report.BytesRead)
+	f.requireRestores(t, report, forgotten)
+	f.insert(forgotten)
+	require.Equal(t, "AuditFailed", f.run(t, distrustful).Reason, "of a repeated operation, too")
+
+	wrong := backupRequest("du-5.1", monday.Add(4*time.Hour))
+	wrong.Backup.Audit = "much"
+	_, err := f.Run(t.Context(), wrong)
+	require.ErrorContains(t, err, `"much"`)
+}
+
+// requireRestores restores what a backup reported, onto a device full of
+// something else.
+func (f *fixture) requireRestores(t *testing.T, report task.Report, want []byte) {
+	t.Helper()
+	f.insert(random(9))
+	f.run(t, restoreRequest(report.SnapshotID))
+	require.Equal(t, want, f.content(t))
 }
 
 // A repeated operation reports what it saved, and touches nothing.

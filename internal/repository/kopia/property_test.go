@@ -159,8 +159,11 @@ func (h *history) backup() {
 		Store:     h.store,
 		Source:    cbttest.Memory{Volume: volume},
 		Collect:   cbt.Options{PageSize: 1 << 10},
+		Audit:     100,
+		Device:    device.NewMemory(h.data, 512),
 	})
 	require.NoError(h.t, err)
+	require.False(h.t, run.Audited.Differs, "the storage is honest: %s", run.Detail)
 	h.kinds[run.Kind]++
 	if h.rnd.IntN(10) == 0 {
 		run.Writer.Abort()

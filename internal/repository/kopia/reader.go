@@ -27,6 +27,8 @@ type reader struct {
 	root   []object.ID
 	zero   map[object.ID]bool
 
+	comparer comparer
+
 	mu    sync.Mutex
 	cache map[object.ID]segment
 	order []object.ID
@@ -83,7 +85,7 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 func (r *reader) Meta() repository.Meta { return r.meta }
 
 // Close implements repository.VolumeReader.
-func (r *reader) Close() error { return nil }
+func (r *reader) Close() error { return r.comparer.close() }
 
 // IsZero implements repository.VolumeReader.
 func (r *reader) IsZero(ctx context.Context, chunk int64) (bool, error) {

@@ -41,6 +41,7 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"advancing", suite.advancing},
 		{"resuming", suite.resuming},
 		{"pages", suite.pages},
+		{"comparing", suite.comparing},
 		{"misuse of a writer", suite.misuse},
 		{"parents", suite.parents},
 		{"a parent that is deleted", suite.held},
@@ -479,6 +480,75 @@ func (s suite) pages(t *testing.T) {
 	require.NoError(t, err)
 	require.Error(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 1)}), "nothing to inherit")
 	w.Abort()
+}
+
+// comparing: a chunk matches its own bytes and no others, however it is stored.
+func (s suite) comparing(t *testing.T) {
+	t.Helper()
+	const large = 4 * chunk
+	m := meta(6*large+100, instant)
+	m.ChunkSize, m.SegmentSize, m.PageSize = large, 4*large, chunk
+	data := random(1, m.Size)
+	clear(data[large : 2*large])
+	whole := func(data []byte, c int64) []byte {
+		buf := make([]byte, large)
+		copy(buf, data[c*large:])
+		return buf
+	}
+	image := func(parent repository.SnapshotID, operation string, put func(w repository.VolumeWriter)) repository.SnapshotID {
+		t.Helper()
+		o := options(parent)
+		o.Operation = operation
+		w, err := s.NewWriter(t.Context(), m, o)
+		require.NoError(t, err)
+		put(w)
+		img, _, err := w.Commit(t.Context())
+		require.NoError(t, err)
+		return s.save(t, shopDB, operation, img)
+	}
+	full := image("", "op-1", func(w repository.VolumeWriter) {
+		for c := range int64(7) {
+			require.NoError(t, w.Put(t.Context(), c, whole(data, c)))
+		}
+	})
+	data[2*large]++ // chunk 2 is in pages, one of which is zero
+	clear(data[2*large+chunk : 2*large+2*chunk])
+	id := image(full, "op-2", func(w repository.VolumeWriter) {
+		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{{Data: whole(data, 2)}}))
+	})
+	r, err := s.OpenReader(t.Context(), id)
+	require.NoError(t, err)
+	for range 2 { // a comparison leaves nothing behind that the next one would see
+		for c := range int64(7) {
+			same, err := r.Matches(t.Context(), c, whole(data, c))
+			require.NoError(t, err)
+			require.True(t, same, "chunk %d", c)
+			for _, at := range []int64{0, chunk, large - 1} {
+				other := whole(data, c)
+				other[at]++
+				same, err = r.Matches(t.Context(), c, other)
+				require.NoError(t, err)
+				require.False(t, same, "chunk %d, byte %d", c, at)
+			}
+			same, err = r.Matches(t.Context(), c, make([]byte, large))
+			require.NoError(t, err)
+			require.Equal(t, c == 1, same, "chunk %d, zeros", c)
+		}
+	}
+	_, err = r.Matches(t.Context(), 7, make([]byte, large))
+	require.Error(t, err, "no such chunk")
+	_, err = r.Matches(t.Context(), 0, make([]byte, large-1))
+	require.Error(t, err, "too short")
+	require.NoError(t, r.Close())
+	for c := range int64(7) {
+		r, err := s.OpenReader(t.Context(), id)
+		require.NoError(t, err)
+		got := make([]byte, large)
+		_, err = r.ReadAt(got, c*large)
+		require.True(t, err == nil || c == 6)
+		require.True(t, bytes.Equal(whole(data, c), got), "chunk %d", c)
+		require.NoError(t, r.Close())
+	}
 }
 
 func (s suite) misuse(t *testing.T) {

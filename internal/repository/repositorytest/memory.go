@@ -399,6 +399,20 @@ func (r memoryReader) IsZero(_ context.Context, chunk int64) (bool, error) {
 	return !data, err
 }
 
+// Matches implements repository.VolumeReader.
+func (r memoryReader) Matches(ctx context.Context, chunk int64, data []byte) (bool, error) {
+	zero, err := r.IsZero(ctx, chunk)
+	switch {
+	case err != nil:
+		return false, err
+	case int64(len(data)) != r.meta.ChunkSize:
+		return false, fmt.Errorf("compare: %d bytes, want %d", len(data), r.meta.ChunkSize)
+	case zero:
+		return block.IsZero(data), nil
+	}
+	return r.chunks[chunk] == string(data), nil
+}
+
 func (r memoryReader) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errors.New("read image: negative offset")
