@@ -184,6 +184,7 @@ func TestAuditFailedComesFirst(t *testing.T) {
 	l.data[0]++
 	d, restored := l.backup(t, l.input(t, "2", now, 100))
 	require.Equal(t, chain.AuditFailed, d.Reason)
+	require.Equal(t, []chain.Reason{chain.DeltaFailed, chain.AuditFailed}, d.Reasons)
 	require.Contains(t, d.Detail, "DeltaFailed: since repo snapshot")
 	require.Equal(t, l.data, restored)
 }

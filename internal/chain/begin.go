@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/blockmover/blockmover/internal/audit"
@@ -52,8 +53,10 @@ type Decision struct {
 	Kind   repository.Kind
 	Parent repository.SnapshotID
 	// Reason and Detail are empty for an increment on the newest repo snapshot.
-	Reason Reason
-	Detail string
+	// Reasons are those of all steps, each once; Reason is one of them.
+	Reason  Reason
+	Reasons []Reason
+	Detail  string
 	// Source counts what the storage said, failed attempts included.
 	Source cbt.Stats
 	// Audited is what was compared, failed attempts included.
@@ -258,6 +261,9 @@ func (l *ladder) run(w repository.VolumeWriter, read *block.Bitmap, kind reposit
 		texts := make([]string, len(l.steps))
 		for i, s := range l.steps {
 			texts[i] = s.String()
+			if !slices.Contains(d.Reasons, s.Reason) {
+				d.Reasons = append(d.Reasons, s.Reason)
+			}
 		}
 		d.Detail = strings.Join(texts, "; ")
 	}

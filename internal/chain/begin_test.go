@@ -164,6 +164,10 @@ func TestBegin(t *testing.T) {
 				require.Contains(t, run.Detail, d)
 			}
 			require.Equal(t, c.reason == "", run.Detail == "")
+			require.Equal(t, c.reason == "", len(run.Reasons) == 0)
+			for _, r := range run.Reasons {
+				require.Contains(t, run.Detail, string(r)+": ")
+			}
 		})
 	}
 }

@@ -98,7 +98,9 @@ type Report struct {
 	SnapshotID repository.SnapshotID `json:"snapshotID,omitempty"`
 	Kind       repository.Kind       `json:"kind,omitempty"`
 	Reason     string                `json:"reason,omitempty"`
-	// Detail is the text behind the reason: the storage's own error, for people.
+	// Reasons are all that there were, Reason among them.
+	Reasons []string `json:"reasons,omitempty"`
+	// Detail is the text behind the reasons: the storage's own errors, for people.
 	Detail string                `json:"detail,omitempty"`
 	Parent repository.SnapshotID `json:"parent,omitempty"`
 	// VolumeSize and what follows are bytes and counts.

@@ -250,7 +250,7 @@ func (e *engine) announce(ctx context.Context, op *operation, was phase.Phase, t
 		e.recorder.Eventf(op.object, nil, corev1.EventTypeWarning, "MoverPodLost", "Retry", "%s", t.Message)
 	}
 	if t.Outcome != nil && report != nil && report.Reason != "" && report.Error == "" {
-		logger.Info("backup fell back", "kind", report.Kind, "reason", report.Reason, "detail", report.Detail)
+		logger.Info("backup fell back", "kind", report.Kind, "reason", report.Reason, "reasons", report.Reasons, "detail", report.Detail)
 		e.recorder.Eventf(op.object, nil, severity(report.Reason), report.Reason, "Backup", "%s image: %s", report.Kind, report.Detail)
 	}
 	if !op.phase.Terminal() {

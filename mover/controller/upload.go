@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
@@ -312,6 +313,9 @@ func resultOf(report task.Report) (map[string]string, error) {
 	result := make(map[string]string, len(fields))
 	for name, value := range fields {
 		result[name] = fmt.Sprint(value)
+	}
+	if len(report.Reasons) > 0 {
+		result["reasons"] = strings.Join(report.Reasons, ",")
 	}
 	result["duration"] = report.Duration.String()
 	return result, nil

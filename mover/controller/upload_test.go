@@ -6,11 +6,13 @@ import (
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -337,6 +339,33 @@ func TestOthersAreIgnored(t *testing.T) {
 	w.reconcileTimes(w.uploads, "du", 3)
 	require.Empty(t, w.dataUpload().Status.Phase)
 	require.NotNil(t, get[snapshotv1.VolumeSnapshot](w, appNamespace, "snap"))
+}
+
+// TestReasonsAreSeen in the status, in an event and in metrics; the log is for
+// the scenarios.
+func TestReasonsAreSeen(t *testing.T) {
+	for reason, severity := range map[string]string{"DeltaFailed": "Normal", "AuditFailed": "Warning"} {
+		t.Run(reason, func(t *testing.T) {
+			w := uploadWorld(t)
+			w.report.Reason, w.report.Reasons, w.report.Detail = reason, []string{reason, "AllocatedFailed"}, "the storage said so"
+			w.report.Resumptions, w.report.BytesAudited = 7, 16<<20
+			w.run(w.uploads, "du")
+			result := *w.dataUpload().Status.DataMoverResult
+			require.Equal(t, reason, result["reason"])
+			require.Equal(t, reason+",AllocatedFailed", result["reasons"])
+			require.Equal(t, "the storage said so", result["detail"])
+			require.Equal(t, "7", result["resumptions"])
+			require.Equal(t, "16777216", result["bytesAudited"])
+			recorder, ok := w.uploads.recorder.(*events.FakeRecorder)
+			require.True(t, ok)
+			require.Equal(t, severity+" "+reason+" Full image: the storage said so", <-recorder.Events)
+			counters := w.uploads.metrics
+			require.EqualValues(t, 1, testutil.ToFloat64(counters.images.WithLabelValues("Full", reason)))
+			require.EqualValues(t, 1, testutil.ToFloat64(counters.fallbacks.WithLabelValues(reason)))
+			require.EqualValues(t, 1, testutil.ToFloat64(counters.fallbacks.WithLabelValues("AllocatedFailed")))
+			require.EqualValues(t, 16<<20, testutil.ToFloat64(counters.bytes.WithLabelValues(kindUpload, "bytesAudited")))
+		})
+	}
 }
 
 // anotherUpload is a later DataUpload of the same volume.

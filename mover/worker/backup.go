@@ -57,6 +57,9 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	}()
 	report.Kind, report.Parent = run.Kind, run.Parent
 	report.Reason, report.Detail = string(run.Reason), run.Detail
+	for _, reason := range run.Reasons {
+		report.Reasons = append(report.Reasons, string(reason))
+	}
 	report.Resumptions = run.Source.Resumptions
 	report.ChunksAudited, report.BytesAudited = run.Audited.Chunks, run.Audited.Bytes
 	w.Log.Info("Backup begins", "kind", run.Kind, "parent", run.Parent, "reason", run.Reason, "detail", run.Detail,
@@ -100,14 +103,18 @@ func (w *Worker) savedBefore(history []repository.Snapshot, r task.Request) (tas
 		return task.Report{}, false, fmt.Errorf("read repo snapshot %s, which this operation saved before: %w", saved.ID, saved.Damage)
 	}
 	w.Log.Info("Backup was complete before", "snapshotID", saved.ID, "kind", saved.Meta.Kind, "parent", saved.Meta.Parent)
-	return task.Report{
+	report := task.Report{
 		SnapshotID: saved.ID,
 		Kind:       saved.Meta.Kind,
 		Parent:     saved.Meta.Parent,
 		Reason:     saved.Tags[repository.TagReason],
 		Detail:     "an earlier attempt saved the repo snapshot",
 		VolumeSize: saved.Meta.Size,
-	}, true, nil
+	}
+	if report.Reason != "" {
+		report.Reasons = []string{report.Reason}
+	}
+	return report, true, nil
 }
 
 func tagsOf(r task.Request, reason chain.Reason) map[string]string {

@@ -195,7 +195,7 @@ func TestBackupsAndRestores(t *testing.T) {
 		SnapshotID: full.SnapshotID, Kind: repository.Full, VolumeSize: volumeSize,
 		BytesRead: volumeSize, BytesUploaded: volumeSize, ChunksWritten: 9,
 	}
-	require.Empty(t, cmp.Diff(want, full, cmpopts.IgnoreFields(task.Report{}, "Reason", "Detail")))
+	require.Empty(t, cmp.Diff(want, full, cmpopts.IgnoreFields(task.Report{}, "Reason", "Reasons", "Detail")))
 
 	second := random(1)
 	copy(second[3*mib:], random(2)[:4096])
@@ -333,6 +333,7 @@ func TestBackupSavedBefore(t *testing.T) {
 	require.Equal(t, first.SnapshotID, again.SnapshotID)
 	require.Equal(t, repository.Full, again.Kind)
 	require.Equal(t, "NoParent", again.Reason)
+	require.Equal(t, []string{"NoParent"}, again.Reasons)
 	require.EqualValues(t, volumeSize, again.VolumeSize)
 	require.Zero(t, again.BytesRead)
 	all, err := f.store.List(t.Context(), volume)

@@ -126,6 +126,11 @@ func TestReasonsByTheirCauses(t *testing.T) {
 		"another mover wrote them": {func(_ *testing.T, c *chained, _, _ repository.SnapshotID) {
 			c.edit = func(in *chain.Input) { in.Target.Mover = "blockmover-kubevirt" }
 		}, repository.Full, chain.MoverChanged},
+		"the newest has no change ID": {func(t *testing.T, c *chained, _, _ repository.SnapshotID) {
+			c.edit = func(in *chain.Input) { in.Target.ChangeID = "" }
+			c.backup(t, "op-2b")
+			c.edit = nil
+		}, repository.Incremental, chain.NoChangeID},
 		"the chunks have another size": {func(_ *testing.T, c *chained, _, _ repository.SnapshotID) {
 			c.edit = func(in *chain.Input) { in.Target.ChunkSize, in.Target.SegmentSize = 8<<10, 16<<10 }
 		}, repository.Full, chain.ChunkSizeChanged},
