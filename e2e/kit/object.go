@@ -43,6 +43,8 @@ type Spec struct {
 	SourcePVC  string `json:"sourcePVC"`
 	SnapshotID string `json:"snapshotID"`
 	Cancel     bool   `json:"cancel"`
+	// ParentSnapshot is a field of newer CRDs.
+	ParentSnapshot string `json:"parentSnapshot"`
 	// Pod.
 	HostNetwork     bool        `json:"hostNetwork"`
 	HostPID         bool        `json:"hostPID"`

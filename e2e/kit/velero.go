@@ -55,6 +55,16 @@ func (k *Kit) MustBackup(ctx context.Context, name string, args ...string) error
 	return k.checkCompleted(ctx, "backup", o)
 }
 
+// CompleteBackup waits for a backup that something else than Backup has created
+// and that has to be Completed.
+func (k *Kit) CompleteBackup(ctx context.Context, name string) error {
+	o, err := k.waitEnded(ctx, "backup.velero.io", name)
+	if err != nil {
+		return err
+	}
+	return k.checkCompleted(ctx, "backup", o)
+}
+
 // MustRestore is Restore for a restore that has to be Completed.
 func (k *Kit) MustRestore(ctx context.Context, name, backup string, args ...string) error {
 	o, err := k.Restore(ctx, name, backup, args...)

@@ -25,6 +25,7 @@ const (
 // pure packages know nothing of Kubernetes, Velero and kopia, not even by way
 // of something else that they import.
 var pure = []string{
+	"internal/audit",
 	"internal/block",
 	"internal/cbt",
 	"internal/cbt/rangefile",

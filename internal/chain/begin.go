@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 
+	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/repository"
@@ -13,7 +16,7 @@ import (
 
 // Store is what Begin needs of a repository.
 type Store interface {
-	List(ctx context.Context, volume repository.VolumeKey) ([]repository.Snapshot, error)
+	OpenReader(ctx context.Context, id repository.SnapshotID) (repository.VolumeReader, error)
 	NewWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error)
 }
 
@@ -21,6 +24,9 @@ type Store interface {
 type Input struct {
 	Request
 	Volume repository.VolumeKey
+	// History are the repo snapshots of the volume as a Catalog lists them, without
+	// those that are no backups.
+	History []repository.Snapshot
 	// Operation is the ID that the repo snapshot will be saved with.
 	Operation string
 	Store     Store
@@ -32,6 +38,10 @@ type Input struct {
 	// Compression and CheckpointInterval are those of repository.WriterOptions.
 	Compression        repository.Compression
 	CheckpointInterval int64
+	// Audit is how much of what the storage calls unchanged is read from Device and
+	// compared with the parent.
+	Audit  audit.Percent
+	Device io.ReaderAt
 }
 
 // Run is a backup that has begun: Writer takes the chunks that Read touches.
@@ -46,17 +56,21 @@ type Decision struct {
 	Kind   repository.Kind
 	Parent repository.SnapshotID
 	// Reason and Detail are empty for an increment on the newest repo snapshot.
-	Reason Reason
-	Detail string
+	// Reasons are those of all steps, each once; Reason is one of them.
+	Reason  Reason
+	Reasons []Reason
+	Detail  string
 	// Source counts what the storage said, failed attempts included.
 	Source cbt.Stats
+	// Audited is what was compared, failed attempts included.
+	Audited audit.Result
 }
 
 // Begin finds the best way to make the image in.Target, of Target.Size bytes,
 // and starts it. The caller commits or aborts the writer.
 //
-// An error is one of writing a full image, or the context's: whatever else goes
-// wrong leads one rung down.
+// An error is one of writing a full image, of reading the device, or the
+// context's: whatever else goes wrong leads one rung down.
 func Begin(ctx context.Context, in Input) (Run, error) {
 	run, err := begin(ctx, in)
 	if err != nil {
@@ -69,22 +83,18 @@ func begin(ctx context.Context, in Input) (Run, error) {
 	if in.Target.Size <= 0 {
 		return Run{}, fmt.Errorf("device has %d bytes", in.Target.Size)
 	}
-	history, err := in.Store.List(ctx, in.Volume)
-	if err != nil {
-		return Run{}, err
-	}
-	choice := Choose(in.Request, history)
+	choice := Choose(in.Request, in.History)
 	l := ladder{Input: in, steps: choice.Steps}
 	if in.Source == nil {
 		l.broke(CBTUnavailable, errors.New(in.Unavailable))
 	} else {
 		for _, parent := range choice.Parents {
-			run, ok := l.incremental(ctx, parent)
-			if ok {
-				return run, nil
+			run, ok, err := l.incremental(ctx, parent)
+			if ok || err != nil {
+				return run, err
 			}
-			if err := ctx.Err(); err != nil {
-				return Run{}, err
+			if l.audited.Differs {
+				break
 			}
 		}
 	}
@@ -94,8 +104,9 @@ func begin(ctx context.Context, in Input) (Run, error) {
 // ladder is one walk down; see the package comment.
 type ladder struct {
 	Input
-	steps []Step
-	stats cbt.Stats
+	steps   []Step
+	stats   cbt.Stats
+	audited audit.Result
 }
 
 func (l *ladder) broke(reason Reason, err error) {
@@ -108,7 +119,8 @@ func (l *ladder) count(s cbt.Stats) {
 	l.stats.Resumptions += s.Resumptions
 }
 
-func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (Run, bool) {
+// incremental tries a parent. An error is one that leaves nothing else to try.
+func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (Run, bool, error) {
 	read, stats, err := cbt.CollectChanged(ctx, l.Source, cbt.ChangeID(parent.Meta.ChangeID), l.Target.Size, l.Collect)
 	l.count(stats)
 	if err == nil {
@@ -116,18 +128,65 @@ func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (R
 	}
 	if err != nil {
 		l.broke(failure(err, DeltaFailed), fmt.Errorf("since repo snapshot %s: %w", parent.ID, err))
-		return Run{}, false
+		return Run{}, false, ctx.Err()
+	}
+	if err := l.audit(ctx, parent, read); err != nil {
+		return Run{}, false, l.unusable(ctx, parent, err)
+	}
+	if l.audited.Differs {
+		return Run{}, false, nil
 	}
 	w, err := l.writer(ctx, parent.ID)
 	if err != nil {
-		reason := ParentDamaged
-		if errors.Is(err, repository.ErrNotFound) {
-			reason = ParentGone
-		}
-		l.broke(reason, fmt.Errorf("repo snapshot %s: %w", parent.ID, err))
-		return Run{}, false
+		return Run{}, false, l.unusable(ctx, parent, err)
 	}
-	return l.run(w, read, repository.Incremental, parent.ID), true
+	return l.run(w, read, repository.Incremental, parent.ID), true, nil
+}
+
+// unusable notes why nothing can be inherited from a parent, or returns the
+// error if it is not the parent's.
+func (l *ladder) unusable(ctx context.Context, parent repository.Snapshot, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, audit.ErrDevice):
+		return err
+	}
+	reason := ParentDamaged
+	if errors.Is(err, repository.ErrNotFound) {
+		reason = ParentGone
+	}
+	l.broke(reason, fmt.Errorf("repo snapshot %s: %w", parent.ID, err))
+	return nil
+}
+
+// audit compares some of what is not to be read with a parent. It comes before
+// the writer: a run that repeats this one and finds the same difference then
+// finds the checkpoints of the full image, too.
+func (l *ladder) audit(ctx context.Context, parent repository.Snapshot, read *block.Bitmap) error {
+	if l.Audit == 0 {
+		return nil
+	}
+	g, err := block.NewGeometry(l.Target.Size, parent.Meta.ChunkSize)
+	if err != nil {
+		return err
+	}
+	image, err := l.Store.OpenReader(ctx, parent.ID)
+	if err != nil {
+		return err
+	}
+	defer image.Close() //nolint:errcheck // it was only read
+	found, err := audit.Run(ctx, audit.Input{
+		Percent: l.Audit, Seed: l.Operation, Device: l.Device, Geometry: g, Changed: read, Image: image,
+	})
+	l.audited.Chunks += found.Chunks
+	l.audited.Bytes += found.Bytes
+	if err == nil && found.Differs {
+		l.audited.Differs, l.audited.Offset = true, found.Offset
+		l.broke(AuditFailed, fmt.Errorf("the storage calls the chunk at offset %d unchanged since repo snapshot %s, and it differs from it: "+
+			"incremental images of this volume from before may be wrong, too", found.Offset, parent.ID))
+	}
+	return err
 }
 
 func (l *ladder) writer(ctx context.Context, parent repository.SnapshotID) (repository.VolumeWriter, error) {
@@ -175,7 +234,7 @@ func (l *ladder) full(ctx context.Context) (Run, error) {
 
 // allocated is what a full image reads.
 func (l *ladder) allocated(ctx context.Context) (*block.Bitmap, error) {
-	if l.Source != nil {
+	if l.Source != nil && !l.audited.Differs {
 		read, stats, err := cbt.CollectAllocated(ctx, l.Source, l.Target.Size, l.Collect)
 		l.count(stats)
 		if err == nil {
@@ -199,12 +258,18 @@ func (l *ladder) allocated(ctx context.Context) (*block.Bitmap, error) {
 }
 
 func (l *ladder) run(w repository.VolumeWriter, read *block.Bitmap, kind repository.Kind, parent repository.SnapshotID) Run {
-	d := Decision{Kind: kind, Parent: parent, Source: l.stats}
+	d := Decision{Kind: kind, Parent: parent, Source: l.stats, Audited: l.audited}
 	if len(l.steps) > 0 {
 		d.Reason = l.steps[0].Reason
+		if l.audited.Differs {
+			d.Reason = AuditFailed
+		}
 		texts := make([]string, len(l.steps))
 		for i, s := range l.steps {
 			texts[i] = s.String()
+			if !slices.Contains(d.Reasons, s.Reason) {
+				d.Reasons = append(d.Reasons, s.Reason)
+			}
 		}
 		d.Detail = strings.Join(texts, "; ")
 	}

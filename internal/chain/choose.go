@@ -6,6 +6,7 @@
 //
 //	for each parent of Choose, newest first:
 //	    ask the storage what changed since it          else DeltaFailed
+//	    compare some of the rest with it               else AuditFailed: the whole device
 //	    open it, and check that what it has is there   else ParentGone, ParentDamaged
 //	    -> incremental: read what changed
 //	ask the storage what is allocated                  else AllocatedFailed
@@ -14,6 +15,13 @@
 //
 // Every rung that broke is a Step. The reason of the result is that of the
 // first one, and all of them are in its detail: a fallback is never silent.
+// AuditFailed comes before any other: it is the one that calls for somebody.
+//
+// An audit that fails ends the trust in all that the storage says, and in the
+// parents that were made by it: which of both is wrong cannot be known. So no
+// other parent is tried and nobody is asked what is allocated. The image is full
+// and made of the device alone; that it shares contents with older images is found
+// by their hashes.
 //
 // The package is pure: storage and repository are behind interfaces.
 package chain

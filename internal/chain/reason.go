@@ -36,6 +36,8 @@ const (
 	DeltaFailed Reason = "DeltaFailed"
 	// AllocatedFailed: the storage did not tell what is allocated.
 	AllocatedFailed Reason = "AllocatedFailed"
+	// AuditFailed: the storage called a block unchanged that has changed.
+	AuditFailed Reason = "AuditFailed"
 )
 
 // Step is one thing that went otherwise than hoped for.

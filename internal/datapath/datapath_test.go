@@ -26,6 +26,7 @@ const chunkSize = 4096
 // image is a volume image in memory: a writer and a reader.
 type image struct {
 	repository.VolumeWriter
+	repository.VolumeReader
 	meta repository.Meta
 
 	mu     sync.Mutex

@@ -39,6 +39,8 @@ const (
 	// ConfigFullEvery is a Go duration: a full image is due when the newest one of
 	// the volume is older.
 	ConfigFullEvery = "fullEvery"
+	// ConfigAudit is an audit.Percent.
+	ConfigAudit = "audit"
 )
 
 // Values of ConfigParentSnapshot.

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/identity"
 )
 
@@ -37,6 +38,8 @@ type Settings struct {
 	BackupType BackupType
 	// FullEvery is the age at which a full image is due; 0 is never.
 	FullEvery time.Duration
+	// Audit is the share of the unchanged chunks that is read and compared.
+	Audit audit.Percent
 	// SnapshotClass overrides the VolumeSnapshotClass; "" is Velero's choice.
 	SnapshotClass string
 	// Parent is the ID of the repo snapshot that an incremental image has to
@@ -51,12 +54,13 @@ const (
 	keyDataMover     = "dataMover" // alias of mover
 	keyBackupType    = "backupType"
 	keyFullEvery     = "fullEvery"
+	keyAudit         = "audit"
 	keySnapshotClass = "snapshotClass"
 )
 
 // unsupported are keys that the design has and this version does not. To accept
 // and ignore them would promise what is not done.
-var unsupported = []string{"retainSnapshot", "audit"}
+var unsupported = []string{"retainSnapshot"}
 
 // IsOurs says whether the parameters name Blockmover as the mover. A policy
 // `custom` for which it is false belongs to another plugin.
@@ -74,9 +78,9 @@ func MatchParameters() []map[string]any {
 }
 
 // Parse checks the parameters of a policy that IsOurs. YAML gives strings,
-// numbers and booleans; each of our values is a string.
+// numbers and booleans; each of our values is a string, but for an audit of 0.
 func Parse(params map[string]any) (Settings, error) {
-	var s Settings
+	s := Settings{Audit: audit.Default}
 	// In order of the keys, so that of two mistakes always the same is reported.
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		if err := s.set(key, params[key]); err != nil {
@@ -109,6 +113,12 @@ func (s *Settings) set(key string, value any) error {
 			return fmt.Errorf("%s: %v: %w", key, value, err)
 		}
 		s.FullEvery = d
+	case keyAudit:
+		p, err := audit.ParsePercent(fmt.Sprint(value))
+		if err != nil {
+			return fmt.Errorf("%s: %v: %w", key, value, err)
+		}
+		s.Audit = p
 	case keySnapshotClass:
 		if !isString {
 			return fmt.Errorf("%s: %v: want the name of a VolumeSnapshotClass, in quotes", key, value)
@@ -116,7 +126,7 @@ func (s *Settings) set(key string, value any) error {
 		s.SnapshotClass = text
 	default:
 		return fmt.Errorf("%s: %v: unknown key, want one of %s", key, value,
-			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keySnapshotClass}, ", "))
+			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keySnapshotClass}, ", "))
 	}
 	return nil
 }
@@ -170,24 +180,24 @@ func (s Settings) ToConfig() map[string]string {
 	if s.FullEvery > 0 {
 		config[identity.ConfigFullEvery] = s.FullEvery.String()
 	}
+	if s.Audit != audit.Default {
+		config[identity.ConfigAudit] = s.Audit.String()
+	}
 	return config
 }
 
 // FromConfig reads DataUpload.spec.dataMoverConfig. Our keys are checked; keys
 // of others (Velero puts ParallelFilesUpload and the like there) are none of our
 // business. A DataUpload of Velero's built-in action has no key of ours:
-// incremental.
+// incremental, with the usual audit.
 func FromConfig(config map[string]string) (Settings, error) {
-	s := Settings{BackupType: Incremental}
-	switch parent, set := config[identity.ConfigParentSnapshot]; {
-	case set && parent == "":
+	s := Settings{BackupType: Incremental, Audit: audit.Default}
+	parent, set := config[identity.ConfigParentSnapshot]
+	if set && parent == "" {
 		return Settings{}, fmt.Errorf("parse data mover config: %s: %q: want %q, %q or a repo snapshot ID",
 			identity.ConfigParentSnapshot, parent, identity.ParentAuto, identity.ParentNone)
-	case parent == identity.ParentNone:
-		s.BackupType = Full
-	case parent != identity.ParentAuto:
-		s.Parent = parent
 	}
+	s.setParent(parent)
 	if text, set := config[identity.ConfigFullEvery]; set {
 		d, err := parseFullEvery(text)
 		if err != nil {
@@ -195,7 +205,45 @@ func FromConfig(config map[string]string) (Settings, error) {
 		}
 		s.FullEvery = d
 	}
+	if text, set := config[identity.ConfigAudit]; set {
+		p, err := audit.ParsePercent(text)
+		if err != nil {
+			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: %w", identity.ConfigAudit, text, err)
+		}
+		s.Audit = p
+	}
 	return s, nil
+}
+
+// setParent is the inverse of ParentSnapshot. "" says nothing, as "auto" does.
+func (s *Settings) setParent(parent string) {
+	switch parent {
+	case identity.ParentNone:
+		s.BackupType = Full
+	case "", identity.ParentAuto:
+	default:
+		s.Parent = parent
+	}
+}
+
+// FromDataUpload is FromConfig for a DataUpload whose CRD may have
+// spec.parentSnapshot, where Velero puts "none" for a full image. It reports
+// whether the DataUpload has decided between full and incremental; where it has
+// not, the Backup is to be asked.
+func FromDataUpload(config map[string]string, parentSnapshot string) (s Settings, decided bool, err error) {
+	if s, err = FromConfig(config); err != nil {
+		return Settings{}, false, err
+	}
+	ours, set := config[identity.ConfigParentSnapshot]
+	switch {
+	case set && parentSnapshot != "" && parentSnapshot != ours:
+		return Settings{}, false, fmt.Errorf("parse DataUpload: spec.parentSnapshot is %q and spec.dataMoverConfig has %s: %q: want the same, or one of them",
+			parentSnapshot, identity.ConfigParentSnapshot, ours)
+	case set:
+		return s, true, nil
+	}
+	s.setParent(parentSnapshot)
+	return s, s.BackupType == Full || s.Parent != "", nil
 }
 
 func parseType(text string) (BackupType, error) {

@@ -13,16 +13,18 @@ func TestParse(t *testing.T) {
 		params map[string]any
 		want   Settings
 	}{
-		"mover only":     {map[string]any{"mover": "blockmover"}, Settings{}},
-		"alias only":     {map[string]any{"dataMover": "blockmover"}, Settings{}},
-		"both and equal": {map[string]any{"mover": "blockmover", "dataMover": "blockmover"}, Settings{}},
+		"mover only":     {map[string]any{"mover": "blockmover"}, Settings{Audit: 1}},
+		"alias only":     {map[string]any{"dataMover": "blockmover"}, Settings{Audit: 1}},
+		"both and equal": {map[string]any{"mover": "blockmover", "dataMover": "blockmover"}, Settings{Audit: 1}},
 		"everything": {
-			map[string]any{"mover": "blockmover", "backupType": "full", "fullEvery": "168h", "snapshotClass": "fast"},
-			Settings{BackupType: Full, FullEvery: 168 * time.Hour, SnapshotClass: "fast"},
+			map[string]any{"mover": "blockmover", "backupType": "full", "fullEvery": "168h", "audit": "2.5%", "snapshotClass": "fast"},
+			Settings{Audit: 2.5, BackupType: Full, FullEvery: 168 * time.Hour, SnapshotClass: "fast"},
 		},
-		"any case":               {map[string]any{"mover": "blockmover", "backupType": "INCREMENTAL"}, Settings{BackupType: Incremental}},
-		"empty snapshot class":   {map[string]any{"mover": "blockmover", "snapshotClass": ""}, Settings{}},
-		"duration with fraction": {map[string]any{"mover": "blockmover", "fullEvery": "1.5h"}, Settings{FullEvery: 90 * time.Minute}},
+		"any case":               {map[string]any{"mover": "blockmover", "backupType": "INCREMENTAL"}, Settings{Audit: 1, BackupType: Incremental}},
+		"empty snapshot class":   {map[string]any{"mover": "blockmover", "snapshotClass": ""}, Settings{Audit: 1}},
+		"no audit":               {map[string]any{"mover": "blockmover", "audit": "0"}, Settings{}},
+		"no audit, as a number":  {map[string]any{"mover": "blockmover", "audit": 0}, Settings{}},
+		"duration with fraction": {map[string]any{"mover": "blockmover", "fullEvery": "1.5h"}, Settings{Audit: 1, FullEvery: 90 * time.Minute}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -41,7 +43,7 @@ func TestParseErrors(t *testing.T) {
 		value any
 		want  []string
 	}{
-		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, snapshotClass"}},
+		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, audit, snapshotClass"}},
 		"mover of somebody else":   {"mover", "other", []string{"mover", "other", `"blockmover"`}},
 		"alias disagrees":          {"dataMover", "velero", []string{"dataMover", "velero", `"blockmover"`}},
 		"mover is a number":        {"dataMover", 7, []string{"dataMover", "7"}},
@@ -55,7 +57,9 @@ func TestParseErrors(t *testing.T) {
 		"fullEvery negative":       {"fullEvery", "-1h", []string{"fullEvery", "-1h", "above 0"}},
 		"snapshot class is null":   {"snapshotClass", nil, []string{"snapshotClass", "VolumeSnapshotClass"}},
 		"retainSnapshot":           {"retainSnapshot", "auto", []string{"retainSnapshot", "auto", "not supported by this version"}},
-		"audit":                    {"audit", "1%", []string{"audit", "1%", "not supported by this version"}},
+		"audit without unit":       {"audit", 1, []string{"audit: 1", "a percentage from 0% to 100% such as 1%"}},
+		"audit of more than all":   {"audit", "101%", []string{"audit: 101%", "a percentage"}},
+		"audit is null":            {"audit", nil, []string{"audit", "a percentage"}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -130,12 +134,12 @@ func TestConfigRoundTrip(t *testing.T) {
 		settings Settings
 		config   map[string]string
 	}{
-		"incremental": {Settings{BackupType: Incremental}, map[string]string{"parentSnapshot": "auto"}},
-		"full":        {Settings{BackupType: Full}, map[string]string{"parentSnapshot": "none"}},
-		"a parent":    {Settings{BackupType: Incremental, Parent: "k1234"}, map[string]string{"parentSnapshot": "k1234"}},
+		"incremental": {Settings{BackupType: Incremental, Audit: 1}, map[string]string{"parentSnapshot": "auto"}},
+		"full":        {Settings{BackupType: Full, Audit: 100}, map[string]string{"parentSnapshot": "none", "audit": "100%"}},
+		"a parent":    {Settings{BackupType: Incremental, Parent: "k1234"}, map[string]string{"parentSnapshot": "k1234", "audit": "0%"}},
 		"fullEvery": {
 			Settings{BackupType: Incremental, FullEvery: 36 * time.Hour},
-			map[string]string{"parentSnapshot": "auto", "fullEvery": "36h0m0s"},
+			map[string]string{"parentSnapshot": "auto", "fullEvery": "36h0m0s", "audit": "0%"},
 		},
 	}
 	for name, test := range tests {
@@ -157,7 +161,7 @@ func TestFromConfigOfVelero(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got, err := FromConfig(config)
 			require.NoError(t, err)
-			require.Equal(t, Settings{BackupType: Incremental}, got)
+			require.Equal(t, Settings{BackupType: Incremental, Audit: 1}, got)
 			require.Equal(t, "auto", got.ParentSnapshot())
 		})
 	}
@@ -170,11 +174,43 @@ func TestFromConfigErrors(t *testing.T) {
 	}{
 		"empty parent":        {map[string]string{"parentSnapshot": ""}, `parentSnapshot: ""`},
 		"malformed fullEvery": {map[string]string{"fullEvery": "weekly"}, `fullEvery: "weekly"`},
+		"malformed audit":     {map[string]string{"audit": "1"}, `audit: "1"`},
 		"zero fullEvery":      {map[string]string{"fullEvery": "0"}, `fullEvery: "0"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := FromConfig(test.config)
 			require.ErrorContains(t, err, test.want)
+		})
+	}
+}
+
+func TestFromDataUpload(t *testing.T) {
+	ours := func(parent string) map[string]string { return map[string]string{"parentSnapshot": parent} }
+	for name, test := range map[string]struct {
+		config  map[string]string
+		field   string
+		want    string
+		decided bool
+		wantErr string
+	}{
+		"nothing said":               {want: "auto"},
+		"Velero wants it full":       {field: "none", want: "none", decided: true},
+		"Velero leaves it to us":     {field: "auto", want: "auto"},
+		"Velero names a parent":      {field: "k1", want: "k1", decided: true},
+		"ours, the CRD has no field": {config: ours("none"), want: "none", decided: true},
+		"ours":                       {config: ours("auto"), field: "auto", want: "auto", decided: true},
+		"they differ":                {config: ours("auto"), field: "none", wantErr: `spec.parentSnapshot is "none" and spec.dataMoverConfig has parentSnapshot: "auto"`},
+		"malformed":                  {config: ours(""), field: "none", wantErr: `parentSnapshot: ""`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, decided, err := FromDataUpload(test.config, test.field)
+			if test.wantErr != "" {
+				require.ErrorContains(t, err, test.wantErr)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, test.want, got.ParentSnapshot())
+			require.Equal(t, test.decided, decided)
 		})
 	}
 }

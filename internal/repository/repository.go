@@ -92,6 +92,10 @@ const MinCheckpointInterval = 3 * 128 << 20
 // repeated operation finds by it what it saved before.
 const TagOperation = "blockmover.io/operation-id"
 
+// TagReason is the tag of a repo snapshot with the chain.Reason of its kind; it is
+// missing where there is none.
+const TagReason = "blockmover.io/reason"
+
 // SnapshotID identifies a repo snapshot: it is what DataUpload.status.snapshotID
 // holds.
 type SnapshotID string

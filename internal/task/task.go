@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -55,11 +56,16 @@ type Backup struct {
 	// ParentSnapshot is "auto", "none" or a repo snapshot ID.
 	ParentSnapshot string `json:"parentSnapshot"`
 	// FullEvery is the age at which a full image is due; 0 is never.
-	FullEvery      time.Duration `json:"fullEvery,omitempty"`
-	Driver         string        `json:"driver"`
-	VolumeHandle   string        `json:"volumeHandle"`
-	SnapshotHandle string        `json:"snapshotHandle"`
-	SnapshotTime   time.Time     `json:"snapshotTime"`
+	FullEvery time.Duration `json:"fullEvery,omitempty"`
+	// Audit is an audit.Percent as text.
+	Audit string `json:"audit"`
+	// Failed are the operation IDs of uploads of this volume that failed or were
+	// canceled: what one of them may have saved is no backup.
+	Failed         []string  `json:"failed,omitempty"`
+	Driver         string    `json:"driver"`
+	VolumeHandle   string    `json:"volumeHandle"`
+	SnapshotHandle string    `json:"snapshotHandle"`
+	SnapshotTime   time.Time `json:"snapshotTime"`
 	// VolumeSnapshot is the name of the re-homed VolumeSnapshot in Namespace.
 	VolumeSnapshot string `json:"volumeSnapshot"`
 	// Metadata is where the driver's SnapshotMetadata service answers; nil where
@@ -97,7 +103,9 @@ type Report struct {
 	SnapshotID repository.SnapshotID `json:"snapshotID,omitempty"`
 	Kind       repository.Kind       `json:"kind,omitempty"`
 	Reason     string                `json:"reason,omitempty"`
-	// Detail is the text behind the reason: the storage's own error, for people.
+	// Reasons are all that there were, Reason among them.
+	Reasons []string `json:"reasons,omitempty"`
+	// Detail is the text behind the reasons: the storage's own errors, for people.
 	Detail string                `json:"detail,omitempty"`
 	Parent repository.SnapshotID `json:"parent,omitempty"`
 	// VolumeSize and what follows are bytes and counts.
@@ -114,6 +122,12 @@ type Report struct {
 	// Filesystem is what a restored volume holds ("ext4", "xfs", "btrfs"), or empty
 	// where it is nothing known.
 	Filesystem string `json:"filesystem,omitempty"`
+	// Resumptions is how often a stream of block metadata broke and was resumed.
+	Resumptions int64 `json:"resumptions,omitempty"`
+	// ChunksAudited and BytesAudited were read although the storage called them
+	// unchanged, and compared with the parent. They are not in BytesRead.
+	ChunksAudited int64 `json:"chunksAudited,omitempty"`
+	BytesAudited  int64 `json:"bytesAudited,omitempty"`
 }
 
 // Encode renders a valid request.
@@ -173,6 +187,8 @@ func (b Backup) check() error {
 		return errors.New("parent snapshot is missing, want auto, none or an ID")
 	case b.FullEvery < 0:
 		return fmt.Errorf("fullEvery is %s, want 0 or more", b.FullEvery)
+	case !isPercent(b.Audit):
+		return fmt.Errorf("audit is %q, want a percentage", b.Audit)
 	case b.Driver == "" || b.VolumeHandle == "" || b.SnapshotHandle == "" || b.VolumeSnapshot == "":
 		return errors.New("driver, volume handle, snapshot handle or VolumeSnapshot is missing")
 	case b.SnapshotTime.IsZero():
@@ -181,6 +197,11 @@ func (b Backup) check() error {
 		return errors.New("want either a metadata service or the reason why there is none")
 	}
 	return nil
+}
+
+func isPercent(text string) bool {
+	_, err := audit.ParsePercent(text)
+	return err == nil
 }
 
 // Encode renders the report in at most MaxReportBytes: the texts for people

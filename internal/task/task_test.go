@@ -18,7 +18,7 @@ func backupRequest() Request {
 		Device: "/dev/blockmover", BackupRepository: "app-default-kopia",
 		Volume: repository.VolumeKey{Namespace: "app", PVC: "data"}, RateLimit: 50 << 20,
 		Backup: &Backup{
-			ParentSnapshot: "auto", FullEvery: 168 * time.Hour,
+			ParentSnapshot: "auto", FullEvery: 168 * time.Hour, Audit: "1%", Failed: []string{"du-0.2"},
 			Driver: "csi.example.com", VolumeHandle: "volume-1", SnapshotHandle: "snapshot-1",
 			SnapshotTime:   time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC),
 			VolumeSnapshot: "blockmover-uid",
@@ -85,6 +85,8 @@ func TestRequestCheck(t *testing.T) {
 		"both":                 func(r *Request) { r.Restore = &Restore{SnapshotID: "k1"} },
 		"restore of nothing":   func(r *Request) { r.Backup, r.Restore = nil, &Restore{} },
 		"no parent choice":     func(r *Request) { r.Backup.ParentSnapshot = "" },
+		"no audit":             func(r *Request) { r.Backup.Audit = "" },
+		"audit is no share":    func(r *Request) { r.Backup.Audit = "1" },
 		"negative fullEvery":   func(r *Request) { r.Backup.FullEvery = -time.Second },
 		"no driver":            func(r *Request) { r.Backup.Driver = "" },
 		"no volume handle":     func(r *Request) { r.Backup.VolumeHandle = "" },

@@ -193,7 +193,10 @@ func (r Rehomer) createContent(ctx context.Context, op Operation, from Origin,
 	if handle := origin.Spec.Source.VolumeHandle; handle != nil {
 		volume.handle = *handle
 	}
-	if size := origin.Status.RestoreSize; size != nil && *size > volume.size {
+	if size := origin.Status.RestoreSize; size != nil && *size > 0 {
+		// The PV has the capacity that was asked for once. What a storage has made
+		// smaller since would come back larger, and as another volume than its
+		// changed-block tracking tells of.
 		volume.size = *size
 	}
 	switch {

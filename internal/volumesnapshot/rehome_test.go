@@ -167,6 +167,17 @@ func TestRehomeWaitsAndRefuses(t *testing.T) {
 	}
 }
 
+// TestSizeOfTheSnapshot: the storage knows best, where it says anything.
+func TestSizeOfTheSnapshot(t *testing.T) {
+	for restoreSize, want := range map[int64]int64{0: 5 << 30, 3<<30 + 512: 3<<30 + 512, 7 << 30: 7 << 30} {
+		f := member()
+		f.content.Status.RestoreSize = &restoreSize
+		pair, err := f.rehomer(t).Ensure(t.Context(), operation, origin)
+		require.NoError(t, err)
+		require.Equal(t, want, pair.Size)
+	}
+}
+
 // TestRetainComesFirst: the storage snapshot is safe before it is ready.
 func TestRetainComesFirst(t *testing.T) {
 	f := member()

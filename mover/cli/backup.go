@@ -210,8 +210,12 @@ type backup struct {
 }
 
 func (b *backup) run(ctx context.Context, asked string) (summary, error) {
+	history, err := b.store.List(ctx, b.volume)
+	if err != nil {
+		return summary{}, err
+	}
 	if b.operation != "" {
-		if s, ok, err := b.savedBefore(ctx); ok || err != nil {
+		if s, ok, err := b.savedBefore(history); ok || err != nil {
 			return s, err
 		}
 	}
@@ -220,7 +224,7 @@ func (b *backup) run(ctx context.Context, asked string) (summary, error) {
 	if id == "" {
 		id = "local-" + rand.Text()
 	}
-	run, err := b.begin(ctx, asked, id)
+	run, err := b.begin(ctx, asked, id, history)
 	if err != nil {
 		return summary{}, err
 	}
@@ -280,8 +284,8 @@ func (b *backup) run(ctx context.Context, asked string) (summary, error) {
 }
 
 // begin finds the parent and starts the image.
-func (b *backup) begin(ctx context.Context, asked, id string) (chain.Run, error) {
-	parent, base, err := b.resolve(ctx, asked)
+func (b *backup) begin(ctx context.Context, asked, id string, history []repository.Snapshot) (chain.Run, error) {
+	parent, base, err := b.resolve(ctx, asked, history)
 	if err != nil {
 		return chain.Run{}, err
 	}
@@ -294,6 +298,7 @@ func (b *backup) begin(ctx context.Context, asked, id string) (chain.Run, error)
 	return chain.Begin(ctx, chain.Input{
 		Request:            chain.Request{Parent: parent, Now: b.start, Target: target},
 		Volume:             b.volume,
+		History:            history,
 		Operation:          id,
 		Store:              b.store,
 		Source:             b.source,
@@ -303,11 +308,7 @@ func (b *backup) begin(ctx context.Context, asked, id string) (chain.Run, error)
 }
 
 // savedBefore finds the image that an earlier run of the operation has saved.
-func (b *backup) savedBefore(ctx context.Context) (summary, bool, error) {
-	history, err := b.store.List(ctx, b.volume)
-	if err != nil {
-		return summary{}, false, err
-	}
+func (b *backup) savedBefore(history []repository.Snapshot) (summary, bool, error) {
 	saved, ok := repository.FindOperation(history, b.operation)
 	switch {
 	case !ok:
@@ -346,14 +347,13 @@ func (b *backup) meta() repository.Meta {
 // A list of changes is true for one parent only. So "auto" is the newest image
 // even where that is damaged: an older one in its place would make an image that
 // lacks what changed between both.
-func (b *backup) resolve(ctx context.Context, asked string) (string, cbt.ChangeID, error) {
+func (b *backup) resolve(ctx context.Context, asked string, history []repository.Snapshot) (string, cbt.ChangeID, error) {
 	switch asked {
 	case identity.ParentNone:
 		return asked, "", nil
 	case identity.ParentAuto:
-		history, err := b.store.List(ctx, b.volume)
-		if err != nil || len(history) == 0 {
-			return asked, "", err
+		if len(history) == 0 {
+			return asked, "", nil
 		}
 		newest := slices.MaxFunc(history, func(a, b repository.Snapshot) int { return a.Start.Compare(b.Start) })
 		return string(newest.ID), cbt.ChangeID(newest.Meta.ChangeID), nil

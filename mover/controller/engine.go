@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
@@ -229,6 +230,15 @@ func (e *engine) patch(ctx context.Context, op *operation) error {
 	return nil
 }
 
+// severity is the type of the event for a reason. That the storage has told an
+// untruth is not in the nature of things, as the other reasons are.
+func severity(reason string) string {
+	if reason == string(chain.AuditFailed) {
+		return corev1.EventTypeWarning
+	}
+	return corev1.EventTypeNormal
+}
+
 // announce tells people: the log, events, metrics.
 func (e *engine) announce(ctx context.Context, op *operation, was phase.Phase, t phase.Transition, report *task.Report) {
 	logger := log.FromContext(ctx)
@@ -240,8 +250,8 @@ func (e *engine) announce(ctx context.Context, op *operation, was phase.Phase, t
 		e.recorder.Eventf(op.object, nil, corev1.EventTypeWarning, "MoverPodLost", "Retry", "%s", t.Message)
 	}
 	if t.Outcome != nil && report != nil && report.Reason != "" && report.Error == "" {
-		logger.Info("backup fell back", "kind", report.Kind, "reason", report.Reason, "detail", report.Detail)
-		e.recorder.Eventf(op.object, nil, corev1.EventTypeNormal, report.Reason, "Backup", "%s image: %s", report.Kind, report.Detail)
+		logger.Info("backup fell back", "kind", report.Kind, "reason", report.Reason, "reasons", report.Reasons, "detail", report.Detail)
+		e.recorder.Eventf(op.object, nil, severity(report.Reason), report.Reason, "Backup", "%s image: %s", report.Kind, report.Detail)
 	}
 	if !op.phase.Terminal() {
 		return

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -12,6 +13,7 @@ import (
 type metrics struct {
 	operations *prometheus.CounterVec
 	images     *prometheus.CounterVec
+	fallbacks  *prometheus.CounterVec
 	bytes      *prometheus.CounterVec
 	seconds    *prometheus.HistogramVec
 }
@@ -28,6 +30,10 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "blockmover_images_total",
 			Help: "Volume images written, by kind (Full, Incremental) and the reason of a fallback.",
 		}, []string{"kind", "reason"}),
+		fallbacks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "blockmover_fallbacks_total",
+			Help: "Reasons why volume images are not increments on the newest image, all that an image had.",
+		}, []string{"reason"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "blockmover_bytes_total",
 			Help: "Bytes of operations that ended, by kind of operation and what was done with them.",
@@ -38,7 +44,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Buckets: []float64{5, 10, 20, 30, 60, 120, 300, 600, 1800, hour, 3 * hour, 10 * hour, 24 * hour},
 		}, []string{"operation", "phase"}),
 	}
-	for _, c := range []prometheus.Collector{m.operations, m.images, m.bytes, m.seconds} {
+	for _, c := range []prometheus.Collector{m.operations, m.images, m.fallbacks, m.bytes, m.seconds} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -60,7 +66,10 @@ func (m *metrics) observe(op *operation) {
 	}
 	result := *op.upload.Status.DataMoverResult
 	m.images.WithLabelValues(result["kind"], result["reason"]).Inc()
-	for _, what := range []string{"bytesRead", "bytesUploaded"} {
+	for reason := range strings.FieldsFuncSeq(result["reasons"], func(r rune) bool { return r == ',' }) {
+		m.fallbacks.WithLabelValues(reason).Inc()
+	}
+	for _, what := range []string{"bytesRead", "bytesUploaded", "bytesAudited"} {
 		if n, err := strconv.ParseFloat(result[what], 64); err == nil {
 			m.bytes.WithLabelValues(op.kind, what).Add(n)
 		}

@@ -119,6 +119,16 @@ func (o *operation) readAnnotations() error {
 // isNew treats the missing phase as New.
 func (o *operation) isNew() bool { return *o.phase == "" || *o.phase == phase.New }
 
+// hasFailed says that the operation has ended, or is about to, without a result.
+// An upload that is Completed stays so.
+func (o *operation) hasFailed() bool {
+	ended := *o.phase
+	if o.outcome != nil {
+		ended = o.outcome.Phase
+	}
+	return ended == phase.Failed || ended == phase.Canceled
+}
+
 func (o *operation) isSecured() bool { return o.object.GetAnnotations()[annotationSecured] != "" }
 
 // exposed is the operation as the exposer knows it.

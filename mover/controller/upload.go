@@ -5,13 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 
-	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -20,6 +20,7 @@ import (
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/internal/veleroapi"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
@@ -156,9 +157,15 @@ func (u *uploads) request(ctx context.Context, op *operation, pair volumesnapsho
 	if err != nil {
 		return task.Request{}, err
 	}
+	failed, err := u.failed(ctx, du)
+	if err != nil {
+		return task.Request{}, err
+	}
 	backup := &task.Backup{
 		ParentSnapshot:      settings.ParentSnapshot(),
 		FullEvery:           settings.FullEvery,
+		Audit:               settings.Audit.String(),
+		Failed:              failed,
 		Driver:              pair.Driver,
 		VolumeHandle:        pair.VolumeHandle,
 		SnapshotHandle:      pair.SnapshotHandle,
@@ -181,14 +188,42 @@ func (u *uploads) request(ctx context.Context, op *operation, pair volumesnapsho
 	}, nil
 }
 
-// settings is the choice between full and incremental. A DataUpload of our own
-// action carries it; for one of Velero's the Backup is asked.
+// maxFailed bounds a list that goes into an environment variable, to 40 KiB of the
+// 128 that the kernel allows.
+const maxFailed = 1000
+
+// failed are the operation IDs of the uploads of the same volume that have not
+// become a backup and never will, the newest first.
+func (u *uploads) failed(ctx context.Context, du *velerov2alpha1.DataUpload) ([]string, error) {
+	all, err := u.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(op *operation) bool {
+		other := op.upload.Spec
+		return other.SourceNamespace != du.Spec.SourceNamespace || other.SourcePVC != du.Spec.SourcePVC ||
+			other.BackupStorageLocation != du.Spec.BackupStorageLocation || !op.hasFailed()
+	})
+	slices.SortFunc(all, func(a, b *operation) int { return compareAge(b, a) })
+	var ids []string
+	for _, op := range all[:min(len(all), maxFailed)] {
+		ids = append(ids, string(op.object.GetUID()))
+	}
+	return ids, nil
+}
+
+// settings are what was asked for. A DataUpload of our own action carries them;
+// for one of Velero's the Backup is asked.
 func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (policy.Settings, error) {
-	settings, err := policy.FromConfig(du.Spec.DataMoverConfig)
+	parent, err := veleroapi.ParentSnapshot(ctx, u.reader, client.ObjectKeyFromObject(du))
+	if err != nil {
+		return policy.Settings{}, err
+	}
+	settings, decided, err := policy.FromDataUpload(du.Spec.DataMoverConfig, parent)
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}
-	if _, ours := du.Spec.DataMoverConfig[identity.ConfigParentSnapshot]; ours {
+	if decided {
 		return settings, nil
 	}
 	name := ""
@@ -200,19 +235,13 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	if name == "" {
 		return settings, nil
 	}
-	// Velero's own type drops spec.backupType where it does not know it yet.
-	backup := &unstructured.Unstructured{}
-	backup.SetGroupVersionKind(velerov1.SchemeGroupVersion.WithKind("Backup"))
-	if err := u.reader.Get(ctx, client.ObjectKey{Namespace: u.namespace, Name: name}, backup); apierrors.IsNotFound(err) {
+	asked, err := veleroapi.GetBackup(ctx, u.reader, client.ObjectKey{Namespace: u.namespace, Name: name})
+	if apierrors.IsNotFound(err) {
 		return settings, nil
 	} else if err != nil {
-		return policy.Settings{}, fmt.Errorf("get Backup %s: %w", name, err)
+		return policy.Settings{}, err
 	}
-	backupType, _, err := unstructured.NestedString(backup.Object, "spec", "backupType")
-	if err != nil {
-		return policy.Settings{}, fmt.Errorf("%w: read spec.backupType of Backup %s: %w", errUnusable, name, err)
-	}
-	settings.BackupType, err = policy.Resolve(backupType, backup.GetAnnotations()[identity.AnnotationBackupType], policy.Settings{})
+	settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], policy.Settings{})
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}
@@ -284,6 +313,9 @@ func resultOf(report task.Report) (map[string]string, error) {
 	result := make(map[string]string, len(fields))
 	for name, value := range fields {
 		result[name] = fmt.Sprint(value)
+	}
+	if len(report.Reasons) > 0 {
+		result["reasons"] = strings.Join(report.Reasons, ",")
 	}
 	result["duration"] = report.Duration.String()
 	return result, nil

@@ -6,11 +6,13 @@ import (
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -337,4 +339,98 @@ func TestOthersAreIgnored(t *testing.T) {
 	w.reconcileTimes(w.uploads, "du", 3)
 	require.Empty(t, w.dataUpload().Status.Phase)
 	require.NotNil(t, get[snapshotv1.VolumeSnapshot](w, appNamespace, "snap"))
+}
+
+// TestReasonsAreSeen in the status, in an event and in metrics; the log is for
+// the scenarios.
+func TestReasonsAreSeen(t *testing.T) {
+	for reason, severity := range map[string]string{"DeltaFailed": "Normal", "AuditFailed": "Warning"} {
+		t.Run(reason, func(t *testing.T) {
+			w := uploadWorld(t)
+			w.report.Reason, w.report.Reasons, w.report.Detail = reason, []string{reason, "AllocatedFailed"}, "the storage said so"
+			w.report.Resumptions, w.report.BytesAudited = 7, 16<<20
+			w.run(w.uploads, "du")
+			result := *w.dataUpload().Status.DataMoverResult
+			require.Equal(t, reason, result["reason"])
+			require.Equal(t, reason+",AllocatedFailed", result["reasons"])
+			require.Equal(t, "the storage said so", result["detail"])
+			require.Equal(t, "7", result["resumptions"])
+			require.Equal(t, "16777216", result["bytesAudited"])
+			recorder, ok := w.uploads.recorder.(*events.FakeRecorder)
+			require.True(t, ok)
+			require.Equal(t, severity+" "+reason+" Full image: the storage said so", <-recorder.Events)
+			counters := w.uploads.metrics
+			require.EqualValues(t, 1, testutil.ToFloat64(counters.images.WithLabelValues("Full", reason)))
+			require.EqualValues(t, 1, testutil.ToFloat64(counters.fallbacks.WithLabelValues(reason)))
+			require.EqualValues(t, 1, testutil.ToFloat64(counters.fallbacks.WithLabelValues("AllocatedFailed")))
+			require.EqualValues(t, 16<<20, testutil.ToFloat64(counters.bytes.WithLabelValues(kindUpload, "bytesAudited")))
+		})
+	}
+}
+
+// anotherUpload is a later DataUpload of the same volume.
+func anotherUpload() []client.Object {
+	var objects []client.Object
+	for _, object := range uploadObjects() {
+		switch o := object.(type) {
+		case *snapshotv1.VolumeSnapshot:
+			content := "snapcontent-2"
+			o.Name, o.UID, o.Status.BoundVolumeSnapshotContentName = "snap-2", "snap-uid-2", &content
+		case *snapshotv1.VolumeSnapshotContent:
+			handle, creation := "snapshot-2", *o.Status.CreationTime+time.Minute.Nanoseconds()
+			o.Name, o.Spec.VolumeSnapshotRef.Name, o.Spec.VolumeSnapshotRef.UID = "snapcontent-2", "snap-2", "snap-uid-2"
+			o.Status.SnapshotHandle, o.Status.CreationTime = &handle, &creation
+		case *velerov2alpha1.DataUpload:
+			o.Name, o.Spec.CSISnapshot.VolumeSnapshot = "du-2", "snap-2"
+		default:
+			continue
+		}
+		objects = append(objects, object)
+	}
+	return objects
+}
+
+// TestUploadsOfOneVolume: two backups of one volume at once do not get in each
+// other's way, and each mover pod is told of its own snapshot.
+func TestUploadsOfOneVolume(t *testing.T) {
+	w := uploadWorld(t, anotherUpload()...)
+	w.snapshots["snapshot-2"] = true
+	handles := map[string]string{}
+	w.podEnds = func(pod *corev1.Pod) bool {
+		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
+		require.NoError(t, err)
+		handles[request.Name] = request.Backup.SnapshotHandle
+		require.Empty(t, request.Backup.Failed)
+		return len(handles) == 2 // both are under way
+	}
+	for range 30 {
+		for _, name := range []string{"du", "du-2"} {
+			_, err := w.uploads.Reconcile(w.ctx, requestFor(name))
+			require.NoError(t, err)
+		}
+		w.step()
+	}
+	require.Equal(t, map[string]string{"du": "snapshot-1", "du-2": "snapshot-2"}, handles)
+	for name := range handles {
+		require.Equal(t, phase.Completed, *w.operation(w.uploads, name).phase)
+	}
+	w.requireNothingLeft([]string{"volume-src"}, nil)
+}
+
+// TestUploadNamesThoseThatFailed: a mover pod learns which uploads of its volume
+// are no backups, whatever they have saved.
+func TestUploadNamesThoseThatFailed(t *testing.T) {
+	w := uploadWorld(t, anotherUpload()...)
+	w.snapshots["snapshot-2"] = true
+	w.cancel(w.dataUpload())
+	w.run(w.uploads, "du")
+	canceled := w.dataUpload().UID
+	w.podEnds = func(pod *corev1.Pod) bool {
+		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
+		require.NoError(t, err)
+		require.Equal(t, []string{string(canceled)}, request.Backup.Failed)
+		return true
+	}
+	require.Equal(t, phase.Completed, *w.run(w.uploads, "du-2").phase)
+	w.requireNothingLeft([]string{"volume-src"}, nil)
 }

@@ -3,7 +3,10 @@ package worker
 import (
 	"context"
 	"fmt"
+	"slices"
 
+	"github.com/blockmover/blockmover/internal/audit"
+	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
@@ -21,9 +24,14 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	}
 	defer w.closeStore(ctx, store)
 	heap.Limit()
-	if saved, ok, err := w.savedBefore(ctx, store, r); ok || err != nil {
+	history, err := store.List(ctx, r.Volume)
+	if err != nil {
+		return report, err
+	}
+	if saved, ok, err := w.savedBefore(history, r); ok || err != nil {
 		return saved, err
 	}
+	history = w.withoutFailed(ctx, store, history, r.Backup.Failed)
 
 	dev, err := w.Environment.OpenReader()
 	if err != nil {
@@ -34,7 +42,12 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	report.VolumeSize = dev.Size()
 
 	start := w.Now()
-	run, err := chain.Begin(ctx, w.chainInput(r, store, dev.Size()))
+	in, err := w.chainInput(r, store, dev)
+	if err != nil {
+		return report, err
+	}
+	in.History = history
+	run, err := chain.Begin(ctx, in)
 	if err != nil {
 		return report, err
 	}
@@ -47,8 +60,14 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	}()
 	report.Kind, report.Parent = run.Kind, run.Parent
 	report.Reason, report.Detail = string(run.Reason), run.Detail
+	for _, reason := range run.Reasons {
+		report.Reasons = append(report.Reasons, string(reason))
+	}
+	report.Resumptions = run.Source.Resumptions
+	report.ChunksAudited, report.BytesAudited = run.Audited.Chunks, run.Audited.Bytes
 	w.Log.Info("Backup begins", "kind", run.Kind, "parent", run.Parent, "reason", run.Reason, "detail", run.Detail,
-		"size", report.VolumeSize, "resumed", run.Writer.Resumed(), "blocks", run.Source.Blocks, "resumptions", run.Source.Resumptions)
+		"size", report.VolumeSize, "resumed", run.Writer.Resumed(), "blocks", run.Source.Blocks,
+		"resumptions", report.Resumptions, "bytesAudited", report.BytesAudited)
 
 	read, err := datapath.Backup(ctx, dev, run.Read, run.Writer, options)
 	report.BytesRead = read.BytesRead
@@ -64,7 +83,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	report.ZeroBytes = written.ZeroBytes
 	report.SnapshotID, err = store.Save(ctx, repository.Snapshot{
 		Volume: r.Volume,
-		Tags:   map[string]string{repository.TagOperation: r.OperationID},
+		Tags:   tagsOf(r, run.Reason),
 		Start:  start,
 		End:    w.Now(),
 	}, image)
@@ -78,11 +97,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 
 // savedBefore finds the repo snapshot of an earlier attempt at the same
 // operation.
-func (w *Worker) savedBefore(ctx context.Context, store repository.Store, r task.Request) (task.Report, bool, error) {
-	history, err := store.List(ctx, r.Volume)
-	if err != nil {
-		return task.Report{}, false, err
-	}
+func (w *Worker) savedBefore(history []repository.Snapshot, r task.Request) (task.Report, bool, error) {
 	saved, ok := repository.FindOperation(history, r.OperationID)
 	switch {
 	case !ok:
@@ -91,23 +106,55 @@ func (w *Worker) savedBefore(ctx context.Context, store repository.Store, r task
 		return task.Report{}, false, fmt.Errorf("read repo snapshot %s, which this operation saved before: %w", saved.ID, saved.Damage)
 	}
 	w.Log.Info("Backup was complete before", "snapshotID", saved.ID, "kind", saved.Meta.Kind, "parent", saved.Meta.Parent)
-	return task.Report{
+	report := task.Report{
 		SnapshotID: saved.ID,
 		Kind:       saved.Meta.Kind,
 		Parent:     saved.Meta.Parent,
+		Reason:     saved.Tags[repository.TagReason],
 		Detail:     "an earlier attempt saved the repo snapshot",
 		VolumeSize: saved.Meta.Size,
-	}, true, nil
+	}
+	if report.Reason != "" {
+		report.Reasons = []string{report.Reason}
+	}
+	return report, true, nil
 }
 
-func (w *Worker) chainInput(r task.Request, store repository.Store, size int64) chain.Input {
+func tagsOf(r task.Request, reason chain.Reason) map[string]string {
+	tags := map[string]string{repository.TagOperation: r.OperationID}
+	if reason != "" {
+		tags[repository.TagReason] = string(reason)
+	}
+	return tags
+}
+
+// withoutFailed drops the repo snapshots of uploads that failed after they had
+// saved them: canceled, or lost with their mover pod, at the last moment. No backup
+// names such a repo snapshot, so nobody else would ever delete it.
+func (w *Worker) withoutFailed(ctx context.Context, store repository.Store, history []repository.Snapshot, failed []string) []repository.Snapshot {
+	return slices.DeleteFunc(history, func(s repository.Snapshot) bool {
+		operation := s.Tags[repository.TagOperation]
+		if operation == "" || !slices.Contains(failed, operation) {
+			return false
+		}
+		w.Log.Info("Delete repo snapshot of an upload that failed", "snapshotID", s.ID, "operation", operation)
+		w.warn("Cannot delete repo snapshot of an upload that failed", store.Delete(ctx, s.ID))
+		return true
+	})
+}
+
+func (w *Worker) chainInput(r task.Request, store repository.Store, dev device.Reader) (chain.Input, error) {
+	share, err := audit.ParsePercent(r.Backup.Audit)
+	if err != nil {
+		return chain.Input{}, fmt.Errorf("read audit %q: %w", r.Backup.Audit, err)
+	}
 	in := chain.Input{
 		Request: chain.Request{
 			Parent:    r.Backup.ParentSnapshot,
 			FullEvery: r.Backup.FullEvery,
 			Now:       w.Now(),
 			Target: repository.Meta{
-				Size:           size,
+				Size:           dev.Size(),
 				Driver:         r.Backup.Driver,
 				VolumeHandle:   r.Backup.VolumeHandle,
 				SnapshotHandle: r.Backup.SnapshotHandle,
@@ -120,12 +167,18 @@ func (w *Worker) chainInput(r task.Request, store repository.Store, size int64) 
 		Operation: r.OperationID,
 		Store:     store,
 		Collect:   w.Collect,
+		Audit:     share,
+		Device:    dev,
 	}
+	in.Source, in.Unavailable = w.source()
+	return in, nil
+}
+
+// source returns the changed-block tracking, or why there is none.
+func (w *Worker) source() (cbt.Source, string) {
 	source, err := w.Environment.Source()
 	if err != nil {
-		in.Unavailable = err.Error()
-		return in
+		return nil, err.Error()
 	}
-	in.Source = source
-	return in
+	return source, ""
 }

@@ -43,7 +43,9 @@ type fixture struct {
 	volume cbttest.Volume
 	sink   *recorder
 	// The faults of the environment.
-	storeErr, readerErr, writerErr, sourceErr, saveErr, commitErr error
+	storeErr, readerErr, writerErr, sourceErr, listErr, deleteErr, saveErr, commitErr error
+	// cuts are the numbers of messages after which a stream of block metadata breaks.
+	cuts []int
 	// before is called before each Put.
 	before func()
 	closed atomic.Int32
@@ -84,7 +86,9 @@ func (f *fixture) OpenReader() (device.Reader, error) { return f.device, f.reade
 
 func (f *fixture) OpenWriter() (device.Writer, error) { return f.device, f.writerErr }
 
-func (f *fixture) Source() (cbt.Source, error) { return cbttest.Memory{Volume: f.volume}, f.sourceErr }
+func (f *fixture) Source() (cbt.Source, error) {
+	return &cbttest.Faulty{Source: cbttest.Memory{Volume: f.volume}, After: f.cuts, Err: cbt.ErrInterrupted}, f.sourceErr
+}
 
 func (f *fixture) OpenStore(context.Context) (repository.Store, error) {
 	return &spoiled{Memory: f.store, f: f}, f.storeErr
@@ -94,6 +98,20 @@ func (f *fixture) OpenStore(context.Context) (repository.Store, error) {
 type spoiled struct {
 	*repositorytest.Memory
 	f *fixture
+}
+
+func (s *spoiled) List(ctx context.Context, v repository.VolumeKey) ([]repository.Snapshot, error) {
+	if s.f.listErr != nil {
+		return nil, s.f.listErr
+	}
+	return s.Memory.List(ctx, v)
+}
+
+func (s *spoiled) Delete(ctx context.Context, id repository.SnapshotID) error {
+	if s.f.deleteErr != nil {
+		return s.f.deleteErr
+	}
+	return s.Memory.Delete(ctx, id)
 }
 
 func (s *spoiled) Save(ctx context.Context, snap repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
@@ -141,7 +159,7 @@ func backupRequest(operation string, at time.Time) task.Request {
 		Namespace: "velero", Name: "upload", OperationID: operation, Device: "/dev/blockmover",
 		BackupRepository: "app-default-kopia", Volume: volume,
 		Backup: &task.Backup{
-			ParentSnapshot: "auto", Driver: "csi.example.com", VolumeHandle: "volume-1",
+			ParentSnapshot: "auto", Audit: "0", Driver: "csi.example.com", VolumeHandle: "volume-1",
 			SnapshotHandle: "handle-" + operation, SnapshotTime: at, VolumeSnapshot: "blockmover-uid",
 		},
 	}
@@ -180,7 +198,7 @@ func TestBackupsAndRestores(t *testing.T) {
 		SnapshotID: full.SnapshotID, Kind: repository.Full, VolumeSize: volumeSize,
 		BytesRead: volumeSize, BytesUploaded: volumeSize, ChunksWritten: chunks,
 	}
-	require.Empty(t, cmp.Diff(want, full, cmpopts.IgnoreFields(task.Report{}, "Reason", "Detail")))
+	require.Empty(t, cmp.Diff(want, full, cmpopts.IgnoreFields(task.Report{}, "Reason", "Reasons", "Detail")))
 
 	second := random(1)
 	copy(second[3*mib:], random(2)[:4096])
@@ -240,6 +258,75 @@ func TestBackupSaysWhyItIsFull(t *testing.T) {
 	}
 }
 
+// A stream that breaks again and again is resumed, and the report says how often.
+func TestBackupResumesStreams(t *testing.T) {
+	f := newFixture(t)
+	f.run(t, backupRequest("du-1.1", monday))
+	data := random(1)
+	var changed []block.Extent
+	for off := int64(0); off < 8*mib; off += mib / 2 {
+		data[off]++
+		changed = append(changed, block.Extent{Offset: off, Length: 4096})
+	}
+	f.insert(data)
+	f.volume.Changed["handle-du-1.1"], f.volume.PerMessage, f.cuts = changed, 1, []int{3, 3, 3, 3, 3}
+	report := f.run(t, backupRequest("du-2.1", monday.Add(time.Hour)))
+	require.Equal(t, repository.Incremental, report.Kind)
+	require.Empty(t, report.Reason)
+	require.EqualValues(t, 5, report.Resumptions)
+	f.requireRestores(t, report, data)
+}
+
+// An audit finds what the storage has forgotten; without one nobody does.
+func TestBackupAudits(t *testing.T) {
+	f := newFixture(t)
+	f.run(t, backupRequest("du-1.1", monday))
+	f.volume.Changed["handle-du-1.1"], f.volume.Changed["handle-du-3.1"] = nil, nil
+	honest := backupRequest("du-2.1", monday.Add(time.Hour))
+	honest.Backup.Audit = "1%"
+	report := f.run(t, honest)
+	require.Equal(t, repository.Incremental, report.Kind)
+	require.Zero(t, report.BytesRead)
+	require.EqualValues(t, 9, report.ChunksAudited)
+	require.EqualValues(t, volumeSize, report.BytesAudited)
+
+	forgotten := random(1)
+	forgotten[5*mib]++
+	f.insert(forgotten)
+	trusting := backupRequest("du-3.1", monday.Add(2*time.Hour))
+	f.volume.Changed["handle-du-2.1"] = nil
+	report = f.run(t, trusting)
+	require.Equal(t, repository.Incremental, report.Kind)
+	require.Zero(t, report.BytesAudited)
+	f.requireRestores(t, report, random(1)) // this is the damage that an audit is for
+
+	f.insert(forgotten)
+	distrustful := backupRequest("du-4.1", monday.Add(3*time.Hour))
+	distrustful.Backup.Audit = "1%"
+	report = f.run(t, distrustful)
+	require.Equal(t, repository.Full, report.Kind)
+	require.Equal(t, "AuditFailed", report.Reason)
+	require.Contains(t, report.Detail, "offset 5242880")
+	require.EqualValues(t, volumeSize, report.BytesRead)
+	f.requireRestores(t, report, forgotten)
+	f.insert(forgotten)
+	require.Equal(t, "AuditFailed", f.run(t, distrustful).Reason, "of a repeated operation, too")
+
+	wrong := backupRequest("du-5.1", monday.Add(4*time.Hour))
+	wrong.Backup.Audit = "much"
+	_, err := f.Run(t.Context(), wrong)
+	require.ErrorContains(t, err, `"much"`)
+}
+
+// requireRestores restores what a backup reported, onto a device full of
+// something else.
+func (f *fixture) requireRestores(t *testing.T, report task.Report, want []byte) {
+	t.Helper()
+	f.insert(random(9))
+	f.run(t, restoreRequest(report.SnapshotID))
+	require.Equal(t, want, f.content(t))
+}
+
 // A repeated operation reports what it saved, and touches nothing.
 func TestBackupSavedBefore(t *testing.T) {
 	f := newFixture(t)
@@ -248,6 +335,8 @@ func TestBackupSavedBefore(t *testing.T) {
 	again := f.run(t, backupRequest("du-1.1", monday))
 	require.Equal(t, first.SnapshotID, again.SnapshotID)
 	require.Equal(t, repository.Full, again.Kind)
+	require.Equal(t, "NoParent", again.Reason)
+	require.Equal(t, []string{"NoParent"}, again.Reasons)
 	require.EqualValues(t, volumeSize, again.VolumeSize)
 	require.Zero(t, again.BytesRead)
 	all, err := f.store.List(t.Context(), volume)
@@ -255,10 +344,31 @@ func TestBackupSavedBefore(t *testing.T) {
 	require.Len(t, all, 1)
 }
 
+// What an upload had saved before it failed is no parent, and goes.
+func TestBackupForgetsFailedUploads(t *testing.T) {
+	f := newFixture(t)
+	f.volume.Changed["handle-du-1.1"], f.volume.Changed["handle-du-2.1"] = nil, nil
+	good := f.run(t, backupRequest("du-1.1", monday)).SnapshotID
+	lost := f.run(t, backupRequest("du-2.1", monday.Add(time.Hour))).SnapshotID
+	r := backupRequest("du-3.1", monday.Add(2*time.Hour))
+	r.Backup.Failed = []string{"du-0.1", "du-2.1"}
+	report := f.run(t, r)
+	require.Equal(t, good, report.Parent)
+	require.Empty(t, report.Reason)
+	_, err := f.store.Get(t.Context(), lost)
+	require.ErrorIs(t, err, repository.ErrNotFound)
+
+	f.deleteErr = errors.New("broken")
+	r = backupRequest("du-4.1", monday.Add(3*time.Hour))
+	r.Backup.Failed = []string{"du-3.1"}
+	require.Equal(t, good, f.run(t, r).Parent, "one that cannot be deleted is no parent either")
+}
+
 func TestBackupFailures(t *testing.T) {
 	broken := errors.New("broken")
 	for name, spoil := range map[string]func(*fixture){
 		"store":  func(f *fixture) { f.storeErr = broken },
+		"list":   func(f *fixture) { f.listErr = broken },
 		"device": func(f *fixture) { f.readerErr = broken },
 		"read":   func(f *fixture) { f.device.Fail(devicetest.Read, 0, broken) },
 		"commit": func(f *fixture) { f.commitErr = broken },

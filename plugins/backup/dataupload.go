@@ -16,6 +16,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
+	"github.com/blockmover/blockmover/internal/veleroapi"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
@@ -61,7 +62,7 @@ func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *vel
 	if _, err := volumesnapshot.WaitForHandle(waitCtx, a.api, vs); err != nil {
 		return operation.Upload{}, err
 	}
-	createErr := a.api.Create(ctx, wanted)
+	createErr := veleroapi.CreateDataUpload(ctx, a.api, wanted, wanted.Spec.DataMoverConfig[identity.ConfigParentSnapshot])
 	if createErr == nil {
 		return operation.Upload{DataUpload: wanted}, nil
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
+	"github.com/blockmover/blockmover/internal/veleroapi"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
@@ -178,18 +179,13 @@ func (a *PVCAction) settings(ctx context.Context, backup *velerov1.Backup, param
 	if err != nil {
 		return policy.Settings{}, err
 	}
-	// The Backup that Velero passes is typed and has lost the fields that its
-	// version does not know; the CRD may be newer.
-	raw := &unstructured.Unstructured{}
-	raw.SetGroupVersionKind(velerov1.SchemeGroupVersion.WithKind("Backup"))
-	if err := a.api.Get(ctx, client.ObjectKeyFromObject(backup), raw); err != nil {
-		return policy.Settings{}, fmt.Errorf("get Backup %s/%s: %w", backup.Namespace, backup.Name, err)
-	}
-	specType, _, err := unstructured.NestedString(raw.Object, "spec", "backupType")
+	// Not from the Backup that Velero passes, which has lost the fields that its
+	// version does not know.
+	asked, err := veleroapi.GetBackup(ctx, a.api, client.ObjectKeyFromObject(backup))
 	if err != nil {
-		return policy.Settings{}, fmt.Errorf("read Backup %s/%s: %w", backup.Namespace, backup.Name, err)
+		return policy.Settings{}, err
 	}
-	settings.BackupType, err = policy.Resolve(specType, backup.Annotations[identity.AnnotationBackupType], settings)
+	settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], settings)
 	return settings, err
 }
 

@@ -431,7 +431,7 @@ func TestExecuteErrors(t *testing.T) {
 		want   []string
 	}{
 		"unknown parameter":    {parameters("{mover: blockmover, retain: 3}"), []string{"app/data", "retain: 3: unknown key"}},
-		"unsupported":          {parameters("{mover: blockmover, audit: 1%}"), []string{"audit: 1%", "not supported"}},
+		"unsupported":          {parameters("{mover: blockmover, retainSnapshot: auto}"), []string{"retainSnapshot: auto", "not supported"}},
 		"malformed value":      {parameters("{mover: blockmover, fullEvery: weekly}"), []string{"fullEvery: weekly: want a duration"}},
 		"malformed annotation": {func(w *world) { w.backup.Annotations = map[string]string{"blockmover.io/backup-type": "diff"} }, []string{`"diff"`}},
 		"no snapshot class":    {func(w *world) { w.class = nil }, []string{"choose VolumeSnapshotClass of driver test.csi.example"}},

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -364,6 +365,20 @@ func TestErrorClasses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestUnknownType: a block whose length means nobody knows what is no data.
+func TestUnknownType(t *testing.T) {
+	const noType = 7
+	svc := &service{blocks: isolatedMiB(1), kind: noType}
+	start(t, svc)
+	err := newSource(t, config(t, svc)).Allocated(context10s(t), 0, func(cbt.Batch) error {
+		t.Error("a batch of an unknown type")
+		return nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "type is 7, want FIXED_LENGTH or VARIABLE_LENGTH") || errors.Is(err, cbt.ErrInterrupted) {
+		t.Fatalf("error is %v, want one that lasts and names the type", err)
 	}
 }
 

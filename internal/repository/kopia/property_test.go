@@ -235,15 +235,21 @@ func (h *history) backup() {
 	if h.rnd.IntN(10) == 0 {
 		parent = identity.ParentNone
 	}
+	saved, err := h.store.List(h.t.Context(), testVolume)
+	require.NoError(h.t, err)
 	run, err := chain.Begin(h.t.Context(), chain.Input{
 		Operation: nextOperation("").Operation,
 		Request:   chain.Request{Parent: parent, Now: h.now, Target: meta},
 		Volume:    testVolume,
+		History:   saved,
 		Store:     h.store,
 		Source:    cbttest.Memory{Volume: volume},
 		Collect:   cbt.Options{PageSize: 1 << 10},
+		Audit:     100,
+		Device:    device.NewMemory(h.data, 512),
 	})
 	require.NoError(h.t, err)
+	require.False(h.t, run.Audited.Differs, "the storage is honest: %s", run.Detail)
 	h.done[string(run.Kind)]++
 	if h.rnd.IntN(10) == 0 {
 		h.done["abort"]++
