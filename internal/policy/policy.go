@@ -31,6 +31,20 @@ const (
 	Incremental BackupType = "Incremental"
 )
 
+// Retain says how long the storage snapshot of a backup stays after the upload.
+type Retain string
+
+// The ways to retain. They are parsed in any case.
+const (
+	// RetainAuto keeps one per volume, the newest, where the storage needs it to
+	// tell what changed since.
+	RetainAuto Retain = "auto"
+	// RetainAlways keeps it until its backup is deleted.
+	RetainAlways Retain = "always"
+	// RetainNever keeps none.
+	RetainNever Retain = "never"
+)
+
 // Settings of one volume's backup.
 type Settings struct {
 	// BackupType is "" where the policy does not say.
@@ -39,6 +53,8 @@ type Settings struct {
 	FullEvery time.Duration
 	// SnapshotClass overrides the VolumeSnapshotClass; "" is Velero's choice.
 	SnapshotClass string
+	// Retain is "" where nobody says: RetainAuto.
+	Retain Retain
 	// Parent is the ID of the repo snapshot that an incremental image has to
 	// build on; "" lets the mover choose. A policy cannot name one: it is set only
 	// by whoever writes a DataUpload by hand.
@@ -51,12 +67,13 @@ const (
 	keyDataMover     = "dataMover" // alias of mover
 	keyBackupType    = "backupType"
 	keyFullEvery     = "fullEvery"
+	keyRetain        = "retainSnapshot"
 	keySnapshotClass = "snapshotClass"
 )
 
 // unsupported are keys that the design has and this version does not. To accept
 // and ignore them would promise what is not done.
-var unsupported = []string{"retainSnapshot", "audit"}
+var unsupported = []string{"audit"}
 
 // IsOurs says whether the parameters name Blockmover as the mover. A policy
 // `custom` for which it is false belongs to another plugin.
@@ -109,6 +126,12 @@ func (s *Settings) set(key string, value any) error {
 			return fmt.Errorf("%s: %v: %w", key, value, err)
 		}
 		s.FullEvery = d
+	case keyRetain:
+		r, err := parseRetain(text)
+		if err != nil {
+			return fmt.Errorf("%s: %v: %w", key, value, err)
+		}
+		s.Retain = r
 	case keySnapshotClass:
 		if !isString {
 			return fmt.Errorf("%s: %v: want the name of a VolumeSnapshotClass, in quotes", key, value)
@@ -116,7 +139,7 @@ func (s *Settings) set(key string, value any) error {
 		s.SnapshotClass = text
 	default:
 		return fmt.Errorf("%s: %v: unknown key, want one of %s", key, value,
-			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keySnapshotClass}, ", "))
+			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyRetain, keySnapshotClass}, ", "))
 	}
 	return nil
 }
@@ -150,6 +173,19 @@ func Resolve(backupSpecType, annotation string, s Settings) (BackupType, error) 
 	return chosen, nil
 }
 
+// ResolveRetain chooses how long the storage snapshot stays: as the annotation of
+// the Backup says, or else the policy; "" where neither does.
+func ResolveRetain(annotation string, s Settings) (Retain, error) {
+	if annotation == "" {
+		return s.Retain, nil
+	}
+	r, err := parseRetain(annotation)
+	if err != nil {
+		return "", fmt.Errorf("resolve what to retain: annotation %s of the Backup: %q: %w", identity.AnnotationRetainSnapshot, annotation, err)
+	}
+	return r, nil
+}
+
 // ParentSnapshot is the choice of parent as a DataUpload and a task spell it:
 // "auto", "none", or a repo snapshot ID.
 func (s Settings) ParentSnapshot() string {
@@ -169,6 +205,9 @@ func (s Settings) ToConfig() map[string]string {
 	config := map[string]string{identity.ConfigParentSnapshot: s.ParentSnapshot()}
 	if s.FullEvery > 0 {
 		config[identity.ConfigFullEvery] = s.FullEvery.String()
+	}
+	if s.Retain != "" {
+		config[identity.ConfigRetainSnapshot] = string(s.Retain)
 	}
 	return config
 }
@@ -195,7 +234,23 @@ func FromConfig(config map[string]string) (Settings, error) {
 		}
 		s.FullEvery = d
 	}
+	if text, set := config[identity.ConfigRetainSnapshot]; set {
+		r, err := parseRetain(text)
+		if err != nil {
+			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: %w", identity.ConfigRetainSnapshot, text, err)
+		}
+		s.Retain = r
+	}
 	return s, nil
+}
+
+func parseRetain(text string) (Retain, error) {
+	for _, r := range []Retain{RetainAuto, RetainAlways, RetainNever} {
+		if strings.EqualFold(text, string(r)) {
+			return r, nil
+		}
+	}
+	return "", fmt.Errorf("want %s, %s or %s", RetainAuto, RetainAlways, RetainNever)
 }
 
 func parseType(text string) (BackupType, error) {

@@ -17,9 +17,10 @@ func TestParse(t *testing.T) {
 		"alias only":     {map[string]any{"dataMover": "blockmover"}, Settings{}},
 		"both and equal": {map[string]any{"mover": "blockmover", "dataMover": "blockmover"}, Settings{}},
 		"everything": {
-			map[string]any{"mover": "blockmover", "backupType": "full", "fullEvery": "168h", "snapshotClass": "fast"},
-			Settings{BackupType: Full, FullEvery: 168 * time.Hour, SnapshotClass: "fast"},
+			map[string]any{"mover": "blockmover", "backupType": "full", "fullEvery": "168h", "snapshotClass": "fast", "retainSnapshot": "never"},
+			Settings{BackupType: Full, FullEvery: 168 * time.Hour, SnapshotClass: "fast", Retain: RetainNever},
 		},
+		"retain in any case":     {map[string]any{"mover": "blockmover", "retainSnapshot": "Always"}, Settings{Retain: RetainAlways}},
 		"any case":               {map[string]any{"mover": "blockmover", "backupType": "INCREMENTAL"}, Settings{BackupType: Incremental}},
 		"empty snapshot class":   {map[string]any{"mover": "blockmover", "snapshotClass": ""}, Settings{}},
 		"duration with fraction": {map[string]any{"mover": "blockmover", "fullEvery": "1.5h"}, Settings{FullEvery: 90 * time.Minute}},
@@ -41,7 +42,7 @@ func TestParseErrors(t *testing.T) {
 		value any
 		want  []string
 	}{
-		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, snapshotClass"}},
+		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, retainSnapshot, snapshotClass"}},
 		"mover of somebody else":   {"mover", "other", []string{"mover", "other", `"blockmover"`}},
 		"alias disagrees":          {"dataMover", "velero", []string{"dataMover", "velero", `"blockmover"`}},
 		"mover is a number":        {"dataMover", 7, []string{"dataMover", "7"}},
@@ -54,7 +55,8 @@ func TestParseErrors(t *testing.T) {
 		"fullEvery zero":           {"fullEvery", "0s", []string{"fullEvery", "0s", "above 0"}},
 		"fullEvery negative":       {"fullEvery", "-1h", []string{"fullEvery", "-1h", "above 0"}},
 		"snapshot class is null":   {"snapshotClass", nil, []string{"snapshotClass", "VolumeSnapshotClass"}},
-		"retainSnapshot":           {"retainSnapshot", "auto", []string{"retainSnapshot", "auto", "not supported by this version"}},
+		"unknown way to retain":    {"retainSnapshot", "newest", []string{"retainSnapshot", "newest", "auto, always or never"}},
+		"retain is a boolean":      {"retainSnapshot", false, []string{"retainSnapshot", "false", "auto, always or never"}},
 		"audit":                    {"audit", "1%", []string{"audit", "1%", "not supported by this version"}},
 	}
 	for name, test := range tests {
@@ -125,6 +127,31 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+func TestResolveRetain(t *testing.T) {
+	tests := map[string]struct {
+		annotation string
+		policy     Retain
+		want       Retain
+		wantErr    string
+	}{
+		"nothing said":             {},
+		"policy":                   {policy: RetainNever, want: RetainNever},
+		"annotation before policy": {annotation: "ALWAYS", policy: RetainNever, want: RetainAlways},
+		"unknown in annotation":    {annotation: "yes", policy: RetainNever, wantErr: `blockmover.io/retain-snapshot of the Backup: "yes": want auto, always or never`},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := ResolveRetain(test.annotation, Settings{Retain: test.policy})
+			if test.wantErr != "" {
+				require.ErrorContains(t, err, test.wantErr)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, test.want, got)
+		})
+	}
+}
+
 func TestConfigRoundTrip(t *testing.T) {
 	tests := map[string]struct {
 		settings Settings
@@ -136,6 +163,10 @@ func TestConfigRoundTrip(t *testing.T) {
 		"fullEvery": {
 			Settings{BackupType: Incremental, FullEvery: 36 * time.Hour},
 			map[string]string{"parentSnapshot": "auto", "fullEvery": "36h0m0s"},
+		},
+		"retain": {
+			Settings{BackupType: Incremental, Retain: RetainAlways},
+			map[string]string{"parentSnapshot": "auto", "retainSnapshot": "always"},
 		},
 	}
 	for name, test := range tests {
@@ -171,6 +202,7 @@ func TestFromConfigErrors(t *testing.T) {
 		"empty parent":        {map[string]string{"parentSnapshot": ""}, `parentSnapshot: ""`},
 		"malformed fullEvery": {map[string]string{"fullEvery": "weekly"}, `fullEvery: "weekly"`},
 		"zero fullEvery":      {map[string]string{"fullEvery": "0"}, `fullEvery: "0"`},
+		"unknown retain":      {map[string]string{"retainSnapshot": "1"}, `retainSnapshot: "1"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := FromConfig(test.config)
@@ -185,6 +217,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("backupType", "full", "fullEvery", "168h")
 	f.Add("snapshotClass", "", "dataMover", "blockmover")
 	f.Add("audit", "1%", "mover", "velero")
+	f.Add("retainSnapshot", "Never", "backupType", "full")
 	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
 		params := map[string]any{"mover": "blockmover"}
 		params[key1] = value1

@@ -28,7 +28,8 @@ import (
 //
 //	secure  re-home the VolumeSnapshot
 //	expose  BackupRepository, PVC from the re-homed VolumeSnapshot, mover pod
-//	finish  delete pod, PVC, re-homed VolumeSnapshot with the storage snapshot
+//	finish  delete pod, PVC, re-homed VolumeSnapshot with the storage snapshot,
+//	        unless that is retained
 type uploads struct {
 	surroundings
 	rehomer volumesnapshot.Rehomer
@@ -85,8 +86,12 @@ func (u *uploads) secure(ctx context.Context, op *operation) (phase.Work, error)
 	if !pair.Secured {
 		return phase.Work{Detail: pair.Waiting}, nil
 	}
-	if _, err := u.settings(ctx, du); err != nil {
+	settings, err := u.settings(ctx, du)
+	if err != nil {
 		return phase.Work{}, err
+	}
+	if settings.Retain != "" {
+		op.setAnnotation(annotationRetain, string(settings.Retain))
 	}
 	if _, _, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
@@ -181,7 +186,7 @@ func (u *uploads) request(ctx context.Context, op *operation, pair volumesnapsho
 	}, nil
 }
 
-// settings is the choice between full and incremental. A DataUpload of our own
+// settings are what was asked for. A DataUpload of our own
 // action carries it; for one of Velero's the Backup is asked.
 func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (policy.Settings, error) {
 	settings, err := policy.FromConfig(du.Spec.DataMoverConfig)
@@ -191,12 +196,7 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	if _, ours := du.Spec.DataMoverConfig[identity.ConfigParentSnapshot]; ours {
 		return settings, nil
 	}
-	name := ""
-	for _, owner := range du.OwnerReferences {
-		if owner.Kind == "Backup" {
-			name = owner.Name
-		}
-	}
+	name, _ := backupOf(du)
 	if name == "" {
 		return settings, nil
 	}
@@ -213,6 +213,10 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 		return policy.Settings{}, fmt.Errorf("%w: read spec.backupType of Backup %s: %w", errUnusable, name, err)
 	}
 	settings.BackupType, err = policy.Resolve(backupType, backup.GetAnnotations()[identity.AnnotationBackupType], policy.Settings{})
+	if err != nil {
+		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
+	}
+	settings.Retain, err = policy.ResolveRetain(backup.GetAnnotations()[identity.AnnotationRetainSnapshot], settings)
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}
@@ -289,10 +293,16 @@ func resultOf(report task.Report) (map[string]string, error) {
 	return result, nil
 }
 
-// finish releases what the DataUpload holds: the volume before the snapshot
-// that it was made from.
+// finish decides whether the storage snapshot stays, now that the image is in the
+// repository, and releases what else the DataUpload holds: the volume before the
+// snapshot that it was made from.
 func (u *uploads) finish(ctx context.Context, op *operation) (ending, error) {
 	end := ending{committed: true, delivered: true}
+	if op.outcome.Phase == phase.Completed {
+		if err := u.retain(ctx, op); err != nil {
+			return end, err
+		}
+	}
 	var err error
 	if end.left, err = u.exposer.Release(ctx, op.exposed()); err != nil || len(end.left) > 0 {
 		return end, err

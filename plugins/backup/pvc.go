@@ -189,7 +189,10 @@ func (a *PVCAction) settings(ctx context.Context, backup *velerov1.Backup, param
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("read Backup %s/%s: %w", backup.Namespace, backup.Name, err)
 	}
-	settings.BackupType, err = policy.Resolve(specType, backup.Annotations[identity.AnnotationBackupType], settings)
+	if settings.BackupType, err = policy.Resolve(specType, backup.Annotations[identity.AnnotationBackupType], settings); err != nil {
+		return policy.Settings{}, err
+	}
+	settings.Retain, err = policy.ResolveRetain(backup.Annotations[identity.AnnotationRetainSnapshot], settings)
 	return settings, err
 }
 
