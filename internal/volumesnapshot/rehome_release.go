@@ -135,29 +135,26 @@ func (r Rehomer) releasePair(ctx context.Context, name string, content *snapshot
 		return nil, err
 	}
 	var left []string
+	alive := content != nil && content.DeletionTimestamp == nil
 	if content != nil {
 		left = append(left, "VolumeSnapshotContent "+name)
-		if content.DeletionTimestamp == nil {
-			if err := r.condemn(ctx, content); err != nil {
-				return nil, err
-			}
-			if !isBound(vs, content) {
-				if err := r.deleteContent(ctx, content); err != nil {
-					return nil, err
-				}
+	}
+	if alive {
+		if err := r.condemn(ctx, content); err != nil {
+			return nil, err
+		}
+	}
+	if vs != nil {
+		left = append(left, "VolumeSnapshot "+vs.Namespace+"/"+name)
+		if vs.DeletionTimestamp == nil {
+			err := r.Client.Delete(ctx, vs, client.Preconditions{UID: &vs.UID})
+			if client.IgnoreNotFound(err) != nil {
+				return nil, fmt.Errorf("delete VolumeSnapshot %s/%s: %w", vs.Namespace, name, err)
 			}
 		}
 	}
-	if vs == nil {
-		return left, nil
-	}
-	left = append(left, "VolumeSnapshot "+vs.Namespace+"/"+name)
-	if vs.DeletionTimestamp != nil {
-		return left, nil
-	}
-	err = r.Client.Delete(ctx, vs, client.Preconditions{UID: &vs.UID})
-	if client.IgnoreNotFound(err) != nil {
-		return nil, fmt.Errorf("delete VolumeSnapshot %s/%s: %w", vs.Namespace, name, err)
+	if alive && !isBound(vs, content) {
+		return left, r.deleteContent(ctx, content)
 	}
 	return left, nil
 }

@@ -33,7 +33,8 @@ type fixture struct {
 	classes []client.Object
 }
 
-// member is a member of a group: it has no class and no restore size.
+// member is a member of a group: it has no class and no restore size
+// (external-snapshotter#1271).
 func member() fixture {
 	name, handle, volume, ready := "content-1", "snapshot-1", "volume-1", true
 	created := time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC).UnixNano()

@@ -191,8 +191,9 @@ func withMarksOf(from, to map[string]string) map[string]string {
 	return out
 }
 
-// ListRetained returns what is retained in the namespace, oldest first, and an
-// error for each pair that cannot be read beside those that can.
+// ListRetained returns what is retained in the namespace and not being deleted,
+// oldest first, and an error for each pair that cannot be read beside those that
+// can.
 func (r Rehomer) ListRetained(ctx context.Context) ([]Retained, error) {
 	return r.listRetained(ctx, client.HasLabels{identity.LabelRetained})
 }
@@ -215,8 +216,8 @@ func (r Rehomer) listRetained(ctx context.Context, options ...client.ListOption)
 	var errs []error
 	for i := range contents.Items {
 		content := &contents.Items[i]
-		if content.Spec.VolumeSnapshotRef.Namespace != r.Namespace { // another Velero's
-			continue
+		if content.Spec.VolumeSnapshotRef.Namespace != r.Namespace || content.DeletionTimestamp != nil {
+			continue // another Velero's, or as good as gone
 		}
 		retained, err := readRetained(content)
 		if err != nil {

@@ -363,6 +363,33 @@ func TestRetainedOverTime(t *testing.T) {
 	}
 }
 
+// TestRunningUploadHoldsBase deletes the backup whose snapshot may be the base of
+// the delta that an upload is asking for.
+func TestRunningUploadHoldsBase(t *testing.T) {
+	w := uploadWorld(t)
+	w.addMetadataService(nil)
+	require.NoError(t, w.c.Delete(w.ctx, w.dataUpload()))
+	w.sweepUp()
+	w.removeOrigin()
+	s := series{world: w, retains: map[int]policy.Retain{}}
+	s.backup(0, policy.RetainAuto)
+	ran := false
+	w.podEnds = func(*corev1.Pod) bool {
+		if !ran {
+			s.delete(0)
+		}
+		ran = true
+		require.NoError(t, w.sweep.sweep(w.ctx))
+		require.Contains(t, w.snapshots, "snapshot-backup-0")
+		return true
+	}
+	s.backup(1, policy.RetainAuto)
+	require.True(t, ran)
+	w.sweepUp()
+	s.check()
+	require.Equal(t, []string{"snapshot-backup-1"}, slices.Collect(maps.Keys(w.snapshots)))
+}
+
 // removeOrigin empties the world of what uploadObjects has of a snapshot.
 func (w *world) removeOrigin() {
 	vs, content := get[snapshotv1.VolumeSnapshot](w, appNamespace, "snap"), get[snapshotv1.VolumeSnapshotContent](w, "", "snapcontent-1")
