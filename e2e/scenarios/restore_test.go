@@ -83,12 +83,12 @@ func (s *scenario) checkClass(namespace, class string) {
 func TestMixedBackup(t *testing.T) {
 	s := newScenario(t)
 	namespace := s.namespace("mixed")
-	require.NoError(t, s.kit.Apply(s.ctx, mixedManifest(s.kit, namespace)))
+	require.NoError(t, s.kit.Apply(s.ctx, disksManifest(s.kit, namespace, "backup", mixedVolumes)))
 	app, err := s.kit.AppIn(s.ctx, namespace)
 	require.NoError(t, err)
 	_, err = app.Exec(s.ctx, `for v in ours theirs skipped; do dd if=/dev/urandom of=/dev/$v bs=1M count=8 conv=notrunc 2>/dev/null; done; sync`)
 	require.NoError(t, err)
-	want := s.mixedSums(app)
+	want := s.diskSums(app, mixedVolumes)
 
 	backup := s.backup("mixed", append(s.policy(mixedPolicy), "--include-namespaces", namespace, "--snapshot-move-data")...)
 	uploads, err := s.kit.DataUploads(s.ctx, backup)
@@ -108,7 +108,7 @@ func TestMixedBackup(t *testing.T) {
 	s.restore(backup, "--namespace-mappings", namespace+":"+target)
 	restored, err := s.kit.AppIn(s.ctx, target)
 	require.NoError(t, err)
-	have := s.mixedSums(restored)
+	have := s.diskSums(restored, mixedVolumes)
 	require.Equal(t, want["ours"], have["ours"])
 	require.Equal(t, want["theirs"], have["theirs"])
 	require.NotEqual(t, want["skipped"], have["skipped"], "a skipped volume comes back empty")
@@ -118,6 +118,8 @@ func TestMixedBackup(t *testing.T) {
 	s.checkRepoSnapshots(namespace, nil)
 	s.checkNothingLeft()
 }
+
+var mixedVolumes = []string{"ours", "theirs", "skipped"}
 
 const mixedPolicy = `version: v1
 volumePolicies:
@@ -129,20 +131,22 @@ volumePolicies:
   action: {type: snapshot}
 `
 
-func mixedManifest(k *kit.Kit, namespace string) string {
+// disksManifest is an application with a small disk of each name, whose PVC has
+// the name as a label.
+func disksManifest(k *kit.Kit, namespace, label string, names []string) string {
 	manifest := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
 	devices, volumes := "", ""
-	for _, name := range []string{"ours", "theirs", "skipped"} {
+	for _, name := range names {
 		manifest += fmt.Sprintf(`---
 apiVersion: v1
 kind: PersistentVolumeClaim
-metadata: {name: %[1]s, namespace: %[2]s, labels: {backup: %[1]s}}
+metadata: {name: %[1]s, namespace: %[2]s, labels: {%[4]s: %[1]s}}
 spec:
   accessModes: [ReadWriteOnce]
   storageClassName: %[3]s
   volumeMode: Block
   resources: {requests: {storage: 16Mi}}
-`, name, namespace, k.StorageClass)
+`, name, namespace, k.StorageClass, label)
 		devices += fmt.Sprintf("        - {name: %[1]s, devicePath: /dev/%[1]s}\n", name)
 		volumes += fmt.Sprintf("      - {name: %[1]s, persistentVolumeClaim: {claimName: %[1]s}}\n", name)
 	}
@@ -167,10 +171,11 @@ spec:
 %s`, namespace, k.ToolsImage, devices, volumes)
 }
 
-func (s *scenario) mixedSums(app *kit.App) map[string]string {
+// diskSums reads the disks of an application of disksManifest.
+func (s *scenario) diskSums(app *kit.App, names []string) map[string]string {
 	s.Helper()
 	sums := map[string]string{}
-	for _, name := range []string{"ours", "theirs", "skipped"} {
+	for _, name := range names {
 		sum, err := app.Exec(s.ctx, "sha256sum < /dev/"+name)
 		require.NoError(s, err)
 		sums[name] = sum

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 )
@@ -69,6 +70,28 @@ func TestKeep(t *testing.T) {
 	none, err := r.Keep(t.Context(), volumesnapshot.Operation{UID: "other"}, keeping)
 	require.NoError(t, err)
 	require.Nil(t, none)
+}
+
+// TestReleaseCompletesKeep: a crash after the content was marked leaves a
+// VolumeSnapshot that looks like the operation's.
+func TestReleaseCompletesKeep(t *testing.T) {
+	r, retained := retainedMember(t)
+	vs := &snapshotv1.VolumeSnapshot{}
+	key := client.ObjectKey{Namespace: "velero", Name: retained.Name}
+	require.NoError(t, r.Reader.Get(t.Context(), key, vs))
+	want := vs.Labels
+	require.Equal(t, "auto", want[identity.LabelRetained])
+	vs.Labels = map[string]string{identity.LabelOperation: "op-uid", "foreign": "stays"}
+	require.NoError(t, r.Client.Update(t.Context(), vs))
+
+	left, err := r.Release(t.Context(), operation)
+	require.NoError(t, err)
+	require.NotContains(t, left, "VolumeSnapshot velero/"+retained.Name)
+	require.NoError(t, r.Reader.Get(t.Context(), key, vs))
+	require.Equal(t, "stays", vs.Labels["foreign"])
+	delete(vs.Labels, "foreign")
+	delete(want, "velero.io/exclude-from-backup") // the operation's pair has it too
+	require.Equal(t, want, vs.Labels)
 }
 
 // TestKeepLongNames: labels are cut, annotations are not, and two volumes whose
