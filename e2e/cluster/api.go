@@ -134,7 +134,7 @@ func (c *Cluster) applyBase(ctx context.Context, a *api, ca []byte) error {
 		if err != nil {
 			return err
 		}
-		if err := a.apply(ctx, string(data)); err != nil {
+		if err := a.apply(ctx, withBaseField(string(data))); err != nil {
 			return err
 		}
 	}
@@ -165,6 +165,26 @@ func (c *Cluster) applyBase(ctx context.Context, a *api, ca []byte) error {
 		}
 	}
 	return nil
+}
+
+// withBaseField adds spec.requireBaseSnapshotForDelta to the CRD of
+// SnapshotMetadataService, as the release after the one that is used here has it:
+// kubernetes-csi/external-snapshot-metadata#258. Other documents, and a CRD that
+// has it already, stay as they are.
+func withBaseField(crd string) string {
+	const after, field = `
+                format: byte
+                type: string
+            required:
+            - address`, "requireBaseSnapshotForDelta:"
+	if strings.Contains(crd, field) {
+		return crd
+	}
+	lines := strings.Replace(after, "\n            required:", `
+              `+field+`
+                type: boolean
+            required:`, 1)
+	return strings.Replace(crd, after, lines, 1)
 }
 
 // nodeReady is nil when the node is Ready.

@@ -155,3 +155,29 @@ func parseCert(t *testing.T, file string) *x509.Certificate {
 	}
 	return cert
 }
+
+// The CRD of the release that is used gets the field of the next one, and only
+// that CRD does.
+func TestWithBaseField(t *testing.T) {
+	const crd = `
+              caCert:
+                format: byte
+                type: string
+            required:
+            - address
+`
+	const want = `
+              caCert:
+                format: byte
+                type: string
+              requireBaseSnapshotForDelta:
+                type: boolean
+            required:
+            - address
+`
+	for in, want := range map[string]string{crd: want, want: want, "kind: Other\n": "kind: Other\n"} {
+		if got := withBaseField(in); got != want {
+			t.Errorf("withBaseField(%q) = %q, want %q", in, got, want)
+		}
+	}
+}

@@ -3,13 +3,22 @@ package kit
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
 
+// labelRetained and labelBackup are on VolumeSnapshots that Blockmover retains for
+// a backup, and on their contents.
+const (
+	labelRetained = "blockmover.io/retained"
+	labelBackup   = "blockmover.io/backup"
+)
+
 // Leftovers lists what operations may have left behind that no backup and no
 // application needs: mover pods, claims and volumes of Velero's namespace,
-// VolumeSnapshots and their contents anywhere, unbound volumes.
+// VolumeSnapshots and their contents anywhere but those that are retained for a
+// backup that exists, unbound volumes.
 func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 	var found []string
 	note := func(items []Object, keep func(Object) bool) {
@@ -20,12 +29,20 @@ func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 		}
 	}
 	nothing := func(Object) bool { return false }
+	backups, err := k.List(ctx, "-n", k.VeleroNamespace, "backups.velero.io")
+	if err != nil {
+		return nil, err
+	}
+	retained := func(o Object) bool {
+		return o.Metadata.Labels[labelRetained] != "" && o.Metadata.DeletionTimestamp == nil &&
+			slices.ContainsFunc(backups, func(b Object) bool { return b.Metadata.Name == o.Metadata.Labels[labelBackup] })
+	}
 	for _, query := range []struct {
 		args []string
 		keep func(Object) bool
 	}{
-		{[]string{"volumesnapshots", "-A"}, nothing},
-		{[]string{"volumesnapshotcontents"}, nothing},
+		{[]string{"volumesnapshots", "-A"}, retained},
+		{[]string{"volumesnapshotcontents"}, retained},
 		{[]string{"volumegroupsnapshots", "-A"}, nothing},
 		{[]string{"volumegroupsnapshotcontents"}, nothing},
 		{[]string{"persistentvolumeclaims", "-n", k.VeleroNamespace}, nothing},

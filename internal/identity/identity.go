@@ -14,7 +14,10 @@ import (
 // DataDownload.spec.datamover that Blockmover answers to.
 const DataMover = "blockmover"
 
-// Labels and annotations. The domain is blockmover.io throughout.
+// Domain is what all labels and annotations begin with.
+const Domain = "blockmover.io/"
+
+// Labels and annotations.
 const (
 	// LabelOperation holds the UID of the DataUpload or DataDownload that an
 	// object was created for. The sweep removes objects whose operation is gone.
@@ -30,7 +33,28 @@ const (
 	AnnotationDataUpload = "blockmover.io/data-upload"
 	// AnnotationBackupType, on a Backup or Schedule, asks for full or incremental.
 	AnnotationBackupType = "blockmover.io/backup-type"
+	// AnnotationRetainSnapshot, on a Backup or Schedule, says what becomes of the
+	// storage snapshots after the upload: a policy.Retain.
+	AnnotationRetainSnapshot = "blockmover.io/retain-snapshot"
 )
+
+// Labels and annotations of a retained pair, a VolumeSnapshot and its content
+// that stay after the upload. A label holds a name as far as labels can, for
+// people to select by; the annotation of the same key holds all of it.
+const (
+	// LabelRetained holds the policy.Retain that the pair stays by. Its presence
+	// says that the pair is no operation's any more.
+	LabelRetained = "blockmover.io/retained"
+	// LabelVolumeNamespace and LabelVolume are the namespace and the name of the PVC.
+	LabelVolumeNamespace = "blockmover.io/volume-namespace"
+	LabelVolume          = "blockmover.io/volume"
+	// LabelBackup is the name of the backup.
+	LabelBackup = "blockmover.io/backup"
+)
+
+// AnnotationRetained describes, on a DataUpload, the storage snapshot that its
+// backup retains (a volumesnapshot.Retained), for as long as it does.
+const AnnotationRetained = "blockmover.io/retained-snapshot"
 
 // Keys of DataUpload.spec.dataMoverConfig.
 const (
@@ -41,6 +65,8 @@ const (
 	ConfigFullEvery = "fullEvery"
 	// ConfigAudit is an audit.Percent.
 	ConfigAudit = "audit"
+	// ConfigRetainSnapshot is a policy.Retain.
+	ConfigRetainSnapshot = "retainSnapshot"
 )
 
 // Values of ConfigParentSnapshot.

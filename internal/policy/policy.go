@@ -32,6 +32,20 @@ const (
 	Incremental BackupType = "Incremental"
 )
 
+// Retain says how long the storage snapshot of a backup stays after the upload.
+type Retain string
+
+// The ways to retain. They are parsed in any case.
+const (
+	// RetainAuto keeps one per volume, the newest, where the storage needs it to
+	// tell what changed since.
+	RetainAuto Retain = "auto"
+	// RetainAlways keeps it until its backup is deleted.
+	RetainAlways Retain = "always"
+	// RetainNever keeps none.
+	RetainNever Retain = "never"
+)
+
 // Settings of one volume's backup.
 type Settings struct {
 	// BackupType is "" where the policy does not say.
@@ -42,6 +56,8 @@ type Settings struct {
 	Audit audit.Percent
 	// SnapshotClass overrides the VolumeSnapshotClass; "" is Velero's choice.
 	SnapshotClass string
+	// Retain is "" where nobody says: RetainAuto.
+	Retain Retain
 	// Parent is the ID of the repo snapshot that an incremental image has to
 	// build on; "" lets the mover choose. A policy cannot name one: it is set only
 	// by whoever writes a DataUpload by hand.
@@ -55,12 +71,9 @@ const (
 	keyBackupType    = "backupType"
 	keyFullEvery     = "fullEvery"
 	keyAudit         = "audit"
+	keyRetain        = "retainSnapshot"
 	keySnapshotClass = "snapshotClass"
 )
-
-// unsupported are keys that the design has and this version does not. To accept
-// and ignore them would promise what is not done.
-var unsupported = []string{"retainSnapshot"}
 
 // IsOurs says whether the parameters name Blockmover as the mover. A policy
 // `custom` for which it is false belongs to another plugin.
@@ -91,9 +104,6 @@ func Parse(params map[string]any) (Settings, error) {
 }
 
 func (s *Settings) set(key string, value any) error {
-	if slices.Contains(unsupported, key) {
-		return fmt.Errorf("%s: %v: not supported by this version of Blockmover: remove it", key, value)
-	}
 	text, isString := value.(string)
 	switch key {
 	case keyMover, keyDataMover:
@@ -119,6 +129,12 @@ func (s *Settings) set(key string, value any) error {
 			return fmt.Errorf("%s: %v: %w", key, value, err)
 		}
 		s.Audit = p
+	case keyRetain:
+		r, err := parseRetain(text)
+		if err != nil {
+			return fmt.Errorf("%s: %v: %w", key, value, err)
+		}
+		s.Retain = r
 	case keySnapshotClass:
 		if !isString {
 			return fmt.Errorf("%s: %v: want the name of a VolumeSnapshotClass, in quotes", key, value)
@@ -126,7 +142,7 @@ func (s *Settings) set(key string, value any) error {
 		s.SnapshotClass = text
 	default:
 		return fmt.Errorf("%s: %v: unknown key, want one of %s", key, value,
-			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keySnapshotClass}, ", "))
+			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keyRetain, keySnapshotClass}, ", "))
 	}
 	return nil
 }
@@ -160,6 +176,19 @@ func Resolve(backupSpecType, annotation string, s Settings) (BackupType, error) 
 	return chosen, nil
 }
 
+// ResolveRetain chooses how long the storage snapshot stays: as the annotation of
+// the Backup says, or else the policy; "" where neither does.
+func ResolveRetain(annotation string, s Settings) (Retain, error) {
+	if annotation == "" {
+		return s.Retain, nil
+	}
+	r, err := parseRetain(annotation)
+	if err != nil {
+		return "", fmt.Errorf("resolve what to retain: annotation %s of the Backup: %q: %w", identity.AnnotationRetainSnapshot, annotation, err)
+	}
+	return r, nil
+}
+
 // ParentSnapshot is the choice of parent as a DataUpload and a task spell it:
 // "auto", "none", or a repo snapshot ID.
 func (s Settings) ParentSnapshot() string {
@@ -182,6 +211,9 @@ func (s Settings) ToConfig() map[string]string {
 	}
 	if s.Audit != audit.Default {
 		config[identity.ConfigAudit] = s.Audit.String()
+	}
+	if s.Retain != "" {
+		config[identity.ConfigRetainSnapshot] = string(s.Retain)
 	}
 	return config
 }
@@ -211,6 +243,13 @@ func FromConfig(config map[string]string) (Settings, error) {
 			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: %w", identity.ConfigAudit, text, err)
 		}
 		s.Audit = p
+	}
+	if text, set := config[identity.ConfigRetainSnapshot]; set {
+		r, err := parseRetain(text)
+		if err != nil {
+			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: %w", identity.ConfigRetainSnapshot, text, err)
+		}
+		s.Retain = r
 	}
 	return s, nil
 }
@@ -244,6 +283,15 @@ func FromDataUpload(config map[string]string, parentSnapshot string) (s Settings
 	}
 	s.setParent(parentSnapshot)
 	return s, s.BackupType == Full || s.Parent != "", nil
+}
+
+func parseRetain(text string) (Retain, error) {
+	for _, r := range []Retain{RetainAuto, RetainAlways, RetainNever} {
+		if strings.EqualFold(text, string(r)) {
+			return r, nil
+		}
+	}
+	return "", fmt.Errorf("want %s, %s or %s", RetainAuto, RetainAlways, RetainNever)
 }
 
 func parseType(text string) (BackupType, error) {

@@ -17,14 +17,15 @@ func TestParse(t *testing.T) {
 		"alias only":     {map[string]any{"dataMover": "blockmover"}, Settings{Audit: 1}},
 		"both and equal": {map[string]any{"mover": "blockmover", "dataMover": "blockmover"}, Settings{Audit: 1}},
 		"everything": {
-			map[string]any{"mover": "blockmover", "backupType": "full", "fullEvery": "168h", "audit": "2.5%", "snapshotClass": "fast"},
-			Settings{Audit: 2.5, BackupType: Full, FullEvery: 168 * time.Hour, SnapshotClass: "fast"},
+			map[string]any{"mover": "blockmover", "backupType": "full", "fullEvery": "168h", "audit": "2.5%", "retainSnapshot": "never", "snapshotClass": "fast"},
+			Settings{Audit: 2.5, BackupType: Full, FullEvery: 168 * time.Hour, Retain: RetainNever, SnapshotClass: "fast"},
 		},
 		"any case":               {map[string]any{"mover": "blockmover", "backupType": "INCREMENTAL"}, Settings{Audit: 1, BackupType: Incremental}},
 		"empty snapshot class":   {map[string]any{"mover": "blockmover", "snapshotClass": ""}, Settings{Audit: 1}},
 		"no audit":               {map[string]any{"mover": "blockmover", "audit": "0"}, Settings{}},
 		"no audit, as a number":  {map[string]any{"mover": "blockmover", "audit": 0}, Settings{}},
 		"duration with fraction": {map[string]any{"mover": "blockmover", "fullEvery": "1.5h"}, Settings{Audit: 1, FullEvery: 90 * time.Minute}},
+		"retain in any case":     {map[string]any{"mover": "blockmover", "retainSnapshot": "Always"}, Settings{Audit: 1, Retain: RetainAlways}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -43,7 +44,7 @@ func TestParseErrors(t *testing.T) {
 		value any
 		want  []string
 	}{
-		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, audit, snapshotClass"}},
+		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, audit, retainSnapshot, snapshotClass"}},
 		"mover of somebody else":   {"mover", "other", []string{"mover", "other", `"blockmover"`}},
 		"alias disagrees":          {"dataMover", "velero", []string{"dataMover", "velero", `"blockmover"`}},
 		"mover is a number":        {"dataMover", 7, []string{"dataMover", "7"}},
@@ -56,10 +57,11 @@ func TestParseErrors(t *testing.T) {
 		"fullEvery zero":           {"fullEvery", "0s", []string{"fullEvery", "0s", "above 0"}},
 		"fullEvery negative":       {"fullEvery", "-1h", []string{"fullEvery", "-1h", "above 0"}},
 		"snapshot class is null":   {"snapshotClass", nil, []string{"snapshotClass", "VolumeSnapshotClass"}},
-		"retainSnapshot":           {"retainSnapshot", "auto", []string{"retainSnapshot", "auto", "not supported by this version"}},
 		"audit without unit":       {"audit", 1, []string{"audit: 1", "a percentage from 0% to 100% such as 1%"}},
 		"audit of more than all":   {"audit", "101%", []string{"audit: 101%", "a percentage"}},
 		"audit is null":            {"audit", nil, []string{"audit", "a percentage"}},
+		"unknown way to retain":    {"retainSnapshot", "newest", []string{"retainSnapshot", "newest", "auto, always or never"}},
+		"retain is a boolean":      {"retainSnapshot", false, []string{"retainSnapshot", "false", "auto, always or never"}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -129,6 +131,31 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+func TestResolveRetain(t *testing.T) {
+	tests := map[string]struct {
+		annotation string
+		policy     Retain
+		want       Retain
+		wantErr    string
+	}{
+		"nothing said":             {},
+		"policy":                   {policy: RetainNever, want: RetainNever},
+		"annotation before policy": {annotation: "ALWAYS", policy: RetainNever, want: RetainAlways},
+		"unknown in annotation":    {annotation: "yes", policy: RetainNever, wantErr: `blockmover.io/retain-snapshot of the Backup: "yes": want auto, always or never`},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := ResolveRetain(test.annotation, Settings{Retain: test.policy})
+			if test.wantErr != "" {
+				require.ErrorContains(t, err, test.wantErr)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, test.want, got)
+		})
+	}
+}
+
 func TestConfigRoundTrip(t *testing.T) {
 	tests := map[string]struct {
 		settings Settings
@@ -140,6 +167,10 @@ func TestConfigRoundTrip(t *testing.T) {
 		"fullEvery": {
 			Settings{BackupType: Incremental, FullEvery: 36 * time.Hour},
 			map[string]string{"parentSnapshot": "auto", "fullEvery": "36h0m0s", "audit": "0%"},
+		},
+		"retain": {
+			Settings{BackupType: Incremental, Retain: RetainAlways},
+			map[string]string{"parentSnapshot": "auto", "retainSnapshot": "always", "audit": "0%"},
 		},
 	}
 	for name, test := range tests {
@@ -176,6 +207,7 @@ func TestFromConfigErrors(t *testing.T) {
 		"malformed fullEvery": {map[string]string{"fullEvery": "weekly"}, `fullEvery: "weekly"`},
 		"malformed audit":     {map[string]string{"audit": "1"}, `audit: "1"`},
 		"zero fullEvery":      {map[string]string{"fullEvery": "0"}, `fullEvery: "0"`},
+		"unknown retain":      {map[string]string{"retainSnapshot": "1"}, `retainSnapshot: "1"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := FromConfig(test.config)
@@ -221,6 +253,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("backupType", "full", "fullEvery", "168h")
 	f.Add("snapshotClass", "", "dataMover", "blockmover")
 	f.Add("audit", "1%", "mover", "velero")
+	f.Add("retainSnapshot", "Never", "backupType", "full")
 	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
 		params := map[string]any{"mover": "blockmover"}
 		params[key1] = value1

@@ -10,10 +10,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"google.golang.org/grpc/codes"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -88,6 +90,10 @@ func adoptable(found *snapshotv1.VolumeSnapshot, source Source) error {
 // minutes need not be asked for more often than every 2 s.
 var handleBackoff = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 1.3, Cap: 2 * time.Second, Steps: 1 << 30}
 
+// ErrExhausted is wrapped by the error of a wait in which the storage said that
+// it has no room for the snapshot: its maximum number of them is reached, for one.
+var ErrExhausted = errors.New("the storage takes no more snapshots")
+
 // WaitForHandle waits until the storage has cut the snapshot, which is when the
 // VolumeSnapshotContent has a handle: the data is fixed then, although it may not
 // be ready to use yet. The context bounds the wait. Errors of the storage are
@@ -114,6 +120,9 @@ func WaitForHandle(ctx context.Context, c client.Client, key client.ObjectKey) (
 		return content, nil
 	case errors.Is(err, errGone):
 		return nil, fmt.Errorf("wait for snapshot handle of VolumeSnapshot %s: %w", key, err)
+	// The sidecar passes the driver's gRPC code on as text alone.
+	case strings.Contains(last.Error(), codes.ResourceExhausted.String()):
+		return nil, fmt.Errorf("wait for snapshot handle of VolumeSnapshot %s: %w: %w: %w", key, err, ErrExhausted, last)
 	default:
 		return nil, fmt.Errorf("wait for snapshot handle of VolumeSnapshot %s: %w: %w", key, err, last)
 	}

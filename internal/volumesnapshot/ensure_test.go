@@ -139,8 +139,22 @@ func TestWaitForHandleTimesOut(t *testing.T) {
 			_, err := WaitForHandle(ctx, newFake(t, pair(test.change)...), vsKey)
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			require.ErrorContains(t, err, test.want)
+			require.NotErrorIs(t, err, ErrExhausted)
 		})
 	}
+}
+
+func TestWaitForHandleExhausted(t *testing.T) {
+	message := `failed to take snapshot of the volume v1: "rpc error: code = ResourceExhausted desc = the maximum is 3"`
+	c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
+		content.Status = &snapshotv1.VolumeSnapshotContentStatus{Error: &snapshotv1.VolumeSnapshotError{Message: &message}}
+	})...)
+	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+	defer cancel()
+	_, err := WaitForHandle(ctx, c, vsKey)
+	require.ErrorIs(t, err, ErrExhausted)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "the maximum is 3")
 }
 
 func TestWaitForHandleOfDeleted(t *testing.T) {

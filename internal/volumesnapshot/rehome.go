@@ -59,7 +59,8 @@ const (
 //	origin VolumeSnapshot and content deleted                        it has one name again
 //
 // At each moment at most one content with policy Delete has the handle, and the
-// storage snapshot is deleted through the pair alone: Release.
+// storage snapshot is deleted through the pair alone: Release, or, when the pair
+// stays after the operation (Keep), ReleaseRetained.
 type Rehomer struct {
 	Client client.Client
 	// Reader answers from the API server: a stale answer would call a VolumeSnapshot
@@ -117,7 +118,7 @@ func (r Rehomer) Ensure(ctx context.Context, op Operation, from Origin) (Rehomed
 			return Rehomed{Name: name, Waiting: waiting}, err
 		}
 	}
-	vs, err := r.ensureSnapshot(ctx, op, content)
+	vs, err := r.ensureSnapshot(ctx, content)
 	if err != nil {
 		return Rehomed{}, err
 	}
@@ -233,7 +234,7 @@ func planContent(op Operation, namespace string, origin *snapshotv1.VolumeSnapsh
 			Labels:      map[string]string{velerov1.ExcludeFromBackupLabel: "true"},
 		},
 		Spec: snapshotv1.VolumeSnapshotContentSpec{
-			VolumeSnapshotRef:       corev1.ObjectReference{APIVersion: snapshotv1.SchemeGroupVersion.String(), Kind: "VolumeSnapshot", Namespace: namespace, Name: name},
+			VolumeSnapshotRef:       referenceTo(namespace, name),
 			Source:                  snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: origin.Status.SnapshotHandle},
 			DeletionPolicy:          snapshotv1.VolumeSnapshotContentDelete,
 			Driver:                  origin.Spec.Driver,
@@ -256,15 +257,11 @@ func planContent(op Operation, namespace string, origin *snapshotv1.VolumeSnapsh
 
 // ensureSnapshot creates the re-homed VolumeSnapshot. A content that is being
 // deleted gets none.
-func (r Rehomer) ensureSnapshot(ctx context.Context, op Operation, content *snapshotv1.VolumeSnapshotContent) (*snapshotv1.VolumeSnapshot, error) {
+func (r Rehomer) ensureSnapshot(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) (*snapshotv1.VolumeSnapshot, error) {
 	key := client.ObjectKey{Namespace: r.Namespace, Name: content.Name}
-	vs := &snapshotv1.VolumeSnapshot{}
-	err := r.Reader.Get(ctx, key, vs)
-	if err == nil {
-		return vs, nil
-	}
-	if !apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("get VolumeSnapshot %s: %w", key, err)
+	vs, err := r.getSnapshot(ctx, key.Name)
+	if err != nil || vs != nil {
+		return vs, err
 	}
 	if content.DeletionTimestamp != nil {
 		return nil, vanished(key)
@@ -280,7 +277,7 @@ func (r Rehomer) ensureSnapshot(ctx context.Context, op Operation, content *snap
 			VolumeSnapshotClassName: content.Spec.VolumeSnapshotClassName,
 		},
 	}
-	mark(vs, op)
+	copyMarks(content, vs)
 	if err := r.Client.Create(ctx, vs); err != nil {
 		return nil, fmt.Errorf("create VolumeSnapshot %s: %w", key, err)
 	}

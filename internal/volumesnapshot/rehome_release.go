@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -15,7 +16,8 @@ import (
 
 // Release deletes what an operation holds, with the snapshot in the storage,
 // and returns what is still there. It finds everything by the label of the
-// operation, so that it also serves when the operation itself is gone.
+// operation and the name of the pair, so that it also serves when the operation
+// itself is gone. A pair that is retained is not the operation's any more.
 //
 // Origins go before the pair: as long as the pair exists, it is known that the
 // storage snapshot is the pair's to delete.
@@ -25,13 +27,10 @@ func (r Rehomer) Release(ctx context.Context, op Operation) ([]string, error) {
 		return nil, fmt.Errorf("list VolumeSnapshotContents of operation %s: %w", op.UID, err)
 	}
 	name := identity.OperationName(op.UID)
-	isPair := func(c snapshotv1.VolumeSnapshotContent) bool { return c.Name == name }
-	pair := slices.IndexFunc(contents.Items, isPair)
-
 	var left []string
 	for i := range contents.Items {
 		origin := &contents.Items[i]
-		if i == pair {
+		if origin.Name == name {
 			continue
 		}
 		left = append(left, "VolumeSnapshotContent "+origin.Name)
@@ -42,19 +41,15 @@ func (r Rehomer) Release(ctx context.Context, op Operation) ([]string, error) {
 			return nil, err
 		}
 	}
-	var content *snapshotv1.VolumeSnapshotContent
-	if pair >= 0 {
-		content = &contents.Items[pair]
-		left = append(left, "VolumeSnapshotContent "+name)
-	}
-	still, err := r.releasePair(ctx, op, content)
+	content, err := r.getContent(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	if still {
-		left = append(left, "VolumeSnapshot "+r.Namespace+"/"+name)
+	if isRetained(content) {
+		return left, r.followContent(ctx, content)
 	}
-	return left, nil
+	pair, err := r.releasePair(ctx, name, content)
+	return append(left, pair...), err
 }
 
 // ReleaseOrigin deletes a VolumeSnapshot that was never taken over, with the
@@ -91,15 +86,8 @@ func (r Rehomer) releaseOriginContent(ctx context.Context, origin *snapshotv1.Vo
 		return err
 	}
 	if !shared {
-		before := origin.DeepCopy()
-		origin.Spec.DeletionPolicy = snapshotv1.VolumeSnapshotContentDelete
-		// The sidecar deletes the storage snapshot only when it sees this annotation,
-		// which the snapshot controller sets when the VolumeSnapshot is deleted; that
-		// one may be gone.
-		metav1.SetMetaDataAnnotation(&origin.ObjectMeta, annotationBeingDeleted, "yes")
-		err := r.Client.Patch(ctx, origin, client.MergeFrom(before))
-		if client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("set deletion policy of VolumeSnapshotContent %s: %w", origin.Name, err)
+		if err := r.condemn(ctx, origin); err != nil {
+			return err
 		}
 	}
 	ref := origin.Spec.VolumeSnapshotRef
@@ -134,41 +122,87 @@ func handleOf(content *snapshotv1.VolumeSnapshotContent) string {
 	return ""
 }
 
-// releasePair deletes the pair, and reports whether the VolumeSnapshot is still
-// there. The snapshot controller deletes content and storage snapshot when the
-// VolumeSnapshot is deleted, but only if the two are bound and the sidecar has
-// taken note of the content: an unbound content would be deleted without its
-// storage snapshot. So the pair is completed first where a crash left half of it.
-func (r Rehomer) releasePair(ctx context.Context, op Operation, content *snapshotv1.VolumeSnapshotContent) (bool, error) {
-	key := client.ObjectKey{Namespace: r.Namespace, Name: identity.OperationName(op.UID)}
-	if content != nil && content.DeletionTimestamp == nil {
-		vs, err := r.ensureSnapshot(ctx, op, content)
-		if err != nil {
-			return false, err
-		}
-		bound := vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil &&
-			content.Status != nil && slices.Contains(content.Finalizers, finalizerContentProtection)
-		if !bound && vs.DeletionTimestamp == nil {
-			return true, nil
-		}
+// releasePair deletes a pair, of which there may be half, and returns what is
+// still there.
+//
+// The snapshot controller deletes content and storage snapshot when the
+// VolumeSnapshot is deleted, and not before a volume that somebody makes from it
+// is ready. But it knows nothing of a content that it has not bound yet, and that
+// is deleted by itself.
+func (r Rehomer) releasePair(ctx context.Context, name string, content *snapshotv1.VolumeSnapshotContent) ([]string, error) {
+	vs, err := r.getSnapshot(ctx, name)
+	if err != nil {
+		return nil, err
 	}
-	vs := &snapshotv1.VolumeSnapshot{}
-	if err := r.Reader.Get(ctx, key, vs); apierrors.IsNotFound(err) {
-		return false, nil
-	} else if err != nil {
-		return false, fmt.Errorf("get VolumeSnapshot %s: %w", key, err)
-	}
-	if vs.DeletionTimestamp != nil {
-		return true, nil
-	}
+	var left []string
+	alive := content != nil && content.DeletionTimestamp == nil
 	if content != nil {
-		if err := setDeletionPolicyDelete(ctx, r.Reader, r.Client, content.Name); err != nil {
-			return false, err
+		left = append(left, "VolumeSnapshotContent "+name)
+	}
+	if alive {
+		if err := r.condemn(ctx, content); err != nil {
+			return nil, err
 		}
 	}
-	err := r.Client.Delete(ctx, vs, client.Preconditions{UID: &vs.UID})
-	if client.IgnoreNotFound(err) != nil {
-		return false, fmt.Errorf("delete VolumeSnapshot %s: %w", key, err)
+	if vs != nil {
+		left = append(left, "VolumeSnapshot "+vs.Namespace+"/"+name)
+		if vs.DeletionTimestamp == nil {
+			err := r.Client.Delete(ctx, vs, client.Preconditions{UID: &vs.UID})
+			if client.IgnoreNotFound(err) != nil {
+				return nil, fmt.Errorf("delete VolumeSnapshot %s/%s: %w", vs.Namespace, name, err)
+			}
+		}
 	}
-	return true, nil
+	if alive && !isBound(vs, content) {
+		return left, r.deleteContent(ctx, content)
+	}
+	return left, nil
+}
+
+func isBound(vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) bool {
+	return vs != nil && vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil &&
+		*vs.Status.BoundVolumeSnapshotContentName == content.Name && content.Spec.VolumeSnapshotRef.UID == vs.UID
+}
+
+// condemn makes sure that the sidecar deletes the storage snapshot when the
+// content is deleted. It does so only if
+//
+//   - the deletion policy is Delete
+//   - there is the annotation that the snapshot controller sets when the
+//     VolumeSnapshot is deleted: that one may be gone, or never have been there
+//   - its finalizer holds the content for so long
+//   - the status has the handle, which it has not yet when the content is new
+//   - the status has no group: the sidecar leaves members to their group, also where
+//     the group is gone, and the snapshot would stay behind
+func (r Rehomer) condemn(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) error {
+	before := content.DeepCopy()
+	content.Spec.DeletionPolicy = snapshotv1.VolumeSnapshotContentDelete
+	metav1.SetMetaDataAnnotation(&content.ObjectMeta, annotationBeingDeleted, "yes")
+	if !slices.Contains(content.Finalizers, finalizerContentProtection) {
+		content.Finalizers = append(content.Finalizers, finalizerContentProtection)
+	}
+	err := r.Client.Patch(ctx, content, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("set deletion policy of VolumeSnapshotContent %s: %w", content.Name, err)
+	case handleOf(content) == "":
+		return nil // no snapshot was taken yet
+	}
+	before = content.DeepCopy()
+	if content.Status == nil {
+		content.Status = &snapshotv1.VolumeSnapshotContentStatus{}
+	}
+	if content.Status.SnapshotHandle == nil {
+		content.Status.SnapshotHandle = content.Spec.Source.SnapshotHandle
+	}
+	content.Status.VolumeGroupSnapshotHandle = nil
+	if equality.Semantic.DeepEqual(before.Status, content.Status) {
+		return nil
+	}
+	if err := client.IgnoreNotFound(r.Client.Status().Patch(ctx, content, client.MergeFrom(before))); err != nil {
+		return fmt.Errorf("set snapshot handle in the status of VolumeSnapshotContent %s: %w", content.Name, err)
+	}
+	return nil
 }

@@ -33,7 +33,8 @@ type fixture struct {
 	classes []client.Object
 }
 
-// member is a member of a group: it has no class and no restore size.
+// member is a member of a group: it has no class and no restore size
+// (external-snapshotter#1271).
 func member() fixture {
 	name, handle, volume, ready := "content-1", "snapshot-1", "volume-1", true
 	created := time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC).UnixNano()
@@ -83,7 +84,8 @@ func (f fixture) rehomer(t *testing.T) volumesnapshot.Rehomer {
 	scheme := runtime.NewScheme()
 	require.NoError(t, snapshotv1.AddToScheme(scheme))
 	require.NoError(t, corev1.AddToScheme(scheme))
-	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(f.classes, f.vs, f.content, f.pvc, f.pv)...).Build()
+	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{}).
+		WithObjects(append(f.classes, f.vs, f.content, f.pvc, f.pv)...).Build()
 	return volumesnapshot.Rehomer{Client: c, Reader: c, Namespace: "velero"}
 }
 
@@ -108,6 +110,12 @@ func TestRehomeMember(t *testing.T) {
 	require.NotContains(t, content.Annotations, "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted")
 	require.Equal(t, "node-1", content.Labels["snapshot.storage.kubernetes.io/managed-by"])
 	require.Equal(t, "op-uid", content.Labels[identity.LabelOperation])
+
+	// The SnapshotMetadata service looks for the class at the VolumeSnapshot.
+	vs := &snapshotv1.VolumeSnapshot{}
+	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKey{Namespace: "velero", Name: pair.Name}, vs))
+	require.Equal(t, "b", *vs.Spec.VolumeSnapshotClassName)
+	require.Equal(t, "op-uid", vs.Labels[identity.LabelOperation])
 
 	again, err := r.Ensure(t.Context(), operation, origin)
 	require.NoError(t, err)

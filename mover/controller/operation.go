@@ -32,6 +32,8 @@ const (
 	annotationFilesystem = "blockmover.io/filesystem"
 	// annotationSecured is set on a new operation that waits for nothing but a slot.
 	annotationSecured = "blockmover.io/secured"
+	// annotationRetain is the policy.Retain that the storage snapshot stays by.
+	annotationRetain = "blockmover.io/retain"
 )
 
 // operation is what a DataUpload and a DataDownload have in common: a view of

@@ -13,7 +13,8 @@
 //	engine     what both kinds have in common, from reading to patching
 //	uploads    re-home the VolumeSnapshot, expose it, release
 //	downloads  expose an empty volume, rebind it to its user, release
-//	sweeper    releases what operations left that cannot do so themselves
+//	sweeper    releases what operations left that cannot do so themselves, and
+//	           retained snapshots that are needed no more
 //
 // Not promised: that a storage which refuses to delete a volume or a snapshot is
 // waited for longer than a minute. The operation ends, its message names what is
@@ -130,6 +131,7 @@ func Setup(mgr ctrl.Manager, opts Options) error {
 	}
 	rehomer := volumesnapshot.Rehomer{Client: around.client, Reader: around.reader, Namespace: opts.Namespace}
 	sweep := &sweeper{
+		client:    around.client,
 		reader:    around.reader,
 		exposer:   around.exposer,
 		rehomer:   rehomer,
@@ -220,12 +222,19 @@ func withoutProgress(object client.Object) client.Object {
 }
 
 // slotFreed passes the end of an operation, after which others may start. One
-// that is deleted before its end is swept after.
+// that is deleted before its end is swept after, and the end of an upload may
+// make retained snapshots needless.
 func slotFreed(sweep *sweeper) predicate.Predicate {
 	return predicate.Funcs{
 		CreateFunc:  func(event.CreateEvent) bool { return false },
 		GenericFunc: func(event.GenericEvent) bool { return false },
-		UpdateFunc:  func(e event.UpdateEvent) bool { return !ended(e.ObjectOld) && ended(e.ObjectNew) },
+		UpdateFunc: func(e event.UpdateEvent) bool {
+			passes := !ended(e.ObjectOld) && ended(e.ObjectNew)
+			if _, isUpload := e.ObjectNew.(*velerov2alpha1.DataUpload); passes && isUpload {
+				sweep.poke()
+			}
+			return passes
+		},
 		DeleteFunc: func(e event.DeleteEvent) bool {
 			if !ended(e.Object) {
 				sweep.poke()

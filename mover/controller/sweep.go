@@ -24,12 +24,14 @@ import (
 )
 
 // sweeper releases what nobody else will: the objects of operations that are
-// gone or have ended, and the VolumeSnapshots of backups that have.
+// gone or have ended, the VolumeSnapshots of backups that have, and the retained
+// ones that no backup needs any more.
 //
 // It looks for objects first and for what they belong to after that, both at
 // the API server: what was there when the objects were listed and is missing
 // afterwards has been deleted, and is not merely too young to be seen.
 type sweeper struct {
+	client    client.Writer
 	reader    client.Reader
 	exposer   *exposer.Exposer
 	rehomer   volumesnapshot.Rehomer
@@ -39,8 +41,8 @@ type sweeper struct {
 	wake chan struct{}
 }
 
-// sweepInterval is how often the cluster is searched. A deleted operation wakes
-// the sweeper at once.
+// sweepInterval is how often the cluster is searched. An upload that has ended
+// and a deleted operation wake the sweeper at once.
 const sweepInterval = 2 * time.Minute
 
 // NeedLeaderElection makes the manager start the sweeper where it reconciles.
@@ -72,7 +74,7 @@ func (s *sweeper) poke() {
 }
 
 func (s *sweeper) sweep(ctx context.Context) error {
-	return errors.Join(s.sweepOperations(ctx), s.sweepBackups(ctx))
+	return errors.Join(s.sweepOperations(ctx), s.sweepBackups(ctx), s.sweepRetained(ctx))
 }
 
 // sweepOperations releases the objects of operations that do not run.

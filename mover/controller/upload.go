@@ -29,7 +29,8 @@ import (
 //
 //	secure  re-home the VolumeSnapshot
 //	expose  BackupRepository, PVC from the re-homed VolumeSnapshot, mover pod
-//	finish  delete pod, PVC, re-homed VolumeSnapshot with the storage snapshot
+//	finish  delete pod, PVC, re-homed VolumeSnapshot with the storage snapshot,
+//	        unless that is retained
 type uploads struct {
 	surroundings
 	rehomer volumesnapshot.Rehomer
@@ -86,8 +87,12 @@ func (u *uploads) secure(ctx context.Context, op *operation) (phase.Work, error)
 	if !pair.Secured {
 		return phase.Work{Detail: pair.Waiting}, nil
 	}
-	if _, err := u.settings(ctx, du); err != nil {
+	settings, err := u.settings(ctx, du)
+	if err != nil {
 		return phase.Work{}, err
+	}
+	if settings.Retain != "" {
+		op.setAnnotation(annotationRetain, string(settings.Retain))
 	}
 	if _, _, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
@@ -223,15 +228,10 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}
-	if decided {
+	if _, ours := du.Spec.DataMoverConfig[identity.ConfigParentSnapshot]; ours {
 		return settings, nil
 	}
-	name := ""
-	for _, owner := range du.OwnerReferences {
-		if owner.Kind == "Backup" {
-			name = owner.Name
-		}
-	}
+	name, _ := backupOf(du)
 	if name == "" {
 		return settings, nil
 	}
@@ -241,7 +241,13 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	} else if err != nil {
 		return policy.Settings{}, err
 	}
-	settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], policy.Settings{})
+	if !decided {
+		settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], policy.Settings{})
+		if err != nil {
+			return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
+		}
+	}
+	settings.Retain, err = policy.ResolveRetain(asked.Annotations[identity.AnnotationRetainSnapshot], settings)
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}
@@ -321,10 +327,16 @@ func resultOf(report task.Report) (map[string]string, error) {
 	return result, nil
 }
 
-// finish releases what the DataUpload holds: the volume before the snapshot
-// that it was made from.
+// finish decides whether the storage snapshot stays, now that the image is in the
+// repository, and releases what else the DataUpload holds: the volume before the
+// snapshot that it was made from.
 func (u *uploads) finish(ctx context.Context, op *operation) (ending, error) {
 	end := ending{committed: true, delivered: true}
+	if op.outcome.Phase == phase.Completed {
+		if err := u.retain(ctx, op); err != nil {
+			return end, err
+		}
+	}
 	var err error
 	if end.left, err = u.exposer.Release(ctx, op.exposed()); err != nil || len(end.left) > 0 {
 		return end, err

@@ -36,7 +36,7 @@ func uploadObjects() []client.Object {
 	snapshotHandle, creation, restoreSize := "snapshot-1", time.Date(2026, 3, 1, 11, 59, 0, 5, time.UTC).UnixNano(), int64(gibi)
 	filesystem := corev1.PersistentVolumeFilesystem
 	return []client.Object{
-		&velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "backup"}},
+		&velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "backup", UID: "backup-uid"}},
 		&corev1.PersistentVolumeClaim{
 			ObjectMeta: metav1.ObjectMeta{Namespace: appNamespace, Name: claim, UID: "data-uid"},
 			Spec:       corev1.PersistentVolumeClaimSpec{VolumeName: "pv-data", VolumeMode: &filesystem},

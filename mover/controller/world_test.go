@@ -19,6 +19,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -65,8 +66,12 @@ type world struct {
 	downs   *engine
 	sweep   *sweeper
 
-	// volumes and snapshots are what exists in the storage.
+	// mapper knows the kinds that not every cluster has.
+	mapper *meta.DefaultRESTMapper
+	// volumes and snapshots are what exists in the storage; groups has the groups of
+	// those snapshots that are members of one.
 	volumes, snapshots map[string]bool
+	groups             map[string]string
 	nextVolume         int
 	// report is what a mover pod says at its end; podEnds decides otherwise.
 	report  task.Report
@@ -125,6 +130,9 @@ func (f *faults) funcs() interceptor.Funcs {
 		Patch: func(ctx context.Context, c client.WithWatch, obj client.Object, patch client.Patch, opts ...client.PatchOption) error {
 			return f.call(func() error { return c.Patch(ctx, obj, patch, opts...) })
 		},
+		SubResourcePatch: func(ctx context.Context, c client.Client, name string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
+			return f.call(func() error { return c.SubResource(name).Patch(ctx, obj, patch, opts...) })
+		},
 	}
 }
 
@@ -167,6 +175,8 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 		clock:     time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
 		volumes:   map[string]bool{},
 		snapshots: map[string]bool{},
+		groups:    map[string]string{},
+		mapper:    meta.NewDefaultRESTMapper([]schema.GroupVersion{metadataKind.GroupVersion()}),
 		report: task.Report{
 			Version: task.Version, SnapshotID: "repo-snapshot-1", Kind: repository.Full, Reason: "NoParent",
 			VolumeSize: gibi, BytesRead: 7, BytesUploaded: 5,
@@ -188,6 +198,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 		identify(object)
 	}
 	w.c = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
+		WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{}).WithRESTMapper(w.mapper).
 		WithInterceptorFuncs(interceptor.Funcs{Create: func(ctx context.Context, c client.WithWatch, object client.Object, opts ...client.CreateOption) error {
 			identify(object)
 			return c.Create(ctx, object, opts...)
@@ -209,7 +220,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	}
 	w.uploads = newEngine(kindUpload, &uploads{surroundings: around, rehomer: rehomer})
 	w.downs = newEngine(kindDownload, &downloads{surroundings: around})
-	w.sweep = &sweeper{reader: w.c, exposer: x, rehomer: rehomer, namespace: veleroNamespace, interval: time.Minute, wake: make(chan struct{}, 1)}
+	w.sweep = &sweeper{client: w.c, reader: w.c, exposer: x, rehomer: rehomer, namespace: veleroNamespace, interval: time.Minute, wake: make(chan struct{}, 1)}
 	return w
 }
 
@@ -260,7 +271,9 @@ func (w *world) run(e *engine, name string) *operation {
 func (w *world) sweepUp() {
 	w.t.Helper()
 	for range 10 {
-		require.NoError(w.t, w.sweep.sweep(w.ctx))
+		if err := w.sweep.sweep(w.ctx); err != nil {
+			require.ErrorIs(w.t, err, errInjected)
+		}
 		w.step()
 	}
 }
@@ -420,6 +433,9 @@ func (w *world) stepContents() {
 			if content.Status == nil && content.Spec.Source.SnapshotHandle != nil && w.snapshots[*content.Spec.Source.SnapshotHandle] {
 				ready := true
 				content.Status = &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: content.Spec.Source.SnapshotHandle, ReadyToUse: &ready}
+				if group := w.groups[*content.Spec.Source.SnapshotHandle]; group != "" {
+					content.Status.VolumeGroupSnapshotHandle = &group
+				}
 				w.update(&content)
 			}
 			continue
@@ -427,7 +443,8 @@ func (w *world) stepContents() {
 		if content.Annotations[beingDeleted] == "" {
 			continue
 		}
-		if content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete && content.Status != nil && content.Status.SnapshotHandle != nil {
+		if content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete && content.Status != nil &&
+			content.Status.SnapshotHandle != nil && content.Status.VolumeGroupSnapshotHandle == nil {
 			require.True(w.t, w.snapshots[*content.Status.SnapshotHandle], "snapshot %s was deleted before", *content.Status.SnapshotHandle)
 			delete(w.snapshots, *content.Status.SnapshotHandle)
 		}

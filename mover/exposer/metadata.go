@@ -18,6 +18,8 @@ type MetadataService struct {
 	Address  string
 	Audience string
 	CACert   []byte
+	// BaseRequired says that the base snapshot of a delta has to exist.
+	BaseRequired bool
 }
 
 // metadataKind is looked up without a version: the API server says which of
@@ -60,5 +62,8 @@ func FindMetadataService(ctx context.Context, c client.Reader, mapper meta.RESTM
 	if slices.Contains(apiAudiences, fields[1]) {
 		return nil, fmt.Sprintf("SnapshotMetadataService %s asks for tokens of the API server's own audience %s: refused", driver, fields[1]), nil
 	}
-	return &MetadataService{Address: fields[0], Audience: fields[1], CACert: ca}, "", nil
+	// The field is newer than the API: where it is absent, the driver may be one
+	// that needs the base.
+	required, stated, _ := unstructured.NestedBool(object.Object, "spec", "requireBaseSnapshotForDelta")
+	return &MetadataService{Address: fields[0], Audience: fields[1], CACert: ca, BaseRequired: required || !stated}, "", nil
 }

@@ -95,6 +95,8 @@ func TestFindMetadataService(t *testing.T) {
 	}
 	c := fake.NewClientBuilder().WithScheme(runtime.NewScheme()).WithRESTMapper(some).WithObjects(
 		service("good", map[string]any{"address": "a:1", "audience": "good", "caCert": "Y2E="}),
+		service("stateless", map[string]any{"address": "a:1", "audience": "good", "caCert": "Y2E=", "requireBaseSnapshotForDelta": false}),
+		service("stateful", map[string]any{"address": "a:1", "audience": "good", "caCert": "Y2E=", "requireBaseSnapshotForDelta": true}),
 		service("greedy", map[string]any{"address": "a:1", "audience": "https://kubernetes.default.svc", "caCert": "Y2E="}),
 		service("partial", map[string]any{"address": "a:1", "audience": "x"}),
 		service("garbled", map[string]any{"address": "a:1", "audience": "x", "caCert": "?"}),
@@ -108,12 +110,14 @@ func TestFindMetadataService(t *testing.T) {
 		require.Nil(t, found)
 		require.Contains(t, unavailable, want)
 	}
-	found, unavailable, err := exposer.FindMetadataService(context.Background(), c, some, "good", nil)
-	require.NoError(t, err)
-	require.Empty(t, unavailable)
-	require.Equal(t, &exposer.MetadataService{Address: "a:1", Audience: "good", CACert: []byte("ca")}, found)
+	for driver, required := range map[string]bool{"good": true, "stateful": true, "stateless": false} {
+		found, unavailable, err := exposer.FindMetadataService(context.Background(), c, some, driver, nil)
+		require.NoError(t, err)
+		require.Empty(t, unavailable)
+		require.Equal(t, &exposer.MetadataService{Address: "a:1", Audience: "good", CACert: []byte("ca"), BaseRequired: required}, found, driver)
+	}
 
-	_, unavailable, err = exposer.FindMetadataService(context.Background(), c, none, "good", nil)
+	_, unavailable, err := exposer.FindMetadataService(context.Background(), c, none, "good", nil)
 	require.NoError(t, err)
 	require.Contains(t, unavailable, "does not have the SnapshotMetadataService API")
 }

@@ -2,8 +2,10 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -60,7 +62,7 @@ func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *vel
 	waitCtx, cancel := context.WithTimeout(ctx, snapshotTimeout)
 	defer cancel()
 	if _, err := volumesnapshot.WaitForHandle(waitCtx, a.api, vs); err != nil {
-		return operation.Upload{}, err
+		return operation.Upload{}, a.adviseExhausted(ctx, err, wanted)
 	}
 	createErr := veleroapi.CreateDataUpload(ctx, a.api, wanted, wanted.Spec.DataMoverConfig[identity.ConfigParentSnapshot])
 	if createErr == nil {
@@ -76,6 +78,26 @@ func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *vel
 		return operation.Upload{}, fmt.Errorf("adopt DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, err)
 	}
 	return operation.Upload{DataUpload: found}, nil
+}
+
+// adviseExhausted adds to the error of a storage that takes no more snapshots of
+// the volume what can be done about those that we have there.
+func (a *PVCAction) adviseExhausted(ctx context.Context, err error, wanted *velerov2alpha1.DataUpload) error {
+	if !errors.Is(err, volumesnapshot.ErrExhausted) {
+		return err
+	}
+	retained, listErr := volumesnapshot.Rehomer{Reader: a.api, Namespace: wanted.Namespace}.
+		ListRetainedOf(ctx, wanted.Spec.SourceNamespace, wanted.Spec.SourcePVC)
+	if listErr != nil {
+		return errors.Join(err, listErr)
+	}
+	names := make([]string, len(retained))
+	for i, r := range retained {
+		names[i] = fmt.Sprintf("%s of backup %s (retainSnapshot %s)", r.Name, r.Backup, r.Retain)
+	}
+	return fmt.Errorf("%w; blockmover retains %d snapshots of volume %s/%s in namespace %s: [%s]: "+
+		"raise the limit of the storage, or delete backups, or set retainSnapshot to auto or never",
+		err, len(retained), wanted.Spec.SourceNamespace, wanted.Spec.SourcePVC, wanted.Namespace, strings.Join(names, ", "))
 }
 
 func adoptable(found, wanted *velerov2alpha1.DataUpload) error {

@@ -185,7 +185,10 @@ func (a *PVCAction) settings(ctx context.Context, backup *velerov1.Backup, param
 	if err != nil {
 		return policy.Settings{}, err
 	}
-	settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], settings)
+	if settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], settings); err != nil {
+		return policy.Settings{}, err
+	}
+	settings.Retain, err = policy.ResolveRetain(asked.Annotations[identity.AnnotationRetainSnapshot], settings)
 	return settings, err
 }
 

@@ -29,6 +29,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/policy"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/plugins/internal/faulty"
 )
 
@@ -361,11 +363,19 @@ func TestExecuteSelected(t *testing.T) {
 		config map[string]string
 		class  string
 	}{
-		"alias":             {change: parameters("{dataMover: blockmover}"), config: auto},
-		"full":              {change: parameters("{mover: blockmover, backupType: FULL}"), config: none},
-		"fullEvery":         {change: parameters("{mover: blockmover, fullEvery: 168h}"), config: map[string]string{"parentSnapshot": "auto", "fullEvery": "168h0m0s"}},
-		"policy of server":  {change: func(w *world) { w.backup.Spec.ResourcePolicy, w.policy, w.global = nil, "", oursPolicy }, config: auto},
-		"annotation":        {change: func(w *world) { w.backup.Annotations = map[string]string{"blockmover.io/backup-type": "full"} }, config: none},
+		"alias":            {change: parameters("{dataMover: blockmover}"), config: auto},
+		"full":             {change: parameters("{mover: blockmover, backupType: FULL}"), config: none},
+		"fullEvery":        {change: parameters("{mover: blockmover, fullEvery: 168h}"), config: map[string]string{"parentSnapshot": "auto", "fullEvery": "168h0m0s"}},
+		"policy of server": {change: func(w *world) { w.backup.Spec.ResourcePolicy, w.policy, w.global = nil, "", oursPolicy }, config: auto},
+		"annotation":       {change: func(w *world) { w.backup.Annotations = map[string]string{"blockmover.io/backup-type": "full"} }, config: none},
+		"retain":           {change: parameters("{mover: blockmover, retainSnapshot: Always}"), config: map[string]string{"parentSnapshot": "auto", "retainSnapshot": "always"}},
+		"retain by annotation": {
+			change: func(w *world) {
+				parameters("{mover: blockmover, retainSnapshot: always}")(w)
+				w.backup.Annotations = map[string]string{"blockmover.io/retain-snapshot": "never"}
+			},
+			config: map[string]string{"parentSnapshot": "auto", "retainSnapshot": "never"},
+		},
 		"snapshotVolumes":   {change: func(w *world) { w.backup.Spec.SnapshotVolumes = &no }, config: auto},
 		"door 1 and policy": {change: func(w *world) { w.backup.Spec.SnapshotMoveData, w.backup.Spec.DataMover = &yes, "blockmover" }, config: auto},
 		"snapshot class": {
@@ -434,6 +444,7 @@ func TestExecuteErrors(t *testing.T) {
 		"unsupported":          {parameters("{mover: blockmover, retainSnapshot: auto}"), []string{"retainSnapshot: auto", "not supported"}},
 		"malformed value":      {parameters("{mover: blockmover, fullEvery: weekly}"), []string{"fullEvery: weekly: want a duration"}},
 		"malformed annotation": {func(w *world) { w.backup.Annotations = map[string]string{"blockmover.io/backup-type": "diff"} }, []string{`"diff"`}},
+		"malformed retain":     {func(w *world) { w.backup.Annotations = map[string]string{"blockmover.io/retain-snapshot": "yes"} }, []string{`"yes"`, "auto, always or never"}},
 		"no snapshot class":    {func(w *world) { w.class = nil }, []string{"choose VolumeSnapshotClass of driver test.csi.example"}},
 		"unknown class":        {parameters("{mover: blockmover, snapshotClass: gone}"), []string{"VolumeSnapshotClass gone of the volume policy", "not found"}},
 		"class of another driver": {func(w *world) {
@@ -472,6 +483,31 @@ func TestExecuteErrors(t *testing.T) {
 			w.requireNothingLeft()
 		})
 	}
+}
+
+// A storage that takes no more snapshots of a volume: the error names the volume,
+// what we have there, and what to do.
+func TestExecuteExhausted(t *testing.T) {
+	w := newWorld(t)
+	w.snapshotError = `failed to take snapshot of the volume v1: "rpc error: code = ResourceExhausted desc = volume v1 has 1 snapshots, the maximum is 1"`
+	w.backup.Spec.CSISnapshotTimeout.Duration = 300 * time.Millisecond
+	action := w.start(&faulty.Fault{})
+	for name, pvc := range map[string]string{"pair-1": "data", "pair-2": "other"} {
+		require.NoError(t, volumesnapshot.Rehomer{Client: w.api, Reader: w.api, Namespace: veleroNS}.Rebuild(t.Context(), volumesnapshot.Retained{
+			Name: name, Driver: driver, VolumeHandle: "v1", SnapshotHandle: "handle-of-" + name, SnapshotTime: w.now,
+			Keeping: volumesnapshot.Keeping{Retain: policy.RetainAuto, Namespace: appNS, PVC: pvc, Backup: "weekly"},
+		}))
+	}
+	r := w.execute(action)
+	require.ErrorIs(t, r.err, volumesnapshot.ErrExhausted)
+	for _, want := range []string{
+		"back up PVC app/data", "volume v1 has 1 snapshots, the maximum is 1", "retains 1 snapshots of volume app/data",
+		"pair-1 of backup weekly (retainSnapshot auto)", "raise the limit", "set retainSnapshot to auto or never",
+	} {
+		require.ErrorContains(t, r.err, want)
+	}
+	require.Empty(t, w.uploads())
+	require.Empty(t, w.snapshots())
 }
 
 // Each call to the API server fails in turn, before or after it has taken effect.

@@ -2,7 +2,8 @@
 //
 // When a backup is deleted, Velero calls it for each DataUpload in the backup. It
 // names the repo snapshot to Velero's deletion controller, which then forgets it,
-// and releases the VolumeSnapshot where the mover has left one.
+// releases the storage snapshot that the backup retains, and the VolumeSnapshot
+// where the mover has left one.
 //
 // Velero's controller looks in two places, and which of them it looks in depends
 // on the backup:
@@ -23,8 +24,10 @@ package delete
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -98,6 +101,7 @@ func (a *DataUploadAction) Execute(input *velero.DeleteItemActionExecuteInput) e
 	defer cancel()
 	return errors.Join(
 		a.retry(ctx, func() error { return a.handOver(ctx, upload, input.Backup) }),
+		a.retry(ctx, func() error { return a.releaseRetained(ctx, upload) }),
 		a.retry(ctx, func() error { return a.releaseVolumeSnapshot(ctx, upload, input.Backup) }),
 	)
 }
@@ -199,6 +203,72 @@ func (a *DataUploadAction) ensure(ctx context.Context, object client.Object) err
 		return fmt.Errorf("update %s: %w", what, err)
 	}
 	return nil
+}
+
+// releaseRetained deletes the storage snapshot that stayed after the upload. Its
+// pair has the UID of the DataUpload in its name, so that a backup of another
+// cluster finds none here.
+//
+// While an upload of the same volume runs, which may build on the snapshot, it is
+// left to the manager's sweep.
+func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2alpha1.DataUpload) error {
+	rehomer := volumesnapshot.Rehomer{Client: a.api, Reader: a.api, Namespace: upload.Namespace}
+	if err := a.rebuildRetained(ctx, rehomer, upload); err != nil {
+		return err
+	}
+	_, retained, err := rehomer.Pair(ctx, volumesnapshot.Operation{UID: string(upload.UID)})
+	if meta.IsNoMatchError(err) {
+		return nil // a cluster without snapshots
+	}
+	if err != nil {
+		return err
+	}
+	if retained {
+		if busy, err := a.isUploading(ctx, upload); err != nil || busy {
+			return err
+		}
+	}
+	name := identity.OperationName(string(upload.UID))
+	left, err := rehomer.ReleaseRetained(ctx, name)
+	if len(left) > 0 {
+		a.log.Infof("Releasing the storage snapshot that was retained as VolumeSnapshot %s/%s", upload.Namespace, name)
+	}
+	return err
+}
+
+// rebuildRetained makes the pair again where somebody has deleted it and the
+// DataUpload still says that there is a storage snapshot: the one in the cluster,
+// which is kept up to date, not the one in the backup.
+func (a *DataUploadAction) rebuildRetained(ctx context.Context, rehomer volumesnapshot.Rehomer, upload *velerov2alpha1.DataUpload) error {
+	live := &velerov2alpha1.DataUpload{}
+	key := client.ObjectKeyFromObject(upload)
+	if err := a.api.Get(ctx, key, live); apierrors.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("get DataUpload %s: %w", key, err)
+	}
+	noted := live.Annotations[identity.AnnotationRetained]
+	if live.UID != upload.UID || noted == "" {
+		return nil
+	}
+	var retained volumesnapshot.Retained
+	if err := json.Unmarshal([]byte(noted), &retained); err != nil {
+		return fmt.Errorf("read annotation %s of DataUpload %s: %w", identity.AnnotationRetained, key, err)
+	}
+	return rehomer.Rebuild(ctx, retained)
+}
+
+// isUploading says whether another upload of the volume runs.
+func (a *DataUploadAction) isUploading(ctx context.Context, upload *velerov2alpha1.DataUpload) (bool, error) {
+	all := &velerov2alpha1.DataUploadList{}
+	if err := a.api.List(ctx, all, client.InNamespace(upload.Namespace)); err != nil {
+		return false, fmt.Errorf("list DataUploads: %w", err)
+	}
+	return slices.ContainsFunc(all.Items, func(other velerov2alpha1.DataUpload) bool {
+		return other.UID != upload.UID && other.Spec.DataMover == identity.DataMover &&
+			other.Spec.SourceNamespace == upload.Spec.SourceNamespace && other.Spec.SourcePVC == upload.Spec.SourcePVC &&
+			!operation.Upload{DataUpload: &other}.State().Final()
+	}), nil
 }
 
 // releaseVolumeSnapshot deletes the VolumeSnapshot that the DataUpload moves, if

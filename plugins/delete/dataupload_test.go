@@ -17,6 +17,7 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	"github.com/vmware-tanzu/velero/pkg/podvolume"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -26,6 +27,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/policy"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/plugins/internal/faulty"
 )
 
@@ -48,7 +51,7 @@ func newWorld(t *testing.T) *world {
 			Spec:       velerov1.BackupSpec{StorageLocation: "default"},
 		},
 		upload: &velerov2alpha1.DataUpload{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "blockmover-1", Labels: map[string]string{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "blockmover-1", UID: "upload-uid", Labels: map[string]string{
 				velerov1.BackupNameLabel: "nightly", velerov1.BackupUIDLabel: "backup-uid",
 			}},
 			Spec: velerov2alpha1.DataUploadSpec{
@@ -76,7 +79,7 @@ func (w *world) start(fault *faulty.Fault) *DataUploadAction {
 	} {
 		require.NoError(w.t, add(scheme))
 	}
-	builder := fake.NewClientBuilder().WithScheme(scheme)
+	builder := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{})
 	if w.vs != nil {
 		builder = builder.WithObjects(w.vs, &snapshotv1.VolumeSnapshotContent{
 			ObjectMeta: metav1.ObjectMeta{Name: "content-1"},
@@ -263,6 +266,128 @@ func TestExecuteSurvivesEachFault(t *testing.T) {
 			w.requireForgotten(name)
 			if fault.Fired() == "" {
 				require.Greater(t, call, 5)
+				break
+			}
+		}
+	}
+}
+
+// retain makes the storage snapshot of the backup a retained one, as the manager
+// leaves it: the pair, and the note on the DataUpload in the cluster.
+func (w *world) retain() volumesnapshot.Retained {
+	w.t.Helper()
+	retained := volumesnapshot.Retained{
+		Name: "blockmover-upload-uid", Driver: "driver", VolumeHandle: "volume-1", SnapshotHandle: "snapshot-1", SnapshotTime: time.Unix(1, 0).UTC(),
+		Keeping: volumesnapshot.Keeping{
+			Retain: policy.RetainAuto, Namespace: "app", PVC: "data", Location: "default", Backup: "nightly", BackupUID: "backup-uid",
+		},
+	}
+	require.NoError(w.t, volumesnapshot.Rehomer{Client: w.api, Reader: w.api, Namespace: "velero"}.Rebuild(w.t.Context(), retained))
+	note, err := json.Marshal(retained)
+	require.NoError(w.t, err)
+	live := w.upload.DeepCopy()
+	live.Annotations = map[string]string{identity.AnnotationRetained: string(note)}
+	require.NoError(w.t, w.api.Create(w.t.Context(), live))
+	return retained
+}
+
+// pair is the content of the retained pair, or nil.
+func (w *world) pair() *snapshotv1.VolumeSnapshotContent {
+	w.t.Helper()
+	content := &snapshotv1.VolumeSnapshotContent{}
+	err := w.api.Get(w.t.Context(), client.ObjectKey{Name: "blockmover-upload-uid"}, content)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	require.NoError(w.t, err)
+	return content
+}
+
+// requireReleased checks that the content goes, and the storage snapshot with it.
+func (w *world) requireReleased(why ...any) {
+	w.t.Helper()
+	content := w.pair()
+	require.NotNil(w.t, content, why...)
+	require.NotNil(w.t, content.DeletionTimestamp, why...)
+	require.Equal(w.t, snapshotv1.VolumeSnapshotContentDelete, content.Spec.DeletionPolicy, why...)
+	require.Equal(w.t, "snapshot-1", *content.Status.SnapshotHandle, why...)
+}
+
+// The retained snapshot goes with its backup, and with no other: velero#9835 and
+// #10304 (it stays for ever), #9842 (something of another backup).
+func TestExecuteReleasesRetained(t *testing.T) {
+	tests := map[string]struct {
+		change   func(t *testing.T, w *world)
+		released bool
+		there    bool
+	}{
+		"kept": {func(*testing.T, *world) {}, true, true},
+		"pair is gone": {func(t *testing.T, w *world) {
+			require.NoError(t, w.api.Delete(t.Context(), w.pair()))
+		}, true, true},
+		"pair is gone, and released before": {func(t *testing.T, w *world) {
+			require.NoError(t, w.api.Delete(t.Context(), w.pair()))
+			live := w.upload.DeepCopy()
+			require.NoError(t, w.api.Get(t.Context(), client.ObjectKeyFromObject(live), live))
+			live.Annotations = nil
+			require.NoError(t, w.api.Update(t.Context(), live))
+		}, false, false},
+		"pair is gone, backup of another cluster": {func(t *testing.T, w *world) {
+			require.NoError(t, w.api.Delete(t.Context(), w.pair()))
+			w.upload.UID = "uid-there"
+		}, false, false},
+		"pair and DataUpload are gone": {func(t *testing.T, w *world) {
+			require.NoError(t, w.api.Delete(t.Context(), w.pair()))
+			require.NoError(t, w.api.Delete(t.Context(), w.upload.DeepCopy()))
+		}, false, false},
+		"another backup": {func(_ *testing.T, w *world) { w.upload.Labels[velerov1.BackupNameLabel] = "weekly" }, false, true},
+		"an upload of the volume runs": {func(t *testing.T, w *world) {
+			other := w.upload.DeepCopy()
+			other.Name, other.UID, other.Status.Phase = "blockmover-2", "other-uid", velerov2alpha1.DataUploadPhaseInProgress
+			require.NoError(t, w.api.Create(t.Context(), other))
+		}, false, true},
+		"uploads of other volumes run": {func(t *testing.T, w *world) {
+			for i, namespace := range []string{"app", "elsewhere"} {
+				other := w.upload.DeepCopy()
+				other.Name, other.UID, other.Status.Phase = fmt.Sprint("other-", i), "other-uid", velerov2alpha1.DataUploadPhaseInProgress
+				other.Spec.SourceNamespace, other.Spec.SourcePVC = namespace, map[string]string{"app": "logs", "elsewhere": "data"}[namespace]
+				require.NoError(t, w.api.Create(t.Context(), other))
+			}
+		}, true, true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			action := w.start(&faulty.Fault{})
+			w.retain()
+			test.change(t, w)
+			for range 2 {
+				require.NoError(t, w.execute(action))
+				if test.released {
+					w.requireReleased()
+				} else {
+					require.Equal(t, test.there, w.pair() != nil)
+					require.True(t, w.pair() == nil || w.pair().DeletionTimestamp == nil)
+				}
+			}
+		})
+	}
+}
+
+func TestExecuteReleasesRetainedSurvivesEachFault(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		for call := 1; ; call++ {
+			fault := &faulty.Fault{Call: call, After: after}
+			w := newWorld(t)
+			action := w.start(fault)
+			w.retain()
+			require.NoError(t, w.api.Delete(t.Context(), w.pair()))
+			require.NoError(t, w.execute(action))
+			name := fmt.Sprintf("call %d (%s), after=%t", call, fault.Fired(), after)
+			w.requireForgotten(name)
+			w.requireReleased(name)
+			if fault.Fired() == "" {
+				require.Greater(t, call, 8)
 				break
 			}
 		}

@@ -55,6 +55,9 @@ func (f *Fault) Client(c client.WithWatch) client.WithWatch {
 		Update: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.UpdateOption) error {
 			return f.do("update "+obj.GetName(), func() error { return c.Update(ctx, obj, opts...) })
 		},
+		SubResourcePatch: func(ctx context.Context, c client.Client, name string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
+			return f.do("patch "+name+" of "+obj.GetName(), func() error { return c.SubResource(name).Patch(ctx, obj, patch, opts...) })
+		},
 	})
 }
 

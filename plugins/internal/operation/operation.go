@@ -33,6 +33,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
 )
 
 // CallTimeout bounds the API requests of one call from Velero, which gives a
@@ -101,7 +103,7 @@ func Answer(log logrus.FieldLogger, operationID string, ask func(context.Context
 // to stop and answers with phase Canceled. An operation that has ended is left as
 // it is.
 func (p Poller) Cancel(ctx context.Context, o Object) (gaveUp bool, err error) {
-	if o.State().final() {
+	if o.State().Final() {
 		return false, nil
 	}
 	if !o.State().Noted {
@@ -188,8 +190,8 @@ const (
 // accepted says whether the operation has left phase New.
 func (s State) accepted() bool { return s.Phase != "" && s.Phase != phaseNew }
 
-// final says whether the phase is one that nobody changes any more.
-func (s State) final() bool {
+// Final says whether the phase is one that nobody changes any more.
+func (s State) Final() bool {
 	return s.Phase == phaseCompleted || s.Phase == phaseFailed || s.Phase == phaseCanceled
 }
 
@@ -199,7 +201,7 @@ func (s State) Progress(kind string) velero.OperationProgress {
 		return velero.OperationProgress{Description: orElse(s.Message, "waiting for the blockmover manager to accept the "+kind)}
 	}
 	p := velero.OperationProgress{
-		Completed:      s.final(),
+		Completed:      s.Final(),
 		Description:    s.Phase,
 		OperationUnits: "Bytes",
 		NCompleted:     s.BytesDone,
@@ -260,15 +262,12 @@ func requestCancel(ctx context.Context, c client.Client, o Object) error {
 // object that a plugin has just made.
 func noted(phase, message string, annotations map[string]string) bool {
 	for key := range annotations {
-		if strings.HasPrefix(key, annotationPrefix) {
+		if strings.HasPrefix(key, identity.Domain) {
 			return true
 		}
 	}
 	return phase != "" && phase != phaseNew || message != ""
 }
-
-// annotationPrefix is the domain of our annotations.
-const annotationPrefix = "blockmover.io/"
 
 // Upload makes an Object of a DataUpload.
 type Upload struct{ *velerov2alpha1.DataUpload }

@@ -1,0 +1,341 @@
+package scenarios
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/blockmover/blockmover/e2e/kit"
+)
+
+// retainedVolumes have the rule by which they retain snapshots for a name.
+var retainedVolumes = []string{"auto", "always", "never"}
+
+// retainedPolicy goes by the label of the PVC.
+func retainedPolicy() string {
+	policy := "version: v1\nvolumePolicies:\n"
+	for _, rule := range retainedVolumes {
+		policy += fmt.Sprintf("- conditions: {pvcLabels: {retain: %s}}\n  action: {type: custom, parameters: {mover: blockmover, retainSnapshot: %[1]s}}\n", rule)
+	}
+	return policy
+}
+
+// TestRetainedSnapshots makes and deletes backups of three volumes, which retain
+// by three rules, with a driver that needs the base of a delta. The driver is
+// asked what it has after each: one snapshot of the volume by rule auto, one for
+// each backup by always, none by never; and none at all in the end.
+func TestRetainedSnapshots(t *testing.T) {
+	s := newScenario(t)
+	d := s.driver()
+	d.requireBase()
+	namespace := s.namespace("retained")
+	require.NoError(t, s.kit.Apply(s.ctx, disksManifest(s.kit, namespace, "retain", retainedVolumes)))
+	app, err := s.kit.AppIn(s.ctx, namespace)
+	require.NoError(t, err)
+	args := append(s.policy(retainedPolicy()), "--include-namespaces", namespace)
+	r := &retainedRun{scenario: s, driver: d, app: app, namespace: namespace, args: args}
+
+	r.write(0)
+	first := r.backup("first")
+	r.expect(first, kinds{"auto": "Full NoParent", "always": "Full NoParent", "never": "Full NoParent"})
+	r.count(1, 1)
+	r.write(1)
+	second := r.backup("second")
+	r.expect(second, kinds{"auto": "Incremental ", "always": "Incremental ", "never": "Full DeltaFailed"})
+	r.count(1, 2)
+
+	// Deleting an older backup takes nothing from the newest: not its base, and, as
+	// the restore in the end shows, no change in the middle (oadp-operator#2255).
+	require.NoError(t, s.kit.DeleteBackup(s.ctx, first))
+	r.count(1, 1)
+	r.write(2)
+	third := r.backup("third")
+	r.expect(third, kinds{"auto": "Incremental ", "always": "Incremental ", "never": "Full DeltaFailed"})
+	r.count(1, 2)
+
+	// A base goes with its backup: the image before it has none any more.
+	require.NoError(t, s.kit.DeleteBackup(s.ctx, third))
+	r.count(0, 1)
+	r.write(3)
+	fourth := r.backup("fourth")
+	r.expect(fourth, kinds{"auto": "Full DeltaFailed", "always": "Incremental ", "never": "Full DeltaFailed"})
+	r.count(1, 2)
+	want := s.diskSums(app, retainedVolumes)
+
+	r.exhaust(map[string]int{"auto": 1, "always": 2})
+	r.losePair(second, "always")
+	require.NoError(t, s.kit.DeleteBackup(s.ctx, second))
+	r.count(1, 1)
+	s.checkNothingLeft()
+
+	target := s.namespace("retained-copy")
+	s.restore(fourth, "--namespace-mappings", namespace+":"+target)
+	restored, err := s.kit.AppIn(s.ctx, target)
+	require.NoError(t, err)
+	require.Equal(t, want, s.diskSums(restored, retainedVolumes))
+
+	require.NoError(t, s.kit.DeleteBackup(s.ctx, fourth))
+	r.count(0, 0)
+	s.checkNothingLeft()
+}
+
+// TestGroupMember moves a member of a group snapshot, which has no class and
+// whose content names the group: it is exposed and its blocks are told, and its
+// storage snapshot is deleted although the sidecar leaves members to their group.
+func TestGroupMember(t *testing.T) {
+	s := newScenario(t)
+	d := s.driver()
+	namespace := s.namespace("member")
+	require.NoError(t, s.kit.Apply(s.ctx, disksManifest(s.kit, namespace, "group", []string{"disk"})))
+	_, err := s.kit.AppIn(s.ctx, namespace)
+	require.NoError(t, err)
+	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: groupsnapshot.storage.k8s.io/v1
+kind: VolumeGroupSnapshot
+metadata: {name: group, namespace: %s}
+spec:
+  volumeGroupSnapshotClassName: %s
+  source: {selector: {matchLabels: {group: disk}}}
+`, namespace, s.kit.StorageClass)))
+	var members, contents []kit.Object
+	s.wait("members of the group", func(ctx context.Context) (bool, string, error) {
+		if members, err = s.kit.List(ctx, "-n", namespace, "volumesnapshots"); err != nil {
+			return false, "", err
+		}
+		contents, err = s.kit.List(ctx, "volumegroupsnapshotcontents")
+		return len(members) == 1 && len(contents) == 1, fmt.Sprint(members, contents), err
+	})
+
+	name := s.name("member")
+	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
+kind: DataUpload
+metadata: {name: %s, namespace: %s}
+spec:
+  snapshotType: CSI
+  csiSnapshot: {volumeSnapshot: %s, storageClass: %s, driver: %s}
+  sourcePVC: disk
+  sourceNamespace: %s
+  datamover: blockmover
+  backupStorageLocation: default
+  operationTimeout: 2m
+`, name, s.kit.VeleroNamespace, members[0].Metadata.Name, s.kit.StorageClass, d.name, namespace)))
+	t.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		_, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "delete", "datauploads.velero.io", name)
+		require.NoError(t, err)
+	})
+	// The group goes once the mover has its member, and leaves the storage snapshot
+	// to it.
+	s.wait("re-homed VolumeSnapshot", func(ctx context.Context) (bool, string, error) {
+		pairs, err := s.kit.List(ctx, "-n", s.kit.VeleroNamespace, "volumesnapshots")
+		return len(pairs) == 1, fmt.Sprint(pairs), err
+	})
+	_, err = s.kit.Kubectl(s.ctx, "patch", "volumegroupsnapshotcontent", contents[0].Metadata.Name, "--type=merge", "-p", `{"spec":{"deletionPolicy":"Retain"}}`)
+	require.NoError(t, err)
+	_, err = s.kit.Kubectl(s.ctx, "-n", namespace, "delete", "volumegroupsnapshot", "group", "--timeout=60s")
+	require.NoError(t, err)
+	_, err = s.kit.Kubectl(s.ctx, "delete", "volumegroupsnapshotcontent", contents[0].Metadata.Name, "--timeout=60s")
+	require.NoError(t, err)
+
+	var upload kit.Object
+	s.wait("DataUpload to end", func(ctx context.Context) (bool, string, error) {
+		err := s.kit.Get(ctx, &upload, "-n", s.kit.VeleroNamespace, "datauploads.velero.io", name)
+		return upload.Status.Phase == "Completed" || upload.Status.Phase == "Failed", upload.Status.Phase + ": " + upload.Status.Message, err
+	})
+	require.Equal(t, "Completed", upload.Status.Phase, upload.Status.Message)
+	require.Equal(t, "NoParent", upload.Status.DataMoverResult["reason"])
+	require.NotContains(t, upload.Status.DataMoverResult["detail"], "AllocatedFailed")
+	s.wait("storage snapshot to be deleted", func(ctx context.Context) (bool, string, error) {
+		left, err := d.snapshots(ctx, namespace, "disk")
+		return len(left) == 0, fmt.Sprint(left), err
+	})
+	s.checkNothingLeft()
+}
+
+// wait is for what takes seconds.
+func (s *scenario) wait(what string, check func(context.Context) (bool, string, error)) {
+	s.Helper()
+	require.NoError(s, s.kit.Wait(s.ctx, what, 90*time.Second, check))
+}
+
+// retainedRun is the application whose volumes are counted.
+type retainedRun struct {
+	*scenario
+	driver    *driverUnderTest
+	app       *kit.App
+	namespace string
+	args      []string
+}
+
+func (r *retainedRun) backup(base string) string {
+	return r.scenario.backup("retained-"+base, r.args...)
+}
+
+// write changes one place of each volume, another one each time.
+func (r *retainedRun) write(place int) {
+	r.Helper()
+	for _, name := range retainedVolumes {
+		_, err := r.app.Exec(r.ctx, fmt.Sprintf("dd if=/dev/urandom of=/dev/%s bs=1M seek=%d count=1 conv=notrunc 2>/dev/null; sync", name, 2*place))
+		require.NoError(r, err)
+	}
+}
+
+// kinds is "kind reason" by volume.
+type kinds map[string]string
+
+// expect checks what became of a backup.
+func (r *retainedRun) expect(backup string, want kinds) {
+	r.Helper()
+	uploads, err := r.kit.DataUploads(r.ctx, backup)
+	require.NoError(r, err)
+	for _, name := range retainedVolumes {
+		result := uploads[name].Status.DataMoverResult
+		require.Equal(r, want[name], result["kind"]+" "+result["reason"], "%s: %s", name, result["detail"])
+	}
+}
+
+// count waits until the driver has that many snapshots of the volumes, and
+// Kubernetes an object for each.
+func (r *retainedRun) count(auto, always int) {
+	r.Helper()
+	want := fmt.Sprintf("auto %d, always %d, never 0, VolumeSnapshots %d", auto, always, auto+always)
+	require.NoError(r, r.kit.Wait(r.ctx, "snapshots: "+want, time.Minute, func(ctx context.Context) (bool, string, error) {
+		have := ""
+		for _, name := range retainedVolumes {
+			snapshots, err := r.driver.snapshots(ctx, r.namespace, name)
+			if err != nil {
+				return false, "", err
+			}
+			have += fmt.Sprintf("%s %d, ", name, len(snapshots))
+		}
+		pairs, err := r.kit.List(ctx, "-n", r.kit.VeleroNamespace, "volumesnapshots", "-l", "blockmover.io/retained,blockmover.io/volume-namespace="+r.namespace)
+		have += fmt.Sprintf("VolumeSnapshots %d", len(pairs))
+		return have == want, have, err
+	}))
+}
+
+// exhaust lets the storage take no more than one snapshot of a volume: the
+// backup says of which volumes, and what to do.
+func (r *retainedRun) exhaust(retained map[string]int) {
+	r.Helper()
+	r.driver.options(`{"requireBaseSnapshotForDelta": true, "maxSnapshotsPerVolume": 1}`)
+	name := r.name("retained-exhausted")
+	r.deleteBackupInTheEnd(name)
+	backup, err := r.kit.Backup(r.ctx, name, append([]string{"--csi-snapshot-timeout", "10s"}, r.args...)...)
+	require.NoError(r, err)
+	require.Equal(r, "PartiallyFailed", backup.Status.Phase)
+	described, err := r.kit.Describe(r.ctx, "backup", name)
+	require.NoError(r, err)
+	require.Contains(r, described, "ResourceExhausted")
+	require.Contains(r, described, "raise the limit of the storage, or delete backups, or set retainSnapshot to auto or never")
+	for volume, n := range retained {
+		require.Contains(r, described, fmt.Sprintf("blockmover retains %d snapshots of volume %s/%s", n, r.namespace, volume))
+	}
+	uploads, err := r.kit.DataUploads(r.ctx, name)
+	require.NoError(r, err)
+	require.Len(r, uploads, 1, "that of the volume that retains none")
+	// The snapshotter's sidecar lets go of what it could not make only when it has
+	// an answer other than this. It asks again when the object changes; else it would
+	// take up to 5 minutes.
+	r.driver.options(`{"requireBaseSnapshotForDelta": true}`)
+	_, err = r.kit.Kubectl(r.ctx, "annotate", "volumesnapshotcontents", "--all", "e2e.blockmover.io/try=again")
+	require.NoError(r, err)
+	r.checkNothingLeft()
+}
+
+// losePair deletes the VolumeSnapshot of a backup and leaves the snapshot in the
+// storage, as somebody may who cleans up by hand.
+func (r *retainedRun) losePair(backup, name string) {
+	r.Helper()
+	pairs, err := r.kit.List(r.ctx, "-n", r.kit.VeleroNamespace, "volumesnapshots", "-l", "blockmover.io/backup="+backup+",blockmover.io/volume="+name)
+	require.NoError(r, err)
+	require.Len(r, pairs, 1)
+	pair := pairs[0].Metadata.Name
+	_, err = r.kit.Kubectl(r.ctx, "patch", "volumesnapshotcontent", pair, "--type=merge", "-p", `{"spec":{"deletionPolicy":"Retain"}}`)
+	require.NoError(r, err)
+	_, err = r.kit.Kubectl(r.ctx, "-n", r.kit.VeleroNamespace, "delete", "volumesnapshot", pair, "--timeout=30s")
+	require.NoError(r, err)
+	_, err = r.kit.Kubectl(r.ctx, "delete", "volumesnapshotcontent", pair, "--timeout=30s")
+	require.NoError(r, err)
+}
+
+// driverUnderTest is the harness's CSI driver behind the StorageClass.
+type driverUnderTest struct {
+	*scenario
+	name string
+	// file is its options.json.
+	file string
+	api  csi.ControllerClient
+}
+
+// driver is for tests that tell the harness's driver how to behave; on another
+// cluster they are skipped.
+func (s *scenario) driver() *driverUnderTest {
+	s.Helper()
+	state := os.Getenv("BLOCKMOVER_CSI_STATE")
+	if state == "" {
+		s.Skip("BLOCKMOVER_CSI_STATE is not set: this is not the harness's cluster")
+	}
+	d := &driverUnderTest{scenario: s, name: os.Getenv("BLOCKMOVER_DRIVER_BLOCK")}
+	d.file = filepath.Join(state, d.name, "options.json")
+	before, err := os.ReadFile(d.file)
+	require.NoError(s, err)
+	s.Cleanup(func() { d.options(string(before)) })
+	socket := filepath.Join(os.Getenv("BLOCKMOVER_KUBELET_ROOT"), "plugins", d.name, "csi.sock")
+	connection, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(s, err)
+	s.Cleanup(func() { _ = connection.Close() })
+	d.api = csi.NewControllerClient(connection)
+	return d
+}
+
+// options replaces the file as a whole: the driver reads it at each call.
+func (d *driverUnderTest) options(text string) {
+	require.NoError(d, os.WriteFile(d.file+".new", []byte(text), 0o600))
+	require.NoError(d, os.Rename(d.file+".new", d.file))
+}
+
+// requireBase makes the driver need the base of a delta and say so.
+func (d *driverUnderTest) requireBase() {
+	d.Helper()
+	d.options(`{"requireBaseSnapshotForDelta": true}`)
+	d.declareBase(d.ctx, "null") // absent means that it is required
+	d.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		d.declareBase(ctx, "false")
+	})
+}
+
+func (d *driverUnderTest) declareBase(ctx context.Context, value string) {
+	_, err := d.kit.Kubectl(ctx, "patch", "snapshotmetadataservice", d.name, "--type=merge", "-p", `{"spec":{"requireBaseSnapshotForDelta":`+value+`}}`)
+	require.NoError(d, err)
+}
+
+// snapshots are those that the storage has of the volume of a PVC.
+func (d *driverUnderTest) snapshots(ctx context.Context, namespace, pvc string) ([]string, error) {
+	var claim, volume kit.Object
+	if err := d.kit.Get(ctx, &claim, "-n", namespace, "persistentvolumeclaim", pvc); err != nil {
+		return nil, err
+	}
+	if err := d.kit.Get(ctx, &volume, "persistentvolume", claim.Spec.VolumeName); err != nil {
+		return nil, err
+	}
+	list, err := d.api.ListSnapshots(ctx, &csi.ListSnapshotsRequest{SourceVolumeId: volume.Spec.CSI.VolumeHandle})
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots of driver %s: %w", d.name, err)
+	}
+	var handles []string
+	for _, entry := range list.GetEntries() {
+		handles = append(handles, entry.GetSnapshot().GetSnapshotId())
+	}
+	return handles, nil
+}

@@ -1,0 +1,228 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/policy"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/mover/exposer"
+)
+
+// retain keeps the storage snapshot of an upload whose image is in the
+// repository, if it is wanted, and notes that on the DataUpload.
+func (u *uploads) retain(ctx context.Context, op *operation) error {
+	driver, retained, err := u.rehomer.Pair(ctx, op.rehomed())
+	if err != nil || driver == "" {
+		return err
+	}
+	by := policy.Retain(op.object.GetAnnotations()[annotationRetain])
+	if by == "" {
+		by = policy.RetainAuto
+	}
+	if !retained {
+		if wanted, err := u.wantsSnapshot(ctx, by, driver); err != nil || !wanted {
+			return err
+		}
+	}
+	name, uid := backupOf(op.upload)
+	if name == "" {
+		return nil // nothing would ever release it
+	}
+	kept, err := u.rehomer.Keep(ctx, op.rehomed(), volumesnapshot.Keeping{
+		Retain:    by,
+		Namespace: op.upload.Spec.SourceNamespace,
+		PVC:       op.upload.Spec.SourcePVC,
+		Location:  op.upload.Spec.BackupStorageLocation,
+		Backup:    name,
+		BackupUID: uid,
+	})
+	if err != nil || kept == nil {
+		return err
+	}
+	if !retained {
+		log.FromContext(ctx).Info("storage snapshot is retained", "retain", by, "snapshotHandle", kept.SnapshotHandle, "backup", name)
+	}
+	return op.annotate(identity.AnnotationRetained, kept)
+}
+
+// wantsSnapshot says whether the storage snapshot of a completed upload stays. By
+// RetainAuto it does where the next delta needs it: not where there is no delta.
+func (u *uploads) wantsSnapshot(ctx context.Context, by policy.Retain, driver string) (bool, error) {
+	if by != policy.RetainAuto {
+		return by == policy.RetainAlways, nil
+	}
+	service, _, err := exposer.FindMetadataService(ctx, u.reader, u.client.RESTMapper(), driver, u.apiAudiences)
+	return service != nil && service.BaseRequired, err
+}
+
+// backupOf returns the Backup that a DataUpload was made for.
+func backupOf(du *velerov2alpha1.DataUpload) (name, uid string) {
+	for _, owner := range du.OwnerReferences {
+		if owner.Kind == "Backup" {
+			name, uid = owner.Name, string(owner.UID)
+		}
+	}
+	return name, uid
+}
+
+// sweepRetained releases the retained snapshots that nobody needs.
+func (s *sweeper) sweepRetained(ctx context.Context) error {
+	retained, listErr := s.rehomer.ListRetained(ctx)
+	if len(retained) == 0 {
+		return listErr
+	}
+	uploads, err := listUploads(ctx, s.reader, s.namespace)
+	if err != nil {
+		return errors.Join(listErr, err)
+	}
+	needs, err := s.needsOf(ctx, uploads)
+	if err != nil {
+		return errors.Join(listErr, err)
+	}
+	errs := []error{listErr}
+	for _, r := range retained {
+		why := needs.needless(r, retained)
+		if why == "" {
+			continue
+		}
+		log.FromContext(ctx).WithName("sweep").Info("releasing a retained storage snapshot", "volumeSnapshot", s.namespace+"/"+r.Name,
+			"volume", r.Namespace+"/"+r.PVC, "snapshotHandle", r.SnapshotHandle, "backup", r.Backup, "reason", why)
+		if err := s.releaseRetained(ctx, r, uploads); err != nil {
+			errs = append(errs, fmt.Errorf("release retained VolumeSnapshot %s: %w", r.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// releaseRetained takes the note off the DataUpload first: with it, the deletion
+// of the backup would look for the storage snapshot once more.
+func (s *sweeper) releaseRetained(ctx context.Context, r volumesnapshot.Retained, uploads []*operation) error {
+	for _, op := range uploads {
+		if op.exposed().ObjectName() != r.Name || op.object.GetAnnotations()[identity.AnnotationRetained] == "" {
+			continue
+		}
+		annotations := op.object.GetAnnotations()
+		delete(annotations, identity.AnnotationRetained)
+		op.object.SetAnnotations(annotations)
+		if err := client.IgnoreNotFound(s.client.Patch(ctx, op.object, client.MergeFrom(op.before))); err != nil {
+			return fmt.Errorf("patch DataUpload %s: %w", op.object.GetName(), err)
+		}
+	}
+	_, err := s.rehomer.ReleaseRetained(ctx, r.Name)
+	return err
+}
+
+// needs is what decides which retained snapshots are needed.
+type needs struct {
+	// backups are those that are not being deleted, by name.
+	backups map[string]*velerov1.Backup
+	// uploading has the volumes of which an upload runs.
+	uploading map[client.ObjectKey]bool
+	// volumes are the claims of the CSI volumes that exist; that of a volume
+	// without one is empty.
+	volumes map[volumeID][]client.ObjectKey
+}
+
+// volumeID is a volume as the storage knows it.
+type volumeID struct{ driver, handle string }
+
+func (s *sweeper) needsOf(ctx context.Context, uploads []*operation) (needs, error) {
+	n := needs{
+		backups:   map[string]*velerov1.Backup{},
+		uploading: map[client.ObjectKey]bool{},
+		volumes:   map[volumeID][]client.ObjectKey{},
+	}
+	for _, op := range uploads {
+		if !op.phase.Terminal() {
+			n.uploading[client.ObjectKey{Namespace: op.upload.Spec.SourceNamespace, Name: op.upload.Spec.SourcePVC}] = true
+		}
+	}
+	backups := &velerov1.BackupList{}
+	if err := s.reader.List(ctx, backups, client.InNamespace(s.namespace)); err != nil {
+		return needs{}, fmt.Errorf("list Backups: %w", err)
+	}
+	for i := range backups.Items {
+		if b := &backups.Items[i]; b.Status.Phase != velerov1.BackupPhaseDeleting {
+			n.backups[b.Name] = b
+		}
+	}
+	volumes := &corev1.PersistentVolumeList{}
+	if err := s.reader.List(ctx, volumes); err != nil {
+		return needs{}, fmt.Errorf("list PVs: %w", err)
+	}
+	for i := range volumes.Items {
+		spec := &volumes.Items[i].Spec
+		if spec.CSI == nil {
+			continue
+		}
+		var claim client.ObjectKey
+		if ref := spec.ClaimRef; ref != nil {
+			claim = client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}
+		}
+		id := volumeID{spec.CSI.Driver, spec.CSI.VolumeHandle}
+		n.volumes[id] = append(n.volumes[id], claim)
+	}
+	return n, nil
+}
+
+// needless says why nobody needs a retained snapshot, or returns "".
+//
+// An upload of the volume that runs may have chosen it as the base of a delta,
+// or may yet, whatever else there is by now: so it stays until that has ended.
+func (n needs) needless(r volumesnapshot.Retained, all []volumesnapshot.Retained) string {
+	switch {
+	case n.uploading[client.ObjectKey{Namespace: r.Namespace, Name: r.PVC}]:
+		return ""
+	case !n.hasBackup(r):
+		return "its backup is gone"
+	case r.Retain == policy.RetainAlways:
+		return ""
+	case !n.hasVolume(r):
+		return "its volume is gone"
+	}
+	for _, other := range all {
+		if isOfChain(other, r) && other.NewerThan(r) && n.hasBackup(other) {
+			return "backup " + other.Backup + " of the volume is newer"
+		}
+	}
+	return ""
+}
+
+// isOfChain says whether the backup after both would look for its parent among
+// them: images of one volume in one repository. A volume that is backed up to two
+// storage locations has a base for each.
+func isOfChain(a, b volumesnapshot.Retained) bool {
+	return a.Namespace == b.Namespace && a.PVC == b.PVC && a.Location == b.Location &&
+		a.Driver == b.Driver && a.VolumeHandle == b.VolumeHandle
+}
+
+// hasBackup looks for the backup of a snapshot. One that Velero has synced back
+// from the storage location has another UID; one that was made later under its
+// name is another backup.
+func (n needs) hasBackup(r volumesnapshot.Retained) bool {
+	b := n.backups[r.Backup]
+	if b == nil {
+		return false
+	}
+	return string(b.UID) == r.BackupUID || b.Status.StartTimestamp != nil && b.Status.StartTimestamp.Time.Before(r.SnapshotTime)
+}
+
+// hasVolume says whether the next backup of the PVC may be one of this volume:
+// it is the PVC's, or may become so again.
+func (n needs) hasVolume(r volumesnapshot.Retained) bool {
+	for _, claim := range n.volumes[volumeID{r.Driver, r.VolumeHandle}] {
+		if claim == (client.ObjectKey{}) || claim == (client.ObjectKey{Namespace: r.Namespace, Name: r.PVC}) {
+			return true
+		}
+	}
+	return false
+}
