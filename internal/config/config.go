@@ -202,6 +202,20 @@ func (c *Config) check() error {
 	case c.ScratchSize.Sign() < 0:
 		return fmt.Errorf("scratchSize is %s, want more than 0", c.ScratchSize.String())
 	}
+	if err := c.checkSelectors(); err != nil {
+		return err
+	}
+	for class, pvc := range c.BackupPVC {
+		if pvc.SPCNoRelabeling && !pvc.ReadOnly {
+			return fmt.Errorf("backupPVC[%s]: %w", class, errors.New("spcNoRelabeling needs readOnly"))
+		}
+	}
+	_, err := c.PodResources.Requirements()
+	return err
+}
+
+// checkSelectors checks the rules that choose nodes.
+func (c *Config) checkSelectors() error {
 	for i, rule := range c.LoadConcurrency.PerNodeConfig {
 		if rule.Number < 0 {
 			return fmt.Errorf("loadConcurrency.perNodeConfig[%d].number is %d, want 0 or more", i, rule.Number)
@@ -215,13 +229,7 @@ func (c *Config) check() error {
 			return fmt.Errorf("loadAffinity[%d].nodeSelector: %w", i, err)
 		}
 	}
-	for class, pvc := range c.BackupPVC {
-		if pvc.SPCNoRelabeling && !pvc.ReadOnly {
-			return fmt.Errorf("backupPVC[%s]: %w", class, errors.New("spcNoRelabeling needs readOnly"))
-		}
-	}
-	_, err := c.PodResources.Requirements()
-	return err
+	return nil
 }
 
 // Requirements converts the quantities.

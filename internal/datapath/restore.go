@@ -32,8 +32,8 @@ type RestoreStats struct {
 }
 
 // Restore makes the device equal to the image: every byte of it is written, found
-// equal, or zeroed, and whatever lies beyond the image's size is zeroed. It returns after
-// Sync; it does not close the device.
+// equal, or zeroed, and whatever lies beyond the image's size is zeroed. It
+// returns after Sync; it does not close the device.
 func Restore(ctx context.Context, r repository.VolumeReader, dev device.Writer, o Options) (RestoreStats, error) {
 	stats, err := restore(ctx, r, dev, o)
 	if err != nil {

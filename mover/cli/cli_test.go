@@ -475,7 +475,10 @@ func TestDamagedRepository(t *testing.T) {
 			for _, args := range [][]string{
 				{"backup", "--volume", volume, "--device", b.disk},
 				{"restore", "--snapshot", id, "--device", target},
-				{"list"}, {"verify"}, {"delete", "--snapshot", id}, {"diff", id, id},
+				{"list"},
+				{"verify"},
+				{"delete", "--snapshot", id},
+				{"diff", id, id},
 			} {
 				r := b.run("", append([]string{"image"}, args...)...)
 				require.Error(t, r.err, args)

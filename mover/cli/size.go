@@ -57,7 +57,7 @@ var sizePattern = regexp.MustCompile(`^([0-9]+)([KMGT]?)(i|iB)?$`)
 // 1024 with or without "iB" after them, or none for bytes.
 func parseSize(text string) (int64, error) {
 	parts := sizePattern.FindStringSubmatch(text)
-	if parts == nil || parts[2] == "" && parts[3] != "" {
+	if len(parts) == 0 || parts[2] == "" && parts[3] != "" {
 		return 0, errors.New("want a whole number with a unit, such as 512MiB or 4G (both powers of 1024)")
 	}
 	n, err := strconv.ParseInt(parts[1], 10, 64)
