@@ -283,11 +283,11 @@ func TestBackupAudits(t *testing.T) {
 	f.run(t, backupRequest("du-1.1", monday))
 	f.volume.Changed["handle-du-1.1"], f.volume.Changed["handle-du-3.1"] = nil, nil
 	honest := backupRequest("du-2.1", monday.Add(time.Hour))
-	honest.Backup.Audit = "1%"
+	honest.Backup.Audit = "100%"
 	report := f.run(t, honest)
 	require.Equal(t, repository.Incremental, report.Kind)
 	require.Zero(t, report.BytesRead)
-	require.EqualValues(t, 9, report.ChunksAudited)
+	require.EqualValues(t, chunks, report.ChunksAudited)
 	require.EqualValues(t, volumeSize, report.BytesAudited)
 
 	forgotten := random(1)
@@ -302,7 +302,7 @@ func TestBackupAudits(t *testing.T) {
 
 	f.insert(forgotten)
 	distrustful := backupRequest("du-4.1", monday.Add(3*time.Hour))
-	distrustful.Backup.Audit = "1%"
+	distrustful.Backup.Audit = "100%"
 	report = f.run(t, distrustful)
 	require.Equal(t, repository.Full, report.Kind)
 	require.Equal(t, "AuditFailed", report.Reason)

@@ -441,7 +441,7 @@ func TestExecuteErrors(t *testing.T) {
 		want   []string
 	}{
 		"unknown parameter":    {parameters("{mover: blockmover, retain: 3}"), []string{"app/data", "retain: 3: unknown key"}},
-		"unsupported":          {parameters("{mover: blockmover, retainSnapshot: auto}"), []string{"retainSnapshot: auto", "not supported"}},
+		"retained for a while": {parameters("{mover: blockmover, retainSnapshot: weekly}"), []string{"retainSnapshot: weekly: want auto, always or never"}},
 		"malformed value":      {parameters("{mover: blockmover, fullEvery: weekly}"), []string{"fullEvery: weekly: want a duration"}},
 		"malformed annotation": {func(w *world) { w.backup.Annotations = map[string]string{"blockmover.io/backup-type": "diff"} }, []string{`"diff"`}},
 		"malformed retain":     {func(w *world) { w.backup.Annotations = map[string]string{"blockmover.io/retain-snapshot": "yes"} }, []string{`"yes"`, "auto, always or never"}},

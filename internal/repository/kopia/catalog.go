@@ -322,6 +322,9 @@ type image struct {
 	diskSize int64
 }
 
+// directoryCompressor is kopia's own choice for directories.
+const directoryCompressor = "zstd-fastest"
+
 // writeDirectory stores volume.json, and the directory of it, the disk and
 // what else is given.
 func writeDirectory(ctx context.Context, o *objectWriter, disk object.ID, diskSize int64, doc document, others ...*snapshot.DirEntry) (object.ID, *fs.DirectorySummary, error) {
@@ -341,7 +344,7 @@ func writeDirectory(ctx context.Context, o *objectWriter, disk object.ID, diskSi
 		b.AddEntry(e)
 	}
 	dir := b.Build(modified, "")
-	root, err := snapshotfs.WriteDirManifest(ctx, o.w, "", dir, compressor)
+	root, err := snapshotfs.WriteDirManifest(ctx, o.w, "", dir, directoryCompressor)
 	return root, dir.Summary, err
 }
 

@@ -173,8 +173,9 @@ func writeObject(t *testing.T, s *Store, prefix string, data []byte) object.ID {
 	t.Helper()
 	var id object.ID
 	require.NoError(t, repo.WriteSession(t.Context(), s.rep, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {
-		var err error
-		id, _, err = newObjectWriter(s.rep, w, repository.DefaultCompression).write(ctx, content.IDPrefix(prefix), data)
+		o, err := newObjectWriter(s.rep, w, repository.DefaultCompression)
+		require.NoError(t, err)
+		id, _, err = o.write(ctx, content.IDPrefix(prefix), data)
 		return err
 	}))
 	return id
@@ -188,7 +189,7 @@ func forge(t *testing.T, s *Store, disk, doc object.ID, edit func(*snapshot.Mani
 		var b snapshotfs.DirManifestBuilder
 		b.AddEntry(&snapshot.DirEntry{Name: diskName, Type: snapshot.EntryTypeFile, ObjectID: disk})
 		b.AddEntry(&snapshot.DirEntry{Name: documentName, Type: snapshot.EntryTypeFile, ObjectID: doc})
-		dir, err := snapshotfs.WriteDirManifest(ctx, w, "", b.Build(fs.UTCTimestampFromTime(testTime), ""), compressor)
+		dir, err := snapshotfs.WriteDirManifest(ctx, w, "", b.Build(fs.UTCTimestampFromTime(testTime), ""), directoryCompressor)
 		if err != nil {
 			return err
 		}

@@ -16,21 +16,16 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-const (
-	// wholeSplitter keeps what is written at once in one content: nothing here is
-	// as long as 8 MiB.
-	wholeSplitter = "FIXED-8M"
-
-	compressor compression.Name = "zstd-fastest"
-)
-
 // objectWriter writes objects of one content each, and counts the bytes that
 // the repository did not have before. It is safe for concurrent use.
+//
+// It gives them to kopia's content manager as they lie in memory. kopia's own
+// writer of objects is made for streams that it cuts itself, and copies them first.
 type objectWriter struct {
 	// committed sees what is in the repository's index, and nothing that w has
 	// written since its last flush.
 	committed repo.Repository
-	w         repo.RepositoryWriter
+	w         repo.DirectRepositoryWriter
 	// plain leaves data uncompressed; indexes never are.
 	plain bool
 
@@ -42,17 +37,22 @@ type objectWriter struct {
 // run apart. Beyond it, a content that occurs twice in one run is counted twice.
 const maxFresh = 1 << 20
 
-func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter, c repository.Compression) *objectWriter {
-	return &objectWriter{committed: committed, w: w, plain: c == repository.NoCompression, fresh: map[content.ID]struct{}{}}
+func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter, c repository.Compression) (*objectWriter, error) {
+	direct, ok := w.(repo.DirectRepositoryWriter)
+	if !ok {
+		return nil, errors.New("the repository is behind a server of kopia's: images need its storage")
+	}
+	return &objectWriter{committed: committed, w: direct, plain: c == repository.NoCompression, fresh: map[content.ID]struct{}{}}, nil
 }
 
 // compressor is what one object is compressed with: nothing where that does not
-// pay, or was not wanted.
-func (o *objectWriter) compressor(prefix content.IDPrefix, data []byte) compression.Name {
-	if prefix != indexPrefix && (o.plain || !compressible(data)) {
-		return ""
+// pay, or was not wanted, or where the repository's format has objects compressed
+// in another way.
+func (o *objectWriter) compressor(prefix content.IDPrefix, data []byte) compression.HeaderID {
+	if prefix != indexPrefix && (o.plain || !compressible(data)) || !o.w.ContentManager().SupportsContentCompression() {
+		return content.NoCompression
 	}
-	return compressor
+	return compression.HeaderZstdFastest
 }
 
 const (
@@ -84,28 +84,23 @@ func compressible(data []byte) bool {
 
 // write stores one object and returns how many of its bytes were new.
 func (o *objectWriter) write(ctx context.Context, prefix content.IDPrefix, data []byte) (object.ID, int64, error) {
-	ow := o.w.NewObjectWriter(ctx, object.WriterOptions{
-		Prefix:             prefix,
-		Compressor:         o.compressor(prefix, data),
-		MetadataCompressor: compressor,
-		Splitter:           wholeSplitter,
-	})
-	defer ow.Close() //nolint:errcheck // it only gives its buffers back
-	if _, err := ow.Write(data); err != nil {
-		return object.EmptyID, 0, fmt.Errorf("write object: %w", err)
-	}
-	id, err := ow.Result()
+	store := o.w.ContentManager().WriteContent
+	input := inputOfStore(store)
+	input.Slices = [][]byte{data}
+	id, err := store(ctx, input, prefix, o.compressor(prefix, data))
 	if err != nil {
 		return object.EmptyID, 0, fmt.Errorf("write object: %w", err)
 	}
-	cid, _, direct := id.ContentID()
-	if !direct {
-		return object.EmptyID, 0, fmt.Errorf("write object: %d bytes became %v, want one content", len(data), id)
+	if !o.isFresh(ctx, id) {
+		return object.DirectObjectID(id), 0, nil
 	}
-	if !o.isFresh(ctx, cid) {
-		return id, 0, nil
-	}
-	return id, int64(len(data)), nil
+	return object.DirectObjectID(id), int64(len(data)), nil
+}
+
+// inputOfStore is an empty value of the type that the content manager takes; see
+// inputOf.
+func inputOfStore[B any](func(context.Context, B, content.IDPrefix, compression.HeaderID) (content.ID, error)) (empty B) {
+	return empty
 }
 
 // isFresh reports whether this run has brought a content into the repository,

@@ -152,7 +152,9 @@ func (s *Store) begin(ctx context.Context, w *writer, o repository.WriterOptions
 	if err != nil {
 		return err
 	}
-	w.objects = newObjectWriter(s.rep, session, o.Compression)
+	if w.objects, err = newObjectWriter(s.rep, session, o.Compression); err != nil {
+		return errors.Join(err, session.Close(ctx))
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, session.Close(ctx))
