@@ -79,13 +79,26 @@ func (w *writer) checkpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.hold.take(ctx, w.objects.w, dir, summary); err != nil {
+	if err := w.keep(ctx, dir, summary); err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.unrecorded = 0
 	return nil
+}
+
+// keep makes the hold refer to a directory, and looks whether all that it
+// consists of is there. Where it is not, nobody is to go on from there.
+func (w *writer) keep(ctx context.Context, dir object.ID, summary *fs.DirectorySummary) error {
+	if err := w.hold.take(ctx, w.objects.w, dir, summary); err != nil {
+		return err
+	}
+	err := w.objects.checkWritten(ctx)
+	if errors.Is(err, errLost) {
+		err = errors.Join(err, w.hold.abandon(w.rep))
+	}
+	return err
 }
 
 // progress is how many segments are finished, and what is stored of those beyond

@@ -100,5 +100,7 @@
 //
 // What is uploaded and not yet referred to is protected by kopia's safety
 // delays, as it is with every kopia client: maintenance without them, at the
-// moment at which a backup uploads, may delete packs that are being written.
+// moment at which a backup uploads, may delete packs that are being written. The
+// writer looks for its packs at each checkpoint and at Commit, and fails where
+// some are gone: there is no image, and not one that lacks something.
 package kopia

@@ -109,6 +109,45 @@ func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
 	})
 }
 
+// TestUploadedPacksAreDeleted: without its safety delays, maintenance deletes what
+// was uploaded and is not referred to yet. Nothing can be done about that, but the
+// image that would lack it is not made.
+func TestUploadedPacksAreDeleted(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		interval int64
+		when     string
+	}{
+		{"before the commit", 0, "commit image"},
+		{"before a checkpoint", 1, "record what is finished"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := newRepository(t)
+			s := openStore(t, dir)
+			meta := testMeta(64<<20, testTime) // three packs, of 20 MiB
+			meta.ChunkSize, meta.SegmentSize = 1<<20, 8<<20
+			data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
+			o := nextOperation("")
+			o.CheckpointInterval = c.interval
+			w, err := s.NewWriter(t.Context(), meta, o)
+			require.NoError(t, err)
+			defer w.Abort()
+			for chunk := range meta.Size / meta.ChunkSize {
+				require.NoError(t, w.Put(t.Context(), chunk, chunkOf(meta, data, chunk)))
+			}
+			maintain(t, dir)
+			if c.interval > 0 {
+				err = w.Advance(t.Context(), 48)
+			} else {
+				_, _, err = w.Commit(t.Context())
+			}
+			require.ErrorIs(t, err, errLost)
+			require.ErrorContains(t, err, c.when)
+			require.Empty(t, holdsIn(t, openStore(t, dir)), "nobody goes on from there")
+		})
+	}
+}
+
 // TestZerosThatNobodyUses: volume.json names zeros that no chunk refers to, and
 // maintenance takes these.
 func TestZerosThatNobodyUses(t *testing.T) {

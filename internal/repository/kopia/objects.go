@@ -27,7 +27,8 @@ type objectWriter struct {
 	committed repo.Repository
 	w         repo.DirectRepositoryWriter
 	// plain leaves data uncompressed; indexes never are.
-	plain bool
+	plain   bool
+	written written
 
 	mu    sync.Mutex
 	fresh map[content.ID]struct{}
@@ -91,6 +92,7 @@ func (o *objectWriter) write(ctx context.Context, prefix content.IDPrefix, data 
 	if err != nil {
 		return object.EmptyID, 0, fmt.Errorf("write object: %w", err)
 	}
+	o.written.add(id)
 	if !o.isFresh(ctx, id) {
 		return object.DirectObjectID(id), 0, nil
 	}

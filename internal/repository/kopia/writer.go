@@ -556,7 +556,7 @@ func (w *writer) commit(ctx context.Context) (repository.Image, error) {
 		return repository.Image{}, err
 	}
 	// Until the repo snapshot is saved, the hold alone refers to the image.
-	if err := w.hold.take(ctx, w.objects.w, dir, summary); err != nil {
+	if err := w.keep(ctx, dir, summary); err != nil {
 		return repository.Image{}, err
 	}
 	if !w.end(writing) {
