@@ -49,9 +49,9 @@ demo: cluster-build ## the main job, start to finish, on a cluster of its own
 	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/with-cluster.sh demo $(DEMO)
 
 .PHONY: e2e
-e2e: cluster-build ## the scenarios on a cluster (RUN=regexp picks some)
+e2e: cluster-build ## the scenarios on two clusters (RUN=regexp picks some, on one)
 	@cd e2e && go test -c -o $(SCENARIOS) ./scenarios
-	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/with-cluster.sh e2e $(SCENARIOS) -test.v -test.timeout 40m $(if $(RUN),-test.run '$(RUN)')
+	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/e2e.sh $(SCENARIOS) $(if $(RUN),'$(RUN)')
 
 .PHONY: unit
 unit: ## unit tests of all modules; as root they use loop devices

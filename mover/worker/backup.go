@@ -58,13 +58,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 		}
 		run.Writer.Abort()
 	}()
-	report.Kind, report.Parent = run.Kind, run.Parent
-	report.Reason, report.Detail = string(run.Reason), run.Detail
-	for _, reason := range run.Reasons {
-		report.Reasons = append(report.Reasons, string(reason))
-	}
-	report.Resumptions = run.Source.Resumptions
-	report.ChunksAudited, report.BytesAudited = run.Audited.Chunks, run.Audited.Bytes
+	reportChoice(&report, run)
 	w.Log.Info("Backup begins", "kind", run.Kind, "parent", run.Parent, "reason", run.Reason, "detail", run.Detail,
 		"size", report.VolumeSize, "resumed", run.Writer.Resumed(), "blocks", run.Source.Blocks,
 		"resumptions", report.Resumptions, "bytesAudited", report.BytesAudited)
@@ -93,6 +87,17 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	w.Log.Info("Backup is complete", "snapshotID", report.SnapshotID,
 		"bytesRead", report.BytesRead, "bytesUploaded", report.BytesUploaded, "metadataBytes", report.MetadataBytes)
 	return report, nil
+}
+
+// reportChoice reports what the image is to be, and why.
+func reportChoice(report *task.Report, run chain.Run) {
+	report.Kind, report.Parent = run.Kind, run.Parent
+	report.Reason, report.Detail = string(run.Reason), run.Detail
+	for _, reason := range run.Reasons {
+		report.Reasons = append(report.Reasons, string(reason))
+	}
+	report.Resumptions = run.Source.Resumptions
+	report.ChunksAudited, report.BytesAudited = run.Audited.Chunks, run.Audited.Bytes
 }
 
 // savedBefore finds the repo snapshot of an earlier attempt at the same

@@ -96,7 +96,7 @@ func (w *writer) keep(ctx context.Context, dir object.ID, summary *fs.DirectoryS
 	}
 	err := w.objects.checkWritten(ctx)
 	if errors.Is(err, errLost) {
-		err = errors.Join(err, w.hold.abandon(w.rep))
+		err = errors.Join(err, w.hold.release(ctx, w.rep))
 	}
 	return err
 }
