@@ -59,9 +59,8 @@
 // ten increments cost together is far more. Below 8 KiB the index grows as fast as
 // the pages shrink.
 //
-// What small chunks cost is index, 75 bytes each in the image and some 40 in the
-// repository, and CPU time: see repository.DefaultChunkSize. They find no fewer
-// equal contents than large ones do.
+// What small chunks cost is index: see repository.DefaultChunkSize. They find no
+// fewer equal contents than large ones do.
 //
 // # What a running operation holds
 //
