@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/internal/repository"
 )
 
 const password = "correct horse battery staple"
@@ -46,20 +48,25 @@ func (k stockKopia) run(args ...string) []byte {
 	return output
 }
 
-// snapshots lists the IDs of all repo snapshots, in ascending order: those of
-// operations that have not ended, too.
-func (k stockKopia) snapshots() []string {
+// snapshots lists all repo snapshots: the IDs of the complete ones, in ascending
+// order, and the operations whose holds there are.
+func (k stockKopia) snapshots() (ids, holds []string) {
 	k.Helper()
 	var list []struct {
-		ID string `json:"id"`
+		ID         string            `json:"id"`
+		Incomplete string            `json:"incomplete"`
+		Tags       map[string]string `json:"tags"`
 	}
 	require.NoError(k, json.Unmarshal(k.run("snapshot", "list", "--all", "--json", "--incomplete", "--max-results", "1000"), &list))
-	ids := make([]string, len(list))
-	for i, s := range list {
-		ids[i] = s.ID
+	for _, s := range list {
+		if s.Incomplete == "" {
+			ids = append(ids, s.ID)
+		} else {
+			holds = append(holds, s.Tags[repository.TagOperation])
+		}
 	}
 	slices.Sort(ids)
-	return ids
+	return ids, holds
 }
 
 // verify reads every byte of every repo snapshot, from the repository: what was

@@ -407,6 +407,7 @@ func (s *soak) job(v *volume, asked string) *job {
 func (s *soak) backUp(jobs ...*job) {
 	s.Helper()
 	for _, j := range jobs {
+		s.beside[j.name] = len(jobs) > 1
 		s.begin(j)
 	}
 	if parent := jobs[0].want.parent; parent != nil && s.chance(6) {
