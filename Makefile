@@ -62,6 +62,24 @@ unit: ## unit tests of all modules; as root they use loop devices
 csi-sanity: cluster-build ## kubernetes-csi's sanity suite and our own tests on the test driver
 	cd e2e && go test ./csidriver/...
 
+# The soak has binaries of its own, and needs no cluster.
+SOAK := $(CACHE)/soak
+SOAK_STEPS ?= 200
+
+.PHONY: soak
+soak: ## as root: random lives of volumes against a model (SOAK_STEPS=200 SOAK_SEED=number)
+	@mkdir -p $(SOAK)
+	@cd e2e && go build -o $(SOAK)/csidriver ./csidriver
+	@cd e2e/velero && go build -o $(SOAK)/kopia github.com/kopia/kopia
+	@cd e2e/soak && go test -c -o $(SOAK)/soak.test .
+	@BLOCKMOVER_SOAK_DRIVER=$(SOAK)/csidriver BLOCKMOVER_SOAK_KOPIA=$(SOAK)/kopia \
+		BLOCKMOVER_SOAK_STEPS=$(SOAK_STEPS) BLOCKMOVER_SOAK_SEED=$(SOAK_SEED) \
+		$(SOAK)/soak.test -test.v -test.timeout 0
+
+.PHONY: soak-short
+soak-short:
+	@$(MAKE) --no-print-directory soak SOAK_STEPS=76 SOAK_SEED=$(or $(SOAK_SEED),1)
+
 # The benchmark has binaries of its own: a cluster that runs keeps its.
 BENCH := $(CACHE)/bench
 BENCH_SIZE ?= 4G
@@ -83,6 +101,7 @@ lint: ## golangci-lint on all modules
 	$(CACHE)/bin/golangci-lint run ./...
 	@# Not cmd/kube: it is 60 lines, and all of Kubernetes would be analyzed for it.
 	cd e2e && $(CACHE)/bin/golangci-lint run $$(go list -f '{{.Dir}}' ./... | grep -v /cmd/kube)
+	cd e2e/soak && $(CACHE)/bin/golangci-lint run ./...
 
 .PHONY: test
-test: cluster-build lint unit csi-sanity e2e ## everything that CI runs
+test: cluster-build lint unit csi-sanity soak-short e2e ## everything that CI runs

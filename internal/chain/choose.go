@@ -51,7 +51,8 @@ type Request struct {
 type Choice struct {
 	// Parents are to be tried in this order; there are none for a full image.
 	Parents []repository.Snapshot
-	// Steps say why others are not, and why there is none.
+	// Steps say why others are not, unless they are older than one that is, and why
+	// there is none. How old a damaged one is nobody knows.
 	Steps []Step
 }
 
@@ -76,6 +77,9 @@ func Choose(r Request, history []repository.Snapshot) Choice {
 		}
 		found = true
 		if step, ok := usable(r.Target, s); !ok {
+			if len(choice.Parents) > 0 && s.Damage == nil {
+				continue // nobody misses it: it is older
+			}
 			step.Detail = fmt.Sprintf("repo snapshot %s %s", s.ID, step.Detail)
 			choice.Steps = append(choice.Steps, step)
 			continue

@@ -127,6 +127,14 @@ func TestChoose(t *testing.T) {
 			name: "an older one when the newest is of no use", history: history{snap("c", -day), snap("b", day), snap("a", 2*day), snap("x", 0, damaged)},
 			parents: []repository.SnapshotID{"b", "a"}, reasons: []chain.Reason{chain.ParentNotOlder, chain.ParentDamaged},
 		},
+		{
+			name: "what is older than a parent is nobody's loss",
+			history: history{
+				snap("d", day), snap("c", 2*day, edit(func(m *repository.Meta) { m.ChangeID = "" })), snap("b", 3*day),
+				snap("a", 4*day, edit(func(m *repository.Meta) { m.VolumeHandle = "vol-0" })),
+			},
+			parents: []repository.SnapshotID{"d", "b"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := chain.Request{Parent: c.parent, FullEvery: c.every, Now: now, Target: target()}

@@ -153,9 +153,9 @@ func (p *Pool) Freeze() (thaw func() error, err error) {
 
 // Cleanup unmounts the pool of a state directory and detaches every loop device
 // that leads back to it: the volumes', those that a kubelet stacked on them,
-// and the pool's own. Mounts of these devices in this mount namespace go first.
-// The files stay. Running it twice, or without a pool, is no error; a device
-// that is still used elsewhere after some seconds is one.
+// and the pool's own. Mounts of these devices in this mount namespace go first, and
+// the pool's in all others. The files stay. Running it twice, or without a pool, is
+// no error; a device that is still used elsewhere after some seconds is one.
 func Cleanup(stateDir string) error {
 	image := imagePath(stateDir)
 	if _, err := os.Stat(image); errors.Is(err, os.ErrNotExist) {
@@ -176,6 +176,9 @@ func Cleanup(stateDir string) error {
 				return fmt.Errorf("clean up pool: %w", err)
 			}
 		}
+		// With the directory go the copies of the mount in other namespaces. Where it
+		// stays, they keep the device in use, which ends in an error.
+		_ = os.Remove(mountPath(stateDir))
 		if devices, err = loop.Of(image); err != nil {
 			return err
 		}

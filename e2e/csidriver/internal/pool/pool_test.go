@@ -2,6 +2,7 @@ package pool_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -104,6 +105,24 @@ func TestCleanup(t *testing.T) {
 		if _, mounted, err := mount.At(path); err != nil || mounted {
 			t.Errorf("%s is mounted: %v, %v", path, mounted, err)
 		}
+	}
+}
+
+// TestCleanupBesideACopy: whoever makes a mount namespace meanwhile, as a cluster
+// that is started does, has a copy of the pool's mount in it.
+func TestCleanupBesideACopy(t *testing.T) {
+	_, dir := pooltest.Open(t)
+	other := exec.Command("sleep", "60")
+	other.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = other.Process.Kill(), other.Wait() }()
+	if err := pool.Cleanup(dir); err != nil {
+		t.Error(err)
+	}
+	if devices, err := loop.Of(filepath.Join(dir, "pool.img")); err != nil || len(devices) > 0 {
+		t.Errorf("left over: %v, %v", devices, err)
 	}
 }
 
