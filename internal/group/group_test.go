@@ -55,10 +55,14 @@ func TestPlan(t *testing.T) {
 
 func TestChooseClass(t *testing.T) {
 	classes := []Class{
-		{Name: "two", Driver: "many"}, {Name: "one", Driver: "many"}, {Name: "default", Driver: "many", Default: true},
+		{Name: "two", Driver: "many"},
+		{Name: "one", Driver: "many"},
+		{Name: "default", Driver: "many", Default: true},
 		{Name: "only", Driver: "single"},
-		{Name: "y", Driver: "unlabelled"}, {Name: "x", Driver: "unlabelled"},
-		{Name: "q", Driver: "defaults", Default: true}, {Name: "p", Driver: "defaults", Default: true},
+		{Name: "y", Driver: "unlabelled"},
+		{Name: "x", Driver: "unlabelled"},
+		{Name: "q", Driver: "defaults", Default: true},
+		{Name: "p", Driver: "defaults", Default: true},
 	}
 	wish := func(class, source string) Wish { return Wish{Source: source, Class: class} }
 	for name, test := range map[string]struct {
