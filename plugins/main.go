@@ -41,11 +41,17 @@ func main() {
 		RegisterBackupItemActionV2(backup.PVCActionName, action(func(log logrus.FieldLogger, api client.Client) any {
 			return backup.NewPVCAction(log, api, config.GlobalBackupVolumePoliciesConfigMap)
 		})).
+		RegisterBackupItemActionV2(backup.GroupSnapshotActionName, action(func(log logrus.FieldLogger, api client.Client) any {
+			return backup.NewGroupSnapshotAction(log, api)
+		})).
 		RegisterRestoreItemActionV2(restore.PVCActionName, action(func(log logrus.FieldLogger, api client.Client) any {
 			return restore.NewPVCAction(log, api)
 		})).
 		RegisterRestoreItemActionV2(restore.PVActionName, action(func(log logrus.FieldLogger, api client.Client) any {
 			return restore.NewPVAction(log, api)
+		})).
+		RegisterRestoreItemActionV2(restore.GroupSnapshotActionName, action(func(log logrus.FieldLogger, _ client.Client) any {
+			return restore.NewGroupSnapshotAction(log)
 		})).
 		RegisterDeleteItemAction(delete.DataUploadActionName, action(func(log logrus.FieldLogger, api client.Client) any {
 			return delete.NewDataUploadAction(log, api)

@@ -87,9 +87,11 @@ func TestRetainedSnapshots(t *testing.T) {
 	s.checkNothingLeft()
 }
 
-// TestGroupMember moves a member of a group snapshot, which has no class and
-// whose content names the group: it is exposed and its blocks are told, and its
-// storage snapshot is deleted although the sidecar leaves members to their group.
+// TestGroupMember moves a member of each of two groups that somebody else has made,
+// as Velero's own action does: members have no class and their contents name the
+// group. They are exposed and their blocks are told, the second time incrementally,
+// and their storage snapshots are deleted although the sidecar leaves members to
+// their group.
 func TestGroupMember(t *testing.T) {
 	s := newScenario(t)
 	d := s.driver()
@@ -97,14 +99,32 @@ func TestGroupMember(t *testing.T) {
 	require.NoError(t, s.kit.Apply(s.ctx, disksManifest(s.kit, namespace, "group", []string{"disk"})))
 	_, err := s.kit.AppIn(s.ctx, namespace)
 	require.NoError(t, err)
-	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: groupsnapshot.storage.k8s.io/v1
+	first := s.moveGroupMember(d, namespace, "first")
+	require.Equal(t, "NoParent", first.Status.DataMoverResult["reason"])
+	require.NotContains(t, first.Status.DataMoverResult["detail"], "AllocatedFailed")
+	second := s.moveGroupMember(d, namespace, "second")
+	require.Equal(t, "Incremental", second.Status.DataMoverResult["kind"], second.Status.DataMoverResult["detail"])
+	require.Equal(t, first.Status.SnapshotID, second.Status.DataMoverResult["parent"])
+	s.wait("storage snapshots to be deleted", func(ctx context.Context) (bool, string, error) {
+		left, err := d.snapshots(ctx, namespace, "disk")
+		return len(left) == 0, fmt.Sprint(left), err
+	})
+	s.checkNothingLeft()
+}
+
+// moveGroupMember makes a group of the disk in a namespace, moves its one member, and
+// deletes the group as soon as the mover has it.
+func (s *scenario) moveGroupMember(d *driverUnderTest, namespace, base string) kit.Object {
+	s.Helper()
+	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: groupsnapshot.storage.k8s.io/v1
 kind: VolumeGroupSnapshot
-metadata: {name: group, namespace: %s}
+metadata: {name: %s, namespace: %s}
 spec:
   volumeGroupSnapshotClassName: %s
   source: {selector: {matchLabels: {group: disk}}}
-`, namespace, s.kit.StorageClass)))
+`, base, namespace, s.kit.StorageClass)))
 	var members, contents []kit.Object
+	var err error
 	s.wait("members of the group", func(ctx context.Context) (bool, string, error) {
 		if members, err = s.kit.List(ctx, "-n", namespace, "volumesnapshots"); err != nil {
 			return false, "", err
@@ -113,8 +133,8 @@ spec:
 		return len(members) == 1 && len(contents) == 1, fmt.Sprint(members, contents), err
 	})
 
-	name := s.name("member")
-	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
+	name := s.name("member-" + base)
+	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
 kind: DataUpload
 metadata: {name: %s, namespace: %s}
 spec:
@@ -126,11 +146,11 @@ spec:
   backupStorageLocation: default
   operationTimeout: 2m
 `, name, s.kit.VeleroNamespace, members[0].Metadata.Name, s.kit.StorageClass, d.name, namespace)))
-	t.Cleanup(func() {
+	s.Cleanup(func() {
 		ctx, cancel := cleanupContext()
 		defer cancel()
 		_, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "delete", "datauploads.velero.io", name)
-		require.NoError(t, err)
+		require.NoError(s, err)
 	})
 	// The group goes once the mover has its member, and leaves the storage snapshot
 	// to it.
@@ -139,25 +159,23 @@ spec:
 		return len(pairs) == 1, fmt.Sprint(pairs), err
 	})
 	_, err = s.kit.Kubectl(s.ctx, "patch", "volumegroupsnapshotcontent", contents[0].Metadata.Name, "--type=merge", "-p", `{"spec":{"deletionPolicy":"Retain"}}`)
-	require.NoError(t, err)
-	_, err = s.kit.Kubectl(s.ctx, "-n", namespace, "delete", "volumegroupsnapshot", "group", "--timeout=60s")
-	require.NoError(t, err)
+	require.NoError(s, err)
+	_, err = s.kit.Kubectl(s.ctx, "-n", namespace, "delete", "volumegroupsnapshot", base, "--timeout=60s")
+	require.NoError(s, err)
 	_, err = s.kit.Kubectl(s.ctx, "delete", "volumegroupsnapshotcontent", contents[0].Metadata.Name, "--timeout=60s")
-	require.NoError(t, err)
+	require.NoError(s, err)
 
 	var upload kit.Object
 	s.wait("DataUpload to end", func(ctx context.Context) (bool, string, error) {
 		err := s.kit.Get(ctx, &upload, "-n", s.kit.VeleroNamespace, "datauploads.velero.io", name)
 		return upload.Status.Phase == "Completed" || upload.Status.Phase == "Failed", upload.Status.Phase + ": " + upload.Status.Message, err
 	})
-	require.Equal(t, "Completed", upload.Status.Phase, upload.Status.Message)
-	require.Equal(t, "NoParent", upload.Status.DataMoverResult["reason"])
-	require.NotContains(t, upload.Status.DataMoverResult["detail"], "AllocatedFailed")
-	s.wait("storage snapshot to be deleted", func(ctx context.Context) (bool, string, error) {
-		left, err := d.snapshots(ctx, namespace, "disk")
+	require.Equal(s, "Completed", upload.Status.Phase, upload.Status.Message)
+	s.wait("origin to be gone", func(ctx context.Context) (bool, string, error) {
+		left, err := s.kit.List(ctx, "-n", namespace, "volumesnapshots")
 		return len(left) == 0, fmt.Sprint(left), err
 	})
-	s.checkNothingLeft()
+	return upload
 }
 
 // wait is for what takes seconds.

@@ -32,6 +32,7 @@ var pure = []string{
 	"internal/chain",
 	"internal/datapath",
 	"internal/device",
+	"internal/group",
 	"internal/identity",
 	"internal/phase",
 	"internal/policy",

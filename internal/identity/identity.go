@@ -8,6 +8,7 @@ package identity
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"strings"
 )
 
 // DataMover is the value of DataUpload.spec.datamover and
@@ -56,6 +57,17 @@ const (
 // backup retains (a volumesnapshot.Retained), for as long as it does.
 const AnnotationRetained = "blockmover.io/retained-snapshot"
 
+// Labels and annotations of group snapshots.
+const (
+	// LabelGrouped is on each PVC that carries a GroupStamp, for the sweep to find.
+	LabelGrouped = "blockmover.io/grouped"
+	// AnnotationMembers, on a VolumeGroupSnapshot, names the PVCs that it was made
+	// of, separated by commas.
+	AnnotationMembers = "blockmover.io/members"
+	// AnnotationFailed, on a VolumeGroupSnapshot, says why nobody waits for it any more.
+	AnnotationFailed = "blockmover.io/failed"
+)
+
 // Keys of DataUpload.spec.dataMoverConfig.
 const (
 	// ConfigParentSnapshot is "auto", "none", or a repo snapshot ID.
@@ -67,6 +79,10 @@ const (
 	ConfigAudit = "audit"
 	// ConfigRetainSnapshot is a policy.Retain.
 	ConfigRetainSnapshot = "retainSnapshot"
+	// ConfigGroup is there for a volume whose label asks for a group: the name of the
+	// VolumeGroupSnapshot, or the code of the reason why there is none. It is also
+	// in status.dataMoverResult.
+	ConfigGroup = "group"
 )
 
 // Values of ConfigParentSnapshot.
@@ -89,6 +105,36 @@ func DataDownloadName(restoreUID, pvcUID string) string {
 // takes, in the namespace of the PVC.
 func VolumeSnapshotName(backupUID, pvcUID string) string {
 	return "blockmover-" + digest("VolumeSnapshot", backupUID, pvcUID)
+}
+
+// groupPrefix is what the names of our VolumeGroupSnapshots begin with.
+const groupPrefix = "blockmover-group-"
+
+// GroupName is the name of the VolumeGroupSnapshot, in the namespace of its
+// members, for one value of a backup's group label and one CSI driver.
+func GroupName(backupUID, namespace, value, driver string) string {
+	return groupPrefix + digest("VolumeGroupSnapshot", backupUID, namespace, value, driver)
+}
+
+// IsGroupName says whether a VolumeGroupSnapshot is one of ours.
+func IsGroupName(name string) bool { return strings.HasPrefix(name, groupPrefix) }
+
+// stampPrefix is what the keys of stamps begin with.
+const stampPrefix = Domain + "group-"
+
+// GroupStamp is the key of the label that the members of a group carry while it is
+// made; its value is the UID of the backup. The key is the group's own, so that one
+// PVC can be in the groups of two backups at a time.
+func GroupStamp(groupName string) string {
+	return stampPrefix + strings.TrimPrefix(groupName, groupPrefix)
+}
+
+// StampedGroup is the inverse of GroupStamp; "" for the key of another label.
+func StampedGroup(key string) string {
+	if !strings.HasPrefix(key, stampPrefix) {
+		return ""
+	}
+	return groupPrefix + strings.TrimPrefix(key, stampPrefix)
 }
 
 // OperationName is the name of the objects (VolumeSnapshot and its content,

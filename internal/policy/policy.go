@@ -54,10 +54,14 @@ type Settings struct {
 	FullEvery time.Duration
 	// Audit is the share of the unchanged chunks that is read and compared.
 	Audit audit.Percent
-	// SnapshotClass overrides the VolumeSnapshotClass; "" is Velero's choice.
+	// SnapshotClass overrides the VolumeSnapshotClass or VolumeGroupSnapshotClass; ""
+	// is Velero's choice.
 	SnapshotClass string
 	// Retain is "" where nobody says: RetainAuto.
 	Retain Retain
+	// GroupRequired makes it an error when a volume with the label of a group is not
+	// snapshotted as a member of one.
+	GroupRequired bool
 	// Parent is the ID of the repo snapshot that an incremental image has to
 	// build on; "" lets the mover choose. A policy cannot name one: it is set only
 	// by whoever writes a DataUpload by hand.
@@ -73,6 +77,13 @@ const (
 	keyAudit         = "audit"
 	keyRetain        = "retainSnapshot"
 	keySnapshotClass = "snapshotClass"
+	keyGroup         = "group"
+)
+
+// Values of keyGroup.
+const (
+	groupRequired  = "required"
+	groupPreferred = "preferred"
 )
 
 // IsOurs says whether the parameters name Blockmover as the mover. A policy
@@ -140,9 +151,14 @@ func (s *Settings) set(key string, value any) error {
 			return fmt.Errorf("%s: %v: want the name of a VolumeSnapshotClass, in quotes", key, value)
 		}
 		s.SnapshotClass = text
+	case keyGroup:
+		if !strings.EqualFold(text, groupRequired) && !strings.EqualFold(text, groupPreferred) {
+			return fmt.Errorf("%s: %v: want %s or %s", key, value, groupRequired, groupPreferred)
+		}
+		s.GroupRequired = strings.EqualFold(text, groupRequired)
 	default:
 		return fmt.Errorf("%s: %v: unknown key, want one of %s", key, value,
-			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keyRetain, keySnapshotClass}, ", "))
+			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keyRetain, keySnapshotClass, keyGroup}, ", "))
 	}
 	return nil
 }
@@ -203,7 +219,8 @@ func (s Settings) ParentSnapshot() string {
 }
 
 // ToConfig renders what the mover needs as DataUpload.spec.dataMoverConfig. The
-// snapshot class is not in it: it has its own field in the DataUpload.
+// snapshot class is not in it, it has its own field in the DataUpload; nor is what
+// ends with the snapshot.
 func (s Settings) ToConfig() map[string]string {
 	config := map[string]string{identity.ConfigParentSnapshot: s.ParentSnapshot()}
 	if s.FullEvery > 0 {

@@ -25,6 +25,8 @@ func TestParse(t *testing.T) {
 		"no audit":               {map[string]any{"mover": "blockmover", "audit": "0"}, Settings{}},
 		"no audit, as a number":  {map[string]any{"mover": "blockmover", "audit": 0}, Settings{}},
 		"duration with fraction": {map[string]any{"mover": "blockmover", "fullEvery": "1.5h"}, Settings{Audit: 1, FullEvery: 90 * time.Minute}},
+		"group":                  {map[string]any{"mover": "blockmover", "group": "Required"}, Settings{Audit: 1, GroupRequired: true}},
+		"group, if possible":     {map[string]any{"mover": "blockmover", "group": "preferred"}, Settings{Audit: 1}},
 		"retain in any case":     {map[string]any{"mover": "blockmover", "retainSnapshot": "Always"}, Settings{Audit: 1, Retain: RetainAlways}},
 	}
 	for name, test := range tests {
@@ -44,7 +46,7 @@ func TestParseErrors(t *testing.T) {
 		value any
 		want  []string
 	}{
-		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, audit, retainSnapshot, snapshotClass"}},
+		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, audit, retainSnapshot, snapshotClass, group"}},
 		"mover of somebody else":   {"mover", "other", []string{"mover", "other", `"blockmover"`}},
 		"alias disagrees":          {"dataMover", "velero", []string{"dataMover", "velero", `"blockmover"`}},
 		"mover is a number":        {"dataMover", 7, []string{"dataMover", "7"}},
@@ -61,6 +63,7 @@ func TestParseErrors(t *testing.T) {
 		"audit of more than all":   {"audit", "101%", []string{"audit: 101%", "a percentage"}},
 		"audit is null":            {"audit", nil, []string{"audit", "a percentage"}},
 		"unknown way to retain":    {"retainSnapshot", "newest", []string{"retainSnapshot", "newest", "auto, always or never"}},
+		"unknown group":            {"group", "always", []string{"group", "always", "required or preferred"}},
 		"retain is a boolean":      {"retainSnapshot", false, []string{"retainSnapshot", "false", "auto, always or never"}},
 	}
 	for name, test := range tests {

@@ -1,6 +1,7 @@
 // Package volumesnapshot ensures and observes VolumeSnapshots: it takes the
-// VolumeSnapshot of a PVC (Ensure, WaitForHandle, Delete), and re-homes a
-// VolumeSnapshot into Velero's namespace, where the mover exposes it.
+// VolumeSnapshot of a PVC (Ensure, WaitForHandle, Delete) or of several at one
+// instant (Groups), and re-homes a VolumeSnapshot into Velero's namespace, where the
+// mover exposes it.
 //
 // Names are derived (see package identity), so that each step can be repeated
 // by any process any number of times and finds what it made before.
@@ -120,12 +121,18 @@ func WaitForHandle(ctx context.Context, c client.Client, key client.ObjectKey) (
 		return content, nil
 	case errors.Is(err, errGone):
 		return nil, fmt.Errorf("wait for snapshot handle of VolumeSnapshot %s: %w", key, err)
-	// The sidecar passes the driver's gRPC code on as text alone.
-	case strings.Contains(last.Error(), codes.ResourceExhausted.String()):
-		return nil, fmt.Errorf("wait for snapshot handle of VolumeSnapshot %s: %w: %w: %w", key, err, ErrExhausted, last)
 	default:
-		return nil, fmt.Errorf("wait for snapshot handle of VolumeSnapshot %s: %w: %w", key, err, last)
+		return nil, fmt.Errorf("wait for snapshot handle of VolumeSnapshot %s: %w: %w", key, err, exhausted(last))
 	}
+}
+
+// exhausted wraps the error of a storage that is full by ErrExhausted. The sidecar
+// passes the driver's gRPC code on as text alone.
+func exhausted(err error) error {
+	if strings.Contains(err.Error(), codes.ResourceExhausted.String()) {
+		return fmt.Errorf("%w: %w", ErrExhausted, err)
+	}
+	return err
 }
 
 // errGone says that the VolumeSnapshot was deleted by somebody else: no use to
@@ -133,7 +140,7 @@ func WaitForHandle(ctx context.Context, c client.Client, key client.ObjectKey) (
 var errGone = errors.New("it was deleted meanwhile")
 
 // contentWithHandle returns the content, or an error that says what is missing.
-func contentWithHandle(ctx context.Context, c client.Client, key client.ObjectKey) (*snapshotv1.VolumeSnapshotContent, error) {
+func contentWithHandle(ctx context.Context, c client.Reader, key client.ObjectKey) (*snapshotv1.VolumeSnapshotContent, error) {
 	vs := &snapshotv1.VolumeSnapshot{}
 	if err := c.Get(ctx, key, vs); apierrors.IsNotFound(err) {
 		return nil, errGone

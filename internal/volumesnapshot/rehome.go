@@ -322,9 +322,19 @@ func (r Rehomer) deleteSnapshot(ctx context.Context, key client.ObjectKey, conte
 	return nil
 }
 
+// deleteContent deletes a content. That of a member of a group is let go by the
+// sidecar with an annotation alone that the snapshot controller does not set while
+// the group is there.
 func (r Rehomer) deleteContent(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) error {
 	if content.DeletionTimestamp != nil {
 		return nil
+	}
+	if content.Annotations[annotationGroupHandle] != "" && content.Annotations[annotationBeingDeleted] == "" {
+		before := content.DeepCopy()
+		metav1.SetMetaDataAnnotation(&content.ObjectMeta, annotationBeingDeleted, "yes")
+		if err := client.IgnoreNotFound(r.Client.Patch(ctx, content, client.MergeFrom(before))); err != nil {
+			return fmt.Errorf("annotate VolumeSnapshotContent %s: %w", content.Name, err)
+		}
 	}
 	err := r.Client.Delete(ctx, content, client.Preconditions{UID: &content.UID})
 	if client.IgnoreNotFound(err) != nil {

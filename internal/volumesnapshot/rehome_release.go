@@ -53,7 +53,8 @@ func (r Rehomer) Release(ctx context.Context, op Operation) ([]string, error) {
 }
 
 // ReleaseOrigin deletes a VolumeSnapshot that was never taken over, with the
-// snapshot in the storage. One that was is the business of Release.
+// snapshot in the storage. One that was is the business of Release, and a member of
+// a group that is being deleted goes with its group.
 func (r Rehomer) ReleaseOrigin(ctx context.Context, from Origin) ([]string, error) {
 	key := client.ObjectKey{Namespace: from.Namespace, Name: from.VolumeSnapshot}
 	vs := &snapshotv1.VolumeSnapshot{}
@@ -64,6 +65,9 @@ func (r Rehomer) ReleaseOrigin(ctx context.Context, from Origin) ([]string, erro
 	}
 	left := []string{"VolumeSnapshot " + key.String()}
 	if vs.DeletionTimestamp != nil {
+		if slices.Contains(vs.Finalizers, finalizerInGroup) {
+			return nil, nil
+		}
 		return left, nil
 	}
 	if vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil {

@@ -199,3 +199,27 @@ func TestRetainComesFirst(t *testing.T) {
 	require.Equal(t, snapshotv1.VolumeSnapshotContentRetain, content.Spec.DeletionPolicy)
 	require.Equal(t, "op-uid", content.Labels[identity.LabelOperation])
 }
+
+// TestMemberOfExistingGroup: the snapshot controller keeps a member until its group
+// is gone, which an upload does not wait for.
+func TestMemberOfExistingGroup(t *testing.T) {
+	f := member()
+	f.vs.Finalizers = []string{"snapshot.storage.kubernetes.io/volumesnapshot-in-group-protection"}
+	f.content.Finalizers = []string{"snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"}
+	const beingDeleted = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
+	delete(f.content.Annotations, beingDeleted)
+	r := f.rehomer(t)
+	_, err := r.Ensure(t.Context(), operation, origin)
+	require.NoError(t, err)
+
+	content := contentOf(t, r, f.content.Name)
+	require.NotNil(t, content.DeletionTimestamp)
+	require.Contains(t, content.Annotations, beingDeleted, "the sidecar does not let go of it otherwise")
+	require.Equal(t, snapshotv1.VolumeSnapshotContentRetain, content.Spec.DeletionPolicy)
+	vs := &snapshotv1.VolumeSnapshot{}
+	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKeyFromObject(f.vs), vs))
+	require.NotNil(t, vs.DeletionTimestamp)
+	left, err := r.ReleaseOrigin(t.Context(), origin)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}

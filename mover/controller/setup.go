@@ -13,8 +13,8 @@
 //	engine     what both kinds have in common, from reading to patching
 //	uploads    re-home the VolumeSnapshot, expose it, release
 //	downloads  expose an empty volume, rebind it to its user, release
-//	sweeper    releases what operations left that cannot do so themselves, and
-//	           retained snapshots that are needed no more
+//	sweeper    releases what operations and backups left that cannot do so
+//	           themselves, and retained snapshots that are needed no more
 //
 // Not promised: that a storage which refuses to delete a volume or a snapshot is
 // waited for longer than a minute. The operation ends, its message names what is
@@ -135,6 +135,7 @@ func Setup(mgr ctrl.Manager, opts Options) error {
 		reader:    around.reader,
 		exposer:   around.exposer,
 		rehomer:   rehomer,
+		groups:    volumesnapshot.Groups{Client: around.client, Reader: around.reader},
 		namespace: opts.Namespace,
 		interval:  sweepInterval,
 		wake:      make(chan struct{}, 1),

@@ -24,8 +24,8 @@ import (
 )
 
 // sweeper releases what nobody else will: the objects of operations that are
-// gone or have ended, the VolumeSnapshots of backups that have, and the retained
-// ones that no backup needs any more.
+// gone or have ended, the VolumeSnapshots and groups of backups that have, and the
+// retained VolumeSnapshots that no backup needs any more.
 //
 // It looks for objects first and for what they belong to after that, both at
 // the API server: what was there when the objects were listed and is missing
@@ -35,31 +35,44 @@ type sweeper struct {
 	reader    client.Reader
 	exposer   *exposer.Exposer
 	rehomer   volumesnapshot.Rehomer
+	groups    volumesnapshot.Groups
 	namespace string
 	interval  time.Duration
 	// wake asks for a sweep now.
 	wake chan struct{}
+	// goesAway is set when a sweep leaves what takes more than one to go.
+	goesAway bool
 }
 
 // sweepInterval is how often the cluster is searched. An upload that has ended
 // and a deleted operation wake the sweeper at once.
 const sweepInterval = 2 * time.Minute
 
+// What is going away is looked at sooner, so many times in a row.
+const (
+	againInterval = 3 * time.Second
+	maxAgain      = 10
+)
+
 // NeedLeaderElection makes the manager start the sweeper where it reconciles.
 func (s *sweeper) NeedLeaderElection() bool { return true }
 
 // Start sweeps until the context ends.
 func (s *sweeper) Start(ctx context.Context) error {
-	ticker := time.NewTicker(s.interval)
-	defer ticker.Stop()
-	for {
+	for again := 0; ; {
 		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
 			log.FromContext(ctx).WithName("sweep").Error(err, "sweep is incomplete, the next one goes on")
+		}
+		wait := s.interval
+		if again++; !s.goesAway {
+			again = 0
+		} else if again <= maxAgain {
+			wait = min(wait, againInterval)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-time.After(wait):
 		case <-s.wake:
 		}
 	}
@@ -74,7 +87,7 @@ func (s *sweeper) poke() {
 }
 
 func (s *sweeper) sweep(ctx context.Context) error {
-	return errors.Join(s.sweepOperations(ctx), s.sweepBackups(ctx), s.sweepRetained(ctx))
+	return errors.Join(s.sweepOperations(ctx), s.sweepGroups(ctx), s.sweepBackups(ctx), s.sweepRetained(ctx))
 }
 
 // sweepOperations releases the objects of operations that do not run.
@@ -161,7 +174,7 @@ func (s *sweeper) findOperations(ctx context.Context) (map[string]string, error)
 
 // sweepBackups deletes the VolumeSnapshots that our action took for a backup
 // that has ended, unless a DataUpload still needs them: a plugin that died
-// between the two leaves such.
+// between the two leaves such. Members of a group go with that.
 func (s *sweeper) sweepBackups(ctx context.Context) error {
 	snapshots := &snapshotv1.VolumeSnapshotList{}
 	if err := s.reader.List(ctx, snapshots, client.HasLabels{identity.LabelBackupUID}); err != nil {
@@ -188,7 +201,7 @@ func (s *sweeper) sweepBackups(ctx context.Context) error {
 	for i := range snapshots.Items {
 		vs := &snapshots.Items[i]
 		key := client.ObjectKeyFromObject(vs)
-		if running[vs.Labels[identity.LabelBackupUID]] || needed[key] || vs.DeletionTimestamp != nil {
+		if running[vs.Labels[identity.LabelBackupUID]] || needed[key] || vs.DeletionTimestamp != nil || volumesnapshot.IsOurMember(vs) {
 			continue
 		}
 		log.FromContext(ctx).WithName("sweep").Info("deleting the VolumeSnapshot of a backup that has ended", "volumeSnapshot", key)

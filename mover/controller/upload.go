@@ -295,6 +295,9 @@ func (u *uploads) complete(op *operation, report task.Report) error {
 		return err
 	}
 	du.Status.SnapshotID = string(report.SnapshotID)
+	if group := du.Spec.DataMoverConfig[identity.ConfigGroup]; group != "" {
+		result[identity.ConfigGroup] = group
+	}
 	du.Status.DataMoverResult = &result
 	du.Status.IncrementalBytes = report.BytesUploaded
 	op.progress.TotalBytes, op.progress.BytesDone = report.VolumeSize, report.VolumeSize

@@ -220,7 +220,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	}
 	w.uploads = newEngine(kindUpload, &uploads{surroundings: around, rehomer: rehomer})
 	w.downs = newEngine(kindDownload, &downloads{surroundings: around})
-	w.sweep = &sweeper{client: w.c, reader: w.c, exposer: x, rehomer: rehomer, namespace: veleroNamespace, interval: time.Minute, wake: make(chan struct{}, 1)}
+	w.sweep = &sweeper{client: w.c, reader: w.c, exposer: x, rehomer: rehomer, groups: volumesnapshot.Groups{Client: narrow, Reader: faulty}, namespace: veleroNamespace, interval: time.Minute, wake: make(chan struct{}, 1)}
 	return w
 }
 
@@ -401,7 +401,10 @@ func (w *world) stepSnapshots() {
 			continue
 		}
 		controllerutil.AddFinalizer(&vs, finalizerVS)
-		vs.Status = &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &name}
+		if vs.Status == nil {
+			vs.Status = &snapshotv1.VolumeSnapshotStatus{}
+		}
+		vs.Status.BoundVolumeSnapshotContentName = &name
 		if content.Status != nil {
 			vs.Status.ReadyToUse = content.Status.ReadyToUse
 		}

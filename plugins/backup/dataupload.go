@@ -56,14 +56,18 @@ func newDataUpload(pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolum
 	}
 }
 
-// upload waits for the snapshot and creates the DataUpload, or adopts the one of
-// an earlier attempt.
+// upload waits for the snapshot and creates the DataUpload.
 func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (operation.Upload, error) {
 	waitCtx, cancel := context.WithTimeout(ctx, snapshotTimeout)
 	defer cancel()
 	if _, err := volumesnapshot.WaitForHandle(waitCtx, a.api, vs); err != nil {
 		return operation.Upload{}, a.adviseExhausted(ctx, err, wanted)
 	}
+	return a.create(ctx, wanted)
+}
+
+// create creates the DataUpload, or adopts the one of an earlier attempt.
+func (a *PVCAction) create(ctx context.Context, wanted *velerov2alpha1.DataUpload) (operation.Upload, error) {
 	createErr := veleroapi.CreateDataUpload(ctx, a.api, wanted, wanted.Spec.DataMoverConfig[identity.ConfigParentSnapshot])
 	if createErr == nil {
 		return operation.Upload{DataUpload: wanted}, nil

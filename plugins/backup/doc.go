@@ -1,4 +1,4 @@
-// Package backup is Velero's backup item action for PVCs.
+// Package backup holds Velero's backup item actions for PVCs and for group snapshots.
 //
 // A volume comes to Blockmover through one of two doors:
 //
@@ -21,7 +21,19 @@
 //
 // A volume that the policy gives to Blockmover ends with a DataUpload or with an
 // error of the backup, never with neither. When Execute returns an error, the
-// VolumeSnapshot that it took is gone, and so is the snapshot in the storage.
+// VolumeSnapshot that it took is gone, and so is the snapshot in the storage; a
+// member of a group goes with the group.
+//
+// # Groups
+//
+// PVCs with the same value of the Backup's group label are snapshotted at one
+// instant, those of each driver:
+//
+//	first member ─▶ plan ─▶ stamp all members ─▶ VolumeGroupSnapshot ─▶ its VolumeSnapshot has a handle ─▶ DataUpload
+//	other members ─▶ find the VolumeGroupSnapshot ───────────────────▶ …
+//	finalize phase: VolumeGroupSnapshot ─▶ GroupSnapshotAction ─▶ stamps, group and members are taken away
+//
+// Who is in it is settled when the VolumeGroupSnapshot is made, and written on it.
 //
 // # Replays
 //

@@ -91,7 +91,7 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 		return nil, nil, "", nil, err
 	}
 	if !ours {
-		return withoutStaleAnnotation(item), nil, "", nil, nil
+		return withoutStaleMarks(item), nil, "", nil, nil
 	}
 	upload, err := a.start(ctx, pvc, backup, params, snapshotTimeout)
 	if err != nil {
@@ -99,7 +99,7 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	}
 	a.log.WithField("dataUpload", client.ObjectKeyFromObject(upload.DataUpload).String()).Info("The volume is handed to the blockmover data mover")
 
-	updated := &unstructured.Unstructured{Object: item.UnstructuredContent()}
+	updated := &unstructured.Unstructured{Object: withoutStaleMarks(item).UnstructuredContent()}
 	annotations := updated.GetAnnotations()
 	if annotations == nil {
 		annotations = map[string]string{}
@@ -109,25 +109,32 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	// Velero reads the DataUpload again when the operation has ended, and stores
 	// it with the backup: its status is what a restore starts from.
 	afterwards := []velero.ResourceIdentifier{{GroupResource: kuberesource.DataUploads, Namespace: upload.Namespace, Name: upload.Name}}
+	if name := upload.Spec.DataMoverConfig[identity.ConfigGroup]; identity.IsGroupName(name) {
+		// For GroupSnapshotAction, which takes the group away when all is over.
+		afterwards = append(afterwards, velero.ResourceIdentifier{GroupResource: groupSnapshots, Namespace: pvc.Namespace, Name: name})
+	}
 	return updated, nil, upload.Labels[velerov1.AsyncOperationIDLabel], afterwards, nil
 }
 
-// withoutStaleAnnotation drops our annotation from a PVC that this backup does
-// not move: left over by a restore without our plugin, it would send the next
-// restore looking for a DataUpload that is not in the backup.
-func withoutStaleAnnotation(item runtime.Unstructured) runtime.Unstructured {
+// withoutStaleMarks drops what must not come back with a restore: our annotation
+// from a PVC that this backup does not move, left over by a restore without our
+// plugin, which would send the next restore looking for a DataUpload that is not in
+// the backup; and the stamps of groups that are being made.
+func withoutStaleMarks(item runtime.Unstructured) runtime.Unstructured {
 	u := &unstructured.Unstructured{Object: item.UnstructuredContent()}
-	annotations := u.GetAnnotations()
-	if _, found := annotations[identity.AnnotationDataUpload]; !found {
-		return item
+	if annotations := u.GetAnnotations(); annotations[identity.AnnotationDataUpload] != "" {
+		delete(annotations, identity.AnnotationDataUpload)
+		u.SetAnnotations(annotations)
 	}
-	delete(annotations, identity.AnnotationDataUpload)
-	u.SetAnnotations(annotations)
+	if labels := u.GetLabels(); labels[identity.LabelGrouped] != "" {
+		volumesnapshot.Unstamp(labels, "")
+		u.SetLabels(labels)
+	}
 	return u
 }
 
-// start takes the VolumeSnapshot and creates the DataUpload. All that can be
-// known to be wrong is found before the VolumeSnapshot is taken.
+// start takes the VolumeSnapshot, alone or with a group, and creates the DataUpload.
+// All that can be known to be wrong is found before the VolumeSnapshot is taken.
 func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup, params map[string]any, snapshotTimeout time.Duration) (operation.Upload, error) {
 	settings, err := a.settings(ctx, backup, params)
 	if err != nil {
@@ -139,6 +146,14 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	pv, err := a.volumeOf(ctx, pvc)
 	if err != nil {
 		return operation.Upload{}, err
+	}
+	member, alone, err := a.join(ctx, pvc, pv.Spec.CSI.Driver, backup, settings)
+	if err != nil {
+		return operation.Upload{}, err
+	}
+	if member != nil {
+		class := a.memberClass(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)
+		return a.startMember(ctx, member, newDataUpload(pvc, pv, backup, "", class, settings), snapshotTimeout)
 	}
 	class, err := a.snapshotClass(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)
 	if err != nil {
@@ -155,7 +170,11 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 		return operation.Upload{}, err
 	}
 	vsKey := client.ObjectKeyFromObject(vs)
-	upload, err := a.upload(ctx, vsKey, newDataUpload(pvc, pv, backup, vs.Name, class, settings), snapshotTimeout)
+	wanted := newDataUpload(pvc, pv, backup, vs.Name, class, settings)
+	if alone != "" {
+		wanted.Spec.DataMoverConfig[identity.ConfigGroup] = string(alone)
+	}
+	upload, err := a.upload(ctx, vsKey, wanted, snapshotTimeout)
 	if err != nil {
 		return operation.Upload{}, errors.Join(err, a.release(ctx, vsKey))
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/sirupsen/logrus"
 	logrustest "github.com/sirupsen/logrus/hooks/test"
@@ -52,9 +53,13 @@ type world struct {
 	global string
 	// snapshotError is what the driver answers instead of a handle.
 	snapshotError string
-	now           time.Time
-	logs          *logrustest.Hook
-	api           client.WithWatch
+	// objects are those that the cluster has besides, and groups what it knows of
+	// group snapshots: see group_test.go.
+	objects []client.Object
+	groups  *groupWorld
+	now     time.Time
+	logs    *logrustest.Hook
+	api     client.WithWatch
 }
 
 const oursPolicy = `version: v1
@@ -108,7 +113,7 @@ func testScheme(t *testing.T) *runtime.Scheme {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		clientgoscheme.AddToScheme, velerov1.AddToScheme, velerov2alpha1.AddToScheme, snapshotv1.AddToScheme,
+		clientgoscheme.AddToScheme, velerov1.AddToScheme, velerov2alpha1.AddToScheme, snapshotv1.AddToScheme, groupsnapshotv1.AddToScheme,
 	} {
 		require.NoError(t, add(scheme))
 	}
@@ -133,8 +138,13 @@ func (w *world) start(fault *faulty.Fault) *PVCAction {
 			})
 		}
 	}
-	w.api = fake.NewClientBuilder().WithScheme(testScheme(w.t)).WithObjects(objects...).
-		WithInterceptorFuncs(interceptor.Funcs{Create: w.create, Delete: w.delete}).Build()
+	builder := fake.NewClientBuilder().WithScheme(testScheme(w.t)).WithObjects(append(objects, w.objects...)...)
+	funcs := interceptor.Funcs{Create: w.create, Delete: w.delete}
+	if w.groups != nil {
+		builder = builder.WithRESTMapper(w.groups.mapper()).WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{})
+		funcs.Create, funcs.Delete = w.groups.create, w.groups.delete
+	}
+	w.api = builder.WithInterceptorFuncs(funcs).Build()
 	var log *logrus.Logger
 	log, w.logs = logrustest.NewNullLogger()
 	global := ""
@@ -200,7 +210,12 @@ type result struct {
 
 func (w *world) execute(action *PVCAction) result {
 	w.t.Helper()
-	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(w.pvc)
+	return w.executeOn(action, w.pvc)
+}
+
+func (w *world) executeOn(action *PVCAction, pvc *corev1.PersistentVolumeClaim) result {
+	w.t.Helper()
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(pvc)
 	require.NoError(w.t, err)
 	item, additional, operationID, afterwards, err := action.Execute(&unstructured.Unstructured{Object: content}, w.backup)
 	r := result{additional: additional, operationID: operationID, afterwards: afterwards, err: err}

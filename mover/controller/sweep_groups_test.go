@@ -1,0 +1,136 @@
+package controller
+
+import (
+	"fmt"
+	"testing"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/stretchr/testify/require"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+)
+
+// groupOf is what a backup that died leaves of a group: one stamped PVC, the group
+// with its content, and one member.
+func groupOf(t *testing.T, w *world, backupUID string) (name string) {
+	t.Helper()
+	kind := func(kind string) schema.GroupVersionKind {
+		return schema.GroupVersionKind{Group: volumesnapshot.GroupAPI, Version: "v1beta1", Kind: kind}
+	}
+	for _, k := range []string{"VolumeGroupSnapshot", "VolumeGroupSnapshotContent"} {
+		w.mapper.Add(kind(k), meta.RESTScopeNamespace)
+	}
+	name = identity.GroupName(backupUID, appNamespace, "db", driver)
+	object := func(k, namespace, name string, fields map[string]any) *unstructured.Unstructured {
+		u := &unstructured.Unstructured{Object: fields}
+		u.SetGroupVersionKind(kind(k))
+		u.SetNamespace(namespace)
+		u.SetName(name)
+		return u
+	}
+	vgs := object("VolumeGroupSnapshot", appNamespace, name, map[string]any{})
+	vgs.SetLabels(map[string]string{identity.LabelBackupUID: backupUID})
+	vgs.SetUID(types.UID("uid-of-" + name))
+	require.NoError(t, w.c.Create(w.ctx, vgs))
+	handle, groupHandle := "snapshot-of-"+name, "group-of-"+name
+	require.NoError(t, w.c.Create(w.ctx, object("VolumeGroupSnapshotContent", "", "groupsnapcontent-uid-of-"+name, map[string]any{
+		"spec": map[string]any{"driver": driver, "volumeGroupSnapshotRef": map[string]any{"namespace": appNamespace, "name": name}},
+		"status": map[string]any{
+			"volumeGroupSnapshotHandle":    groupHandle,
+			"volumeSnapshotHandlePairList": []any{map[string]any{"volumeHandle": "volume-src", "snapshotHandle": handle}},
+		},
+	})))
+	require.NoError(t, w.c.Create(w.ctx, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{
+		Namespace: appNamespace, Name: name,
+		Labels: map[string]string{"keep": "me", identity.LabelGrouped: "true", identity.GroupStamp(name): backupUID},
+	}}))
+	w.snapshots[handle] = true
+	volume := "volume-src"
+	require.NoError(t, w.c.Create(w.ctx, &snapshotv1.VolumeSnapshotContent{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: "content-of-" + name, Finalizers: []string{finalizerContent},
+			Annotations: map[string]string{"groupsnapshot.storage.k8s.io/volumeGroupSnapshotHandle": groupHandle},
+		},
+		Spec: snapshotv1.VolumeSnapshotContentSpec{
+			Driver: driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete,
+			Source:            snapshotv1.VolumeSnapshotContentSource{VolumeHandle: &volume},
+			VolumeSnapshotRef: corev1.ObjectReference{Namespace: appNamespace, Name: name, UID: types.UID("uid-of-member-" + name)},
+		},
+		Status: &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: &handle, VolumeGroupSnapshotHandle: &groupHandle},
+	}))
+	content := "content-of-" + name
+	require.NoError(t, w.c.Create(w.ctx, &snapshotv1.VolumeSnapshot{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: appNamespace, Name: name, UID: types.UID("uid-of-member-" + name),
+			Labels:     map[string]string{identity.LabelBackupUID: backupUID},
+			Finalizers: []string{finalizerVS, "snapshot.storage.kubernetes.io/volumesnapshot-in-group-protection"},
+		},
+		Status: &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &content, VolumeGroupSnapshotName: &name},
+	}))
+	return name
+}
+
+// TestSweepGroups: the group of a backup that runs stays; that of one that has
+// ended or is gone goes, whichever call fails, and also where the kinds of groups
+// have gone from the cluster.
+func TestSweepGroups(t *testing.T) {
+	for _, phase := range []velerov1.BackupPhase{velerov1.BackupPhaseInProgress, velerov1.BackupPhaseFinalizing} {
+		w := newWorld(t, &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "b", UID: "b-uid"}, Status: velerov1.BackupStatus{Phase: phase}})
+		name := groupOf(t, w, "b-uid")
+		w.sweepUp()
+		require.Len(t, list[snapshotv1.VolumeSnapshotList](w).Items, 1)
+		require.Contains(t, get[corev1.PersistentVolumeClaim](w, appNamespace, name).Labels, identity.LabelGrouped)
+	}
+	for _, after := range []bool{false, true} {
+		for failAt := 1; ; failAt++ {
+			w := newWorld(t, &velerov1.Backup{
+				ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "b", UID: "b-uid"},
+				Status:     velerov1.BackupStatus{Phase: velerov1.BackupPhaseFailed},
+			})
+			names := []string{groupOf(t, w, "b-uid"), groupOf(t, w, "deleted-uid")}
+			w.faults.failAt, w.faults.after = failAt, after
+			w.sweepUp()
+			for _, name := range names {
+				require.Equal(t, map[string]string{"keep": "me"}, get[corev1.PersistentVolumeClaim](w, appNamespace, name).Labels)
+			}
+			require.Empty(t, list[snapshotv1.VolumeSnapshotList](w).Items)
+			require.Empty(t, list[snapshotv1.VolumeSnapshotContentList](w).Items)
+			fired := w.faults.fired
+			w.faults.failAt = 0
+			left, err := w.sweep.groups.Find(w.ctx)
+			require.NoError(t, err)
+			require.Empty(t, left)
+			if !fired {
+				require.Greater(t, failAt, 20)
+				break
+			}
+		}
+	}
+}
+
+// TestSweepGroupsWithoutTheirKinds: somebody has removed the CRDs.
+func TestSweepGroupsWithoutTheirKinds(t *testing.T) {
+	w := newWorld(t)
+	name := groupOf(t, w, "deleted-uid")
+	w.sweep.groups.Client = withoutKinds{w.sweep.groups.Client}
+	w.sweepUp()
+	require.Empty(t, list[snapshotv1.VolumeSnapshotList](w).Items)
+	require.Empty(t, list[snapshotv1.VolumeSnapshotContentList](w).Items)
+	require.Empty(t, w.snapshots, fmt.Sprint(w.snapshots))
+	require.Equal(t, map[string]string{"keep": "me"}, get[corev1.PersistentVolumeClaim](w, appNamespace, name).Labels)
+}
+
+// withoutKinds is a client of a cluster that knows nothing of groups.
+type withoutKinds struct{ client.Client }
+
+// RESTMapper implements client.Client.
+func (withoutKinds) RESTMapper() meta.RESTMapper { return meta.NewDefaultRESTMapper(nil) }

@@ -1,0 +1,272 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/util/csi"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/group"
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/policy"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/plugins/internal/operation"
+)
+
+// Alone is why a volume whose label asks for a group is snapshotted by itself.
+type Alone string
+
+// The reasons. They are in the DataUpload's spec.dataMoverConfig and
+// status.dataMoverResult.
+const (
+	// NoGroupAPI: the cluster does not serve VolumeGroupSnapshots.
+	NoGroupAPI Alone = "NoGroupAPI"
+	// NoGroupClass: the driver has no VolumeGroupSnapshotClass.
+	NoGroupClass Alone = "NoGroupClass"
+	// GroupOfOne: no other volume of the driver has the label and is backed up by us.
+	GroupOfOne Alone = "GroupOfOne"
+	// NotInGroup: the group was snapshotted before the volume came to it.
+	NotInGroup Alone = "NotInGroup"
+)
+
+// membership is a volume's place in a group that exists.
+type membership struct {
+	volumesnapshot.Groups
+	version string
+	ref     volumesnapshot.GroupRef
+}
+
+// join makes the group of a volume, or finds the one that another member has made.
+// Without a membership, alone says why, or "" for a volume that has no label.
+func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup, settings policy.Settings) (*membership, Alone, error) {
+	key := backup.Spec.VolumeGroupSnapshotLabelKey
+	value := pvc.Labels[key]
+	if key == "" || value == "" {
+		return nil, "", nil
+	}
+	alone := func(reason Alone) (*membership, Alone, error) {
+		message := fmt.Sprintf("PVC %s/%s with label %s=%s is snapshotted by itself: %s", pvc.Namespace, pvc.Name, key, value, reason)
+		if settings.GroupRequired {
+			return nil, "", fmt.Errorf("group: required by the volume policy: %s", message)
+		}
+		a.log.Info(message)
+		return nil, reason, nil
+	}
+	uid := string(backup.UID)
+	m := &membership{
+		Groups: volumesnapshot.Groups{Client: a.api, Reader: a.api},
+		ref:    volumesnapshot.GroupRef{Namespace: pvc.Namespace, Name: identity.GroupName(uid, pvc.Namespace, value, driver), BackupUID: uid},
+	}
+	var err error
+	if m.version, err = m.Version(); err != nil {
+		return nil, "", err
+	}
+	if m.version == "" {
+		return alone(NoGroupAPI)
+	}
+	found, err := m.Get(ctx, m.version, m.ref)
+	if err != nil {
+		return nil, "", err
+	}
+	if found == nil {
+		plan, err := a.plan(ctx, pvc, driver, backup)
+		if err != nil {
+			return nil, "", err
+		}
+		if len(plan.members) == 1 {
+			return alone(GroupOfOne)
+		}
+		class, err := a.groupClass(ctx, m, driver, plan, backup)
+		if errors.Is(err, group.ErrNoClass) {
+			return alone(NoGroupClass)
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		a.log.WithField("volumeGroupSnapshot", m.ref.String()).Infof("Taking a group snapshot of PVCs %s of driver %s by class %s; left out: %v",
+			strings.Join(plan.members, ", "), driver, class, plan.leftOut)
+		if found, err = m.Create(ctx, m.version, m.ref, class, plan.members); err != nil {
+			return nil, "", err
+		}
+	}
+	if !found.Has(pvc.Name) {
+		return alone(NotInGroup)
+	}
+	return m, "", nil
+}
+
+// plan is a group that does not exist yet.
+type plan struct {
+	members []string
+	leftOut []group.LeftOut
+	// annotated and inPolicy are the classes that members ask for.
+	annotated, inPolicy []group.Wish
+}
+
+// plan gathers the volumes with the label of a PVC and chooses among them.
+//
+// What the backup includes is not decided by its label selectors here: Velero backs
+// up all PVCs of a group with the first one that it selects.
+func (a *PVCAction) plan(ctx context.Context, self *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup) (plan, error) {
+	key := backup.Spec.VolumeGroupSnapshotLabelKey
+	claims := &corev1.PersistentVolumeClaimList{}
+	if err := a.api.List(ctx, claims, client.InNamespace(self.Namespace), client.MatchingLabels{key: self.Labels[key]}); err != nil {
+		return plan{}, fmt.Errorf("list PVCs with label %s=%s in namespace %s: %w", key, self.Labels[key], self.Namespace, err)
+	}
+	var volumes []group.Volume
+	wishes := map[string]policy.Settings{}
+	for i := range claims.Items {
+		volume, settings, err := a.describe(ctx, &claims.Items[i], backup)
+		if err != nil {
+			return plan{}, err
+		}
+		volumes = append(volumes, volume)
+		wishes[volume.PVC] = settings
+	}
+	var p plan
+	p.members, p.leftOut = group.Plan(group.Volume{PVC: self.Name, Driver: driver}, volumes)
+	for i := range claims.Items {
+		pvc := &claims.Items[i]
+		if !slices.Contains(p.members, pvc.Name) {
+			continue
+		}
+		if class := pvc.Annotations[velerov1.VolumeGroupSnapshotClassAnnotationPVC]; class != "" {
+			p.annotated = append(p.annotated, group.Wish{Source: "annotation of PVC " + pvc.Name, Class: class})
+		}
+		if class := wishes[pvc.Name].SnapshotClass; class != "" {
+			p.inPolicy = append(p.inPolicy, group.Wish{Source: "volume policy of PVC " + pvc.Name, Class: class})
+		}
+	}
+	return p, nil
+}
+
+// describe looks at one PVC with the label. One whose policy is malformed is not
+// ours to snapshot: its own backup fails with the reason.
+func (a *PVCAction) describe(ctx context.Context, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (group.Volume, policy.Settings, error) {
+	volume := group.Volume{
+		PVC:      pvc.Name,
+		Bound:    pvc.Status.Phase == corev1.ClaimBound && pvc.Spec.VolumeName != "",
+		Excluded: pvc.Labels[velerov1.ExcludeFromBackupLabel] == "true" || pvc.DeletionTimestamp != nil,
+	}
+	if !volume.Bound || volume.Excluded {
+		return volume, policy.Settings{}, nil
+	}
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(pvc)
+	if err != nil {
+		return group.Volume{}, policy.Settings{}, fmt.Errorf("render PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
+	}
+	params, ours, err := a.policyOf(&unstructured.Unstructured{Object: content}, pvc, backup)
+	if err != nil || !ours {
+		return volume, policy.Settings{}, err
+	}
+	settings, err := policy.Parse(params)
+	if err != nil {
+		return volume, policy.Settings{}, nil //nolint:nilerr // see above
+	}
+	pv := &corev1.PersistentVolume{}
+	if err := a.api.Get(ctx, client.ObjectKey{Name: pvc.Spec.VolumeName}, pv); err != nil && !apierrors.IsNotFound(err) {
+		return group.Volume{}, policy.Settings{}, fmt.Errorf("get PersistentVolume %s: %w", pvc.Spec.VolumeName, err)
+	}
+	volume.Ours = true
+	if pv.Spec.CSI != nil {
+		volume.Driver = pv.Spec.CSI.Driver
+	}
+	return volume, settings, nil
+}
+
+// groupClass chooses the class of a new group.
+func (a *PVCAction) groupClass(ctx context.Context, m *membership, driver string, p plan, backup *velerov1.Backup) (string, error) {
+	classes, err := m.Classes(ctx, m.version)
+	if err != nil {
+		return "", err
+	}
+	var ofBackup, ofPolicy []group.Wish
+	annotation := velerov1.VolumeGroupSnapshotClassAnnotationBackupPrefix + driver
+	if class := backup.Annotations[annotation]; class != "" {
+		ofBackup = append(ofBackup, group.Wish{Source: "annotation " + annotation + " of the Backup", Class: class})
+	}
+	for _, wish := range p.inPolicy {
+		named := false
+		for _, class := range classes {
+			named = named || class.Name == wish.Class
+		}
+		// The key is also for volumes by themselves, and may name a class of those.
+		if !named && checkClass(ctx, a.api, wish.Class, driver) == nil {
+			continue
+		}
+		ofPolicy = append(ofPolicy, wish)
+	}
+	return group.ChooseClass(driver, [][]group.Wish{p.annotated, ofBackup, ofPolicy}, classes)
+}
+
+// memberClass is the VolumeSnapshotClass for a member of a group, which has none
+// itself: the mover needs one to ask for changed blocks. Where there is none to choose,
+// the mover looks for one of the driver.
+func (a *PVCAction) memberClass(ctx context.Context, named, driver string, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
+	if named != "" && checkClass(ctx, a.api, named, driver) == nil {
+		return named
+	}
+	class, err := csi.GetVolumeSnapshotClass(driver, backup, pvc, a.log, a.api)
+	if err != nil {
+		a.log.Infof("No VolumeSnapshotClass for the member %s/%s of a group: %v", pvc.Namespace, pvc.Name, err)
+		return ""
+	}
+	return class.Name
+}
+
+// startMember waits for the VolumeSnapshot of a member and creates the DataUpload.
+// What a member that fails leaves is taken away with its group.
+func (a *PVCAction) startMember(ctx context.Context, m *membership, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (operation.Upload, error) {
+	wanted.Spec.DataMoverConfig[identity.ConfigGroup] = m.ref.Name
+	if found, err := a.earlier(ctx, wanted); err != nil || found.DataUpload != nil {
+		return found, err
+	}
+	waitCtx, cancel := context.WithTimeout(ctx, snapshotTimeout)
+	defer cancel()
+	vs, err := m.WaitForMember(waitCtx, m.version, m.ref, wanted.Spec.SourcePVC)
+	if err != nil {
+		if waitCtx.Err() != nil {
+			err = errors.Join(err, a.giveUp(ctx, m, err))
+		}
+		return operation.Upload{}, a.adviseExhausted(ctx, err, wanted)
+	}
+	wanted.Spec.CSISnapshot.VolumeSnapshot = vs.Name
+	return a.create(ctx, wanted)
+}
+
+// earlier returns the DataUpload of a member that an earlier attempt has made: its
+// VolumeSnapshot may be gone from the group by now.
+func (a *PVCAction) earlier(ctx context.Context, wanted *velerov2alpha1.DataUpload) (operation.Upload, error) {
+	found := &velerov2alpha1.DataUpload{}
+	if err := a.api.Get(ctx, client.ObjectKeyFromObject(wanted), found); apierrors.IsNotFound(err) {
+		return operation.Upload{}, nil
+	} else if err != nil {
+		return operation.Upload{}, fmt.Errorf("get DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, err)
+	}
+	if found.Spec.CSISnapshot != nil {
+		wanted.Spec.CSISnapshot.VolumeSnapshot = found.Spec.CSISnapshot.VolumeSnapshot
+	}
+	if err := adoptable(found, wanted); err != nil {
+		return operation.Upload{}, fmt.Errorf("adopt DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, err)
+	}
+	return operation.Upload{DataUpload: found}, nil
+}
+
+// giveUp keeps the other members from waiting as long, one after the other. It has
+// its own time.
+func (a *PVCAction) giveUp(ctx context.Context, m *membership, why error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operation.CallTimeout)
+	defer cancel()
+	return m.GiveUp(ctx, m.version, m.ref, why.Error())
+}

@@ -1,0 +1,161 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	biav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/backupitemaction/v2"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/plugins/internal/operation"
+)
+
+// GroupSnapshotActionName is the name that the action for group snapshots is
+// registered under.
+const GroupSnapshotActionName = "blockmover.io/volumegroupsnapshot-backup"
+
+// groupSnapshots is the resource of VolumeGroupSnapshots.
+var groupSnapshots = schema.GroupResource{Group: volumesnapshot.GroupAPI, Resource: "volumegroupsnapshots"}
+
+// releaseTimeout bounds the wait in the finalize phase for a group to be gone: the
+// snapshot controller needs about a second. What takes longer is the sweep's.
+const releaseTimeout = 20 * time.Second
+
+// GroupSnapshotAction takes away the groups of a backup in its finalize phase, when
+// all uploads have ended, and keeps groups of ours with their members out of every
+// backup: they are gone by the time of a restore, and Velero's own actions would
+// add contents and classes to the backup for them, and restore VolumeSnapshots of
+// storage snapshots that do not exist.
+type GroupSnapshotAction struct {
+	log logrus.FieldLogger
+	api client.Client
+	// poll is how often a group that goes away is looked at.
+	poll time.Duration
+}
+
+var _ biav2.BackupItemAction = (*GroupSnapshotAction)(nil)
+
+// NewGroupSnapshotAction returns the action.
+func NewGroupSnapshotAction(log logrus.FieldLogger, api client.Client) *GroupSnapshotAction {
+	return &GroupSnapshotAction{log: log, api: api, poll: 100 * time.Millisecond}
+}
+
+// Name implements BackupItemAction.
+func (*GroupSnapshotAction) Name() string { return GroupSnapshotActionName }
+
+// AppliesTo implements BackupItemAction.
+func (*GroupSnapshotAction) AppliesTo() (velero.ResourceSelector, error) {
+	return velero.ResourceSelector{IncludedResources: []string{groupSnapshots.String(), "volumesnapshots.snapshot.storage.k8s.io"}}, nil
+}
+
+// Execute implements BackupItemAction. A group that cannot be taken away now is no
+// error of the backup, which has all its data: the manager's sweep goes on with it.
+func (a *GroupSnapshotAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) (
+	runtime.Unstructured, []velero.ResourceIdentifier, string, []velero.ResourceIdentifier, error,
+) {
+	object := &unstructured.Unstructured{Object: item.UnstructuredContent()}
+	ours, err := isOurs(object)
+	if err != nil || !ours {
+		return item, nil, "", nil, err
+	}
+	finalizing := backup.Status.Phase == velerov1.BackupPhaseFinalizing || backup.Status.Phase == velerov1.BackupPhaseFinalizingPartiallyFailed
+	if finalizing && object.GetLabels()[identity.LabelBackupUID] == string(backup.UID) && identity.IsGroupName(object.GetName()) {
+		ref := volumesnapshot.GroupRef{Namespace: object.GetNamespace(), Name: object.GetName(), BackupUID: string(backup.UID)}
+		log := a.log.WithField("volumeGroupSnapshot", ref.String())
+		if err := a.release(ref, backup.Namespace); err != nil {
+			log.WithError(err).Warn("The group snapshot is left to the sweep of the blockmover manager")
+		} else {
+			log.Info("The group snapshot is released")
+		}
+	}
+	annotations := object.GetAnnotations()
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	annotations[velerov1.SkipFromBackupAnnotation] = "true"
+	object.SetAnnotations(annotations)
+	return object, nil, "", nil, nil
+}
+
+// isOurs says whether an object is a group of ours or a member of one.
+func isOurs(object *unstructured.Unstructured) (bool, error) {
+	if object.GetKind() != "VolumeSnapshot" {
+		return identity.IsGroupName(object.GetName()), nil
+	}
+	vs := &snapshotv1.VolumeSnapshot{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, vs); err != nil {
+		return false, fmt.Errorf("decode VolumeSnapshot: %w", err)
+	}
+	return volumesnapshot.IsOurMember(vs), nil
+}
+
+// release takes the group away and waits until it is.
+func (a *GroupSnapshotAction) release(ref volumesnapshot.GroupRef, veleroNamespace string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+	defer cancel()
+	last := errors.New("nobody has answered")
+	err := wait.PollUntilContextCancel(ctx, a.poll, true, func(ctx context.Context) (bool, error) {
+		left, err := a.tryRelease(ctx, ref, veleroNamespace)
+		if err == nil && len(left) > 0 {
+			err = errors.New("still there: " + strings.Join(left, ", "))
+		}
+		if err != nil && ctx.Err() == nil {
+			last = err
+		}
+		return err == nil, nil
+	})
+	if err != nil {
+		return fmt.Errorf("release VolumeGroupSnapshot %s: %w: %w", ref, err, last)
+	}
+	return nil
+}
+
+func (a *GroupSnapshotAction) tryRelease(ctx context.Context, ref volumesnapshot.GroupRef, veleroNamespace string) ([]string, error) {
+	uploads, err := a.uploads(ctx, ref, veleroNamespace)
+	if err != nil {
+		return nil, err
+	}
+	return volumesnapshot.Groups{Client: a.api, Reader: a.api}.Release(ctx, ref, uploads)
+}
+
+// uploads are those of the backup that run although Velero waits for none of them
+// any more.
+func (a *GroupSnapshotAction) uploads(ctx context.Context, ref volumesnapshot.GroupRef, veleroNamespace string) ([]volumesnapshot.Upload, error) {
+	list := &velerov2alpha1.DataUploadList{}
+	if err := a.api.List(ctx, list, client.InNamespace(veleroNamespace), client.MatchingLabels{velerov1.BackupUIDLabel: ref.BackupUID}); err != nil {
+		return nil, fmt.Errorf("list DataUploads: %w", err)
+	}
+	var uploads []volumesnapshot.Upload
+	for i := range list.Items {
+		du := &list.Items[i]
+		if du.Spec.SourceNamespace != ref.Namespace || du.Spec.CSISnapshot == nil || (operation.Upload{DataUpload: du}).State().Final() {
+			continue
+		}
+		uploads = append(uploads, volumesnapshot.Upload{Name: du.Name, UID: string(du.UID), VolumeSnapshot: du.Spec.CSISnapshot.VolumeSnapshot})
+	}
+	return uploads, nil
+}
+
+// Progress implements BackupItemAction; there are no operations.
+func (*GroupSnapshotAction) Progress(string, *velerov1.Backup) (velero.OperationProgress, error) {
+	return velero.OperationProgress{}, biav2.AsyncOperationsNotSupportedError()
+}
+
+// Cancel implements BackupItemAction; there are no operations.
+func (*GroupSnapshotAction) Cancel(string, *velerov1.Backup) error {
+	return biav2.AsyncOperationsNotSupportedError()
+}
