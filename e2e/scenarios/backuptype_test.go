@@ -22,6 +22,12 @@ func TestBackupType(t *testing.T) {
 	namespace := s.namespace("backup-type")
 	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n---\n%s",
 		namespace, kit.PVC(namespace, "data", s.kit.StorageClass, "Block", 8<<20))))
+	// A claim that is not bound has nothing to back up.
+	require.NoError(t, s.kit.Wait(s.ctx, "claim is bound", kit.OperationTimeout, func(ctx context.Context) (bool, string, error) {
+		var claim kit.Object
+		err := s.kit.Get(ctx, &claim, "-n", namespace, "pvc", "data")
+		return claim.Status.Phase == "Bound", claim.Status.Phase, err
+	}))
 	policyArgs := s.policy(customPolicy)
 	ours := fmt.Sprintf("resourcePolicy: {kind: configmap, name: %s}", policyArgs[1])
 
