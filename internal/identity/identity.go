@@ -24,7 +24,8 @@ const (
 	// object was created for. The sweep removes objects whose operation is gone.
 	LabelOperation = "blockmover.io/operation"
 	// AnnotationOperation stands beside LabelOperation and says which operation that
-	// is, as Kind/name in Velero's namespace: a UID leads nowhere by itself.
+	// is, as Kind/namespace/name: a UID leads nowhere by itself, and a cluster may
+	// have more than one Velero.
 	AnnotationOperation = "blockmover.io/operation-of"
 	// LabelBackupUID holds the UID of the backup that an object was created for
 	// before any DataUpload existed (VolumeSnapshots of the PVC action).

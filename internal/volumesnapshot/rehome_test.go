@@ -21,7 +21,7 @@ import (
 // here is what the pair looks like.
 
 var (
-	operation = volumesnapshot.Operation{UID: "op-uid", Reference: "DataUpload/du"}
+	operation = volumesnapshot.Operation{UID: "op-uid", Reference: "DataUpload/velero/du"}
 	origin    = volumesnapshot.Origin{Namespace: "app", VolumeSnapshot: "snap", PVC: "data"}
 )
 

@@ -139,7 +139,7 @@ func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, erro
 		return phase.Work{Detail: at.waiting}, err
 	}
 	err = d.exposer.EnsureVolume(ctx, op.exposed(), func() (*corev1.PersistentVolumeClaim, error) {
-		return exposer.PlanRestoreVolume(op.exposed(), d.namespace, at.target, at.node), nil
+		return exposer.PlanRestoreVolume(op.exposed(), at.target, at.node), nil
 	})
 	if err != nil {
 		return phase.Work{}, err

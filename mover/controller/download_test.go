@@ -145,6 +145,15 @@ func TestDownloadInterruptedAtAnyTime(t *testing.T) {
 			require.NoError(w.t, w.c.Delete(w.ctx, get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")))
 			w.sweepUp()
 		},
+		"deleted, and another Velero sweeps first": func(w *world) {
+			require.NoError(w.t, w.c.Delete(w.ctx, get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")))
+			neighbour := w.neighbour()
+			for range 5 {
+				require.NoError(w.t, neighbour.sweep(w.ctx))
+				w.step()
+			}
+			w.sweepUp()
+		},
 		"target deleted": func(w *world) {
 			require.NoError(w.t, w.c.Delete(w.ctx, get[corev1.PersistentVolumeClaim](w, appNamespace, "data")))
 			w.downs.now = func() time.Time { return w.clock.Add(time.Hour) }

@@ -135,7 +135,7 @@ func (o *operation) isSecured() bool { return o.object.GetAnnotations()[annotati
 
 // exposed is the operation as the exposer knows it.
 func (o *operation) exposed() exposer.Operation {
-	return exposer.Operation{Kind: o.kind, Name: o.object.GetName(), UID: o.object.GetUID()}
+	return exposer.Operation{Kind: o.kind, Namespace: o.object.GetNamespace(), Name: o.object.GetName(), UID: o.object.GetUID()}
 }
 
 // rehomed is the operation as package volumesnapshot knows it.

@@ -75,20 +75,15 @@ func backupOf(du *velerov2alpha1.DataUpload) (name, uid string) {
 }
 
 // sweepRetained releases the retained snapshots that nobody needs.
-func (s *sweeper) sweepRetained(ctx context.Context) error {
-	retained, listErr := s.rehomer.ListRetained(ctx)
+func (s *sweeper) sweepRetained(ctx context.Context, retained []volumesnapshot.Retained, o owners) error {
 	if len(retained) == 0 {
-		return listErr
+		return nil
 	}
-	uploads, err := listUploads(ctx, s.reader, s.namespace)
+	needs, err := s.needsOf(ctx, o)
 	if err != nil {
-		return errors.Join(listErr, err)
+		return err
 	}
-	needs, err := s.needsOf(ctx, uploads)
-	if err != nil {
-		return errors.Join(listErr, err)
-	}
-	errs := []error{listErr}
+	var errs []error
 	for _, r := range retained {
 		why := needs.needless(r, retained)
 		if why == "" {
@@ -96,7 +91,7 @@ func (s *sweeper) sweepRetained(ctx context.Context) error {
 		}
 		log.FromContext(ctx).WithName("sweep").Info("releasing a retained storage snapshot", "volumeSnapshot", s.namespace+"/"+r.Name,
 			"volume", r.Namespace+"/"+r.PVC, "snapshotHandle", r.SnapshotHandle, "backup", r.Backup, "reason", why)
-		if err := s.releaseRetained(ctx, r, uploads); err != nil {
+		if err := s.releaseRetained(ctx, r, o.uploads); err != nil {
 			errs = append(errs, fmt.Errorf("release retained VolumeSnapshot %s: %w", r.Name, err))
 		}
 	}
@@ -135,23 +130,17 @@ type needs struct {
 // volumeID is a volume as the storage knows it.
 type volumeID struct{ driver, handle string }
 
-func (s *sweeper) needsOf(ctx context.Context, uploads []*operation) (needs, error) {
+func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 	n := needs{
 		backups:   map[string]*velerov1.Backup{},
 		uploading: map[client.ObjectKey]bool{},
 		volumes:   map[volumeID][]client.ObjectKey{},
 	}
-	for _, op := range uploads {
-		if !op.phase.Terminal() {
-			n.uploading[client.ObjectKey{Namespace: op.upload.Spec.SourceNamespace, Name: op.upload.Spec.SourcePVC}] = true
-		}
+	for _, op := range o.running() {
+		n.uploading[client.ObjectKey{Namespace: op.upload.Spec.SourceNamespace, Name: op.upload.Spec.SourcePVC}] = true
 	}
-	backups := &velerov1.BackupList{}
-	if err := s.reader.List(ctx, backups, client.InNamespace(s.namespace)); err != nil {
-		return needs{}, fmt.Errorf("list Backups: %w", err)
-	}
-	for i := range backups.Items {
-		if b := &backups.Items[i]; b.Status.Phase != velerov1.BackupPhaseDeleting {
+	for i := range o.backups {
+		if b := &o.backups[i]; b.Namespace == s.namespace && b.Status.Phase != velerov1.BackupPhaseDeleting {
 			n.backups[b.Name] = b
 		}
 	}

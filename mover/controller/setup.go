@@ -193,11 +193,11 @@ func watch(mgr ctrl.Manager, e *engine, object client.Object, sweep *sweeper) *b
 // ownerOf maps an object of an operation to the operation.
 func ownerOf(kind, namespace string) handler.MapFunc {
 	return func(_ context.Context, object client.Object) []reconcile.Request {
-		of, name, _ := strings.Cut(object.GetAnnotations()[identity.AnnotationOperation], "/")
-		if of != kind || name == "" {
+		op := exposer.OperationOf(object)
+		if op.Kind != kind || op.Namespace != namespace {
 			return nil
 		}
-		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: namespace, Name: name}}}
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: op.Namespace, Name: op.Name}}}
 	}
 }
 

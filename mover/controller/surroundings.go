@@ -63,7 +63,7 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 	if err != nil {
 		return phase.Work{}, fmt.Errorf("%w: %w", errUnusable, err)
 	}
-	plan.Namespace, plan.Image, plan.Config, plan.Task = s.namespace, s.image, s.config, encoded
+	plan.Image, plan.Config, plan.Task = s.image, s.config, encoded
 	plan.LocationSecrets = secretsOf(location)
 	if plan.Cloud, err = s.hasCloudSecret(ctx); err != nil {
 		return phase.Work{}, err

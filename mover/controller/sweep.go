@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -87,59 +87,102 @@ func (s *sweeper) poke() {
 }
 
 func (s *sweeper) sweep(ctx context.Context) error {
-	return errors.Join(s.sweepOperations(ctx), s.sweepGroups(ctx), s.sweepBackups(ctx), s.sweepRetained(ctx))
+	s.goesAway = false
+	operations, operationsErr := s.findOperations(ctx)
+	groups, groupsErr := s.groups.Find(ctx)
+	snapshots, snapshotsErr := s.findSnapshots(ctx)
+	retained, retainedErr := s.rehomer.ListRetained(ctx)
+	err := errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr)
+	if len(operations)+len(groups)+len(snapshots)+len(retained) == 0 {
+		return err
+	}
+	o, ownersErr := s.listOwners(ctx)
+	if ownersErr != nil {
+		return errors.Join(err, ownersErr)
+	}
+	return errors.Join(err,
+		s.sweepOperations(ctx, operations, o),
+		s.sweepGroups(ctx, groups, o),
+		s.sweepBackups(ctx, snapshots, o),
+		s.sweepRetained(ctx, retained, o),
+	)
+}
+
+// owners are what the objects of the cluster can belong to. They are those of each
+// Velero in it: what a backup of another one needs does not look different.
+type owners struct {
+	uploads, downloads []*operation
+	backups            []velerov1.Backup
+}
+
+func (s *sweeper) listOwners(ctx context.Context) (owners, error) {
+	uploads, uploadsErr := listUploads(ctx, s.reader, metav1.NamespaceAll)
+	downloads, downloadsErr := listDownloads(ctx, s.reader, metav1.NamespaceAll)
+	backups := &velerov1.BackupList{}
+	if err := s.reader.List(ctx, backups); err != nil {
+		return owners{}, fmt.Errorf("list Backups: %w", err)
+	}
+	return owners{uploads, downloads, backups.Items}, errors.Join(uploadsErr, downloadsErr)
+}
+
+// running returns the uploads that have not ended.
+func (o owners) running() []*operation {
+	return slices.DeleteFunc(slices.Clone(o.uploads), func(op *operation) bool { return op.phase.Terminal() })
+}
+
+// hasEnded says whether a backup has, or is gone.
+func (o owners) hasEnded(backupUID string) bool {
+	for i := range o.backups {
+		if string(o.backups[i].UID) != backupUID {
+			continue
+		}
+		switch o.backups[i].Status.Phase {
+		case velerov1.BackupPhaseCompleted, velerov1.BackupPhasePartiallyFailed, velerov1.BackupPhaseFailed,
+			velerov1.BackupPhaseFailedValidation, velerov1.BackupPhaseDeleting:
+			return true
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // sweepOperations releases the objects of operations that do not run.
-func (s *sweeper) sweepOperations(ctx context.Context) error {
-	found, err := s.findOperations(ctx)
-	if err != nil || len(found) == 0 {
-		return err
-	}
-	uploads, err := listUploads(ctx, s.reader, s.namespace)
-	if err != nil {
-		return err
-	}
-	downloads, err := listDownloads(ctx, s.reader, s.namespace)
-	if err != nil {
-		return err
-	}
-	for _, op := range slices.Concat(uploads, downloads) {
+func (s *sweeper) sweepOperations(ctx context.Context, found map[types.UID]exposer.Operation, o owners) error {
+	for _, op := range slices.Concat(o.uploads, o.downloads) {
 		if !op.phase.Terminal() {
-			delete(found, string(op.object.GetUID()))
+			delete(found, op.object.GetUID())
 		}
 	}
 	var errs []error
 	for _, uid := range slices.Sorted(maps.Keys(found)) {
-		if err := s.release(ctx, uid, found[uid]); err != nil {
-			errs = append(errs, fmt.Errorf("sweep after %s: %w", found[uid], err))
+		if err := s.release(ctx, found[uid]); err != nil {
+			errs = append(errs, fmt.Errorf("sweep after %s: %w", found[uid].Reference(), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // release goes as far as it can now; the next sweep goes on.
-func (s *sweeper) release(ctx context.Context, uid, reference string) error {
-	kind, name, _ := strings.Cut(reference, "/")
-	op := exposer.Operation{Kind: kind, Name: name, UID: types.UID(uid)}
+func (s *sweeper) release(ctx context.Context, op exposer.Operation) error {
 	left, err := s.exposer.Release(ctx, op)
 	if err != nil {
 		return err
 	}
 	if len(left) == 0 {
-		left, err = s.rehomer.Release(ctx, volumesnapshot.Operation{UID: uid, Reference: reference})
+		left, err = s.rehomer.Release(ctx, volumesnapshot.Operation{UID: string(op.UID), Reference: op.Reference()})
 		if err != nil {
 			return err
 		}
 	}
-	log.FromContext(ctx).WithName("sweep").Info("released what an ended operation left", "operation", reference, "uid", uid, "goingAway", left)
+	log.FromContext(ctx).WithName("sweep").Info("released what an ended operation left", "operation", op.Reference(), "uid", op.UID, "goingAway", left)
 	return nil
 }
 
-// findOperations returns the operations that any object is labelled with: UID
-// to reference.
-func (s *sweeper) findOperations(ctx context.Context) (map[string]string, error) {
-	found := map[string]string{}
+// findOperations returns the operations of our Velero that any object is labelled
+// with.
+func (s *sweeper) findOperations(ctx context.Context) (map[types.UID]exposer.Operation, error) {
+	found := map[types.UID]exposer.Operation{}
 	for _, kind := range []struct {
 		list       client.ObjectList
 		namespaced bool
@@ -162,7 +205,9 @@ func (s *sweeper) findOperations(ctx context.Context) (map[string]string, error)
 			if err != nil {
 				return err
 			}
-			found[object.GetLabels()[identity.LabelOperation]] = object.GetAnnotations()[identity.AnnotationOperation]
+			if op := exposer.OperationOf(object); op.Namespace == s.namespace {
+				found[op.UID] = op
+			}
 			return nil
 		})
 		if err != nil {
@@ -172,36 +217,28 @@ func (s *sweeper) findOperations(ctx context.Context) (map[string]string, error)
 	return found, nil
 }
 
+// findSnapshots returns the VolumeSnapshots that were taken for backups.
+func (s *sweeper) findSnapshots(ctx context.Context) ([]snapshotv1.VolumeSnapshot, error) {
+	snapshots := &snapshotv1.VolumeSnapshotList{}
+	if err := s.reader.List(ctx, snapshots, client.HasLabels{identity.LabelBackupUID}); err != nil {
+		return nil, fmt.Errorf("list VolumeSnapshots of backups: %w", err)
+	}
+	return snapshots.Items, nil
+}
+
 // sweepBackups deletes the VolumeSnapshots that our action took for a backup
 // that has ended, unless a DataUpload still needs them: a plugin that died
 // between the two leaves such. Members of a group go with that.
-func (s *sweeper) sweepBackups(ctx context.Context) error {
-	snapshots := &snapshotv1.VolumeSnapshotList{}
-	if err := s.reader.List(ctx, snapshots, client.HasLabels{identity.LabelBackupUID}); err != nil {
-		return fmt.Errorf("list VolumeSnapshots of backups: %w", err)
-	}
-	if len(snapshots.Items) == 0 {
-		return nil
-	}
-	running, err := s.runningBackups(ctx)
-	if err != nil {
-		return err
-	}
-	uploads, err := listUploads(ctx, s.reader, s.namespace)
-	if err != nil {
-		return err
-	}
+func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot, o owners) error {
 	needed := map[types.NamespacedName]bool{}
-	for _, op := range uploads {
-		if !op.phase.Terminal() {
-			needed[sourceOf(op.upload)] = true
-		}
+	for _, op := range o.running() {
+		needed[sourceOf(op.upload)] = true
 	}
 	var errs []error
-	for i := range snapshots.Items {
-		vs := &snapshots.Items[i]
+	for i := range snapshots {
+		vs := &snapshots[i]
 		key := client.ObjectKeyFromObject(vs)
-		if running[vs.Labels[identity.LabelBackupUID]] || needed[key] || vs.DeletionTimestamp != nil || volumesnapshot.IsOurMember(vs) {
+		if !o.hasEnded(vs.Labels[identity.LabelBackupUID]) || needed[key] || vs.DeletionTimestamp != nil || volumesnapshot.IsOurMember(vs) {
 			continue
 		}
 		log.FromContext(ctx).WithName("sweep").Info("deleting the VolumeSnapshot of a backup that has ended", "volumeSnapshot", key)
@@ -210,22 +247,4 @@ func (s *sweeper) sweepBackups(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// runningBackups returns the UIDs of backups that have not ended.
-func (s *sweeper) runningBackups(ctx context.Context) (map[string]bool, error) {
-	backups := &velerov1.BackupList{}
-	if err := s.reader.List(ctx, backups, client.InNamespace(s.namespace)); err != nil {
-		return nil, fmt.Errorf("list Backups: %w", err)
-	}
-	running := map[string]bool{}
-	for i := range backups.Items {
-		switch b := &backups.Items[i]; b.Status.Phase {
-		case velerov1.BackupPhaseCompleted, velerov1.BackupPhasePartiallyFailed, velerov1.BackupPhaseFailed,
-			velerov1.BackupPhaseFailedValidation, velerov1.BackupPhaseDeleting:
-		default:
-			running[string(b.UID)] = true
-		}
-	}
-	return running, nil
 }

@@ -126,7 +126,7 @@ func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error)
 	class := du.Spec.CSISnapshot.StorageClass
 	pvcConfig := u.config.BackupPVC[class]
 	err = u.exposer.EnsureVolume(ctx, op.exposed(), func() (*corev1.PersistentVolumeClaim, error) {
-		return exposer.PlanBackupVolume(op.exposed(), u.namespace, pair.Name, class, pair.Size, pvcConfig), nil
+		return exposer.PlanBackupVolume(op.exposed(), pair.Name, class, pair.Size, pvcConfig), nil
 	})
 	if err != nil {
 		return phase.Work{}, err

@@ -21,6 +21,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
@@ -52,22 +53,36 @@ type Exposer struct {
 type Operation struct {
 	// Kind is "DataUpload" or "DataDownload".
 	Kind string
-	Name string
-	UID  types.UID
+	// Namespace is that of the Velero that it belongs to.
+	Namespace string
+	Name      string
+	UID       types.UID
 }
 
 // ObjectName is the name of the operation's objects.
 func (o Operation) ObjectName() string { return identity.OperationName(string(o.UID)) }
 
 // Reference is the value of identity.AnnotationOperation.
-func (o Operation) Reference() string { return o.Kind + "/" + o.Name }
+func (o Operation) Reference() string { return o.Kind + "/" + o.Namespace + "/" + o.Name }
+
+// OperationOf is the operation that an object was made for, by its label and its
+// Reference; the zero value for an object that was not.
+func OperationOf(object metav1.Object) Operation {
+	const parts = 3
+	reference := strings.Split(object.GetAnnotations()[identity.AnnotationOperation], "/")
+	uid := object.GetLabels()[identity.LabelOperation]
+	if uid == "" || len(reference) != parts {
+		return Operation{}
+	}
+	return Operation{Kind: reference[0], Namespace: reference[1], Name: reference[2], UID: types.UID(uid)}
+}
 
 // meta is the metadata of an object of the operation. The owner reference is a
 // second net: the first are Release and the sweep.
-func (o Operation) meta(namespace string) metav1.ObjectMeta {
+func (o Operation) meta() metav1.ObjectMeta {
 	controls := true
 	return metav1.ObjectMeta{
-		Namespace: namespace,
+		Namespace: o.Namespace,
 		Name:      o.ObjectName(),
 		Labels: map[string]string{
 			identity.LabelOperation:         string(o.UID),

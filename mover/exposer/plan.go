@@ -68,8 +68,8 @@ const (
 
 // PlanBackupVolume is the PVC that a backup reads: the content of the re-homed
 // VolumeSnapshot, as a block device whatever the source is.
-func PlanBackupVolume(op Operation, namespace, snapshot, class string, size int64, pvcConfig config.BackupPVC) *corev1.PersistentVolumeClaim {
-	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: op.meta(namespace)}
+func PlanBackupVolume(op Operation, snapshot, class string, size int64, pvcConfig config.BackupPVC) *corev1.PersistentVolumeClaim {
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: op.meta()}
 	for key, value := range pvcConfig.Annotations {
 		if _, taken := pvc.Annotations[key]; !taken {
 			pvc.Annotations[key] = value
@@ -101,8 +101,8 @@ func PlanBackupVolume(op Operation, namespace, snapshot, class string, size int6
 // PlanRestoreVolume is the empty PVC that a restore writes: as the target asks
 // for it, but a block device. node is the one that the target's first pod was
 // given, or "".
-func PlanRestoreVolume(op Operation, namespace string, target *corev1.PersistentVolumeClaim, node string) *corev1.PersistentVolumeClaim {
-	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: op.meta(namespace)}
+func PlanRestoreVolume(op Operation, target *corev1.PersistentVolumeClaim, node string) *corev1.PersistentVolumeClaim {
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: op.meta()}
 	for key, value := range target.Annotations {
 		if isForDriver(key) {
 			pvc.Annotations[key] = value
@@ -145,7 +145,6 @@ func requestStorage(size resource.Quantity) corev1.VolumeResourceRequirements {
 // PodPlan is all that a mover pod depends on.
 type PodPlan struct {
 	Operation Operation
-	Namespace string
 	Image     string
 	Config    config.Config
 	// Attempt is the number of this try, from 1.
@@ -185,7 +184,7 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 	deadline := int64(p.Config.PodDeadline.Seconds())
 	grace := int64(evictionGraceSeconds)
 	yes, no := true, false
-	pod := &corev1.Pod{ObjectMeta: p.Operation.meta(p.Namespace)}
+	pod := &corev1.Pod{ObjectMeta: p.Operation.meta()}
 	p.decorate(&pod.ObjectMeta)
 	pod.Spec = corev1.PodSpec{
 		Containers: []corev1.Container{{

@@ -13,7 +13,7 @@ import (
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
-var op = exposer.Operation{Kind: "DataUpload", Name: "du", UID: "uid-1"}
+var op = exposer.Operation{Kind: "DataUpload", Namespace: "velero", Name: "du", UID: "uid-1"}
 
 func parse(t *testing.T, document string) config.Config {
 	t.Helper()
@@ -24,7 +24,7 @@ func parse(t *testing.T, document string) config.Config {
 
 func podOf(t *testing.T, plan exposer.PodPlan) *corev1.Pod {
 	t.Helper()
-	plan.Operation, plan.Namespace, plan.Image, plan.Attempt, plan.Task = op, "velero", "blockmover:1", 1, "{}"
+	plan.Operation, plan.Image, plan.Attempt, plan.Task = op, "blockmover:1", 1, "{}"
 	pod, err := plan.Pod()
 	require.NoError(t, err)
 	return pod
@@ -35,7 +35,7 @@ func TestPodIsUnprivileged(t *testing.T) {
 	for name, document := range map[string]string{
 		"defaults": "",
 		"non-root": "securityContext: {runAsUser: 65532, runAsGroup: 65532, supplementalGroups: [6]}",
-		"hostile":  "podLabels: {blockmover.io/operation: other, velero.io/exclude-from-backup: \"false\"}\npodAnnotations: {blockmover.io/operation-of: DataUpload/other}",
+		"hostile":  "podLabels: {blockmover.io/operation: other, velero.io/exclude-from-backup: \"false\"}\npodAnnotations: {blockmover.io/operation-of: DataUpload/velero/other}",
 	} {
 		t.Run(name, func(t *testing.T) {
 			plan := exposer.PodPlan{
@@ -46,7 +46,7 @@ func TestPodIsUnprivileged(t *testing.T) {
 			require.Equal(t, "blockmover-uid-1", pod.Name)
 			require.Equal(t, "uid-1", pod.Labels[identity.LabelOperation])
 			require.Equal(t, "true", pod.Labels["velero.io/exclude-from-backup"])
-			require.Equal(t, "DataUpload/du", pod.Annotations["blockmover.io/operation-of"])
+			require.Equal(t, "DataUpload/velero/du", pod.Annotations["blockmover.io/operation-of"])
 			require.Equal(t, "uid-1", string(pod.OwnerReferences[0].UID))
 
 			require.False(t, pod.Spec.HostNetwork || pod.Spec.HostPID || pod.Spec.HostIPC)
@@ -128,21 +128,21 @@ func TestPodAffinity(t *testing.T) {
 }
 
 func TestPlanBackupVolume(t *testing.T) {
-	pvc := exposer.PlanBackupVolume(op, "velero", "snap", "fast", 123, config.BackupPVC{})
+	pvc := exposer.PlanBackupVolume(op, "snap", "fast", 123, config.BackupPVC{})
 	require.Equal(t, corev1.PersistentVolumeBlock, *pvc.Spec.VolumeMode)
 	require.Equal(t, "fast", *pvc.Spec.StorageClassName)
 	require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, pvc.Spec.AccessModes)
 	require.Equal(t, "snap", pvc.Spec.DataSource.Name)
 	require.Equal(t, int64(123), pvc.Spec.Resources.Requests.Storage().Value())
 
-	pvc = exposer.PlanBackupVolume(op, "velero", "snap", "fast", 123, config.BackupPVC{
+	pvc = exposer.PlanBackupVolume(op, "snap", "fast", 123, config.BackupPVC{
 		StorageClass: "ro", ReadOnly: true, Annotations: map[string]string{"a": "b", "blockmover.io/operation-of": "x"},
 	})
 	require.Equal(t, "ro", *pvc.Spec.StorageClassName)
 	require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}, pvc.Spec.AccessModes)
-	require.Equal(t, map[string]string{"a": "b", "blockmover.io/operation-of": "DataUpload/du"}, pvc.Annotations)
+	require.Equal(t, map[string]string{"a": "b", "blockmover.io/operation-of": "DataUpload/velero/du"}, pvc.Annotations)
 
-	require.Nil(t, exposer.PlanBackupVolume(op, "velero", "snap", "", 123, config.BackupPVC{}).Spec.StorageClassName)
+	require.Nil(t, exposer.PlanBackupVolume(op, "snap", "", 123, config.BackupPVC{}).Spec.StorageClassName)
 }
 
 func TestPlanRestoreVolumeIsWritable(t *testing.T) {
@@ -150,9 +150,9 @@ func TestPlanRestoreVolumeIsWritable(t *testing.T) {
 	target := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
 		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}, StorageClassName: &class,
 	}}
-	require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, exposer.PlanRestoreVolume(op, "velero", target, "").Spec.AccessModes)
+	require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, exposer.PlanRestoreVolume(op, target, "").Spec.AccessModes)
 	target.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany, corev1.ReadOnlyMany}
-	require.Equal(t, target.Spec.AccessModes, exposer.PlanRestoreVolume(op, "velero", target, "").Spec.AccessModes)
+	require.Equal(t, target.Spec.AccessModes, exposer.PlanRestoreVolume(op, target, "").Spec.AccessModes)
 }
 
 func TestPlanRebind(t *testing.T) {
