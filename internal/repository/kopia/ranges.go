@@ -14,7 +14,7 @@ import (
 )
 
 // kopia asks the storage for each content on its own. Of an image in small
-// chunks or pages, that is one request for 16 KiB, where 4 MiB of neighbours lie in
+// chunks or pages, that is one request for a page, where 4 MiB of neighbours lie in
 // one or two packs side by side. So a reader looks up where the contents are that
 // it needs next, fetches whole ranges of packs, and lets kopia find them: in the
 // context of its reads, by a storage that looks there first.

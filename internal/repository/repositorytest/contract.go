@@ -44,6 +44,7 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"pages", suite.pages},
 		{"comparing", suite.comparing},
 		{"misuse of a writer", suite.misuse},
+		{"misuse of pages", suite.misuseOfPages},
 		{"parents", suite.parents},
 		{"a parent that is deleted", suite.held},
 		{"catalog", suite.catalog},
@@ -392,145 +393,155 @@ func (s suite) resuming(t *testing.T) {
 	require.Zero(t, begin(changed, o).Resumed(), "nobody knows what the device holds")
 }
 
-// pages: any page of a chunk that was put in pages before may be put alone.
-func (s suite) pages(t *testing.T) {
-	t.Helper()
-	const (
-		page  = chunk
-		large = 4 * page
-	)
-	m := meta(10*large+page+100, instant)
+// disk is a volume whose chunks are of four pages.
+type disk struct {
+	suite
+	meta repository.Meta
+	data []byte
+}
+
+const (
+	page  = chunk
+	large = 4 * page
+)
+
+func (s suite) disk(size int64) *disk {
+	m := meta(size, instant)
 	m.ChunkSize, m.SegmentSize, m.PageSize = large, 4*large, page
-	data := random(1, m.Size)
-	clear(data[5*large : 6*large])
-	part := func(c, from, end int64) repository.Pages {
-		buf := make([]byte, (end-from)*page)
-		copy(buf, data[min(c*large+from*page, m.Size):])
-		return repository.Pages{Offset: from * page, Data: buf}
-	}
-	write := func(parent repository.SnapshotID, operation string, put func(w repository.VolumeWriter)) repository.SnapshotID {
-		t.Helper()
-		o := options(parent)
-		o.Operation = operation
-		w, err := s.NewWriter(t.Context(), m, o)
-		require.NoError(t, err)
-		put(w)
-		img, _, err := w.Commit(t.Context())
-		require.NoError(t, err)
-		id := s.save(t, shopDB, operation, img)
-		r, err := s.OpenReader(t.Context(), id)
-		require.NoError(t, err)
-		got := make([]byte, m.Size)
-		_, err = r.ReadAt(got, 0)
-		require.NoError(t, err)
-		require.True(t, bytes.Equal(data, got), operation)
-		return id
-	}
-	full := write("", "op-1", func(w repository.VolumeWriter) {
-		for c := range int64(11) {
+	return &disk{s, m, random(1, size)}
+}
+
+// whole is a chunk with its padding.
+func (d *disk) whole(c int64) []byte { return d.part(c, 0, large/page).Data }
+
+// part is a run of pages of a chunk.
+func (d *disk) part(c, from, end int64) repository.Pages {
+	buf := make([]byte, (end-from)*page)
+	copy(buf, d.data[min(c*large+from*page, d.meta.Size):])
+	return repository.Pages{Offset: from * page, Data: buf}
+}
+
+// write saves the image that put makes, and reads it back.
+func (d *disk) write(t *testing.T, parent repository.SnapshotID, operation string, put func(w repository.VolumeWriter)) repository.SnapshotID {
+	t.Helper()
+	o := options(parent)
+	o.Operation = operation
+	w, err := d.NewWriter(t.Context(), d.meta, o)
+	require.NoError(t, err)
+	put(w)
+	img, _, err := w.Commit(t.Context())
+	require.NoError(t, err)
+	id := d.save(t, shopDB, operation, img)
+	r, err := d.OpenReader(t.Context(), id)
+	require.NoError(t, err)
+	got := make([]byte, d.meta.Size)
+	_, err = r.ReadAt(got, 0)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(d.data, got), operation)
+	require.NoError(t, r.Close())
+	return id
+}
+
+// writeAll saves a full image.
+func (d *disk) writeAll(t *testing.T, operation string) repository.SnapshotID {
+	t.Helper()
+	return d.write(t, "", operation, func(w repository.VolumeWriter) {
+		for c := range (d.meta.Size + large - 1) / large {
 			paged, err := w.Paged(t.Context(), c)
 			require.NoError(t, err)
 			require.False(t, paged, "there is no parent")
-			require.NoError(t, w.Put(t.Context(), c, part(c, 0, 4).Data))
+			require.NoError(t, w.Put(t.Context(), c, d.whole(c)))
 		}
 	})
-	data[2*large+100]++
-	data[m.Size-1]++
-	data[5*large+page]++ // in zeros
-	split := write(full, "op-2", func(w repository.VolumeWriter) {
-		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 4)}))
-		require.NoError(t, w.PutPages(t.Context(), 10, []repository.Pages{part(10, 0, 1), part(10, 1, 4)}))
+}
+
+// pages: any page of a chunk that was put in pages before may be put alone.
+func (s suite) pages(t *testing.T) {
+	t.Helper()
+	d := s.disk(10*large + page + 100)
+	clear(d.data[5*large : 6*large])
+	full := d.writeAll(t, "op-1")
+	d.data[2*large+100]++
+	d.data[d.meta.Size-1]++
+	d.data[5*large+page]++ // in zeros
+	split := d.write(t, full, "op-2", func(w repository.VolumeWriter) {
+		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{d.part(2, 0, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 10, []repository.Pages{d.part(10, 0, 1), d.part(10, 1, 4)}))
 		paged, err := w.Paged(t.Context(), 5)
 		require.NoError(t, err)
 		require.True(t, paged, "zeros")
-		require.NoError(t, w.PutPages(t.Context(), 5, []repository.Pages{part(5, 1, 2)}))
+		require.NoError(t, w.PutPages(t.Context(), 5, []repository.Pages{d.part(5, 1, 2)}))
 	})
-	data[2*large+3*page]++
-	data[10*large]++
-	clear(data[5*large : 6*large])
-	third := write(split, "op-3", func(w repository.VolumeWriter) {
+	d.data[2*large+3*page]++
+	d.data[10*large]++
+	clear(d.data[5*large : 6*large])
+	third := d.write(t, split, "op-3", func(w repository.VolumeWriter) {
 		for _, c := range []int64{2, 10} {
 			paged, err := w.Paged(t.Context(), c)
 			require.NoError(t, err)
 			require.True(t, paged)
 		}
-		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 1), part(2, 3, 4)}))
-		require.NoError(t, w.PutPages(t.Context(), 5, []repository.Pages{part(5, 0, 4)}))
-		require.NoError(t, w.PutPages(t.Context(), 10, []repository.Pages{part(10, 0, 1)}))
+		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{d.part(2, 0, 1), d.part(2, 3, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 5, []repository.Pages{d.part(5, 0, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 10, []repository.Pages{d.part(10, 0, 1)}))
 	})
-	data[2*large]++
-	write(third, "op-4", func(w repository.VolumeWriter) {
-		require.NoError(t, w.Put(t.Context(), 2, part(2, 0, 4).Data))
+	d.data[2*large]++
+	d.write(t, third, "op-4", func(w repository.VolumeWriter) {
+		require.NoError(t, w.Put(t.Context(), 2, d.whole(2)))
 	})
+}
 
-	for name, wrong := range map[string][]repository.Pages{
-		"none":         {},
-		"empty":        {{}},
-		"between":      {{Offset: 512, Data: make([]byte, page)}},
-		"half a page":  {{Data: make([]byte, page/2)}},
-		"descending":   {part(2, 1, 2), part(2, 0, 1)},
-		"overlapping":  {part(2, 0, 2), part(2, 1, 3)},
-		"beyond":       {{Offset: 3 * page, Data: make([]byte, 2*page)}},
-		"before start": {{Offset: -page, Data: make([]byte, page)}},
+func (s suite) misuseOfPages(t *testing.T) {
+	t.Helper()
+	d := s.disk(10*large + page + 100)
+	full := d.writeAll(t, "op-1")
+	paged := d.write(t, full, "op-2", func(w repository.VolumeWriter) {
+		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{d.part(2, 0, 4)}))
+		require.NoError(t, w.PutPages(t.Context(), 10, []repository.Pages{d.part(10, 0, 4)}))
+	})
+	for name, wrong := range map[string]struct {
+		parent repository.SnapshotID
+		chunk  int64
+		pages  []repository.Pages
+	}{
+		"none":               {paged, 2, []repository.Pages{}},
+		"empty":              {paged, 2, []repository.Pages{{}}},
+		"between":            {paged, 2, []repository.Pages{{Offset: 512, Data: make([]byte, page)}}},
+		"half a page":        {paged, 2, []repository.Pages{{Data: make([]byte, page/2)}}},
+		"descending":         {paged, 2, []repository.Pages{d.part(2, 1, 2), d.part(2, 0, 1)}},
+		"overlapping":        {paged, 2, []repository.Pages{d.part(2, 0, 2), d.part(2, 1, 3)}},
+		"beyond":             {paged, 2, []repository.Pages{{Offset: 3 * page, Data: make([]byte, 2*page)}}},
+		"before start":       {paged, 2, []repository.Pages{{Offset: -page, Data: make([]byte, page)}}},
+		"padding":            {paged, 10, []repository.Pages{{Offset: 3 * page, Data: random(1, page)}}},
+		"nothing to inherit": {"", 2, []repository.Pages{d.part(2, 0, 1)}},
 	} {
-		w, err := s.NewWriter(t.Context(), m, options(third))
+		w, err := s.NewWriter(t.Context(), d.meta, options(wrong.parent))
 		require.NoError(t, err)
-		require.Error(t, w.PutPages(t.Context(), 2, wrong), name)
+		require.Error(t, w.PutPages(t.Context(), wrong.chunk, wrong.pages), name)
 		w.Abort()
 	}
-	w, err := s.NewWriter(t.Context(), m, options(third))
-	require.NoError(t, err)
-	require.Error(t, w.PutPages(t.Context(), 10, []repository.Pages{{Offset: 3 * page, Data: random(1, page)}}), "padding")
-	w.Abort()
-	w, err = s.NewWriter(t.Context(), m, options(""))
-	require.NoError(t, err)
-	require.Error(t, w.PutPages(t.Context(), 2, []repository.Pages{part(2, 0, 1)}), "nothing to inherit")
-	w.Abort()
 }
 
 // comparing: a chunk matches its own bytes and no others, however it is stored.
 func (s suite) comparing(t *testing.T) {
 	t.Helper()
-	const large = 4 * chunk
-	m := meta(6*large+100, instant)
-	m.ChunkSize, m.SegmentSize, m.PageSize = large, 4*large, chunk
-	data := random(1, m.Size)
-	clear(data[large : 2*large])
-	whole := func(data []byte, c int64) []byte {
-		buf := make([]byte, large)
-		copy(buf, data[c*large:])
-		return buf
-	}
-	image := func(parent repository.SnapshotID, operation string, put func(w repository.VolumeWriter)) repository.SnapshotID {
-		t.Helper()
-		o := options(parent)
-		o.Operation = operation
-		w, err := s.NewWriter(t.Context(), m, o)
-		require.NoError(t, err)
-		put(w)
-		img, _, err := w.Commit(t.Context())
-		require.NoError(t, err)
-		return s.save(t, shopDB, operation, img)
-	}
-	full := image("", "op-1", func(w repository.VolumeWriter) {
-		for c := range int64(7) {
-			require.NoError(t, w.Put(t.Context(), c, whole(data, c)))
-		}
-	})
-	data[2*large]++ // chunk 2 is in pages, one of which is zero
-	clear(data[2*large+chunk : 2*large+2*chunk])
-	id := image(full, "op-2", func(w repository.VolumeWriter) {
-		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{{Data: whole(data, 2)}}))
+	d := s.disk(6*large + 100)
+	clear(d.data[large : 2*large])
+	full := d.writeAll(t, "op-1")
+	d.data[2*large]++ // chunk 2 is in pages, one of which is zero
+	clear(d.data[2*large+page : 2*large+2*page])
+	id := d.write(t, full, "op-2", func(w repository.VolumeWriter) {
+		require.NoError(t, w.PutPages(t.Context(), 2, []repository.Pages{{Data: d.whole(2)}}))
 	})
 	r, err := s.OpenReader(t.Context(), id)
 	require.NoError(t, err)
 	for range 2 { // a comparison leaves nothing behind that the next one would see
 		for c := range int64(7) {
-			same, err := r.Matches(t.Context(), c, whole(data, c))
+			same, err := r.Matches(t.Context(), c, d.whole(c))
 			require.NoError(t, err)
 			require.True(t, same, "chunk %d", c)
-			for _, at := range []int64{0, chunk, large - 1} {
-				other := whole(data, c)
+			for _, at := range []int64{0, page, large - 1} {
+				other := d.whole(c)
 				other[at]++
 				same, err = r.Matches(t.Context(), c, other)
 				require.NoError(t, err)
@@ -552,7 +563,7 @@ func (s suite) comparing(t *testing.T) {
 		got := make([]byte, large)
 		_, err = r.ReadAt(got, c*large)
 		require.True(t, err == nil || c == 6)
-		require.True(t, bytes.Equal(whole(data, c), got), "chunk %d", c)
+		require.True(t, bytes.Equal(d.whole(c), got), "chunk %d", c)
 		require.NoError(t, r.Close())
 	}
 }
