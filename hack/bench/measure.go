@@ -6,19 +6,21 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"hash"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/crypto/blake2b"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/blockmover/blockmover/internal/block"
@@ -135,49 +137,129 @@ func rawAccess(ctx context.Context, path string, size int64, write bool) (sample
 // cryptoAlone hashes and encrypts so many bytes on all cores, with the
 // algorithms of the repositories and with nothing else around them.
 func cryptoAlone(ctx context.Context, size int64) (sample, error) {
-	key := make([]byte, 32)
-	var next atomic.Int64
-	errs := make([]error, runtime.NumCPU())
-	s, _ := measured(func() error {
-		var wg sync.WaitGroup
-		for i := range errs {
-			wg.Go(func() {
-				errs[i] = func() error {
-					hash, err := blake2b.New256(key)
-					if err != nil {
-						return err
-					}
-					block, err := aes.NewCipher(key)
-					if err != nil {
-						return err
-					}
-					seal, err := cipher.NewGCM(block)
-					if err != nil {
-						return err
-					}
-					data, out := make([]byte, mib), make([]byte, 0, mib+seal.Overhead())
-					newRandom(uint64(i)).fill(data)
-					nonce := make([]byte, seal.NonceSize())
-					for next.Add(mib) <= size && ctx.Err() == nil {
-						hash.Reset()
-						hash.Write(data)
-						copy(nonce, hash.Sum(nil))
-						out = seal.Seal(out[:0], nonce, data, nil)
-					}
-					return ctx.Err()
-				}()
-			})
-		}
-		wg.Wait()
-		return nil
-	})
-	s.Work = size
-	for _, err := range errs {
-		if err != nil {
-			return s, err
+	return transform(ctx, size, func(int64, []byte) error { return nil }, func(int, []byte) error { return nil })
+}
+
+// leastWork is what no backup of the extents can do without: it reads them past the
+// cache, hashes and encrypts, and writes files of the size of a pack.
+func leastWork(ctx context.Context, path string, extents []block.Extent, dir string) (sample, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return sample{}, err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return sample{}, err
+	}
+	var offsets []int64
+	for _, e := range extents {
+		for off := e.Offset; off < e.End(); off += mib {
+			offsets = append(offsets, off)
 		}
 	}
-	return s, nil
+	read := func(n int64, buf []byte) error {
+		_, err := f.ReadAt(buf, offsets[n])
+		return err
+	}
+	const packSize = 20 * mib
+	packs := make([]pack, runtime.NumCPU())
+	write := func(worker int, data []byte) error {
+		p := &packs[worker]
+		if p.file == nil {
+			var err error
+			if p.file, err = os.CreateTemp(dir, "pack-"); err != nil {
+				return err
+			}
+		}
+		n, err := p.file.Write(data)
+		if p.length += n; err == nil && p.length >= packSize {
+			err = p.file.Close()
+			*p = pack{}
+		}
+		return err
+	}
+	s, err := transform(ctx, int64(len(offsets))*mib, read, write)
+	for _, p := range packs {
+		if p.file != nil {
+			err = errors.Join(err, p.file.Close())
+		}
+	}
+	return s, errors.Join(err, os.RemoveAll(dir))
+}
+
+// pack is a file that is being written.
+type pack struct {
+	file   *os.File
+	length int
+}
+
+// transform hashes and encrypts so many bytes on all cores, one MiB at a time: read
+// fills the buffer with the MiB of that number, write gets what became of it and the
+// number of the core.
+func transform(ctx context.Context, size int64, read func(n int64, buf []byte) error, write func(worker int, data []byte) error) (sample, error) {
+	var next atomic.Int64
+	group, ctx := errgroup.WithContext(ctx)
+	s, err := measured(func() error {
+		for worker := range runtime.NumCPU() {
+			group.Go(func() error {
+				seal, err := newSealer()
+				if err != nil {
+					return err
+				}
+				data := device.NewBuffer(mib)
+				newRandom(uint64(worker)).fill(data)
+				for n := next.Add(1) - 1; n < size/mib; n = next.Add(1) - 1 {
+					if err := ctx.Err(); err != nil {
+						return err
+					}
+					if err := read(n, data); err != nil {
+						return err
+					}
+					if err := write(worker, seal.seal(data)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+		return group.Wait()
+	})
+	s.Work = size
+	return s, err
+}
+
+// sealer hashes and encrypts as the repositories do.
+type sealer struct {
+	hash  hash.Hash
+	aead  cipher.AEAD
+	nonce []byte
+	out   []byte
+}
+
+func newSealer() (*sealer, error) {
+	key := make([]byte, 32)
+	hash, err := blake2b.New256(key)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, err
+	}
+	return &sealer{hash, aead, make([]byte, aead.NonceSize()), make([]byte, 0, mib+aead.Overhead())}, nil
+}
+
+// seal returns a buffer that the next call writes to.
+func (s *sealer) seal(data []byte) []byte {
+	s.hash.Reset()
+	s.hash.Write(data)
+	copy(s.nonce, s.hash.Sum(nil))
+	s.out = s.aead.Seal(s.out[:0], s.nonce, data, nil)
+	return s.out
 }
 
 // diskUsage is the size of all files in a directory.

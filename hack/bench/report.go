@@ -131,6 +131,8 @@ func (r *report) conclude() {
 	r.note("full: wall, ours / kopia (file)", divide(m(stepFull).Seconds, m(stepKopiaFile).Seconds))
 	r.atLeast("full: wall, crypto alone / ours", divide(m(stepCrypto).Seconds, m(stepFull).Seconds), 0.8)
 	r.note("full, not compressed: wall, crypto alone / ours", divide(m(stepCrypto).Seconds, m(stepPlain).Seconds))
+	r.note("full, not compressed: wall, read, crypto, write / ours", divide(m(stepLeast).Seconds, m(stepPlain).Seconds))
+	r.note("full, not compressed: CPU, read, crypto, write / ours", divide(m(stepLeast).CPUSeconds, m(stepPlain).CPUSeconds))
 	r.note("full: repository, ours / kopia", divide(float64(m(stepFull).Grew), float64(m(stepKopiaFile).Grew)))
 	r.atMost("full: peak RSS", float64(m(stepFull).PeakRSS)/mib, 256, "MiB")
 	r.atLeast("restore: speed, ours / raw write", divide(m(stepRestore).speed(), m(stepRawWrite).speed()), 3*0.09)
