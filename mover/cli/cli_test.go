@@ -415,6 +415,7 @@ func TestBadInput(t *testing.T) {
 		{"delete without an ID", "", []string{"image", "delete", "--snapshot", ""}, "not found"},
 		{"diff with nothing", "", []string{"image", "diff", id, "0123456789abcdef0123456789abcdef"}, "not found"},
 		{"nothing to verify", "", []string{"image", "verify", "--volume", "shop/none"}, "has no images"},
+		{"verify what is not there", "", []string{"image", "verify", "--snapshot", "0123456789abcdef0123456789abcdef"}, "not found"},
 		{"repository is there", "", []string{"repo", "create"}, "already"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -44,11 +44,11 @@ func (o *verifyOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if cmd.Flags().Changed("snapshot") && o.snapshot == "" {
+		return errors.New("verify: --snapshot is empty")
+	}
 	return o.repo.use(ctx, func(store repository.Store) error {
-		ids := []repository.SnapshotID{repository.SnapshotID(o.snapshot)}
-		if !cmd.Flags().Changed("snapshot") {
-			ids, err = imagesOf(ctx, store, volume)
-		}
+		ids, err := o.images(ctx, store, volume)
 		if err != nil {
 			return err
 		}
@@ -67,6 +67,19 @@ func (o *verifyOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		}
 		return nil
 	})
+}
+
+// images names those to read. One that is asked for by its ID has to be there:
+// that it is not is no damage.
+func (o *verifyOptions) images(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.SnapshotID, error) {
+	if o.snapshot == "" {
+		return imagesOf(ctx, store, volume)
+	}
+	id := repository.SnapshotID(o.snapshot)
+	if _, err := store.Get(ctx, id); err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
+	return []repository.SnapshotID{id}, nil
 }
 
 // imagesOf names the images of a volume, or all images; none is an error.
