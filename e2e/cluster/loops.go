@@ -133,7 +133,7 @@ func detachLoops(state string, limit time.Duration) error {
 		}
 		var last error
 		for _, l := range owned {
-			if err := detach(l.number); err != nil {
+			if err := detach(l); err != nil {
 				last = err
 			}
 		}
@@ -145,14 +145,24 @@ func detachLoops(state string, limit time.Duration) error {
 	}
 }
 
-func detach(number int) error {
-	device, err := os.Open(fmt.Sprintf("/dev/loop%d", number))
+// detach leaves alone what has got the number since it was listed.
+func detach(l loop) error {
+	device, err := os.Open(fmt.Sprintf("/dev/loop%d", l.number))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = device.Close() }()
+	info, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return nil
+	case err != nil:
+		return fmt.Errorf("status of /dev/loop%d: %w", l.number, err)
+	case info.Device != l.dev || info.Inode != l.ino:
+		return nil
+	}
 	if _, err := unix.IoctlRetInt(int(device.Fd()), unix.LOOP_CLR_FD); err != nil && !errors.Is(err, unix.ENXIO) {
-		return fmt.Errorf("detach /dev/loop%d: %w", number, err)
+		return fmt.Errorf("detach /dev/loop%d: %w", l.number, err)
 	}
 	return nil
 }
