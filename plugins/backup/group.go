@@ -10,6 +10,7 @@ import (
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/util/collections"
 	"github.com/vmware-tanzu/velero/pkg/util/csi"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -124,10 +125,14 @@ func (a *PVCAction) plan(ctx context.Context, self *corev1.PersistentVolumeClaim
 	if err := a.api.List(ctx, claims, client.InNamespace(self.Namespace), client.MatchingLabels{key: self.Labels[key]}); err != nil {
 		return plan{}, fmt.Errorf("list PVCs with label %s=%s in namespace %s: %w", key, self.Labels[key], self.Namespace, err)
 	}
+	included, err := a.includedClaims(ctx, self.Namespace, backup)
+	if err != nil {
+		return plan{}, err
+	}
 	var volumes []group.Volume
 	wishes := map[string]policy.Settings{}
 	for i := range claims.Items {
-		volume, settings, err := a.describe(ctx, &claims.Items[i], backup)
+		volume, settings, err := a.describe(ctx, &claims.Items[i], included, backup)
 		if err != nil {
 			return plan{}, err
 		}
@@ -153,11 +158,11 @@ func (a *PVCAction) plan(ctx context.Context, self *corev1.PersistentVolumeClaim
 
 // describe looks at one PVC with the label. One whose policy is malformed is not
 // ours to snapshot: its own backup fails with the reason.
-func (a *PVCAction) describe(ctx context.Context, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (group.Volume, policy.Settings, error) {
+func (a *PVCAction) describe(ctx context.Context, pvc *corev1.PersistentVolumeClaim, included *collections.IncludesExcludes, backup *velerov1.Backup) (group.Volume, policy.Settings, error) {
 	volume := group.Volume{
 		PVC:      pvc.Name,
 		Bound:    pvc.Status.Phase == corev1.ClaimBound && pvc.Spec.VolumeName != "",
-		Excluded: pvc.Labels[velerov1.ExcludeFromBackupLabel] == "true" || pvc.DeletionTimestamp != nil,
+		Excluded: pvc.Labels[velerov1.ExcludeFromBackupLabel] == "true" || pvc.DeletionTimestamp != nil || !included.ShouldInclude(pvc.Name),
 	}
 	if !volume.Bound || volume.Excluded {
 		return volume, policy.Settings{}, nil

@@ -370,6 +370,13 @@ func TestGroupMembers(t *testing.T) {
 	g.add("y", otherDriver)
 	g.add("skipped", driver).Labels["skip"] = "me"
 	g.add("excluded", driver).Labels[velerov1.ExcludeFromBackupLabel] = "true"
+	g.add("filtered", driver)
+	g.policy += `namespacedFilterPolicies:
+- namespaces: ["*"]
+  resourceFilters: [{kinds: [persistentvolumeclaims], names: [nobody]}]
+- namespaces: [` + appNS + `]
+  resourceFilters: [{kinds: ["*"]}, {kinds: [pods], excludedNames: [a]}, {kinds: [PersistentVolumeClaim], excludedNames: ["filt*"]}]
+`
 	g.add("pending", driver).Status.Phase = corev1.ClaimPending
 	g.add("other value", driver).Labels[groupLabel] = "web"
 	groups := g.members(g.start(&faulty.Fault{}), "a", "x", "y", "b")
@@ -378,7 +385,7 @@ func TestGroupMembers(t *testing.T) {
 	require.NotEqual(t, groups["a"], groups["x"])
 	require.Equal(t, [][]string{{"a", "b"}, {"x", "y"}}, g.taken)
 	log := g.logged()
-	for _, text := range []string{"{excluded the backup excludes it}", "{pending it is not bound}", "{skipped its volume policy", "{x it is of driver " + otherDriver + "}"} {
+	for _, text := range []string{"{excluded the backup excludes it}", "{filtered the backup excludes it}", "{pending it is not bound}", "{skipped its volume policy", "{x it is of driver " + otherDriver + "}"} {
 		require.Contains(t, log, text)
 	}
 	g.endUploads()
@@ -422,6 +429,38 @@ func TestAlone(t *testing.T) {
 			require.Empty(t, g.snapshots())
 			require.Empty(t, g.uploads())
 		})
+	}
+}
+
+// TestIncludedClaims: which entry is for the PVCs of a namespace.
+func TestIncludedClaims(t *testing.T) {
+	const document = `version: v1
+namespacedFilterPolicies:
+- namespaces: ["team-*"]
+  resourceFilters: [{kinds: [pvc], names: ["db-*"], excludedNames: [db-3]}]
+- namespaces: [team-a, "team-b*"]
+  resourceFilters: [{kinds: [pods], names: [x]}]
+- namespaces: ["*-c"]
+  resourceFilters: [{kinds: [PersistentVolumeClaims], excludedNames: [db-1]}]
+`
+	for namespace, want := range map[string][]string{
+		"team-a": {"db-1", "db-3", "web"}, // it is named, and PVCs are not
+		"team-b": {"db-1"},
+		"my-c":   {"db-3", "web"},
+		"team-c": {"db-1"},
+		"other":  {"db-1", "db-3", "web"},
+	} {
+		g := newGroupWorld(t)
+		g.policy = document
+		names, err := g.start(&faulty.Fault{}).includedClaims(t.Context(), namespace, g.backup)
+		require.NoError(t, err)
+		var included []string
+		for _, name := range []string{"db-1", "db-3", "web"} {
+			if names.ShouldInclude(name) {
+				included = append(included, name)
+			}
+		}
+		require.Equal(t, want, included, namespace)
 	}
 }
 
