@@ -19,16 +19,18 @@ import (
 )
 
 // written are the volumes that the counter is written to in this order, those of
-// each driver in a row; idle is one that nobody writes to and left one that the
-// policy leaves out. All have one value of the group label.
+// each driver in a row; idle is one that nobody writes to, left one that the
+// policy leaves out, and unnamed one that it leaves out by name. All have one value
+// of the group label.
 var (
 	written  = []string{"g1", "g2", "g3"}
 	writtenA = []string{"a1", "a2"}
 )
 
 const (
-	idle = "g4"
-	left = "g5"
+	idle    = "g4"
+	left    = "g5"
+	unnamed = "g6"
 )
 
 // groupPolicy demands that what it gives to Blockmover is snapshotted in groups.
@@ -38,6 +40,9 @@ volumePolicies:
   action: {type: skip}
 - conditions: {csi: {}}
   action: {type: custom, parameters: {mover: blockmover, group: %s}}
+namespacedFilterPolicies:
+- namespaces: ["*"]
+  resourceFilters: [{kinds: ["*"]}, {kinds: [persistentvolumeclaims], excludedNames: [` + unnamed + `]}]
 `
 
 // TestGroups backs volumes up while a writer stamps an ascending counter into one
@@ -226,7 +231,7 @@ func groupsManifest(k *kit.Kit, namespace string) string {
 		devices += fmt.Sprintf("        - {name: %[1]s, devicePath: /dev/%[1]s}\n", name)
 		volumes += fmt.Sprintf("      - {name: %[1]s, persistentVolumeClaim: {claimName: %[1]s}}\n", name)
 	}
-	claims += groupClaim(namespace, idle, k.StorageClass, "yes") + groupClaim(namespace, left, k.StorageClass, "no")
+	claims += groupClaim(namespace, idle, k.StorageClass, "yes") + groupClaim(namespace, left, k.StorageClass, "no") + groupClaim(namespace, unnamed, k.StorageClass, "yes")
 	manifest = strings.Replace(manifest, "        volumeDevices:\n", "        volumeDevices:\n"+devices, 1)
 	return manifest + volumes + claims
 }
