@@ -73,6 +73,9 @@ func TestKills(t *testing.T) {
 	}
 	t.Logf("%d kills, %d backups that went on, %d MiB of %d MiB read again", k.kills, k.resumptions, k.again/mib, k.read/mib)
 	require.Positive(t, k.resumptions, "backups that went on")
+	left, err := os.ReadDir(k.temp())
+	require.NoError(t, err)
+	require.Empty(t, left, "a process that was killed leaves no temporary file")
 }
 
 // TestRefusals: what is wrong is one line, the status is 1, and nothing is
@@ -177,6 +180,7 @@ func newKiller(t *testing.T) *killer {
 	var err error
 	k.binary, err = build()
 	require.NoError(t, err)
+	require.NoError(t, os.Mkdir(k.temp(), 0o700))
 	k.disk, err = os.Create(filepath.Join(k.dir, "disk"))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, k.disk.Close()) })
@@ -192,6 +196,9 @@ func newKiller(t *testing.T) *killer {
 }
 
 func (k *killer) repo() string { return filepath.Join(k.dir, "repo") }
+
+// temp is the program's directory for temporary files.
+func (k *killer) temp() string { return filepath.Join(k.dir, "tmp") }
 
 // write puts random bytes into the volume, up to its end.
 func (k *killer) write(e block.Extent) {
@@ -446,7 +453,7 @@ type killedRun struct {
 
 func (k *killer) command(args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(k.t.Context(), k.binary, args...)
-	cmd.Env = append(os.Environ(), cli.EnvPassword+"="+killPassword)
+	cmd.Env = append(os.Environ(), cli.EnvPassword+"="+killPassword, "TMPDIR="+k.temp())
 	return cmd
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/kopia/kopia/repo/blob/filesystem"
 	"github.com/kopia/kopia/repo/format"
 	"github.com/kopia/kopia/repo/maintenance"
+	"golang.org/x/sys/unix"
 )
 
 // CreateFilesystem makes a repository in a directory, which is created where it
@@ -63,23 +64,26 @@ func OpenFilesystem(ctx context.Context, dir, password string) (*Store, error) {
 
 	// kopia opens a repository by a connection file only. It is written here
 	// because kopia's own way opens the repository twice, and that is 64 MiB and 150
-	// ms of deriving the key from the password each time.
-	tmp, err := os.MkdirTemp("", "blockmover-")
+	// ms of deriving the key from the password each time. It is in memory, and so
+	// does not stay behind when the process is killed.
+	const name = "repository.config"
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("open repository: %w", err)
+		return nil, fmt.Errorf("open repository: create connection file: %w", err)
 	}
-	remove := func() error { return os.RemoveAll(tmp) }
-	config := filepath.Join(tmp, "repository.config")
+	file := os.NewFile(uintptr(fd), name)
+	defer file.Close() //nolint:errcheck // it is in memory
+	config := fmt.Sprintf("/proc/self/fd/%d", fd)
 	storage := st.ConnectionInfo()
 	connection := repo.LocalConfig{Storage: &storage, ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost}}
 	if err := writeConnection(config, connection); err != nil {
-		return nil, errors.Join(fmt.Errorf("open repository in %s: %w", dir, err), remove())
+		return nil, fmt.Errorf("open repository in %s: %w", dir, err)
 	}
 	rep, err := repo.Open(ctx, config, password, &repo.Options{DisableRepositoryLog: true})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open repository in %s: %w", dir, err), remove())
+		return nil, fmt.Errorf("open repository in %s: %w", dir, err)
 	}
-	return New(rep, remove), nil
+	return New(rep), nil
 }
 
 func openDirectory(ctx context.Context, dir string, create bool) (blob.Storage, error) {

@@ -23,7 +23,7 @@ import (
 func maintain(t *testing.T, dir string) {
 	t.Helper()
 	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second)))
-	maintainStore(t, openStore(t, dir))
+	maintainStore(t, openStoreAt(t, dir, &clock{})) // kopia locks a file beside the connection's
 }
 
 // maintainStore is maintain for whoever has a clock of his own.
@@ -240,7 +240,7 @@ func TestDeadOperationsAreSwept(t *testing.T) {
 	require.NoError(t, err)
 
 	next := func(now time.Time) int {
-		later := &Store{rep: clockRepository{s.rep, now}, release: s.release}
+		later := &Store{rep: clockRepository{s.rep, now}}
 		o := repository.WriterOptions{Volume: repository.VolumeKey{Namespace: "shop", PVC: "log"}, Operation: "next"}
 		w, err := later.NewWriter(t.Context(), meta, o)
 		require.NoError(t, err)
@@ -288,7 +288,7 @@ func TestSweepLeavesBackupsAlone(t *testing.T) {
 	meta := testMeta(20<<10, testTime)
 	data := bytes.Repeat([]byte{7}, int(meta.Size))
 	id, _ := backup(t, s, meta, "", data, allChunks(t, meta))
-	later := &Store{rep: clockRepository{s.rep, time.Now().Add(100 * holdLife)}, release: s.release}
+	later := &Store{rep: clockRepository{s.rep, time.Now().Add(100 * holdLife)}}
 	require.NoError(t, later.sweepHolds(t.Context()))
 	_, err := snapshot.LoadSnapshot(t.Context(), s.rep, manifest.ID(id))
 	require.NoError(t, err)

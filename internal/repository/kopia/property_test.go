@@ -97,7 +97,7 @@ func openStoreAt(t *testing.T, dir string, c *clock) *Store {
 	}))
 	rep, err := repo.Open(t.Context(), file, testPassword, &repo.Options{TimeNowFunc: c.now})
 	require.NoError(t, err)
-	s := New(rep, nil)
+	s := New(rep)
 	t.Cleanup(func() { require.NoError(t, s.Close(context.Background())) })
 	return s
 }

@@ -17,20 +17,14 @@ import (
 
 // Store is an open kopia repository. It is safe for concurrent use.
 type Store struct {
-	rep     repo.Repository
-	release func() error
+	rep repo.Repository
 }
 
 var _ repository.Store = (*Store)(nil)
 
 // New returns a Store over an open repository and takes ownership of it: Close
-// closes it. release, which may be nil, runs after that.
-func New(rep repo.Repository, release func() error) *Store {
-	if release == nil {
-		release = func() error { return nil }
-	}
-	return &Store{rep: rep, release: release}
-}
+// closes it.
+func New(rep repo.Repository) *Store { return &Store{rep} }
 
 // Open opens the repository that a kopia configuration file connects to.
 func Open(ctx context.Context, configFile, password string) (*Store, error) {
@@ -38,12 +32,12 @@ func Open(ctx context.Context, configFile, password string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
-	return New(rep, nil), nil
+	return New(rep), nil
 }
 
 // Close closes the repository.
 func (s *Store) Close(ctx context.Context) error {
-	if err := errors.Join(s.rep.Close(ctx), s.release()); err != nil {
+	if err := s.rep.Close(ctx); err != nil {
 		return fmt.Errorf("close repository: %w", err)
 	}
 	return nil

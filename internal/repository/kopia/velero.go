@@ -66,7 +66,7 @@ func OpenVelero(ctx context.Context, c client.Client, o VeleroOptions) (*Store, 
 	if err != nil {
 		return nil, fmt.Errorf("open backup repository %s/%s: %w", o.Namespace, o.BackupRepository, explain(err))
 	}
-	return New(rep, nil), nil
+	return New(rep), nil
 }
 
 func connectVelero(ctx context.Context, c client.Client, o VeleroOptions) (repo.Repository, error) {
