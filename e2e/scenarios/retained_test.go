@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -134,24 +135,7 @@ spec:
 	})
 
 	name := s.name("member-" + base)
-	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
-kind: DataUpload
-metadata: {name: %s, namespace: %s}
-spec:
-  snapshotType: CSI
-  csiSnapshot: {volumeSnapshot: %s, storageClass: %s, driver: %s}
-  sourcePVC: disk
-  sourceNamespace: %s
-  datamover: blockmover
-  backupStorageLocation: default
-  operationTimeout: 2m
-`, name, s.kit.VeleroNamespace, members[0].Metadata.Name, s.kit.StorageClass, d.name, namespace)))
-	s.Cleanup(func() {
-		ctx, cancel := cleanupContext()
-		defer cancel()
-		_, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "delete", "datauploads.velero.io", name)
-		require.NoError(s, err)
-	})
+	s.createUpload(d, name, namespace, "disk", members[0].Metadata.Name)
 	// The group goes once the mover has its member, and leaves the storage snapshot
 	// to it.
 	s.wait("re-homed VolumeSnapshot", func(ctx context.Context) (bool, string, error) {
@@ -165,16 +149,48 @@ spec:
 	_, err = s.kit.Kubectl(s.ctx, "delete", "volumegroupsnapshotcontent", contents[0].Metadata.Name, "--timeout=60s")
 	require.NoError(s, err)
 
+	upload := s.waitUpload(name)
+	s.wait("origin to be gone", func(ctx context.Context) (bool, string, error) {
+		left, err := s.kit.List(ctx, "-n", namespace, "volumesnapshots")
+		return len(left) == 0, fmt.Sprint(left), err
+	})
+	return upload
+}
+
+// createUpload makes a DataUpload of a VolumeSnapshot without any backup; more are
+// further fields of its spec, in one line each.
+func (s *scenario) createUpload(d *driverUnderTest, name, namespace, pvc, volumeSnapshot string, more ...string) {
+	s.Helper()
+	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
+kind: DataUpload
+metadata: {name: %s, namespace: %s}
+spec:
+  snapshotType: CSI
+  csiSnapshot: {volumeSnapshot: %s, storageClass: %s, driver: %s}
+  sourcePVC: %s
+  sourceNamespace: %s
+  datamover: blockmover
+  backupStorageLocation: default
+  operationTimeout: 2m
+  %s
+`, name, s.kit.VeleroNamespace, volumeSnapshot, s.kit.StorageClass, d.name, pvc, namespace, strings.Join(more, "\n  "))))
+	s.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		_, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "delete", "datauploads.velero.io", name)
+		require.NoError(s, err)
+	})
+}
+
+// waitUpload waits for a DataUpload that has to be Completed.
+func (s *scenario) waitUpload(name string) kit.Object {
+	s.Helper()
 	var upload kit.Object
 	s.wait("DataUpload to end", func(ctx context.Context) (bool, string, error) {
 		err := s.kit.Get(ctx, &upload, "-n", s.kit.VeleroNamespace, "datauploads.velero.io", name)
 		return upload.Status.Phase == "Completed" || upload.Status.Phase == "Failed", upload.Status.Phase + ": " + upload.Status.Message, err
 	})
 	require.Equal(s, "Completed", upload.Status.Phase, upload.Status.Message)
-	s.wait("origin to be gone", func(ctx context.Context) (bool, string, error) {
-		left, err := s.kit.List(ctx, "-n", namespace, "volumesnapshots")
-		return len(left) == 0, fmt.Sprint(left), err
-	})
 	return upload
 }
 
