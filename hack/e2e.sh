@@ -14,7 +14,7 @@ if [[ -n ${KUBECONFIG:-} || -n $pattern ]]; then
 fi
 
 # About half of the time; what is not named here runs on the first cluster.
-second='^Test(Reasons|BackupType|RetainedSnapshots|Group.*|Killed.*|Cancel)$'
+second='^Test(Reasons|RetainedSnapshots|Group.*|Killed.*|Cancel)$'
 children=()
 
 half() {

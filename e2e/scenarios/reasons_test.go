@@ -46,7 +46,7 @@ volumePolicies:
 // the end everything is as it was, to the last byte, but for the volume whose
 // policy has the audit switched off.
 //
-// The reasons that lie in the repository have a test of package kopia, and
+// The reasons that lie in the repository are in TestRepositoryReasons, and
 // ForcedFull is in TestBackupType.
 func TestReasons(t *testing.T) {
 	s := newScenario(t)
