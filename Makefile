@@ -39,7 +39,7 @@ images: cluster-build ## make the container images as docker-archives, print the
 	@$(CLUSTER) images load --save
 
 # The scenarios run on a cluster of their own, or on the one that KUBECONFIG
-# names.
+# names. BLOCKMOVER_RETAINED_BACKUPS=20 makes one of them longer: e2e/README.md.
 SCENARIOS := $(CACHE)/bin/scenarios.test
 DEMO := $(CACHE)/bin/demo
 

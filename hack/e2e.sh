@@ -14,7 +14,7 @@ if [[ -n ${KUBECONFIG:-} || -n $pattern ]]; then
 fi
 
 # About half of the time; what is not named here runs on the first cluster.
-second='^Test(Reasons|BackupType|Groups|GroupFailures|Killed.*|Cancel)$'
+second='^Test(Groups|GroupFailures|Killed.*|Cancel|Reasons|RetainedSnapshots)$'
 children=()
 
 half() {

@@ -17,6 +17,8 @@ type Kopia struct {
 	kit    *Kit
 	config string
 	env    []string
+	// folder is where the repository is in the object storage, bucket first.
+	folder string
 }
 
 // StockKopia connects to the repository of a namespace, in the default backup
@@ -54,7 +56,7 @@ func (k *Kit) StockKopia(ctx context.Context, namespace, dir string) (*Kopia, er
 	if location.Spec.ObjectStorage.Prefix != "" {
 		prefix = location.Spec.ObjectStorage.Prefix + "/" + prefix
 	}
-	kopia := &Kopia{kit: k, config: filepath.Join(dir, "kopia.config"), env: []string{
+	kopia := &Kopia{kit: k, config: filepath.Join(dir, "kopia.config"), folder: location.Spec.ObjectStorage.Bucket + "/" + prefix, env: []string{
 		"KOPIA_PASSWORD=" + password,
 		"KOPIA_CHECK_FOR_UPDATES=false",
 		"KOPIA_CACHE_DIRECTORY=" + filepath.Join(dir, "cache"),
@@ -117,19 +119,79 @@ type KopiaSnapshot struct {
 	} `json:"source"`
 	IncompleteReason string            `json:"incomplete"`
 	Tags             map[string]string `json:"tags"`
+	RootEntry        struct {
+		Object string `json:"obj"`
+	} `json:"rootEntry"`
 }
 
 // Snapshots lists all repo snapshots.
 func (c *Kopia) Snapshots(ctx context.Context) ([]KopiaSnapshot, error) {
-	out, err := c.Run(ctx, "snapshot", "list", "--all", "--json", "--incomplete", "--max-results", "1000")
-	if err != nil {
-		return nil, err
-	}
 	var list []KopiaSnapshot
-	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		return nil, fmt.Errorf("decode kopia snapshot list: %w", err)
+	err := c.decode(ctx, &list, "snapshot", "list", "--all", "--json", "--incomplete", "--max-results", "1000")
+	return list, err
+}
+
+// SnapshotDirectory makes a repo snapshot of a directory as one of a source, as
+// any program may that has the password; from then on the connection is not
+// read-only any more.
+func (c *Kopia) SnapshotDirectory(ctx context.Context, source, dir string) error {
+	if _, err := c.Run(ctx, "repository", "set-client", "--read-write"); err != nil {
+		return err
 	}
-	return list, nil
+	// The pin keeps it, and what it is one of, from kopia's retention.
+	_, err := c.Run(ctx, "snapshot", "create", "--override-source", source, "--pin", "velero-pin", "--no-auto-maintenance", dir)
+	return err
+}
+
+// KopiaContent is where a content lies.
+type KopiaContent struct {
+	// Object is the path of the object that has it: the bucket, then the key.
+	Object string
+	Offset int64
+	Length int64
+}
+
+// ContentOf finds the one content of a small file of a repo snapshot.
+func (c *Kopia) ContentOf(ctx context.Context, snapshot KopiaSnapshot, name string) (KopiaContent, error) {
+	var directory struct {
+		Entries []struct {
+			Name   string `json:"name"`
+			Object string `json:"obj"`
+		} `json:"entries"`
+	}
+	if err := c.decode(ctx, &directory, "show", snapshot.RootEntry.Object); err != nil {
+		return KopiaContent{}, err
+	}
+	for _, entry := range directory.Entries {
+		if entry.Name != name {
+			continue
+		}
+		var found []struct {
+			Pack   string `json:"packFile"`
+			Offset int64  `json:"packOffset"`
+			Length int64  `json:"length"`
+		}
+		if err := c.decode(ctx, &found, "content", "list", "--json", "--prefix", entry.Object); err != nil {
+			return KopiaContent{}, err
+		}
+		if len(found) != 1 {
+			return KopiaContent{}, fmt.Errorf("find content %s of %s: there are %d, want 1", entry.Object, name, len(found))
+		}
+		return KopiaContent{Object: c.folder + found[0].Pack, Offset: found[0].Offset, Length: found[0].Length}, nil
+	}
+	return KopiaContent{}, fmt.Errorf("find %s in repo snapshot %s: it is not there", name, snapshot.ID)
+}
+
+// decode reads the JSON that kopia prints.
+func (c *Kopia) decode(ctx context.Context, into any, args ...string) error {
+	out, err := c.Run(ctx, args...)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal([]byte(out), into); err != nil {
+		return fmt.Errorf("decode kopia %s: %w", strings.Join(args, " "), err)
+	}
+	return nil
 }
 
 // Verify reads back every byte of every repo snapshot.

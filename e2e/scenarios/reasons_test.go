@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,14 +46,21 @@ volumePolicies:
 // the end everything is as it was, to the last byte, but for the volume whose
 // policy has the audit switched off.
 //
-// The reasons that lie in the repository have a test of package kopia, and
+// The reasons that lie in the repository are in TestRepositoryReasons, and
 // ForcedFull is in TestBackupType.
 func TestReasons(t *testing.T) {
 	s := newScenario(t)
-	r := newReasonsRun(s)
+	r := newReasonsRun(s, reasonDisks, reasonsPolicy)
+	s.hideMetadataService(os.Getenv("BLOCKMOVER_DRIVER_ALT"))
+	require.NoError(t, s.kit.Apply(s.ctx, kit.PVC(r.app.Namespace, replaced, s.kit.StorageClass, "Block", 1<<20)+"\n---\n"+
+		kit.PVC(r.app.Namespace, untracked, s.kit.OtherStorageClass, "Block", 1<<20)))
+	for _, name := range []string{replaced, untracked} {
+		r.volumeOf(name)
+	}
+	r.fill(reasonDisks)
 
 	first := r.backup("first", nil, "")
-	for _, name := range append(reasonDisks, replaced) {
+	for _, name := range append(slices.Clone(reasonDisks), replaced) {
 		r.expect(first, name, "Full", "NoParent")
 	}
 	r.expect(first, untracked, "Full", "NoParent", "CBTUnavailable")
@@ -78,7 +85,7 @@ func TestReasons(t *testing.T) {
 	r.expect(second, replaced, "Full", "VolumeReplaced")
 	r.expect(second, untracked, "Full", "CBTUnavailable")
 	want := s.diskSums(r.app, reasonDisks)
-	have := r.restored(second)
+	have := r.restored(second, reasonDisks)
 	require.NotEqual(t, want[trusting], have[trusting], "without an audit, nobody notices: this is the damage that it prevents")
 	delete(want, trusting)
 	delete(have, trusting)
@@ -89,7 +96,7 @@ func TestReasons(t *testing.T) {
 
 	// 4096 changed blocks in messages of 1024.
 	r.write(audited, 4<<20, 2<<20)
-	r.grow(20<<20 + 4096)
+	r.grow(resized, 20<<20+4096)
 	r.write(resized, 20<<20, 4096)
 	fourth := r.backup("fourth", options{"blockSize": 512, "breakStreamAfterMessages": 1}, "disk in ("+audited+","+resized+")")
 	upload = r.expect(fourth, audited, "Incremental")
@@ -108,7 +115,7 @@ func TestReasons(t *testing.T) {
 	require.EqualValues(t, shrunk, number(t, upload.Status.DataMoverResult, "volumeSize"))
 	want = s.diskSums(r.app, []string{audited, due})
 	want[resized] = r.diskHead(r.app, shrunk)
-	have = r.restored(fifth)
+	have = r.restored(fifth, reasonDisks)
 	have[resized] = r.diskHead(r.copy, shrunk)
 	delete(have, trusting)
 	require.Equal(t, want, have)
@@ -120,41 +127,37 @@ func TestReasons(t *testing.T) {
 // reasonsRun is the application whose volumes are backed up.
 type reasonsRun struct {
 	*scenario
+	driver *driverUnderTest
 	// app is the application, copy the one that was restored last.
 	app, copy *kit.App
 	args      []string
-	// file is the driver's options.json.
-	file string
 }
 
 // options are those of the test driver, by the key in its file.
 type options map[string]any
 
-func newReasonsRun(s *scenario) *reasonsRun {
+// newReasonsRun starts an application with these disks, which the policy knows by
+// the label "disk".
+func newReasonsRun(s *scenario, disks []string, policy string) *reasonsRun {
 	s.Helper()
-	state := os.Getenv("BLOCKMOVER_CSI_STATE")
-	if state == "" {
-		s.Skip("BLOCKMOVER_CSI_STATE is not set: this is not the harness's cluster")
-	}
-	r := &reasonsRun{scenario: s, file: filepath.Join(state, os.Getenv("BLOCKMOVER_DRIVER_BLOCK"), "options.json")}
-	before, err := os.ReadFile(r.file)
-	require.NoError(s, err)
-	s.Cleanup(func() { r.writeOptions(before) })
+	r := &reasonsRun{scenario: s, driver: s.driver()}
 	r.behave(nil)
-	s.hideMetadataService(os.Getenv("BLOCKMOVER_DRIVER_ALT"))
-
 	namespace := s.namespace("reasons")
-	require.NoError(s, s.kit.Apply(s.ctx, disksManifest(s.kit, namespace, "disk", reasonDisks)))
-	require.NoError(s, s.kit.Apply(s.ctx, kit.PVC(namespace, replaced, s.kit.StorageClass, "Block", 1<<20)+"\n---\n"+
-		kit.PVC(namespace, untracked, s.kit.OtherStorageClass, "Block", 1<<20)))
+	require.NoError(s, s.kit.Apply(s.ctx, disksManifest(s.kit, namespace, "disk", disks)))
+	var err error
 	r.app, err = s.kit.AppIn(s.ctx, namespace)
 	require.NoError(s, err)
-	for _, name := range reasonDisks {
+	r.args = append(s.policy(policy), "--include-namespaces", namespace)
+	return r
+}
+
+// fill writes the first content of disks.
+func (r *reasonsRun) fill(disks []string) {
+	r.Helper()
+	for _, name := range disks {
 		r.write(name, 0, 3<<20)
 		r.write(name, 10<<20, 4<<20)
 	}
-	r.args = append(s.policy(reasonsPolicy), "--include-namespaces", namespace)
-	return r
 }
 
 // behave replaces the driver's options.
@@ -163,13 +166,7 @@ func (r *reasonsRun) behave(o options) {
 	maps.Copy(all, o)
 	text, err := json.Marshal(all)
 	require.NoError(r, err)
-	r.writeOptions(text)
-}
-
-// writeOptions replaces the file as a whole: the driver reads it at each call.
-func (r *reasonsRun) writeOptions(text []byte) {
-	require.NoError(r, os.WriteFile(r.file+".new", text, 0o600))
-	require.NoError(r, os.Rename(r.file+".new", r.file))
+	r.driver.options(string(text))
 }
 
 // hideMetadataService takes the SnapshotMetadataService of a driver away until
@@ -215,16 +212,20 @@ func (r *reasonsRun) expect(backup, name, kind string, reasons ...string) kit.Ob
 	r.Helper()
 	uploads, err := r.kit.DataUploads(r.ctx, backup)
 	require.NoError(r, err)
-	upload := uploads[name]
-	result := upload.Status.DataMoverResult
+	r.expectUpload(uploads[name], kind, reasons...)
+	return uploads[name]
+}
+
+func (r *reasonsRun) expectUpload(upload kit.Object, kind string, reasons ...string) {
+	r.Helper()
+	name, result := upload.Spec.SourcePVC, upload.Status.DataMoverResult
 	require.Equal(r, "Completed", upload.Status.Phase, "%s: %s", name, upload.Status.Message)
 	require.Equal(r, kind, result["kind"], "%s: %s", name, result["detail"])
 	if len(reasons) == 0 {
 		require.Empty(r, result["reason"], "%s: %s", name, result["detail"])
-		return upload
+		return
 	}
 	require.NoError(r, r.kit.CheckReasons(r.ctx, upload, reasons...))
-	return upload
 }
 
 // replace deletes a PVC with its volume and makes another one of its name.
@@ -249,18 +250,18 @@ func (r *reasonsRun) volumeOf(pvc string) kit.Object {
 	return volume
 }
 
-// grow expands the disk "resized" and waits until the application sees it.
-func (r *reasonsRun) grow(size int64) {
+// grow expands a disk and waits until the application sees it.
+func (r *reasonsRun) grow(disk string, size int64) {
 	r.Helper()
-	_, err := r.kit.Kubectl(r.ctx, "-n", r.app.Namespace, "patch", "pvc", resized, "--type=merge",
+	_, err := r.kit.Kubectl(r.ctx, "-n", r.app.Namespace, "patch", "pvc", disk, "--type=merge",
 		"-p", fmt.Sprintf(`{"spec":{"resources":{"requests":{"storage":"%d"}}}}`, size))
 	require.NoError(r, err)
 	require.NoError(r, r.kit.Wait(r.ctx, "disk to grow", time.Minute, func(ctx context.Context) (bool, string, error) {
-		out, err := r.kit.Kubectl(ctx, "-n", r.app.Namespace, "get", "pvc", resized, "-o", "jsonpath={.status.capacity.storage}")
+		out, err := r.kit.Kubectl(ctx, "-n", r.app.Namespace, "get", "pvc", disk, "-o", "jsonpath={.status.capacity.storage}")
 		if err != nil {
 			return false, "", err
 		}
-		bytes, err := r.app.Exec(ctx, "wc -c < /dev/"+resized)
+		bytes, err := r.app.Exec(ctx, "blockdev --getsize64 /dev/"+disk)
 		return strings.TrimSpace(bytes) == fmt.Sprint(size), out + " " + bytes, err
 	}))
 }
@@ -281,15 +282,15 @@ func (r *reasonsRun) checkRestIsZero(app *kit.App, length int64) {
 	require.Equal(r, fmt.Sprintf("0\n%d\n", 20<<20+4096), rest, "the PVC is as large as it was asked to be")
 }
 
-// restored restores a backup into another namespace and reads its disks.
-func (r *reasonsRun) restored(backup string) map[string]string {
+// restored restores a backup into another namespace and reads disks of it.
+func (r *reasonsRun) restored(backup string, disks []string) map[string]string {
 	r.Helper()
 	target := r.namespace("reasons-copy" + fmt.Sprint(time.Now().UnixNano()%1000))
 	r.restore(backup, "--namespace-mappings", r.app.Namespace+":"+target)
 	var err error
 	r.copy, err = r.kit.AppIn(r.ctx, target)
 	require.NoError(r, err)
-	return r.diskSums(r.copy, reasonDisks)
+	return r.diskSums(r.copy, disks)
 }
 
 // restoreTooSmall lets a resource modifier make the target of a restore smaller

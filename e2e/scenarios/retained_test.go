@@ -3,8 +3,12 @@ package scenarios
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,11 +32,29 @@ func retainedPolicy() string {
 	return policy
 }
 
+const (
+	// envRetainedBackups is how many backups TestRetainedSnapshots makes in all, and
+	// envRetainedSeed decides which of them it deletes when.
+	envRetainedBackups = "BLOCKMOVER_RETAINED_BACKUPS"
+	envRetainedSeed    = "BLOCKMOVER_RETAINED_SEED"
+
+	defaultRetainedBackups = 6
+	// By this one, 20 backups are up to seven at a time, and at times none.
+	defaultRetainedSeed = 2
+	// plannedBackups are those that are not left to chance.
+	plannedBackups = 4
+)
+
 // TestRetainedSnapshots makes and deletes backups of three volumes, which retain
 // by three rules, with a driver that needs the base of a delta. The driver is
 // asked what it has after each: one snapshot of the volume by rule auto, one for
 // each backup by always, none by never; and none at all in the end.
+//
+// After the first backups, which are deleted by plan, come more that are deleted in
+// any order.
 func TestRetainedSnapshots(t *testing.T) {
+	backups, seed := fromEnv(t, envRetainedBackups, defaultRetainedBackups), fromEnv(t, envRetainedSeed, defaultRetainedSeed)
+	require.GreaterOrEqual(t, backups, plannedBackups, envRetainedBackups)
 	s := newScenario(t)
 	d := s.driver()
 	d.requireBase()
@@ -68,7 +90,6 @@ func TestRetainedSnapshots(t *testing.T) {
 	fourth := r.backup("fourth")
 	r.expect(fourth, kinds{"auto": "Full DeltaFailed", "always": "Incremental ", "never": "Full DeltaFailed"})
 	r.count(1, 2)
-	want := s.diskSums(app, retainedVolumes)
 
 	r.exhaust(map[string]int{"auto": 1, "always": 2})
 	r.losePair(second, "always")
@@ -76,15 +97,10 @@ func TestRetainedSnapshots(t *testing.T) {
 	r.count(1, 1)
 	s.checkNothingLeft()
 
-	target := s.namespace("retained-copy")
-	s.restore(fourth, "--namespace-mappings", namespace+":"+target)
-	restored, err := s.kit.AppIn(s.ctx, target)
-	require.NoError(t, err)
-	require.Equal(t, want, s.diskSums(restored, retainedVolumes))
-
-	require.NoError(t, s.kit.DeleteBackup(s.ctx, fourth))
-	r.count(0, 0)
-	s.checkNothingLeft()
+	r.live, r.base = []string{fourth}, fourth
+	t.Logf("%d more backups, %s=%d", backups-plannedBackups, envRetainedSeed, seed)
+	r.rounds(backups-plannedBackups, rand.New(rand.NewPCG(uint64(seed), 0))) //nolint:gosec // chance that can be repeated
+	r.checkForgotten()
 }
 
 // TestGroupMember moves a member of each of two groups that somebody else has made,
@@ -134,24 +150,7 @@ spec:
 	})
 
 	name := s.name("member-" + base)
-	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
-kind: DataUpload
-metadata: {name: %s, namespace: %s}
-spec:
-  snapshotType: CSI
-  csiSnapshot: {volumeSnapshot: %s, storageClass: %s, driver: %s}
-  sourcePVC: disk
-  sourceNamespace: %s
-  datamover: blockmover
-  backupStorageLocation: default
-  operationTimeout: 2m
-`, name, s.kit.VeleroNamespace, members[0].Metadata.Name, s.kit.StorageClass, d.name, namespace)))
-	s.Cleanup(func() {
-		ctx, cancel := cleanupContext()
-		defer cancel()
-		_, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "delete", "datauploads.velero.io", name)
-		require.NoError(s, err)
-	})
+	s.createUpload(d, name, namespace, "disk", members[0].Metadata.Name)
 	// The group goes once the mover has its member, and leaves the storage snapshot
 	// to it.
 	s.wait("re-homed VolumeSnapshot", func(ctx context.Context) (bool, string, error) {
@@ -165,16 +164,48 @@ spec:
 	_, err = s.kit.Kubectl(s.ctx, "delete", "volumegroupsnapshotcontent", contents[0].Metadata.Name, "--timeout=60s")
 	require.NoError(s, err)
 
+	upload := s.waitUpload(name)
+	s.wait("origin to be gone", func(ctx context.Context) (bool, string, error) {
+		left, err := s.kit.List(ctx, "-n", namespace, "volumesnapshots")
+		return len(left) == 0, fmt.Sprint(left), err
+	})
+	return upload
+}
+
+// createUpload makes a DataUpload of a VolumeSnapshot without any backup; more are
+// further fields of its spec, in one line each.
+func (s *scenario) createUpload(d *driverUnderTest, name, namespace, pvc, volumeSnapshot string, more ...string) {
+	s.Helper()
+	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
+kind: DataUpload
+metadata: {name: %s, namespace: %s}
+spec:
+  snapshotType: CSI
+  csiSnapshot: {volumeSnapshot: %s, storageClass: %s, driver: %s}
+  sourcePVC: %s
+  sourceNamespace: %s
+  datamover: blockmover
+  backupStorageLocation: default
+  operationTimeout: 2m
+  %s
+`, name, s.kit.VeleroNamespace, volumeSnapshot, s.kit.StorageClass, d.name, pvc, namespace, strings.Join(more, "\n  "))))
+	s.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		_, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "delete", "datauploads.velero.io", name)
+		require.NoError(s, err)
+	})
+}
+
+// waitUpload waits for a DataUpload that has to be Completed.
+func (s *scenario) waitUpload(name string) kit.Object {
+	s.Helper()
 	var upload kit.Object
 	s.wait("DataUpload to end", func(ctx context.Context) (bool, string, error) {
 		err := s.kit.Get(ctx, &upload, "-n", s.kit.VeleroNamespace, "datauploads.velero.io", name)
 		return upload.Status.Phase == "Completed" || upload.Status.Phase == "Failed", upload.Status.Phase + ": " + upload.Status.Message, err
 	})
 	require.Equal(s, "Completed", upload.Status.Phase, upload.Status.Message)
-	s.wait("origin to be gone", func(ctx context.Context) (bool, string, error) {
-		left, err := s.kit.List(ctx, "-n", namespace, "volumesnapshots")
-		return len(left) == 0, fmt.Sprint(left), err
-	})
 	return upload
 }
 
@@ -184,6 +215,17 @@ func (s *scenario) wait(what string, check func(context.Context) (bool, string, 
 	require.NoError(s, s.kit.Wait(s.ctx, what, 90*time.Second, check))
 }
 
+func fromEnv(t *testing.T, name string, otherwise int) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	number, err := strconv.Atoi(text)
+	require.NoError(t, err, name)
+	return number
+}
+
 // retainedRun is the application whose volumes are counted.
 type retainedRun struct {
 	*scenario
@@ -191,6 +233,85 @@ type retainedRun struct {
 	app       *kit.App
 	namespace string
 	args      []string
+	// live are the backups that there are, and base is the one that has the snapshot by
+	// rule auto, "" if none has.
+	live []string
+	base string
+}
+
+// rounds makes so many backups, and after one of three deletes some of those that
+// there are, or all. In the end it restores the newest, and deletes all.
+func (r *retainedRun) rounds(n int, rnd *rand.Rand) {
+	r.Helper()
+	for i := range n {
+		r.write((plannedBackups + i) % 8)
+		r.backupRound(fmt.Sprintf("round-%d", i+1))
+		if i == n-1 || rnd.IntN(3) > 0 {
+			continue
+		}
+		for range rnd.IntN(len(r.live)) + 1 {
+			r.deleteAny(rnd)
+		}
+	}
+	want := r.diskSums(r.app, retainedVolumes)
+	target := r.scenario.namespace("retained-copy")
+	r.restore(r.live[len(r.live)-1], "--namespace-mappings", r.namespace+":"+target)
+	restored, err := r.kit.AppIn(r.ctx, target)
+	require.NoError(r, err)
+	require.Equal(r, want, r.diskSums(restored, retainedVolumes))
+	for len(r.live) > 0 {
+		r.deleteAny(rnd)
+	}
+}
+
+// backupRound makes a backup, which becomes the base of the volume by rule auto.
+func (r *retainedRun) backupRound(base string) {
+	r.Helper()
+	want := kinds{"auto": "Full NoParent", "always": "Full NoParent", "never": "Full NoParent"}
+	if len(r.live) > 0 {
+		want = kinds{"auto": "Full DeltaFailed", "always": "Incremental ", "never": "Full DeltaFailed"}
+	}
+	if r.base != "" {
+		want["auto"] = "Incremental "
+	}
+	name := r.backup(base)
+	r.expect(name, want)
+	r.live, r.base = append(r.live, name), name
+	r.countLive()
+}
+
+func (r *retainedRun) deleteAny(rnd *rand.Rand) {
+	r.Helper()
+	i := rnd.IntN(len(r.live))
+	name := r.live[i]
+	require.NoError(r, r.kit.DeleteBackup(r.ctx, name))
+	r.live = slices.Delete(r.live, i, i+1)
+	if name == r.base {
+		r.base = ""
+	}
+	r.Logf("deleted backup %s, which was number %d of %d", name, i+1, len(r.live)+1)
+	r.countLive()
+}
+
+func (r *retainedRun) countLive() {
+	r.Helper()
+	auto := 0
+	if r.base != "" {
+		auto = 1
+	}
+	r.count(auto, len(r.live))
+	r.checkNothingLeft()
+}
+
+// checkForgotten checks that no object of Velero's is about the volumes any more,
+// now that all backups are deleted.
+func (r *retainedRun) checkForgotten() {
+	r.Helper()
+	r.wait("operations to be gone", func(ctx context.Context) (bool, string, error) {
+		left, err := r.kit.Kubectl(ctx, "-n", r.kit.VeleroNamespace, "get", "datauploads.velero.io,datadownloads.velero.io",
+			"-o", fmt.Sprintf("jsonpath={.items[?(@.spec.sourceNamespace==%q)].metadata.name}", r.namespace))
+		return left == "", left, err
+	})
 }
 
 func (r *retainedRun) backup(base string) string {
@@ -238,6 +359,7 @@ func (r *retainedRun) count(auto, always int) {
 		have += fmt.Sprintf("VolumeSnapshots %d", len(pairs))
 		return have == want, have, err
 	}))
+	r.Logf("there are: %s", want)
 }
 
 // exhaust lets the storage take no more than one snapshot of a volume: the
@@ -267,6 +389,7 @@ func (r *retainedRun) exhaust(retained map[string]int) {
 	_, err = r.kit.Kubectl(r.ctx, "annotate", "volumesnapshotcontents", "--all", "e2e.blockmover.io/try=again")
 	require.NoError(r, err)
 	r.checkNothingLeft()
+	require.NoError(r, r.kit.DeleteBackup(r.ctx, name))
 }
 
 // losePair deletes the VolumeSnapshot of a backup and leaves the snapshot in the
