@@ -23,26 +23,24 @@ const (
 	anonymous = "anonymous" // the newest one has no change ID
 	late      = "late"      // the newest one shows the volume later
 	gone      = "gone"      // the one that is asked for was deleted
-	outgrown  = "outgrown"  // they have smaller chunks than the volume would have now
+	outgrown  = "outgrown"  // they have smaller chunks than the volume has now
 )
 
 // repositoryDisks are all but the last one, which is too large to be read in full.
 var repositoryDisks = []string{damaged, foreign, anonymous, late, gone}
 
 const (
-	// outgrownSize is the largest size with the smallest chunks.
+	// outgrownSize is the largest size with the smallest chunks, and outgrownEnd one
+	// with chunks of four times that.
 	outgrownSize = 16 << 30
-	// outgrownBy is what that volume grows by.
+	outgrownEnd  = 64<<30 + outgrownBy
+	// outgrownBy is what that volume grows by before.
 	outgrownBy = 64 << 20
 )
 
 // TestRepositoryReasons reaches the reasons that lie in the repository, each by
 // something that happens to repositories, and looks for them in the four places.
 // The images that are made then are restored while the damage is there.
-//
-// ChunkSizeChanged is not among them: a mover pod takes the chunk size of the
-// parent, so that a volume that grows beyond a limit stays incremental. That is
-// what is seen here instead.
 func TestRepositoryReasons(t *testing.T) {
 	s := newScenario(t)
 	all := append(slices.Clone(repositoryDisks), outgrown)
@@ -74,8 +72,11 @@ func TestRepositoryReasons(t *testing.T) {
 
 	repair := r.damage(seconds[damaged])
 	r.change(6 << 20)
+	r.grow(outgrown, outgrownEnd)
+	r.write(outgrown, outgrownEnd-64<<10, 64<<10)
 	third := r.backup("third", nil, "")
-	r.expectAll(third, []string{foreign, anonymous, late, gone, outgrown}, "Incremental")
+	r.expectAll(third, []string{foreign, anonymous, late, gone}, "Incremental")
+	r.expect(third, outgrown, "Full", "ChunkSizeChanged")
 	r.expectOn(parents[damaged], r.expect(third, damaged, "Incremental", "ParentDamaged"))
 	want, wantEnds := s.diskSums(r.app, repositoryDisks), r.ends(r.app)
 	require.Equal(t, want, r.restored(third, repositoryDisks))
@@ -201,11 +202,11 @@ func (r *reasonsRun) damage(upload kit.Object) (repair func()) {
 	return repair
 }
 
-// ends hashes both ends of the disk "outgrown", where all of its data is.
+// ends hashes the places of the disk "outgrown" where all of its data is.
 func (r *reasonsRun) ends(app *kit.App) string {
 	r.Helper()
-	sums, err := app.Exec(r.ctx, fmt.Sprintf("dd if=/dev/%[1]s bs=1M count=%[2]d 2>/dev/null | sha256sum; dd if=/dev/%[1]s bs=1M skip=%[3]d 2>/dev/null | sha256sum",
-		outgrown, 64, outgrownSize>>20))
+	sums, err := app.Exec(r.ctx, fmt.Sprintf("for at in 0 %d %d; do dd if=/dev/%s bs=1M skip=$at count=%d 2>/dev/null | sha256sum; done",
+		outgrownSize>>20, outgrownEnd>>20-outgrownBy>>20, outgrown, outgrownBy>>20))
 	require.NoError(r, err)
 	return sums
 }

@@ -92,6 +92,21 @@ func Choose(r Request, history []repository.Snapshot) Choice {
 	return choice
 }
 
+// chunkSize is that of the new image beside one of the volume that is cut into
+// chunks of the given size. It keeps that size, unless the volume has grown out of
+// all proportion to it: the index of small chunks would be as large as the volume
+// asks for.
+func chunkSize(target repository.Meta, parent int64) int64 {
+	const outgrown = 4
+	if target.ChunkSize != 0 {
+		return target.ChunkSize
+	}
+	if standard := repository.DefaultChunkSize(target.Size); standard >= outgrown*parent {
+		return standard
+	}
+	return parent
+}
+
 // check says what is wrong with a candidate, or returns "".
 type check struct {
 	reason Reason
@@ -122,10 +137,11 @@ var checks = []check{
 		return "has no change ID"
 	}},
 	{ChunkSizeChanged, func(t repository.Meta, s repository.Snapshot) string {
-		if t.ChunkSize == 0 || t.ChunkSize == s.Meta.ChunkSize {
+		want := chunkSize(t, s.Meta.ChunkSize)
+		if want == s.Meta.ChunkSize {
 			return ""
 		}
-		return fmt.Sprintf("has chunks of %d bytes, want %d", s.Meta.ChunkSize, t.ChunkSize)
+		return fmt.Sprintf("has chunks of %d bytes, want %d", s.Meta.ChunkSize, want)
 	}},
 	{ParentNotOlder, func(t repository.Meta, s repository.Snapshot) string {
 		if s.Meta.SnapshotTime.Before(t.SnapshotTime) {

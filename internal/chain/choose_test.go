@@ -51,6 +51,8 @@ func TestChoose(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		parent  string
+		// size, if not 0, is the target's, and its chunk size is nobody's wish.
+		size    int64
 		every   time.Duration
 		history history
 		parents []repository.SnapshotID
@@ -121,6 +123,21 @@ func TestChoose(t *testing.T) {
 			name: "chunk size changed", history: history{snap("a", day, edit(func(m *repository.Meta) { m.ChunkSize = 4 << 20 }))},
 			reasons: []chain.Reason{chain.ChunkSizeChanged}, detail: "4194304 bytes, want 1048576",
 		},
+		{
+			name: "the volume has outgrown its chunks", size: 64<<30 + 1,
+			history: history{snap("a", day, edit(func(m *repository.Meta) { m.ChunkSize = 64 << 10 }))},
+			reasons: []chain.Reason{chain.ChunkSizeChanged}, detail: "65536 bytes, want 262144",
+		},
+		{
+			name: "the volume has grown", size: 64 << 30,
+			history: history{snap("a", day, edit(func(m *repository.Meta) { m.ChunkSize = 64 << 10 }))},
+			parents: []repository.SnapshotID{"a"},
+		},
+		{
+			name: "the volume has shrunk", size: 1 << 20,
+			history: history{snap("a", day, edit(func(m *repository.Meta) { m.ChunkSize = 1 << 20 }))},
+			parents: []repository.SnapshotID{"a"},
+		},
 		{name: "same instant", history: history{snap("a", 0)}, reasons: []chain.Reason{chain.ParentNotOlder}},
 		{name: "later", history: history{snap("a", -time.Second)}, reasons: []chain.Reason{chain.ParentNotOlder}},
 		{
@@ -140,6 +157,9 @@ func TestChoose(t *testing.T) {
 			r := chain.Request{Parent: c.parent, FullEvery: c.every, Now: now, Target: target()}
 			if r.Parent == "" {
 				r.Parent = identity.ParentAuto
+			}
+			if c.size != 0 {
+				r.Target.Size, r.Target.ChunkSize = c.size, 0
 			}
 			choice := chain.Choose(r, c.history)
 			var parents []repository.SnapshotID

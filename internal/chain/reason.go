@@ -28,7 +28,8 @@ const (
 	VolumeReplaced Reason = "VolumeReplaced"
 	// NoChangeID: a repo snapshot does not say what the storage calls its instant.
 	NoChangeID Reason = "NoChangeID"
-	// ChunkSizeChanged: a repo snapshot is cut into chunks of another size.
+	// ChunkSizeChanged: a repo snapshot is cut into chunks of another size than the
+	// volume is to have, which may have outgrown them.
 	ChunkSizeChanged Reason = "ChunkSizeChanged"
 	// CBTUnavailable: the storage offers no changed-block tracking.
 	CBTUnavailable Reason = "CBTUnavailable"

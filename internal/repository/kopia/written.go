@@ -17,9 +17,9 @@ import (
 const parallelChecks = 8
 
 // written remembers the contents that are in use and that no manifest refers to
-// yet: those that were stored, and those that turned out to be there already. Maintenance leaves
-// them alone by their age. Where it is told to run without its safety delays, it
-// does not, and nothing in kopia would notice before a restore.
+// yet: those that were stored, and those that turned out to be there already.
+// Maintenance leaves them alone by their age. Where it is told to run without its
+// safety delays, it does not, and nothing in kopia would notice before a restore.
 type written struct {
 	mu  sync.Mutex
 	ids []content.ID
@@ -40,8 +40,9 @@ func (l *written) take() []content.ID {
 	return ids
 }
 
-// errLost is the error of a writer whose contents were deleted under it.
-var errLost = errors.New("maintenance of the repository has deleted it while it was in use, as it does only without its safety delays (--safety=none)")
+// errLost is the error of a writer whose contents are gone.
+var errLost = errors.New("the repository has lost it: maintenance without its safety delays (--safety=none) has deleted it meanwhile, " +
+	"or the storage has; if another backup fails likewise, `kopia content verify` lists what is gone")
 
 // checkWritten looks whether everything that was written since the last call is
 // in the repository: in its index, and in a pack that is there. It comes after a
