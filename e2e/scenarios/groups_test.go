@@ -128,7 +128,7 @@ func TestGroupFailures(t *testing.T) {
 	name := s.name("groups-failing")
 	s.deleteBackupInTheEnd(name)
 	began := time.Now()
-	backup, err := s.kit.Backup(s.ctx, name, append([]string{"--csi-snapshot-timeout", "8s"}, args...)...)
+	backup, err := s.kit.Backup(s.ctx, name, append([]string{"--csi-snapshot-timeout", "12s"}, args...)...)
 	require.NoError(t, err)
 	require.Equal(t, "PartiallyFailed", backup.Status.Phase)
 	require.Equal(t, 4, backup.Status.Errors, "one of each member of the group")

@@ -49,8 +49,8 @@ func edit(f func(*repository.Meta)) func(*repository.Snapshot) {
 func TestChoose(t *testing.T) {
 	type history = []repository.Snapshot
 	for _, c := range []struct {
-		name    string
-		parent  string
+		name   string
+		parent string
 		// size, if not 0, is the target's, and its chunk size is nobody's wish.
 		size    int64
 		every   time.Duration

@@ -11,15 +11,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
-	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
-	"google.golang.org/grpc/codes"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -87,14 +83,6 @@ func adoptable(found *snapshotv1.VolumeSnapshot, source Source) error {
 	return nil
 }
 
-// The snapshot of a small volume is there within a second; one that takes
-// minutes need not be asked for more often than every 2 s.
-var handleBackoff = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 1.3, Cap: 2 * time.Second, Steps: 1 << 30}
-
-// ErrExhausted is wrapped by the error of a wait in which the storage said that
-// it has no room for the snapshot: its maximum number of them is reached, for one.
-var ErrExhausted = errors.New("the storage takes no more snapshots")
-
 // WaitForHandle waits until the storage has cut the snapshot, which is when the
 // VolumeSnapshotContent has a handle: the data is fixed then, although it may not
 // be ready to use yet. The context bounds the wait. Errors of the storage are
@@ -102,42 +90,15 @@ var ErrExhausted = errors.New("the storage takes no more snapshots")
 // the error when the time is up.
 func WaitForHandle(ctx context.Context, c client.Client, key client.ObjectKey) (*snapshotv1.VolumeSnapshotContent, error) {
 	var content *snapshotv1.VolumeSnapshotContent
-	last := errors.New("the snapshot controller has not answered")
-	err := handleBackoff.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
-		found, err := contentWithHandle(ctx, c, key)
-		switch {
-		case err == nil:
-			content = found
-			return true, nil
-		case errors.Is(err, errGone):
-			return false, err
-		case ctx.Err() == nil:
-			last = err
-		}
-		return false, nil
+	err := until(ctx, func(ctx context.Context) (err error) {
+		content, err = contentWithHandle(ctx, c, key)
+		return err
 	})
-	switch {
-	case err == nil:
-		return content, nil
-	case errors.Is(err, errGone):
+	if err != nil {
 		return nil, fmt.Errorf("wait for snapshot handle of VolumeSnapshot %s: %w", key, err)
-	default:
-		return nil, fmt.Errorf("wait for snapshot handle of VolumeSnapshot %s: %w: %w", key, err, exhausted(last))
 	}
+	return content, nil
 }
-
-// exhausted wraps the error of a storage that is full by ErrExhausted. The sidecar
-// passes the driver's gRPC code on as text alone.
-func exhausted(err error) error {
-	if strings.Contains(err.Error(), codes.ResourceExhausted.String()) {
-		return fmt.Errorf("%w: %w", ErrExhausted, err)
-	}
-	return err
-}
-
-// errGone says that the VolumeSnapshot was deleted by somebody else: no use to
-// wait any longer.
-var errGone = errors.New("it was deleted meanwhile")
 
 // contentWithHandle returns the content, or an error that says what is missing.
 func contentWithHandle(ctx context.Context, c client.Reader, key client.ObjectKey) (*snapshotv1.VolumeSnapshotContent, error) {
@@ -153,10 +114,10 @@ func contentWithHandle(ctx context.Context, c client.Reader, key client.ObjectKe
 	if vs.Status == nil || vs.Status.BoundVolumeSnapshotContentName == nil {
 		if vs.Status != nil {
 			if text := messageOf(vs.Status.Error); text != "" {
-				return nil, errors.New(text)
+				return nil, waiting(text)
 			}
 		}
-		return nil, errors.New("it is not bound to a VolumeSnapshotContent yet: is the snapshot controller running?")
+		return nil, waiting("it is not bound to a VolumeSnapshotContent yet: is the snapshot controller running?")
 	}
 	content := &snapshotv1.VolumeSnapshotContent{}
 	if err := c.Get(ctx, client.ObjectKey{Name: *vs.Status.BoundVolumeSnapshotContentName}, content); err != nil {
@@ -165,11 +126,11 @@ func contentWithHandle(ctx context.Context, c client.Reader, key client.ObjectKe
 	if content.Status == nil || content.Status.SnapshotHandle == nil {
 		if content.Status != nil {
 			if text := messageOf(content.Status.Error); text != "" {
-				return nil, fmt.Errorf("VolumeSnapshotContent %s: %s", content.Name, text)
+				return nil, waiting(fmt.Sprintf("VolumeSnapshotContent %s: %s", content.Name, text))
 			}
 		}
-		return nil, fmt.Errorf("VolumeSnapshotContent %s has no snapshot handle yet: is the snapshotter sidecar of driver %s running?",
-			content.Name, content.Spec.Driver)
+		return nil, waiting(fmt.Sprintf("VolumeSnapshotContent %s has no snapshot handle yet: is the snapshotter sidecar of driver %s running?",
+			content.Name, content.Spec.Driver))
 	}
 	return content, nil
 }

@@ -2,6 +2,7 @@ package volumesnapshot
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/blockmover/blockmover/internal/identity"
 )
@@ -142,6 +144,30 @@ func TestWaitForHandleTimesOut(t *testing.T) {
 			require.NotErrorIs(t, err, ErrExhausted)
 		})
 	}
+}
+
+// TestWaitForHandleWhenCallsFail: what the storage said is not lost to calls that
+// fail after that, those that the client's rate limiter refuses next to the end among
+// them.
+func TestWaitForHandleWhenCallsFail(t *testing.T) {
+	message := "pool is full"
+	c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
+		content.Status = &snapshotv1.VolumeSnapshotContentStatus{Error: &snapshotv1.VolumeSnapshotError{Message: &message}}
+	})...)
+	calls := 0
+	failing := interceptor.NewClient(c, interceptor.Funcs{
+		Get: func(ctx context.Context, inner client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			if calls++; calls > 2 {
+				return errors.New("client rate limiter Wait returned an error: rate: Wait(n=1) would exceed context deadline")
+			}
+			return inner.Get(ctx, key, obj, opts...)
+		},
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+	defer cancel()
+	_, err := WaitForHandle(ctx, failing, vsKey)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "VolumeSnapshotContent content-1: pool is full; then: get VolumeSnapshot: client rate limiter")
 }
 
 func TestWaitForHandleExhausted(t *testing.T) {

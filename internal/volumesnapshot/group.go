@@ -188,31 +188,15 @@ func (g Groups) stamp(ctx context.Context, ref GroupRef, members []string) error
 // another member has waited for in vain is not waited for again.
 func (g Groups) WaitForMember(ctx context.Context, version string, ref GroupRef, pvc string) (*snapshotv1.VolumeSnapshot, error) {
 	var vs *snapshotv1.VolumeSnapshot
-	last := errors.New("the snapshot controller has not answered")
-	err := handleBackoff.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
-		var err error
+	err := until(ctx, func(ctx context.Context) (err error) {
 		vs, err = g.member(ctx, version, ref, pvc)
-		switch {
-		case err == nil:
-			return true, nil
-		case errors.Is(err, errGone), errors.Is(err, errFailedBefore):
-			return false, err
-		case ctx.Err() == nil:
-			last = err
-		}
-		return false, nil
+		return err
 	})
-	switch {
-	case err == nil:
-		return vs, nil
-	case errors.Is(err, errGone), errors.Is(err, errFailedBefore):
+	if err != nil {
 		return nil, fmt.Errorf("wait for the member of PVC %s in VolumeGroupSnapshot %s: %w", pvc, ref, err)
 	}
-	return nil, fmt.Errorf("wait for the member of PVC %s in VolumeGroupSnapshot %s: %w: %w", pvc, ref, err, exhausted(last))
+	return vs, nil
 }
-
-// errFailedBefore says that another member has waited in vain.
-var errFailedBefore = errors.New("the group snapshot has failed for another member")
 
 // member returns the VolumeSnapshot of a member whose content has its handle, or an
 // error that says what is missing.
@@ -263,7 +247,7 @@ func (g Groups) label(ctx context.Context, ref GroupRef, vs *snapshotv1.VolumeSn
 func (g Groups) whyUncut(ctx context.Context, version string, vgs *Group, members int) error {
 	if vgs.Status != nil {
 		if text := messageOf(vgs.Status.Error); text != "" {
-			return errors.New(text)
+			return waiting(text)
 		}
 	}
 	content, err := g.content(ctx, version, vgs)
@@ -271,14 +255,14 @@ func (g Groups) whyUncut(ctx context.Context, version string, vgs *Group, member
 	case err != nil:
 		return err
 	case content == nil:
-		return errors.New("it has no VolumeGroupSnapshotContent yet: does the snapshot controller run with feature gate CSIVolumeGroupSnapshot?")
+		return waiting("it has no VolumeGroupSnapshotContent yet: does the snapshot controller run with feature gate CSIVolumeGroupSnapshot?")
 	case content.Status != nil && messageOf(content.Status.Error) != "":
-		return fmt.Errorf("VolumeGroupSnapshotContent %s: %s", content.Name, messageOf(content.Status.Error))
+		return waiting(fmt.Sprintf("VolumeGroupSnapshotContent %s: %s", content.Name, messageOf(content.Status.Error)))
 	case content.Status == nil || content.Status.VolumeGroupSnapshotHandle == nil:
-		return fmt.Errorf("VolumeGroupSnapshotContent %s has no handle yet: does the snapshotter sidecar of driver %s run with feature gate CSIVolumeGroupSnapshot?",
-			content.Name, content.Spec.Driver)
+		return waiting(fmt.Sprintf("VolumeGroupSnapshotContent %s has no handle yet: does the snapshotter sidecar of driver %s run with feature gate CSIVolumeGroupSnapshot?",
+			content.Name, content.Spec.Driver))
 	}
-	return fmt.Errorf("the storage has cut the group, and there are %d VolumeSnapshots of its members, but none of this PVC", members)
+	return waiting(fmt.Sprintf("the storage has cut the group, and there are %d VolumeSnapshots of its members, but none of this PVC", members))
 }
 
 // GiveUp notes on a group that was not cut in time why nobody waits for it any more.
