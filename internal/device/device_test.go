@@ -1,6 +1,7 @@
 package device_test
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/device/devicetest"
 )
@@ -64,6 +66,24 @@ func TestWriterRefusesADeviceInUse(t *testing.T) {
 	_, err = device.OpenWriter(loop)
 	require.ErrorIs(t, err, unix.EBUSY)
 	require.NoError(t, first.Close())
+}
+
+// TestZeroTakesNoSpace: thin storage does not have to allocate what is zero.
+func TestZeroTakesNoSpace(t *testing.T) {
+	const size = 16 << 20
+	file := writeFile(t, t.TempDir(), bytes.Repeat([]byte{1}, size))
+	d := openWriter(t, loopDevice(t, file, 512))
+	require.NoError(t, d.Zero(block.Extent{Offset: 512, Length: size - 1024}))
+	require.NoError(t, d.Sync())
+	require.NoError(t, d.Close())
+	var stat unix.Stat_t
+	require.NoError(t, unix.Stat(file, &stat))
+	require.Less(t, stat.Blocks*512, int64(size/2))
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.True(t, block.IsZero(data[512:size-512]))
+	require.Equal(t, bytes.Repeat([]byte{1}, 512), data[:512])
+	require.Equal(t, bytes.Repeat([]byte{1}, 512), data[size-512:])
 }
 
 func TestWriterRefusesAReadOnlyDevice(t *testing.T) {

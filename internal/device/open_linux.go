@@ -190,18 +190,22 @@ func (f *File) Zero(e block.Extent) error {
 	)
 }
 
+// zeroAligned punches a hole, which reads as zeros: thin storage gives the space
+// back, where BLKZEROOUT would have it allocate all of a sparse volume.
 func (f *File) zeroAligned(e block.Extent) error {
-	var err error
-	if f.isDevice {
+	err := f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e)
+	if f.isDevice && isUnsupported(err) {
 		span := [2]uint64{uint64(e.Offset), uint64(e.Length)} //nolint:gosec // both are checked to be in the device
 		err = f.ioctl(blkZeroOut, unsafe.Pointer(&span))
-	} else {
-		err = f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e)
 	}
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
+	if isUnsupported(err) {
 		return f.writeZeros(e)
 	}
 	return err
+}
+
+func isUnsupported(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL)
 }
 
 func (f *File) fallocate(mode uint32, e block.Extent) error {
