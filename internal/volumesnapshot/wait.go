@@ -27,20 +27,20 @@ var (
 	errFailedBefore = errors.New("the group snapshot has failed for another member")
 )
 
-// waiting says what is not there yet, or what the storage says instead.
-type waiting string
+// Waiting says what is not there yet, or not gone, or what the storage says instead.
+type Waiting string
 
 // Error implements error.
-func (w waiting) Error() string { return string(w) }
+func (w Waiting) Error() string { return string(w) }
 
-// until looks until there is no error, or one that is final, or the context ends.
-// Then its error says what was seen last, and which call has failed since: next to
-// the end, the client's rate limiter refuses calls that it would delay beyond it,
-// and that is not why it was waited in vain.
-func until(ctx context.Context, look func(context.Context) error) error {
+// Until looks until there is no error, or one that is final, or the context ends.
+// Then its error says what was seen last, which look says by a Waiting, and which
+// call has failed since: next to the end, the client's rate limiter refuses calls
+// that it would delay beyond it, and that is not why it was waited in vain.
+func Until(ctx context.Context, delay wait.DelayFunc, look func(context.Context) error) error {
 	var failed error
-	seen := waiting("the snapshot controller has not answered")
-	err := handleBackoff.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
+	seen := Waiting("the snapshot controller has not answered")
+	err := delay.Until(ctx, true, true, func(ctx context.Context) (bool, error) {
 		err := look(ctx)
 		switch {
 		case err == nil:
@@ -67,7 +67,7 @@ func isFinal(err error) bool { return errors.Is(err, errGone) || errors.Is(err, 
 
 // exhausted wraps what a storage that is full says by ErrExhausted. The sidecar
 // passes the driver's gRPC code on as text alone.
-func exhausted(seen waiting) error {
+func exhausted(seen Waiting) error {
 	if strings.Contains(string(seen), codes.ResourceExhausted.String()) {
 		return fmt.Errorf("%w: %w", ErrExhausted, seen)
 	}

@@ -2,7 +2,6 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -16,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -107,19 +105,15 @@ func isOurs(object *unstructured.Unstructured) (bool, error) {
 func (a *GroupSnapshotAction) release(ref volumesnapshot.GroupRef, veleroNamespace string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
-	last := errors.New("nobody has answered")
-	err := wait.PollUntilContextCancel(ctx, a.poll, true, func(ctx context.Context) (bool, error) {
+	err := volumesnapshot.Until(ctx, func() time.Duration { return a.poll }, func(ctx context.Context) error {
 		left, err := a.tryRelease(ctx, ref, veleroNamespace)
 		if err == nil && len(left) > 0 {
-			err = errors.New("still there: " + strings.Join(left, ", "))
+			return volumesnapshot.Waiting("still there: " + strings.Join(left, ", "))
 		}
-		if err != nil && ctx.Err() == nil {
-			last = err
-		}
-		return err == nil, nil
+		return err
 	})
 	if err != nil {
-		return fmt.Errorf("release VolumeGroupSnapshot %s: %w: %w", ref, err, last)
+		return fmt.Errorf("release VolumeGroupSnapshot %s: %w", ref, err)
 	}
 	return nil
 }
