@@ -81,14 +81,11 @@ func (g Groups) Release(ctx context.Context, ref GroupRef, uploads []Upload) ([]
 	}
 	for i := range members {
 		left = append(left, "VolumeSnapshot "+client.ObjectKeyFromObject(&members[i]).String())
-		if vgs != nil {
-			continue // the snapshot controller does not let go of it
-		}
-		if err := g.dismiss(ctx, &members[i]); err != nil {
-			return nil, err
-		}
 	}
-	return left, nil
+	if vgs == nil && len(members) > 0 { // else the snapshot controller does not let go of them
+		err = g.dismiss(ctx, members)
+	}
+	return left, err
 }
 
 // releaseGroup deletes what there is of the group itself, and returns it.
@@ -261,22 +258,32 @@ func (g Groups) delete(ctx context.Context, version, kind string, object client.
 	return nil
 }
 
-// dismiss deletes a member whose group is gone, whoever deleted that, and its content.
+// dismiss deletes the members of a group that is gone, whoever deleted that, and
+// their contents.
 //
 // The snapshot controller has tried in vain for as long as the group was there, and
-// looks at the member again now only when the object changes. It may not even have
+// looks at a member again now only when the object changes. It may not even have
 // to: while a group is not ready, the controller makes the content of a member again
 // that was deleted, takes the group out of the member's status, and its own
 // finalizers off. The last finalizer is then that of the group, and the content
 // would stay.
-func (g Groups) dismiss(ctx context.Context, vs *snapshotv1.VolumeSnapshot) error {
+func (g Groups) dismiss(ctx context.Context, members []snapshotv1.VolumeSnapshot) error {
 	contents := &snapshotv1.VolumeSnapshotContentList{}
 	if err := g.Reader.List(ctx, contents); err != nil {
 		return fmt.Errorf("list VolumeSnapshotContents: %w", err)
 	}
+	for i := range members {
+		if err := g.dismissMember(ctx, &members[i], contents.Items); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g Groups) dismissMember(ctx context.Context, vs *snapshotv1.VolumeSnapshot, contents []snapshotv1.VolumeSnapshotContent) error {
 	r := Rehomer{Client: g.Client, Reader: g.Reader}
-	for i := range contents.Items {
-		content := &contents.Items[i]
+	for i := range contents {
+		content := &contents[i]
 		if ref := content.Spec.VolumeSnapshotRef; ref.Namespace != vs.Namespace || ref.Name != vs.Name {
 			continue
 		}
@@ -339,9 +346,9 @@ func Unstamp(labels map[string]string, groupName string) {
 	delete(labels, identity.LabelGrouped)
 }
 
-// Find returns the groups of which anything is left: stamps, group, content,
-// members.
-func (g Groups) Find(ctx context.Context) ([]GroupRef, error) {
+// Find returns the groups of which anything is left: stamps, group, content, and
+// members, which are among the given VolumeSnapshots of backups.
+func (g Groups) Find(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot) ([]GroupRef, error) {
 	found := map[GroupRef]bool{}
 	stamped := newClaimList()
 	if err := g.Reader.List(ctx, stamped, client.HasLabels{identity.LabelGrouped}); err != nil {
@@ -354,12 +361,8 @@ func (g Groups) Find(ctx context.Context) ([]GroupRef, error) {
 			}
 		}
 	}
-	members := &snapshotv1.VolumeSnapshotList{}
-	if err := g.Reader.List(ctx, members, client.HasLabels{identity.LabelBackupUID}); err != nil {
-		return nil, fmt.Errorf("list VolumeSnapshots of backups: %w", err)
-	}
-	for i := range members.Items {
-		if vs := &members.Items[i]; IsOurMember(vs) {
+	for i := range snapshots {
+		if vs := &snapshots[i]; IsOurMember(vs) {
 			found[GroupRef{Namespace: vs.Namespace, Name: groupOf(vs), BackupUID: vs.Labels[identity.LabelBackupUID]}] = true
 		}
 	}

@@ -458,18 +458,8 @@ func describe(content *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSn
 
 // mark labels an object as the operation's.
 func mark(obj client.Object, op Operation) {
-	labels := obj.GetLabels()
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	labels[identity.LabelOperation] = op.UID
-	obj.SetLabels(labels)
-	annotations := obj.GetAnnotations()
-	if annotations == nil {
-		annotations = map[string]string{}
-	}
-	annotations[identity.AnnotationOperation] = op.Reference
-	obj.SetAnnotations(annotations)
+	obj.SetLabels(with(obj.GetLabels(), identity.LabelOperation, op.UID))
+	obj.SetAnnotations(with(obj.GetAnnotations(), identity.AnnotationOperation, op.Reference))
 }
 
 func because(status *snapshotv1.VolumeSnapshotStatus) string {

@@ -89,8 +89,8 @@ func (s *sweeper) poke() {
 func (s *sweeper) sweep(ctx context.Context) error {
 	s.goesAway = false
 	operations, operationsErr := s.findOperations(ctx)
-	groups, groupsErr := s.groups.Find(ctx)
 	snapshots, snapshotsErr := s.findSnapshots(ctx)
+	groups, groupsErr := s.groups.Find(ctx, snapshots)
 	retained, retainedErr := s.rehomer.ListRetained(ctx)
 	err := errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr)
 	if len(operations)+len(groups)+len(snapshots)+len(retained) == 0 {

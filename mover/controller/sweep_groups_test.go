@@ -106,7 +106,7 @@ func TestSweepGroups(t *testing.T) {
 			require.Empty(t, list[snapshotv1.VolumeSnapshotContentList](w).Items)
 			fired := w.faults.fired
 			w.faults.failAt = 0
-			left, err := w.sweep.groups.Find(w.ctx)
+			left, err := w.sweep.groups.Find(w.ctx, list[snapshotv1.VolumeSnapshotList](w).Items)
 			require.NoError(t, err)
 			require.Empty(t, left)
 			if !fired {
