@@ -114,10 +114,10 @@ func contentWithHandle(ctx context.Context, c client.Reader, key client.ObjectKe
 	if vs.Status == nil || vs.Status.BoundVolumeSnapshotContentName == nil {
 		if vs.Status != nil {
 			if text := messageOf(vs.Status.Error); text != "" {
-				return nil, Waiting(text)
+				return nil, NotYetError(text)
 			}
 		}
-		return nil, Waiting("it is not bound to a VolumeSnapshotContent yet: is the snapshot controller running?")
+		return nil, NotYetError("it is not bound to a VolumeSnapshotContent yet: is the snapshot controller running?")
 	}
 	content := &snapshotv1.VolumeSnapshotContent{}
 	if err := c.Get(ctx, client.ObjectKey{Name: *vs.Status.BoundVolumeSnapshotContentName}, content); err != nil {
@@ -126,10 +126,10 @@ func contentWithHandle(ctx context.Context, c client.Reader, key client.ObjectKe
 	if content.Status == nil || content.Status.SnapshotHandle == nil {
 		if content.Status != nil {
 			if text := messageOf(content.Status.Error); text != "" {
-				return nil, Waiting(fmt.Sprintf("VolumeSnapshotContent %s: %s", content.Name, text))
+				return nil, NotYetError(fmt.Sprintf("VolumeSnapshotContent %s: %s", content.Name, text))
 			}
 		}
-		return nil, Waiting(fmt.Sprintf("VolumeSnapshotContent %s has no snapshot handle yet: is the snapshotter sidecar of driver %s running?",
+		return nil, NotYetError(fmt.Sprintf("VolumeSnapshotContent %s has no snapshot handle yet: is the snapshotter sidecar of driver %s running?",
 			content.Name, content.Spec.Driver))
 	}
 	return content, nil

@@ -247,7 +247,7 @@ func (g Groups) label(ctx context.Context, ref GroupRef, vs *snapshotv1.VolumeSn
 func (g Groups) whyUncut(ctx context.Context, version string, vgs *Group, members int) error {
 	if vgs.Status != nil {
 		if text := messageOf(vgs.Status.Error); text != "" {
-			return Waiting(text)
+			return NotYetError(text)
 		}
 	}
 	content, err := g.content(ctx, version, vgs)
@@ -255,14 +255,14 @@ func (g Groups) whyUncut(ctx context.Context, version string, vgs *Group, member
 	case err != nil:
 		return err
 	case content == nil:
-		return Waiting("it has no VolumeGroupSnapshotContent yet: does the snapshot controller run with feature gate CSIVolumeGroupSnapshot?")
+		return NotYetError("it has no VolumeGroupSnapshotContent yet: does the snapshot controller run with feature gate CSIVolumeGroupSnapshot?")
 	case content.Status != nil && messageOf(content.Status.Error) != "":
-		return Waiting(fmt.Sprintf("VolumeGroupSnapshotContent %s: %s", content.Name, messageOf(content.Status.Error)))
+		return NotYetError(fmt.Sprintf("VolumeGroupSnapshotContent %s: %s", content.Name, messageOf(content.Status.Error)))
 	case content.Status == nil || content.Status.VolumeGroupSnapshotHandle == nil:
-		return Waiting(fmt.Sprintf("VolumeGroupSnapshotContent %s has no handle yet: does the snapshotter sidecar of driver %s run with feature gate CSIVolumeGroupSnapshot?",
+		return NotYetError(fmt.Sprintf("VolumeGroupSnapshotContent %s has no handle yet: does the snapshotter sidecar of driver %s run with feature gate CSIVolumeGroupSnapshot?",
 			content.Name, content.Spec.Driver))
 	}
-	return Waiting(fmt.Sprintf("the storage has cut the group, and there are %d VolumeSnapshots of its members, but none of this PVC", members))
+	return NotYetError(fmt.Sprintf("the storage has cut the group, and there are %d VolumeSnapshots of its members, but none of this PVC", members))
 }
 
 // GiveUp notes on a group that was not cut in time why nobody waits for it any more.

@@ -27,19 +27,20 @@ var (
 	errFailedBefore = errors.New("the group snapshot has failed for another member")
 )
 
-// Waiting says what is not there yet, or not gone, or what the storage says instead.
-type Waiting string
+// NotYetError says what is not there yet, or not gone, or what the storage says
+// instead.
+type NotYetError string
 
 // Error implements error.
-func (w Waiting) Error() string { return string(w) }
+func (w NotYetError) Error() string { return string(w) }
 
 // Until looks until there is no error, or one that is final, or the context ends.
-// Then its error says what was seen last, which look says by a Waiting, and which
+// Then its error says what was seen last, which look says by a NotYetError, and which
 // call has failed since: next to the end, the client's rate limiter refuses calls
 // that it would delay beyond it, and that is not why it was waited in vain.
 func Until(ctx context.Context, delay wait.DelayFunc, look func(context.Context) error) error {
 	var failed error
-	seen := Waiting("the snapshot controller has not answered")
+	seen := NotYetError("the snapshot controller has not answered")
 	err := delay.Until(ctx, true, true, func(ctx context.Context) (bool, error) {
 		err := look(ctx)
 		switch {
@@ -67,7 +68,7 @@ func isFinal(err error) bool { return errors.Is(err, errGone) || errors.Is(err, 
 
 // exhausted wraps what a storage that is full says by ErrExhausted. The sidecar
 // passes the driver's gRPC code on as text alone.
-func exhausted(seen Waiting) error {
+func exhausted(seen NotYetError) error {
 	if strings.Contains(string(seen), codes.ResourceExhausted.String()) {
 		return fmt.Errorf("%w: %w", ErrExhausted, seen)
 	}

@@ -108,7 +108,7 @@ func (a *GroupSnapshotAction) release(ref volumesnapshot.GroupRef, veleroNamespa
 	err := volumesnapshot.Until(ctx, func() time.Duration { return a.poll }, func(ctx context.Context) error {
 		left, err := a.tryRelease(ctx, ref, veleroNamespace)
 		if err == nil && len(left) > 0 {
-			return volumesnapshot.Waiting("still there: " + strings.Join(left, ", "))
+			return volumesnapshot.NotYetError("still there: " + strings.Join(left, ", "))
 		}
 		return err
 	})
