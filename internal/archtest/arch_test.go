@@ -26,6 +26,7 @@ const (
 // of something else that they import.
 var pure = []string{
 	"internal/audit",
+	"internal/blake2b",
 	"internal/block",
 	"internal/cbt",
 	"internal/cbt/rangefile",

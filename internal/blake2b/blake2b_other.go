@@ -1,0 +1,5 @@
+//go:build !amd64
+
+package blake2b
+
+func implementations() []implementation { return nil }
