@@ -179,19 +179,18 @@ func (b *backupRun) move(ctx context.Context, it item, buf []byte) error {
 // moveChunks reads and puts consecutive whole chunks.
 func (b *backupRun) moveChunks(ctx context.Context, first, end int64, buf []byte) error {
 	chunkSize := b.geometry.ChunkSize()
-	if err := b.fill(buf[:(end-first)*chunkSize], first*chunkSize); err != nil {
+	data := buf[:(end-first)*chunkSize]
+	if err := b.fill(data, first*chunkSize); err != nil {
 		return err
 	}
-	for c := first; c < end; c++ {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		from := (c - first) * chunkSize
-		if err := b.w.Put(ctx, c, buf[from:from+chunkSize]); err != nil {
-			return err
-		}
-		b.progress.done.Add(b.geometry.Extent(c).Length)
+	if err := ctx.Err(); err != nil {
+		return err
 	}
+	if err := b.w.Put(ctx, first, data); err != nil {
+		return err
+	}
+	last := b.geometry.Extent(end - 1)
+	b.progress.done.Add(last.End() - first*chunkSize)
 	return nil
 }
 

@@ -49,14 +49,24 @@ func (m *image) Close() error          { return nil }
 
 func (m *image) Resumed() int64 { return m.resumed }
 
-func (m *image) Put(_ context.Context, chunk int64, data []byte) error {
+func (m *image) Put(_ context.Context, first int64, data []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(data) == 0 || len(data)%chunkSize != 0 {
+		return errors.New("wrong length")
+	}
+	for i := range len(data) / chunkSize {
+		if err := m.putLocked(first+int64(i), data[i*chunkSize:][:chunkSize]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *image) putLocked(chunk int64, data []byte) error {
 	switch {
 	case m.fail != nil && len(m.chunks) == m.failAt:
 		return m.fail
-	case len(data) != chunkSize:
-		return errors.New("wrong length")
 	case m.chunks[chunk] != nil:
 		return errors.New("put twice")
 	case chunk < m.advanced:

@@ -275,9 +275,10 @@ type VolumeWriter interface {
 	// Resumed is the first chunk that may be put: an earlier run of the operation
 	// has finished those before it. It is 0 where there was none.
 	Resumed() int64
-	// Put stores one chunk. data is exactly Meta.ChunkSize bytes, the tail of the
-	// volume's last chunk padded with zeros. data may be reused after Put
-	// returns.
+	// Put stores consecutive chunks from the given one on, which takes less time than
+	// one by one. data is one or more times Meta.ChunkSize bytes, the tail of the
+	// volume's last chunk padded with zeros. It must not change while Put runs, and
+	// may be reused after Put returns.
 	Put(ctx context.Context, chunk int64, data []byte) error
 	// Paged reports whether PutPages takes any pages of a chunk: the parent has the
 	// chunk in pages of the same size, or it is zero there. Else it takes all of them.

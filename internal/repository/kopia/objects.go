@@ -13,6 +13,7 @@ import (
 	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/object"
 
+	"github.com/blockmover/blockmover/internal/blake2b"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -28,6 +29,7 @@ type objectWriter struct {
 	w         repo.DirectRepositoryWriter
 	// plain leaves data uncompressed; indexes never are.
 	plain   bool
+	hasher  hasher
 	written written
 
 	mu    sync.Mutex
@@ -43,7 +45,13 @@ func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter, c repos
 	if !ok {
 		return nil, errors.New("the repository is behind a server of kopia's: images need its storage")
 	}
-	return &objectWriter{committed: committed, w: direct, plain: c == repository.NoCompression, fresh: map[content.ID]struct{}{}}, nil
+	h, err := newHasher(direct)
+	if err != nil {
+		return nil, err
+	}
+	return &objectWriter{
+		committed: committed, w: direct, hasher: h, plain: c == repository.NoCompression, fresh: map[content.ID]struct{}{},
+	}, nil
 }
 
 // compressor is what one object is compressed with: nothing where that does not
@@ -81,6 +89,36 @@ func compressible(data []byte) bool {
 		sample = append(sample, data[from:from+length]...)
 	}
 	return compress.Estimate(sample) > worthCompressing
+}
+
+// writeAll stores objects, and calls each with what write returns of the one of that
+// number. Many of the same length take less time together.
+func (o *objectWriter) writeAll(ctx context.Context, objects [][]byte, each func(i int, id object.ID, fresh int64) error) error {
+	for first := 0; first < len(objects); first += blake2b.Lanes {
+		if err := o.writeSome(ctx, first, objects[first:min(first+blake2b.Lanes, len(objects))], each); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeSome is writeAll for as many objects as are hashed together.
+func (o *objectWriter) writeSome(ctx context.Context, first int, objects [][]byte, each func(i int, id object.ID, fresh int64) error) error {
+	forget, err := o.hasher.hash(objects)
+	if err != nil {
+		return fmt.Errorf("hash objects: %w", err)
+	}
+	defer forget()
+	for i, data := range objects {
+		id, fresh, err := o.write(ctx, "", data)
+		if err != nil {
+			return err
+		}
+		if err := each(first+i, id, fresh); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // write stores one object and returns how many of its bytes were new.

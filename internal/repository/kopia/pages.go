@@ -84,14 +84,28 @@ func (w *writer) putPages(ctx context.Context, chunk int64, runs []repository.Pa
 	defer w.storing.RUnlock()
 	ids := make([]object.ID, w.layout.ChunkSize()/w.layout.page)
 	stats := repository.WriteStats{ChunksWritten: 1}
+	var (
+		pages   []int64
+		objects [][]byte
+	)
 	for _, run := range runs {
 		for off := int64(0); off < int64(len(run.Data)); off += w.layout.page {
-			page := (run.Offset + off) / w.layout.page
-			ids[page], err = w.putPage(ctx, chunk, page, run.Data[off:off+w.layout.page], &stats)
-			if err != nil {
-				return err
+			page, data := (run.Offset+off)/w.layout.page, run.Data[off:off+w.layout.page]
+			if block.IsZero(data) {
+				ids[page] = w.zeroPage
+				stats.ZeroBytes += w.pageLength(chunk, page)
+				continue
 			}
+			pages, objects = append(pages, page), append(objects, data)
 		}
+	}
+	err = w.objects.writeAll(ctx, objects, func(i int, id object.ID, fresh int64) error {
+		ids[pages[i]] = id
+		stats.BytesUploaded += min(fresh, w.pageLength(chunk, pages[i]))
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return w.recordIn(chunk, stats, total, func(s *openSegment, within int64) { s.pages[within] = ids })
 }
@@ -117,16 +131,10 @@ func (w *writer) checkRuns(chunk int64, runs []repository.Pages) (int64, error) 
 	return total, nil
 }
 
-func (w *writer) putPage(ctx context.Context, chunk, page int64, data []byte, stats *repository.WriteStats) (object.ID, error) {
-	// without the padding, which nobody read
-	length := min(max(w.layout.Extent(chunk).Length-page*w.layout.page, 0), w.layout.page)
-	if block.IsZero(data) {
-		stats.ZeroBytes += length
-		return w.zeroPage, nil
-	}
-	id, fresh, err := w.objects.write(ctx, "", data)
-	stats.BytesUploaded += min(fresh, length)
-	return id, err
+// pageLength is how many bytes of the volume a page of a chunk has, without the
+// padding, which nobody read.
+func (w *writer) pageLength(chunk, page int64) int64 {
+	return min(max(w.layout.Extent(chunk).Length-page*w.layout.page, 0), w.layout.page)
 }
 
 // mergePages lists the pages of one chunk: what was put, else the parent's. The

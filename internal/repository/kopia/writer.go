@@ -269,30 +269,44 @@ func (w *writer) Put(ctx context.Context, chunk int64, data []byte) error {
 	return nil
 }
 
-func (w *writer) put(ctx context.Context, chunk int64, data []byte) error {
-	if err := w.layout.CheckChunk(chunk); err != nil {
+func (w *writer) put(ctx context.Context, first int64, data []byte) error {
+	size := w.layout.ChunkSize()
+	count := int64(len(data)) / size
+	if count == 0 || int64(len(data)) != count*size {
+		return fmt.Errorf("%d bytes, want whole chunks of %d", len(data), size)
+	}
+	last := first + count - 1
+	if err := errors.Join(w.layout.CheckChunk(first), w.layout.CheckChunk(last)); err != nil {
 		return err
 	}
-	if int64(len(data)) != w.layout.ChunkSize() {
-		return fmt.Errorf("%d bytes, want %d", len(data), w.layout.ChunkSize())
-	}
-	if !block.IsZero(data[w.layout.Extent(chunk).Length:]) {
+	if !block.IsZero(data[(count-1)*size+w.layout.Extent(last).Length:]) {
 		return errors.New("padding after the end of the volume is not zero")
 	}
-	if err := w.check(chunk); err != nil {
-		return err
+	for c := first; c <= last; c++ {
+		if err := w.check(c); err != nil {
+			return err
+		}
 	}
 	w.storing.RLock()
 	defer w.storing.RUnlock()
-	length := w.layout.Extent(chunk).Length // without the padding, which nobody read
-	if block.IsZero(data) {
-		return w.record(chunk, w.zero, repository.WriteStats{ChunksWritten: 1, ZeroBytes: length})
+	var (
+		chunks  []int64
+		objects [][]byte
+	)
+	for c := first; c <= last; c++ {
+		object := data[(c-first)*size:][:size]
+		if !block.IsZero(object) {
+			chunks, objects = append(chunks, c), append(objects, object)
+			continue
+		}
+		zeros := repository.WriteStats{ChunksWritten: 1, ZeroBytes: w.layout.Extent(c).Length} // without the padding, which nobody read
+		if err := w.record(c, w.zero, zeros); err != nil {
+			return err
+		}
 	}
-	id, fresh, err := w.objects.write(ctx, "", data)
-	if err != nil {
-		return err
-	}
-	return w.record(chunk, id, repository.WriteStats{ChunksWritten: 1, BytesUploaded: min(fresh, length)})
+	return w.objects.writeAll(ctx, objects, func(i int, id object.ID, fresh int64) error {
+		return w.record(chunks[i], id, repository.WriteStats{ChunksWritten: 1, BytesUploaded: min(fresh, w.layout.Extent(chunks[i]).Length)})
+	})
 }
 
 // check fails early, before a chunk is hashed.

@@ -39,6 +39,7 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"sizes", suite.sizes},
 		{"reading at random", suite.reading},
 		{"putting from many goroutines", suite.concurrent},
+		{"putting many at once", suite.together},
 		{"advancing", suite.advancing},
 		{"resuming", suite.resuming},
 		{"pages", suite.pages},
@@ -284,6 +285,41 @@ func (s suite) concurrent(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, int64(n), stats.ChunksWritten)
 	s.holds(t, s.save(t, shopDB, "op", img), data)
+}
+
+// together puts runs of chunks, with zeros among them and padding at the end, into
+// images that are full and incremental.
+func (s suite) together(t *testing.T) {
+	t.Helper()
+	const n = 25
+	data := random(1, n*chunk-100)
+	for _, c := range []int64{0, 5, 6, 20} {
+		clear(data[c*chunk : (c+1)*chunk])
+	}
+	padding := append(bytes.Clone(data), make([]byte, 100)...)
+	put := func(w repository.VolumeWriter, first, end int64) {
+		require.NoError(t, w.Put(t.Context(), first, padding[first*chunk:end*chunk]))
+	}
+	w, err := s.NewWriter(t.Context(), meta(int64(len(data)), instant), options(""))
+	require.NoError(t, err)
+	put(w, 12, n)
+	put(w, 0, 12)
+	img, stats, err := w.Commit(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, repository.WriteStats{
+		BytesUploaded: int64(len(data)) - 4*chunk, ChunksWritten: n, ZeroBytes: 4 * chunk, MetadataBytes: stats.MetadataBytes,
+	}, stats)
+	parent := s.save(t, shopDB, "op-1", img)
+	s.holds(t, parent, data)
+
+	copy(padding[3*chunk:], random(2, 10*chunk))
+	w, err = s.NewWriter(t.Context(), meta(int64(len(data)), instant.Add(time.Hour)), options(parent))
+	require.NoError(t, err)
+	put(w, 3, 13)
+	img, stats, err = w.Commit(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 10*chunk, stats.BytesUploaded)
+	s.holds(t, s.save(t, shopDB, "op-2", img), padding[:len(data)])
 }
 
 func (s suite) advancing(t *testing.T) {
@@ -573,7 +609,17 @@ func (s suite) misuse(t *testing.T) {
 	const size = 2*chunk + 1
 	zeros := make([]byte, chunk)
 	for name, wrong := range map[string]func(context.Context, repository.VolumeWriter) error{
-		"too short":        func(ctx context.Context, w repository.VolumeWriter) error { return w.Put(ctx, 0, zeros[1:]) },
+		"nothing":   func(ctx context.Context, w repository.VolumeWriter) error { return w.Put(ctx, 0, nil) },
+		"too short": func(ctx context.Context, w repository.VolumeWriter) error { return w.Put(ctx, 0, zeros[1:]) },
+		"not whole": func(ctx context.Context, w repository.VolumeWriter) error {
+			return w.Put(ctx, 0, make([]byte, chunk+1))
+		},
+		"over the end": func(ctx context.Context, w repository.VolumeWriter) error {
+			return w.Put(ctx, 2, make([]byte, 2*chunk))
+		},
+		"twice, of two": func(ctx context.Context, w repository.VolumeWriter) error {
+			return w.Put(ctx, 0, make([]byte, 2*chunk))
+		},
 		"before the start": func(ctx context.Context, w repository.VolumeWriter) error { return w.Put(ctx, -1, zeros) },
 		"after the end":    func(ctx context.Context, w repository.VolumeWriter) error { return w.Put(ctx, 3, zeros) },
 		"twice":            func(ctx context.Context, w repository.VolumeWriter) error { return w.Put(ctx, 1, zeros) },

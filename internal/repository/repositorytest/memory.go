@@ -208,17 +208,28 @@ func (w *memoryWriter) Meta() repository.Meta { return w.meta }
 
 func (w *memoryWriter) Resumed() int64 { return w.resumed }
 
-func (w *memoryWriter) Put(_ context.Context, chunk int64, data []byte) error {
+func (w *memoryWriter) Put(_ context.Context, first int64, data []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if n := int64(len(data)); n == 0 || n%w.meta.ChunkSize != 0 {
+		w.over = true
+		return fmt.Errorf("put: %d bytes, want whole chunks of %d", n, w.meta.ChunkSize)
+	}
+	for i := range int64(len(data)) / w.meta.ChunkSize {
+		if err := w.putLocked(first+i, data[i*w.meta.ChunkSize:][:w.meta.ChunkSize]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *memoryWriter) putLocked(chunk int64, data []byte) error {
 	_, twice := w.put[chunk]
 	err := w.geometry.CheckChunk(chunk)
 	switch {
 	case w.over:
 		return errors.New("put: the image is committed, aborted or has failed")
 	case err != nil:
-	case int64(len(data)) != w.geometry.ChunkSize():
-		err = fmt.Errorf("put: %d bytes, want %d", len(data), w.geometry.ChunkSize())
 	case !block.IsZero(data[w.geometry.Extent(chunk).Length:]):
 		err = errors.New("put: padding is not zero")
 	case twice || chunk < w.advanced:
