@@ -92,7 +92,7 @@ func empty(f *os.File, size int64) error {
 	if err := f.Truncate(size); err != nil {
 		return err
 	}
-	return punch(f, size)
+	return punch(f, 0, size)
 }
 
 func appendExtent(list []block.Extent, e block.Extent) []block.Extent {

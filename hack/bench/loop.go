@@ -60,9 +60,9 @@ func (d *loopDevice) forget() error {
 
 func (d *loopDevice) close() error { return d.node.Close() }
 
-// punch gives the memory of a file back. What was there is zero.
-func punch(f *os.File, size int64) error {
-	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, size)
+// punch gives the memory of a part of a file back. What was there is zero.
+func punch(f *os.File, offset, length int64) error {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
 	if err != nil {
 		return fmt.Errorf("punch hole in %s: %w", f.Name(), err)
 	}

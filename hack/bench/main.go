@@ -120,7 +120,8 @@ func (b *bench) prepare(memory string) error {
 	// The volume, the target or what scattered writes add to the repository, the
 	// repository, which a hot spot makes grow by the volume once more: three and a
 	// half at most, and room for processes.
-	if free, need := availableMemory(), b.size*4+gib; free < need {
+	need := b.size*4 + gib
+	if free := availableMemory(); free < need {
 		return fmt.Errorf("%s of memory are available and %s are needed: set BENCH_SIZE to less than %s", formatBytes(free), formatBytes(need), formatBytes(b.size))
 	}
 	b.dir = filepath.Join(memory, prefix+strconv.Itoa(os.Getpid()))
@@ -128,6 +129,10 @@ func (b *bench) prepare(memory string) error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
+	}
+	b.say("taking %s of memory", formatBytes(need))
+	if err := heat(b.path("heat"), need); err != nil {
+		return fmt.Errorf("take memory: %w", err)
 	}
 	var err error
 	if b.volume, err = b.device("volume"); err != nil {
@@ -153,6 +158,32 @@ func (b *bench) device(name string) (*loopDevice, error) {
 		return nil, err
 	}
 	return attachLoop(file)
+}
+
+// heat uses memory and gives it back in pieces, of which it keeps the first pages in
+// the file until that is removed. On a virtual machine the first use of a page costs
+// several times what it takes to write it, and a guest may return what is free to its
+// host, in large pieces, within seconds: which step pays for that, and how often,
+// would be chance. What is free in small pieces stays.
+func heat(file string, size int64) error {
+	const piece, kept = 256 * kib, 4 * kib
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // memory does not fail late
+	buf := make([]byte, mib)
+	for n := int64(0); n < size; n += mib {
+		if _, err := f.Write(buf); err != nil {
+			return err
+		}
+	}
+	for n := int64(0); n < size; n += piece {
+		if err := punch(f, n+kept, piece-kept); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // removeStale removes what a killed bench has left.
@@ -207,7 +238,7 @@ const (
 	stepRawRead      = "raw read"
 	stepRawWrite     = "raw write"
 	stepCrypto       = "crypto alone"
-	stepLeast        = "read, crypto, write"
+	stepBare         = "read, crypto, write"
 	stepKopiaFile    = "kopia: full, file"
 	stepKopiaDevice  = "kopia: full, device"
 	stepKopiaRestore = "kopia: restore to file"
@@ -318,7 +349,7 @@ func (b *bench) clear() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(punch(f, b.size), f.Close(), b.target.forget())
+	return errors.Join(punch(f, 0, b.size), f.Close(), b.target.forget())
 }
 
 // round measures everything that needs the full mix, once.
@@ -335,7 +366,7 @@ func (b *bench) round(ctx context.Context, seed uint64) error {
 		return err
 	}
 	o := ours{b.binary, b.path("ours")}
-	if err := b.full(ctx, o, data); err != nil {
+	if err := b.full(ctx, o); err != nil {
 		return err
 	}
 	for i, p := range patterns {
@@ -352,9 +383,6 @@ func (b *bench) raw(ctx context.Context, allocated []block.Extent) error {
 		return fmt.Errorf("read device: %w", err)
 	}
 	b.report.add(stepRawRead, s)
-	if err := b.warm(b.size); err != nil {
-		return err
-	}
 	if s, err = rawAccess(ctx, b.target.path(), b.size, true); err != nil {
 		return fmt.Errorf("write device: %w", err)
 	}
@@ -363,35 +391,19 @@ func (b *bench) raw(ctx context.Context, allocated []block.Extent) error {
 		return fmt.Errorf("hash and encrypt: %w", err)
 	}
 	b.report.add(stepCrypto, s)
-	if err := errors.Join(b.clear(), b.warm(total(allocated))); err != nil {
+	if err := b.clear(); err != nil {
 		return err
 	}
-	if s, err = leastWork(ctx, b.volume.path(), allocated, b.path("least")); err != nil {
+	if s, err = bareBackup(ctx, b.volume.path(), allocated, b.path("least")); err != nil {
 		return fmt.Errorf("read, hash, encrypt and write: %w", err)
 	}
-	b.report.add(stepLeast, s)
+	b.report.add(stepBare, s)
 	return nil
-}
-
-// warm uses as much memory as a repository will and gives it back. On a virtual
-// machine the first use of a page costs more than to write it, and that must not
-// depend on which step came before.
-func (b *bench) warm(size int64) error {
-	file := b.path("warm")
-	f, err := os.Create(file)
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, mib)
-	for n := int64(0); n < size && err == nil; n += mib {
-		_, err = f.Write(buf)
-	}
-	return errors.Join(err, f.Close(), os.Remove(file))
 }
 
 func (b *bench) stock(ctx context.Context, data int64) error {
 	k := stock{b.kopia, b.path("kopia")}
-	if err := errors.Join(k.create(ctx), b.warm(data)); err != nil {
+	if err := k.create(ctx); err != nil {
 		return err
 	}
 	s, id, err := k.snapshot(ctx, b.path("volume"), "", data)
@@ -400,14 +412,11 @@ func (b *bench) stock(ctx context.Context, data int64) error {
 	}
 	b.report.add(stepKopiaFile, s)
 	restored := b.path("restored")
-	if err := b.warm(b.size); err != nil {
-		return err
-	}
 	if s, err = k.restore(ctx, id, restored, b.size); err != nil {
 		return err
 	}
 	b.report.add(stepKopiaRestore, s)
-	if err := errors.Join(os.RemoveAll(restored), k.create(ctx), b.warm(data)); err != nil {
+	if err := errors.Join(os.RemoveAll(restored), k.create(ctx)); err != nil {
 		return err
 	}
 	if s, _, err = k.snapshot(ctx, "/bench", b.volume.path(), data); err != nil {
@@ -418,7 +427,7 @@ func (b *bench) stock(ctx context.Context, data int64) error {
 	return errors.Join(os.RemoveAll(k.dir), b.volume.forget())
 }
 
-func (b *bench) full(ctx context.Context, o ours, data int64) error {
+func (b *bench) full(ctx context.Context, o ours) error {
 	var last backup
 	for _, step := range []struct {
 		name string
@@ -428,7 +437,7 @@ func (b *bench) full(ctx context.Context, o ours, data int64) error {
 		{stepPlain, []string{"--allocated", b.path("allocated"), "--compression", "none"}},
 		{stepFull, []string{"--allocated", b.path("allocated")}},
 	} {
-		if err := errors.Join(o.create(ctx), b.warm(data)); err != nil {
+		if err := o.create(ctx); err != nil {
 			return err
 		}
 		s, image, err := o.backup(ctx, b.volume.path(), "Full", step.args...)
@@ -443,9 +452,6 @@ func (b *bench) full(ctx context.Context, o ours, data int64) error {
 		return err
 	}
 	b.report.add(stepStart, s)
-	if err := b.warm(b.size); err != nil {
-		return err
-	}
 	if s, _, err = o.child("image", "restore", "--snapshot", last.SnapshotID, "--device", b.target.path()).run(ctx); err != nil {
 		return err
 	}
@@ -531,7 +537,7 @@ func (b *bench) holes(ctx context.Context, seed uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(punch(f, b.size), f.Close(), b.volume.forget()); err != nil {
+	if err := errors.Join(punch(f, 0, b.size), f.Close(), b.volume.forget()); err != nil {
 		return err
 	}
 	const length = 4 * mib

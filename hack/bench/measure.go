@@ -135,14 +135,14 @@ func rawAccess(ctx context.Context, path string, size int64, write bool) (sample
 }
 
 // cryptoAlone hashes and encrypts so many bytes on all cores, with the
-// algorithms of the repositories and with nothing else around them.
+// algorithms of the repositories as kopia has them, and with nothing else around them.
 func cryptoAlone(ctx context.Context, size int64) (sample, error) {
 	return transform(ctx, size, func(int64, []byte) error { return nil }, func(int, []byte) error { return nil })
 }
 
-// leastWork is what no backup of the extents can do without: it reads them past the
-// cache, hashes and encrypts, and writes files of the size of a pack.
-func leastWork(ctx context.Context, path string, extents []block.Extent, dir string) (sample, error) {
+// bareBackup is a backup of the extents without all that makes it one: it reads them
+// past the cache, hashes and encrypts, and writes files of the size of a pack.
+func bareBackup(ctx context.Context, path string, extents []block.Extent, dir string) (sample, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return sample{}, err
