@@ -65,10 +65,12 @@ type Driver struct {
 	healthPort   int // and its diagnostics
 }
 
-// Drivers are the CSI drivers of every cluster.
+// Drivers are the CSI drivers of every cluster. Their ports are not among those that
+// the kernel gives to connections, of which the API server has many: one of them could
+// have the port first.
 var Drivers = []Driver{
-	{Name: "block.test.blockmover.io", metadataPort: 50051, healthPort: 50061},
-	{Name: "alt.test.blockmover.io", metadataPort: 50052, healthPort: 50062},
+	{Name: "block.test.blockmover.io", metadataPort: 5051, healthPort: 5061},
+	{Name: "alt.test.blockmover.io", metadataPort: 5052, healthPort: 5062},
 }
 
 // Cluster names a cluster and knows where its things are.

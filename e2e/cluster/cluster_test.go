@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -37,6 +38,32 @@ func TestNew(t *testing.T) {
 	t.Setenv("BLOCKMOVER_STATE_DIR", "/"+strings.Repeat("x", 60))
 	if _, err := New("a", "/cache"); err == nil {
 		t.Error("a state directory too long for sockets: no error")
+	}
+}
+
+func TestDriverPorts(t *testing.T) {
+	const firstOfConnections = 32768
+	seen := map[int]bool{}
+	for _, d := range Drivers {
+		for _, port := range []int{d.metadataPort, d.healthPort} {
+			if port >= firstOfConnections || seen[port] {
+				t.Errorf("port %d of %s may be taken", port, d.Name)
+			}
+			seen[port] = true
+		}
+	}
+}
+
+func TestLogEnd(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "log")
+	if got := logEnd(file); !strings.Contains(got, "no such file") {
+		t.Errorf("no log: %q", got)
+	}
+	if err := os.WriteFile(file, []byte(strings.Repeat("x", 3000)+"\nthe end\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := logEnd(file); len(got) >= 2<<10 || !strings.HasSuffix(got, "x\nthe end") {
+		t.Errorf("end of the log: %q", got)
 	}
 }
 

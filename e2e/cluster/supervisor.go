@@ -198,7 +198,7 @@ func (s *supervisor) watch(cmd *exec.Cmd, name string, index int) {
 	s.status.Components[index].Exited = how + " at " + time.Now().Format(time.RFC3339) + "; see " + s.c.log(name)
 	s.writeStatus()
 	s.mu.Unlock()
-	s.fail(fmt.Errorf("%s exited: %s; see %s", name, how, s.c.log(name)))
+	s.fail(fmt.Errorf("%s exited: %s; %s ends with:\n%s", name, how, s.c.log(name), logEnd(s.c.log(name))))
 }
 
 // driverOptions make the test drivers tell a delta whose base snapshot is

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
@@ -50,6 +51,17 @@ func waitFor(ctx context.Context, what string, limit time.Duration, log string, 
 		return context.Cause(ctx)
 	}
 	return fmt.Errorf("%s: not after %s: %w; see %s", what, limit, err, log)
+}
+
+// logEnd is the end of a log, which may be removed with the cluster before anyone reads
+// it.
+func logEnd(path string) string {
+	const enough = 2 << 10
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(text[max(0, len(text)-enough):]))
 }
 
 func dial(ctx context.Context, network, address string) error {
