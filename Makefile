@@ -92,7 +92,7 @@ bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4G BENCH_
 	@go build -o $(BENCH)/bench ./hack/bench
 	@cd e2e/velero && go build -o $(BENCH)/kopia github.com/kopia/kopia
 	@$(BENCH)/bench --blockmover $(BENCH)/blockmover --kopia $(BENCH)/kopia \
-		--size $(BENCH_SIZE) --runs $(BENCH_RUNS) --out $(BENCH)/bench.json
+		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS) --out $(BENCH)/bench.json
 
 .PHONY: lint
 lint: ## golangci-lint on all modules

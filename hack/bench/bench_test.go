@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -28,7 +29,7 @@ func TestMix(t *testing.T) {
 	const size = 64 * mib
 	path := filepath.Join(t.TempDir(), "disk")
 	require.NoError(t, os.WriteFile(path, nil, 0o600))
-	allocated, err := fillMix(t.Context(), path, size, 1)
+	allocated, err := fillMix(t.Context(), path, size, bytes.Repeat([]byte("a word "), 1<<10), 1)
 	require.NoError(t, err)
 	data, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -43,6 +44,37 @@ func TestMix(t *testing.T) {
 		end = e.End()
 	}
 	require.True(t, block.IsZero(data[end:]))
+}
+
+func TestCorpus(t *testing.T) {
+	dir := t.TempDir()
+	_, err := readCorpus(dir)
+	require.Error(t, err, "nothing")
+	_, err = readCorpus(filepath.Join(dir, "gone"))
+	require.Error(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "text"), make([]byte, 2*mib), 0o600))
+	_, err = readCorpus(dir)
+	require.Error(t, err, "no Go file")
+	for _, length := range []int{mib, mib + 1} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "a.go"), make([]byte, length), 0o600))
+		corpus, err := readCorpus(dir)
+		require.NoError(t, err)
+		require.Equal(t, 1, len(corpus)%2)
+		require.LessOrEqual(t, len(corpus), length)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "b.go"), make([]byte, maxCorpus), 0o600))
+	corpus, err := readCorpus(dir)
+	require.NoError(t, err)
+	require.Len(t, corpus, maxCorpus-1)
+}
+
+func TestText(t *testing.T) {
+	text := newText([]byte("abc"), 1)
+	p := make([]byte, 8)
+	text.fill(p)
+	rest := make([]byte, 3)
+	text.fill(rest)
+	require.Contains(t, "abcabcabcabcabc", string(p)+string(rest))
 }
 
 func TestPlaces(t *testing.T) {

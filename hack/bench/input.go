@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/blockmover/blockmover/internal/block"
@@ -31,7 +33,7 @@ const runLimit = 16
 
 // fillMix writes the mix onto an empty file: runs of random bytes, of text and
 // of nothing, in the order that the seed gives. It returns what was written.
-func fillMix(ctx context.Context, path string, size int64, seed uint64) ([]block.Extent, error) {
+func fillMix(ctx context.Context, path string, size int64, corpus []byte, seed uint64) ([]block.Extent, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -43,7 +45,7 @@ func fillMix(ctx context.Context, path string, size int64, seed uint64) ([]block
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	left := [3]int64{size / mib * mixRandom / mixTotal, size / mib * mixText / mixTotal, 0}
 	left[2] = size/mib - left[0] - left[1]
-	random, text := newRandom(seed), newText(seed)
+	random, text := newRandom(seed), newText(corpus, seed)
 	var allocated []block.Extent
 	buf := make([]byte, mib)
 	for off := int64(0); off < size/mib; {
@@ -112,31 +114,53 @@ func newRandom(seed uint64) randomBytes {
 
 func (r randomBytes) fill(p []byte) { _, _ = r.source.Read(p) }
 
-// textBytes are words in random order: what a log file looks like to a
-// compressor.
+// textBytes are those of source files, again and again.
 type textBytes struct {
-	rnd   *rand.Rand
-	words [][]byte
+	corpus []byte
+	next   int
 }
 
-func newText(seed uint64) *textBytes {
-	t := &textBytes{rnd: rand.New(rand.NewPCG(seed, 't'))}
-	for range 2000 {
-		letters := 2 + t.rnd.IntN(9)
-		word := make([]byte, 0, letters+1)
-		for range letters {
-			word = append(word, byte('a'+t.rnd.IntN(26)))
+// maxCorpus is how much text is read: enough that a compressor has forgotten what
+// comes again, and little enough for this process to stay smaller than those that it
+// measures, for their peak begins with it.
+const maxCorpus = 32 * mib
+
+// readCorpus reads the Go files below a directory. Its length is odd, so that the same
+// text never lies at the same place of a chunk twice, and no two chunks are the same.
+func readCorpus(dir string) ([]byte, error) {
+	corpus := make([]byte, 0, maxCorpus+mib)
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case len(corpus) >= maxCorpus:
+			return fs.SkipAll
+		case !d.Type().IsRegular() || filepath.Ext(path) != ".go":
+			return nil
 		}
-		t.words = append(t.words, append(word, ' '))
+		text, err := os.ReadFile(path)
+		corpus = append(corpus, text...)
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read text: %w", err)
+	case len(corpus) < mib:
+		return nil, fmt.Errorf("Go files in %s have %d bytes, want a MiB or more: run make bench", dir, len(corpus))
 	}
-	return t
+	return corpus[:(min(len(corpus), maxCorpus)-1)|1], nil
+}
+
+func newText(corpus []byte, seed uint64) *textBytes {
+	rnd := rand.New(rand.NewPCG(seed, 't'))
+	return &textBytes{corpus, rnd.IntN(len(corpus))}
 }
 
 func (t *textBytes) fill(p []byte) {
 	for len(p) > 0 {
-		// The product of two is smaller more often: some words are frequent.
-		i := t.rnd.IntN(len(t.words)) * t.rnd.IntN(len(t.words)) / len(t.words)
-		p = p[copy(p, t.words[i]):]
+		n := copy(p, t.corpus[t.next:])
+		p = p[n:]
+		t.next = (t.next + n) % len(t.corpus)
 	}
 }
 

@@ -1,12 +1,12 @@
 // Command bench measures blockmover against stock kopia and against the bare
 // device, in one run, on volumes in memory: `make bench` runs it.
 //
-// The volume is a mix of random bytes, text and nothing in the proportions that
-// the data of real volumes had, behind a loop device. In each run it is read and
-// written raw, backed up and restored by kopia, and backed up, restored and
-// backed up incrementally by blockmover; every restore is compared with its
-// source. What does not depend on the machine (hot spots, sparse volumes) is
-// measured once.
+// The volume is a mix of random bytes, text (the source of Go) and nothing in the
+// proportions that the data of real volumes had, behind a loop device. In each run it
+// is read and written raw, backed up and restored by kopia, and backed up, restored
+// and backed up incrementally by blockmover; every restore is compared with its
+// source. What does not depend on the machine (hot spots, sparse volumes) is measured
+// once.
 //
 // Compare numbers of one run only: the machine's load is in the report.
 package main
@@ -42,6 +42,7 @@ func main() {
 type bench struct {
 	dir    string
 	size   int64
+	corpus []byte
 	binary string
 	kopia  string
 	report *report
@@ -58,6 +59,7 @@ func run(ctx context.Context) error {
 		binary = flag.String("blockmover", "", "path of blockmover")
 		kopia  = flag.String("kopia", "", "path of stock kopia")
 		out    = flag.String("out", "bench.json", "file to write the report to")
+		text   = flag.String("text", "", "directory of Go files")
 		memory = flag.String("memory", "/dev/shm", "directory in memory")
 	)
 	flag.Parse()
@@ -70,7 +72,11 @@ func run(ctx context.Context) error {
 	case *binary == "" || *kopia == "":
 		return errors.New("--blockmover and --kopia are missing: run make bench")
 	}
-	b := &bench{size: bytes, binary: *binary, kopia: *kopia, report: newReport(bytes, *runs), start: time.Now()}
+	corpus, err := readCorpus(*text)
+	if err != nil {
+		return err
+	}
+	b := &bench{size: bytes, corpus: corpus, binary: *binary, kopia: *kopia, report: newReport(bytes, *runs), start: time.Now()}
 	if err := b.prepare(*memory); err != nil {
 		return errors.Join(err, b.cleanUp())
 	}
@@ -333,7 +339,7 @@ func (b *bench) measure(ctx context.Context, runs int) error {
 
 // fill makes a new mix on the volume.
 func (b *bench) fill(ctx context.Context, seed uint64) ([]block.Extent, error) {
-	allocated, err := fillMix(ctx, b.volume.file, b.size, seed)
+	allocated, err := fillMix(ctx, b.volume.file, b.size, b.corpus, seed)
 	if err != nil {
 		return nil, fmt.Errorf("fill volume: %w", err)
 	}
