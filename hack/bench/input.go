@@ -146,7 +146,7 @@ func readCorpus(dir string) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read text: %w", err)
 	case len(corpus) < mib:
-		return nil, fmt.Errorf("Go files in %s have %d bytes, want a MiB or more: run make bench", dir, len(corpus))
+		return nil, fmt.Errorf("%d bytes of Go files in %q, want a MiB or more: run make bench", len(corpus), dir)
 	}
 	return corpus[:(min(len(corpus), maxCorpus)-1)|1], nil
 }

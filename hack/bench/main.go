@@ -252,6 +252,7 @@ const (
 	stepWhole        = "full, no ranges"
 	stepFull         = "full, allocated"
 	stepPlain        = "full, not compressed"
+	stepZstd         = "full, zstd"
 	stepRestore      = "restore"
 	stepRestoreHoles = "restore, 90 % zero"
 	stepBitmap       = "bitmap"
@@ -441,6 +442,7 @@ func (b *bench) full(ctx context.Context, o ours) error {
 	}{
 		{stepWhole, nil},
 		{stepPlain, []string{"--allocated", b.path("allocated"), "--compression", "none"}},
+		{stepZstd, []string{"--allocated", b.path("allocated"), "--compression", "zstd"}},
 		{stepFull, []string{"--allocated", b.path("allocated")}},
 	} {
 		if err := o.create(ctx); err != nil {

@@ -125,7 +125,7 @@ func (r *report) conclude() {
 	}
 	m := func(name string) sample { return r.step(name).Median }
 
-	for _, full := range []struct{ name, step string }{{"full", stepFull}, {"full, not compressed", stepPlain}} {
+	for _, full := range []struct{ name, step string }{{"full", stepFull}, {stepPlain, stepPlain}} {
 		s := m(full.step)
 		r.atMost(full.name+": CPU, ours / kopia (device)", divide(s.CPUSeconds, m(stepKopiaDevice).CPUSeconds), 0.75, "")
 		r.note(full.name+": CPU, ours / kopia (file)", divide(s.CPUSeconds, m(stepKopiaFile).CPUSeconds))
@@ -134,6 +134,8 @@ func (r *report) conclude() {
 		r.note(full.name+": wall, read, crypto, write / ours", divide(m(stepBare).Seconds, s.Seconds))
 		r.atMost(full.name+": peak RSS", float64(s.PeakRSS)/mib, 256, "MiB")
 	}
+	r.note("full, zstd: CPU, ours / kopia (device)", divide(m(stepZstd).CPUSeconds, m(stepKopiaDevice).CPUSeconds))
+	r.note("full, zstd: repository, ours / kopia", divide(float64(m(stepZstd).Grew), float64(m(stepKopiaFile).Grew)))
 	r.note("full: repository, ours / kopia", divide(float64(m(stepFull).Grew), float64(m(stepKopiaFile).Grew)))
 	r.atLeast("restore: speed, ours / raw write", divide(m(stepRestore).speed(), m(stepRawWrite).speed()), 3*0.09)
 	r.note("restore: wall, ours / kopia", divide(m(stepRestore).Seconds, m(stepKopiaRestore).Seconds))
