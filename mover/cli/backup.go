@@ -77,7 +77,7 @@ Ranges are JSON lines {"offset":N,"length":N}, in ascending order.`,
 	flags.StringVar(&o.operation, "operation", "", "`name` of this backup, by which it goes on when it is run again")
 	o.interval.least = repository.MinCheckpointInterval
 	flags.Var(&o.interval, "checkpoint-interval", "record what is finished after each `size` that was read; the default is "+formatBytes(repository.DefaultCheckpointInterval))
-	flags.StringVar(&o.compression, "compression", string(repository.DefaultCompression), "`method`: zstd, or none where CPU time is scarcer than space")
+	flags.StringVar(&o.compression, "compression", string(repository.DefaultCompression), "`method`: s2, zstd for less space and more CPU time, or none")
 	addRateLimit(flags, &o.rateLimit)
 	flags.BoolVar(&o.json, "json", false, "print the result as a JSON object")
 	required(flags, "volume", "device")
@@ -145,7 +145,7 @@ func (o *backupOptions) check(named bool) (repository.VolumeKey, error) {
 	case o.changed == stdin && o.allocated == stdin:
 		return repository.VolumeKey{}, errors.New("--changed and --allocated cannot both be standard input")
 	case !slices.Contains(repository.Compressions, repository.Compression(o.compression)):
-		return repository.VolumeKey{}, fmt.Errorf("--compression is %q: want zstd or none", o.compression)
+		return repository.VolumeKey{}, fmt.Errorf("--compression is %q: want s2, zstd or none", o.compression)
 	case named && !operationPattern.MatchString(o.operation):
 		return repository.VolumeKey{}, fmt.Errorf("--operation %q: want up to 128 letters, digits, or any of . _ : - after the first", o.operation)
 	}

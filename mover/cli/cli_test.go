@@ -401,7 +401,7 @@ func TestBadInput(t *testing.T) {
 		{"no namespace", "", []string{"image", "backup", "--volume", "db-0", "--device", b.disk}, "is not NAMESPACE/PVC"},
 		{"climbing volume", "", []string{"image", "backup", "--volume", "shop/..", "--device", b.disk}, "is not NAMESPACE/PVC"},
 		{"interval too small", "", append(backup, "--checkpoint-interval", "383M"), "want 384 MiB or more"},
-		{"compression", "", append(backup, "--compression", "gzip"), `--compression is "gzip": want zstd or none`},
+		{"compression", "", append(backup, "--compression", "gzip"), `--compression is "gzip": want s2, zstd or none`},
 		{"interval without a number", "", append(backup, "--checkpoint-interval", "much"), "want a whole number with a unit"},
 		{"no name of an operation", "", append(backup, "--operation", ""), `--operation "": want`},
 		{"name of an operation", "", append(backup, "--operation", "a b"), `--operation "a b": want`},

@@ -34,10 +34,11 @@ func BenchmarkBackup(b *testing.B) {
 		data        []byte
 		compression repository.Compression
 	}{
-		{"random", benchData(false), repository.Zstd},
-		{"text", benchData(true), repository.Zstd},
+		{"random", benchData(false), repository.S2},
+		{"text", benchData(true), repository.S2},
+		{"text, zstd", benchData(true), repository.Zstd},
 		{"text, not compressed", benchData(true), repository.NoCompression},
-		{"zeros", make([]byte, benchSize), repository.Zstd},
+		{"zeros", make([]byte, benchSize), repository.S2},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			b.SetBytes(benchSize)

@@ -1,6 +1,7 @@
 package kopia
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,8 +28,8 @@ type objectWriter struct {
 	// written since its last flush.
 	committed repo.Repository
 	w         repo.DirectRepositoryWriter
-	// plain leaves data uncompressed; indexes never are.
-	plain   bool
+	// method compresses data, where it can be; indexes always are.
+	method  compression.HeaderID
 	hasher  hasher
 	written written
 
@@ -45,23 +46,43 @@ func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter, c repos
 	if !ok {
 		return nil, errors.New("the repository is behind a server of kopia's: images need its storage")
 	}
+	method, err := compressionMethod(c)
+	if err != nil {
+		return nil, err
+	}
 	h, err := newHasher(direct)
 	if err != nil {
 		return nil, err
 	}
-	return &objectWriter{
-		committed: committed, w: direct, hasher: h, plain: c == repository.NoCompression, fresh: map[content.ID]struct{}{},
-	}, nil
+	return &objectWriter{committed: committed, w: direct, method: method, hasher: h, fresh: map[content.ID]struct{}{}}, nil
+}
+
+// compressionMethod is kopia's name of a compression.
+func compressionMethod(c repository.Compression) (compression.HeaderID, error) {
+	switch cmp.Or(c, repository.DefaultCompression) {
+	case repository.S2:
+		return compression.ByName["s2-default"].HeaderID(), nil
+	case repository.Zstd:
+		return compression.HeaderZstdFastest, nil
+	case repository.NoCompression:
+		return content.NoCompression, nil
+	}
+	return content.NoCompression, fmt.Errorf("unknown compression %q", c)
 }
 
 // compressor is what one object is compressed with: nothing where that does not
 // pay, or was not wanted, or where the repository's format has objects compressed
 // in another way.
 func (o *objectWriter) compressor(prefix content.IDPrefix, data []byte) compression.HeaderID {
-	if prefix != indexPrefix && (o.plain || !compressible(data)) || !o.w.ContentManager().SupportsContentCompression() {
+	switch {
+	case !o.w.ContentManager().SupportsContentCompression():
+		return content.NoCompression
+	case prefix == indexPrefix:
+		return compression.HeaderZstdFastest
+	case o.method == content.NoCompression || !compressible(data):
 		return content.NoCompression
 	}
-	return compression.HeaderZstdFastest
+	return o.method
 }
 
 const (

@@ -18,6 +18,20 @@ func random(n int) []byte {
 	return data
 }
 
+func TestCompressionMethod(t *testing.T) {
+	for _, c := range repository.Compressions {
+		_, err := compressionMethod(c)
+		require.NoError(t, err)
+	}
+	byDefault, err := compressionMethod("")
+	require.NoError(t, err)
+	s2, err := compressionMethod(repository.S2)
+	require.NoError(t, err)
+	require.Equal(t, s2, byDefault)
+	_, err = compressionMethod("gzip")
+	require.ErrorContains(t, err, `"gzip"`)
+}
+
 func TestCompressible(t *testing.T) {
 	program, err := os.ReadFile(os.Args[0])
 	require.NoError(t, err)
@@ -73,5 +87,7 @@ func TestCompression(t *testing.T) {
 		bits[i] &= 1
 	}
 	require.Less(t, stored(bits, repository.Zstd), int64(size/2))
+	words := bytes.Repeat([]byte("what a log file says again and again, "), size/38+1)[:size]
+	require.Less(t, stored(words, repository.S2), int64(size/2))
 	require.Greater(t, stored(bits, repository.NoCompression), int64(size))
 }
