@@ -323,8 +323,10 @@ func (b *bench) measure(ctx context.Context, runs int) error {
 	}
 	for _, s := range sparseSteps {
 		b.say("%s", s.name)
-		if err := b.sparse(ctx, s); err != nil {
-			return err
+		for range runs {
+			if err := b.sparse(ctx, s); err != nil {
+				return err
+			}
 		}
 	}
 	b.say("bitmap")
