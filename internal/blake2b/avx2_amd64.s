@@ -1,9 +1,26 @@
 #include "textflag.h"
+#include "rounds_amd64.h"
 
 // One vector register holds the same word of four messages. Y0 to Y14 are the working
 // vector v of RFC 7693, section 3.2, but for its last word, for which there is no
 // register left beside Y15, which is needed to rotate. That word, and the words of
 // the block, are on the stack.
+#define M0 0(SP)
+#define M1 32(SP)
+#define M2 64(SP)
+#define M3 96(SP)
+#define M4 128(SP)
+#define M5 160(SP)
+#define M6 192(SP)
+#define M7 224(SP)
+#define M8 256(SP)
+#define M9 288(SP)
+#define M10 320(SP)
+#define M11 352(SP)
+#define M12 384(SP)
+#define M13 416(SP)
+#define M14 448(SP)
+#define M15 480(SP)
 #define V15 512(SP)
 
 // Bytes of a word in the order of its rotation by 24 and by 16 bits.
@@ -18,13 +35,6 @@ DATA rotate16<>+8(SB)/8, $0x09080f0e0d0c0b0a
 DATA rotate16<>+16(SB)/8, $0x0100070605040302
 DATA rotate16<>+24(SB)/8, $0x09080f0e0d0c0b0a
 GLOBL rotate16<>(SB), RODATA|NOPTR, $32
-
-// The mixing function G, four at a time: first the columns of v, then its diagonals.
-#define ADD(d0, d1, d2, d3, s0, s1, s2, s3) \
-	VPADDQ s0, d0, d0 \
-	VPADDQ s1, d1, d1 \
-	VPADDQ s2, d2, d2 \
-	VPADDQ s3, d3, d3
 
 #define XOR(d0, d1, d2, d3, s0, s1, s2, s3) \
 	VPXOR s0, d0, d0 \
@@ -49,47 +59,34 @@ GLOBL rotate16<>(SB), RODATA|NOPTR, $32
 	VPSRLQ $63, d, d \
 	VPXOR Y15, d, d
 
-#define COLUMNS(x0, y0, x1, y1, x2, y2, x3, y3) \
-	ADD(Y0, Y1, Y2, Y3, x0(SP), x1(SP), x2(SP), x3(SP)) \
-	ADD(Y0, Y1, Y2, Y3, Y4, Y5, Y6, Y7) \
+// MIX is the function G, four at a time: of the columns of v, or of its diagonals.
+// One of d0 to d3 is Y15.
+#define MIX(b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3, x0, y0, x1, y1, x2, y2, x3, y3) \
+	ADD(Y0, Y1, Y2, Y3, x0, x1, x2, x3) \
+	ADD(Y0, Y1, Y2, Y3, b0, b1, b2, b3) \
 	VMOVDQU V15, Y15 \
-	XOR(Y12, Y13, Y14, Y15, Y0, Y1, Y2, Y3) \
-	ROTATE32(Y12, Y13, Y14, Y15) \
-	ADD(Y8, Y9, Y10, Y11, Y12, Y13, Y14, Y15) \
-	XOR(Y4, Y5, Y6, Y7, Y8, Y9, Y10, Y11) \
-	SHUFFLE(rotate24, Y4, Y5, Y6, Y7) \
-	ADD(Y0, Y1, Y2, Y3, y0(SP), y1(SP), y2(SP), y3(SP)) \
-	ADD(Y0, Y1, Y2, Y3, Y4, Y5, Y6, Y7) \
-	XOR(Y12, Y13, Y14, Y15, Y0, Y1, Y2, Y3) \
-	SHUFFLE(rotate16, Y12, Y13, Y14, Y15) \
-	ADD(Y8, Y9, Y10, Y11, Y12, Y13, Y14, Y15) \
+	XOR(d0, d1, d2, d3, Y0, Y1, Y2, Y3) \
+	ROTATE32(d0, d1, d2, d3) \
+	ADD(c0, c1, c2, c3, d0, d1, d2, d3) \
+	XOR(b0, b1, b2, b3, c0, c1, c2, c3) \
+	SHUFFLE(rotate24, b0, b1, b2, b3) \
+	ADD(Y0, Y1, Y2, Y3, y0, y1, y2, y3) \
+	ADD(Y0, Y1, Y2, Y3, b0, b1, b2, b3) \
+	XOR(d0, d1, d2, d3, Y0, Y1, Y2, Y3) \
+	SHUFFLE(rotate16, d0, d1, d2, d3) \
+	ADD(c0, c1, c2, c3, d0, d1, d2, d3) \
 	VMOVDQU Y15, V15 \
-	XOR(Y4, Y5, Y6, Y7, Y8, Y9, Y10, Y11) \
-	ROTATE63(Y4) \
-	ROTATE63(Y5) \
-	ROTATE63(Y6) \
-	ROTATE63(Y7)
+	XOR(b0, b1, b2, b3, c0, c1, c2, c3) \
+	ROTATE63(b0) \
+	ROTATE63(b1) \
+	ROTATE63(b2) \
+	ROTATE63(b3)
+
+#define COLUMNS(x0, y0, x1, y1, x2, y2, x3, y3) \
+	MIX(Y4, Y5, Y6, Y7, Y8, Y9, Y10, Y11, Y12, Y13, Y14, Y15, x0, y0, x1, y1, x2, y2, x3, y3)
 
 #define DIAGONALS(x0, y0, x1, y1, x2, y2, x3, y3) \
-	ADD(Y0, Y1, Y2, Y3, x0(SP), x1(SP), x2(SP), x3(SP)) \
-	ADD(Y0, Y1, Y2, Y3, Y5, Y6, Y7, Y4) \
-	VMOVDQU V15, Y15 \
-	XOR(Y15, Y12, Y13, Y14, Y0, Y1, Y2, Y3) \
-	ROTATE32(Y15, Y12, Y13, Y14) \
-	ADD(Y10, Y11, Y8, Y9, Y15, Y12, Y13, Y14) \
-	XOR(Y5, Y6, Y7, Y4, Y10, Y11, Y8, Y9) \
-	SHUFFLE(rotate24, Y5, Y6, Y7, Y4) \
-	ADD(Y0, Y1, Y2, Y3, y0(SP), y1(SP), y2(SP), y3(SP)) \
-	ADD(Y0, Y1, Y2, Y3, Y5, Y6, Y7, Y4) \
-	XOR(Y15, Y12, Y13, Y14, Y0, Y1, Y2, Y3) \
-	SHUFFLE(rotate16, Y15, Y12, Y13, Y14) \
-	ADD(Y10, Y11, Y8, Y9, Y15, Y12, Y13, Y14) \
-	VMOVDQU Y15, V15 \
-	XOR(Y5, Y6, Y7, Y4, Y10, Y11, Y8, Y9) \
-	ROTATE63(Y5) \
-	ROTATE63(Y6) \
-	ROTATE63(Y7) \
-	ROTATE63(Y4)
+	MIX(Y5, Y6, Y7, Y4, Y10, Y11, Y8, Y9, Y15, Y12, Y13, Y14, x0, y0, x1, y1, x2, y2, x3, y3)
 
 // WORDS reads 32 bytes at AX of each message, whose pointers are in R8 to R11, and
 // writes four words of all messages each.
@@ -106,10 +103,10 @@ GLOBL rotate16<>(SB), RODATA|NOPTR, $32
 	VPERM2I128 $0x20, Y7, Y5, Y1 \
 	VPERM2I128 $0x31, Y6, Y4, Y2 \
 	VPERM2I128 $0x31, Y7, Y5, Y3 \
-	VMOVDQU Y0, w0(SP) \
-	VMOVDQU Y1, w1(SP) \
-	VMOVDQU Y2, w2(SP) \
-	VMOVDQU Y3, w3(SP) \
+	VMOVDQU Y0, w0 \
+	VMOVDQU Y1, w1 \
+	VMOVDQU Y2, w2 \
+	VMOVDQU Y3, w3 \
 	ADDQ $32, AX
 
 // FOLD makes a word of the state of two words of v and its old value.
@@ -133,10 +130,10 @@ TEXT ·compressAVX2(SB), NOSPLIT, $544-40
 	XORQ AX, AX
 
 block:
-	WORDS(0, 32, 64, 96)
-	WORDS(128, 160, 192, 224)
-	WORDS(256, 288, 320, 352)
-	WORDS(384, 416, 448, 480)
+	WORDS(M0, M1, M2, M3)
+	WORDS(M4, M5, M6, M7)
+	WORDS(M8, M9, M10, M11)
+	WORDS(M12, M13, M14, M15)
 
 	VPBROADCASTQ 56(SI), Y15
 	VMOVDQU Y15, V15
@@ -169,30 +166,7 @@ middle:
 	VMOVDQU 384(DI), Y6
 	VMOVDQU 448(DI), Y7
 
-	COLUMNS(0, 32, 64, 96, 128, 160, 192, 224)
-	DIAGONALS(256, 288, 320, 352, 384, 416, 448, 480)
-	COLUMNS(448, 320, 128, 256, 288, 480, 416, 192)
-	DIAGONALS(32, 384, 0, 64, 352, 224, 160, 96)
-	COLUMNS(352, 256, 384, 0, 160, 64, 480, 416)
-	DIAGONALS(320, 448, 96, 192, 224, 32, 288, 128)
-	COLUMNS(224, 288, 96, 32, 416, 384, 352, 448)
-	DIAGONALS(64, 192, 160, 320, 128, 0, 480, 256)
-	COLUMNS(288, 0, 160, 224, 64, 128, 320, 480)
-	DIAGONALS(448, 32, 352, 384, 192, 256, 96, 416)
-	COLUMNS(64, 384, 192, 320, 0, 352, 256, 96)
-	DIAGONALS(128, 416, 224, 160, 480, 448, 32, 288)
-	COLUMNS(384, 160, 32, 480, 448, 416, 128, 320)
-	DIAGONALS(0, 224, 192, 96, 288, 64, 256, 352)
-	COLUMNS(416, 352, 224, 448, 384, 32, 96, 288)
-	DIAGONALS(160, 0, 480, 128, 256, 192, 64, 320)
-	COLUMNS(192, 480, 448, 288, 352, 96, 0, 256)
-	DIAGONALS(384, 64, 416, 224, 32, 128, 320, 160)
-	COLUMNS(320, 64, 256, 128, 224, 192, 32, 160)
-	DIAGONALS(480, 352, 288, 448, 96, 384, 416, 0)
-	COLUMNS(0, 32, 64, 96, 128, 160, 192, 224)
-	DIAGONALS(256, 288, 320, 352, 384, 416, 448, 480)
-	COLUMNS(448, 320, 128, 256, 288, 480, 416, 192)
-	DIAGONALS(32, 384, 0, 64, 352, 224, 160, 96)
+	ROUNDS
 
 	FOLD(0, Y0, Y8)
 	FOLD(64, Y1, Y9)

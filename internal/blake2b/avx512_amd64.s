@@ -1,14 +1,24 @@
 #include "textflag.h"
+#include "rounds_amd64.h"
 
 // One vector register holds the same word of all eight messages. Z0 to Z15 are the
 // working vector v of RFC 7693, section 3.2, Z16 to Z31 the words of the block.
-
-// The mixing function G, four at a time: first the columns of v, then its diagonals.
-#define ADD(d0, d1, d2, d3, s0, s1, s2, s3) \
-	VPADDQ s0, d0, d0 \
-	VPADDQ s1, d1, d1 \
-	VPADDQ s2, d2, d2 \
-	VPADDQ s3, d3, d3
+#define M0 Z16
+#define M1 Z17
+#define M2 Z18
+#define M3 Z19
+#define M4 Z20
+#define M5 Z21
+#define M6 Z22
+#define M7 Z23
+#define M8 Z24
+#define M9 Z25
+#define M10 Z26
+#define M11 Z27
+#define M12 Z28
+#define M13 Z29
+#define M14 Z30
+#define M15 Z31
 
 #define XORROR(n, d0, d1, d2, d3, s0, s1, s2, s3) \
 	VPXORQ s0, d0, d0 \
@@ -20,29 +30,24 @@
 	VPRORQ $n, d2, d2 \
 	VPRORQ $n, d3, d3
 
-#define COLUMNS(x0, y0, x1, y1, x2, y2, x3, y3) \
+// MIX is the function G, four at a time: of the columns of v, or of its diagonals.
+#define MIX(b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3, x0, y0, x1, y1, x2, y2, x3, y3) \
 	ADD(Z0, Z1, Z2, Z3, x0, x1, x2, x3) \
-	ADD(Z0, Z1, Z2, Z3, Z4, Z5, Z6, Z7) \
-	XORROR(32, Z12, Z13, Z14, Z15, Z0, Z1, Z2, Z3) \
-	ADD(Z8, Z9, Z10, Z11, Z12, Z13, Z14, Z15) \
-	XORROR(24, Z4, Z5, Z6, Z7, Z8, Z9, Z10, Z11) \
+	ADD(Z0, Z1, Z2, Z3, b0, b1, b2, b3) \
+	XORROR(32, d0, d1, d2, d3, Z0, Z1, Z2, Z3) \
+	ADD(c0, c1, c2, c3, d0, d1, d2, d3) \
+	XORROR(24, b0, b1, b2, b3, c0, c1, c2, c3) \
 	ADD(Z0, Z1, Z2, Z3, y0, y1, y2, y3) \
-	ADD(Z0, Z1, Z2, Z3, Z4, Z5, Z6, Z7) \
-	XORROR(16, Z12, Z13, Z14, Z15, Z0, Z1, Z2, Z3) \
-	ADD(Z8, Z9, Z10, Z11, Z12, Z13, Z14, Z15) \
-	XORROR(63, Z4, Z5, Z6, Z7, Z8, Z9, Z10, Z11)
+	ADD(Z0, Z1, Z2, Z3, b0, b1, b2, b3) \
+	XORROR(16, d0, d1, d2, d3, Z0, Z1, Z2, Z3) \
+	ADD(c0, c1, c2, c3, d0, d1, d2, d3) \
+	XORROR(63, b0, b1, b2, b3, c0, c1, c2, c3)
+
+#define COLUMNS(x0, y0, x1, y1, x2, y2, x3, y3) \
+	MIX(Z4, Z5, Z6, Z7, Z8, Z9, Z10, Z11, Z12, Z13, Z14, Z15, x0, y0, x1, y1, x2, y2, x3, y3)
 
 #define DIAGONALS(x0, y0, x1, y1, x2, y2, x3, y3) \
-	ADD(Z0, Z1, Z2, Z3, x0, x1, x2, x3) \
-	ADD(Z0, Z1, Z2, Z3, Z5, Z6, Z7, Z4) \
-	XORROR(32, Z15, Z12, Z13, Z14, Z0, Z1, Z2, Z3) \
-	ADD(Z10, Z11, Z8, Z9, Z15, Z12, Z13, Z14) \
-	XORROR(24, Z5, Z6, Z7, Z4, Z10, Z11, Z8, Z9) \
-	ADD(Z0, Z1, Z2, Z3, y0, y1, y2, y3) \
-	ADD(Z0, Z1, Z2, Z3, Z5, Z6, Z7, Z4) \
-	XORROR(16, Z15, Z12, Z13, Z14, Z0, Z1, Z2, Z3) \
-	ADD(Z10, Z11, Z8, Z9, Z15, Z12, Z13, Z14) \
-	XORROR(63, Z5, Z6, Z7, Z4, Z10, Z11, Z8, Z9)
+	MIX(Z5, Z6, Z7, Z4, Z10, Z11, Z8, Z9, Z15, Z12, Z13, Z14, x0, y0, x1, y1, x2, y2, x3, y3)
 
 // LOAD reads 64 bytes at AX of each message, whose pointers are in R8 to R15.
 #define LOAD \
@@ -110,10 +115,10 @@ TEXT ·compressAVX512(SB), NOSPLIT, $0-40
 
 block:
 	LOAD
-	TRANSPOSE(Z16, Z17, Z18, Z19, Z20, Z21, Z22, Z23)
+	TRANSPOSE(M0, M1, M2, M3, M4, M5, M6, M7)
 	ADDQ $64, AX
 	LOAD
-	TRANSPOSE(Z24, Z25, Z26, Z27, Z28, Z29, Z30, Z31)
+	TRANSPOSE(M8, M9, M10, M11, M12, M13, M14, M15)
 	ADDQ $64, AX
 
 	VPBROADCASTQ 0(SI), Z8
@@ -144,30 +149,7 @@ middle:
 	VMOVDQU64 384(DI), Z6
 	VMOVDQU64 448(DI), Z7
 
-	COLUMNS(Z16, Z17, Z18, Z19, Z20, Z21, Z22, Z23)
-	DIAGONALS(Z24, Z25, Z26, Z27, Z28, Z29, Z30, Z31)
-	COLUMNS(Z30, Z26, Z20, Z24, Z25, Z31, Z29, Z22)
-	DIAGONALS(Z17, Z28, Z16, Z18, Z27, Z23, Z21, Z19)
-	COLUMNS(Z27, Z24, Z28, Z16, Z21, Z18, Z31, Z29)
-	DIAGONALS(Z26, Z30, Z19, Z22, Z23, Z17, Z25, Z20)
-	COLUMNS(Z23, Z25, Z19, Z17, Z29, Z28, Z27, Z30)
-	DIAGONALS(Z18, Z22, Z21, Z26, Z20, Z16, Z31, Z24)
-	COLUMNS(Z25, Z16, Z21, Z23, Z18, Z20, Z26, Z31)
-	DIAGONALS(Z30, Z17, Z27, Z28, Z22, Z24, Z19, Z29)
-	COLUMNS(Z18, Z28, Z22, Z26, Z16, Z27, Z24, Z19)
-	DIAGONALS(Z20, Z29, Z23, Z21, Z31, Z30, Z17, Z25)
-	COLUMNS(Z28, Z21, Z17, Z31, Z30, Z29, Z20, Z26)
-	DIAGONALS(Z16, Z23, Z22, Z19, Z25, Z18, Z24, Z27)
-	COLUMNS(Z29, Z27, Z23, Z30, Z28, Z17, Z19, Z25)
-	DIAGONALS(Z21, Z16, Z31, Z20, Z24, Z22, Z18, Z26)
-	COLUMNS(Z22, Z31, Z30, Z25, Z27, Z19, Z16, Z24)
-	DIAGONALS(Z28, Z18, Z29, Z23, Z17, Z20, Z26, Z21)
-	COLUMNS(Z26, Z18, Z24, Z20, Z23, Z22, Z17, Z21)
-	DIAGONALS(Z31, Z27, Z25, Z30, Z19, Z28, Z29, Z16)
-	COLUMNS(Z16, Z17, Z18, Z19, Z20, Z21, Z22, Z23)
-	DIAGONALS(Z24, Z25, Z26, Z27, Z28, Z29, Z30, Z31)
-	COLUMNS(Z30, Z26, Z20, Z24, Z25, Z31, Z29, Z22)
-	DIAGONALS(Z17, Z28, Z16, Z18, Z27, Z23, Z21, Z19)
+	ROUNDS
 
 	FOLD(0, Z0, Z8)
 	FOLD(64, Z1, Z9)
