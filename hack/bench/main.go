@@ -5,8 +5,7 @@
 // proportions that the data of real volumes had, behind a loop device. In each run it
 // is read and written raw, backed up and restored by kopia, and backed up, restored
 // and backed up incrementally by blockmover; every restore is compared with its
-// source. What does not depend on the machine (hot spots, sparse volumes) is measured
-// once.
+// source. Hot spots, of which the repository's growth counts, are measured once.
 //
 // Compare numbers of one run only: the machine's load is in the report.
 package main
@@ -403,7 +402,7 @@ func (b *bench) raw(ctx context.Context, allocated []block.Extent) error {
 	if err := b.clear(); err != nil {
 		return err
 	}
-	if s, err = bareBackup(ctx, b.volume.path(), allocated, b.path("least")); err != nil {
+	if s, err = bareBackup(ctx, b.volume.path(), allocated, b.path("bare")); err != nil {
 		return fmt.Errorf("read, hash, encrypt and write: %w", err)
 	}
 	b.report.add(stepBare, s)
