@@ -25,14 +25,6 @@ import (
 // backed up, now or later: it is gone, or it lacks what is needed of it.
 var ErrUnusable = errors.New("VolumeSnapshot cannot be used")
 
-// Annotations of the re-homed content: the facts that vanish with the origin.
-const (
-	annotationVolumeHandle = "blockmover.io/volume-handle"
-	annotationSnapshotTime = "blockmover.io/snapshot-time"
-	annotationVolumeSize   = "blockmover.io/volume-size"
-	annotationOrigin       = "blockmover.io/origin-content"
-)
-
 // Annotations and labels of the snapshot controller and its sidecar.
 const (
 	annotationBeingDeleted     = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
@@ -70,13 +62,6 @@ type Rehomer struct {
 	Namespace string
 }
 
-// Operation is the DataUpload that a pair belongs to.
-type Operation struct {
-	UID string
-	// Reference is the value of identity.AnnotationOperation.
-	Reference string
-}
-
 // Origin says where to find the VolumeSnapshot that was taken.
 type Origin struct {
 	Namespace      string
@@ -106,8 +91,8 @@ type Rehomed struct {
 
 // Ensure takes the steps that can be taken now. It never waits; the caller
 // calls again when something changes.
-func (r Rehomer) Ensure(ctx context.Context, op Operation, from Origin) (Rehomed, error) {
-	name := identity.OperationName(op.UID)
+func (r Rehomer) Ensure(ctx context.Context, op identity.Operation, from Origin) (Rehomed, error) {
+	name := op.ObjectName()
 	content, err := r.getContent(ctx, name)
 	if err != nil {
 		return Rehomed{}, err
@@ -122,7 +107,7 @@ func (r Rehomer) Ensure(ctx context.Context, op Operation, from Origin) (Rehomed
 	if err != nil {
 		return Rehomed{}, err
 	}
-	if err := r.deleteOrigin(ctx, from, content.Annotations[annotationOrigin]); err != nil {
+	if err := r.deleteOrigin(ctx, from, content.Annotations[identity.AnnotationOrigin]); err != nil {
 		return Rehomed{}, err
 	}
 	return describe(content, vs)
@@ -131,7 +116,7 @@ func (r Rehomer) Ensure(ctx context.Context, op Operation, from Origin) (Rehomed
 // secure finds the origin, sets it to Retain, and creates the re-homed content
 // once the origin is ready. A driver that cannot list snapshots calls every
 // static content ready at once, so readiness has to be seen at the origin.
-func (r Rehomer) secure(ctx context.Context, op Operation, from Origin) (*snapshotv1.VolumeSnapshotContent, string, error) {
+func (r Rehomer) secure(ctx context.Context, op identity.Operation, from Origin) (*snapshotv1.VolumeSnapshotContent, string, error) {
 	vs := &snapshotv1.VolumeSnapshot{}
 	key := client.ObjectKey{Namespace: from.Namespace, Name: from.VolumeSnapshot}
 	if err := r.Reader.Get(ctx, key, vs); apierrors.IsNotFound(err) {
@@ -169,7 +154,7 @@ func vanished(key client.ObjectKey) error {
 
 // retain keeps the storage snapshot when the origin is deleted, and marks the
 // origin as the operation's.
-func (r Rehomer) retain(ctx context.Context, op Operation, content *snapshotv1.VolumeSnapshotContent) error {
+func (r Rehomer) retain(ctx context.Context, op identity.Operation, content *snapshotv1.VolumeSnapshotContent) error {
 	if content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentRetain && content.Labels[identity.LabelOperation] == op.UID {
 		return nil
 	}
@@ -184,7 +169,7 @@ func (r Rehomer) retain(ctx context.Context, op Operation, content *snapshotv1.V
 
 // createContent creates the re-homed content, with all that will be asked of
 // the origin when it is gone.
-func (r Rehomer) createContent(ctx context.Context, op Operation, from Origin,
+func (r Rehomer) createContent(ctx context.Context, op identity.Operation, from Origin,
 	vs *snapshotv1.VolumeSnapshot, origin *snapshotv1.VolumeSnapshotContent,
 ) (*snapshotv1.VolumeSnapshotContent, error) {
 	volume, err := r.sourceVolume(ctx, from, origin.Spec.Driver)
@@ -213,9 +198,9 @@ func (r Rehomer) createContent(ctx context.Context, op Operation, from Origin,
 		return nil, err
 	}
 	content := planContent(op, r.Namespace, origin, class)
-	content.Annotations[annotationVolumeHandle] = volume.handle
-	content.Annotations[annotationVolumeSize] = strconv.FormatInt(volume.size, 10)
-	content.Annotations[annotationSnapshotTime] = snapshotTime(vs, origin).UTC().Format(time.RFC3339Nano)
+	content.Annotations[identity.AnnotationVolumeHandle] = volume.handle
+	content.Annotations[identity.AnnotationVolumeSize] = strconv.FormatInt(volume.size, 10)
+	content.Annotations[identity.AnnotationSnapshotTime] = snapshotTime(vs, origin).UTC().Format(time.RFC3339Nano)
 	if err := r.Client.Create(ctx, content); err != nil {
 		return nil, fmt.Errorf("create VolumeSnapshotContent %s: %w", content.Name, err)
 	}
@@ -223,8 +208,8 @@ func (r Rehomer) createContent(ctx context.Context, op Operation, from Origin,
 }
 
 // planContent is the re-homed content of an origin, without the facts.
-func planContent(op Operation, namespace string, origin *snapshotv1.VolumeSnapshotContent, class *string) *snapshotv1.VolumeSnapshotContent {
-	name := identity.OperationName(op.UID)
+func planContent(op identity.Operation, namespace string, origin *snapshotv1.VolumeSnapshotContent, class *string) *snapshotv1.VolumeSnapshotContent {
+	name := op.ObjectName()
 	content := &snapshotv1.VolumeSnapshotContent{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: name,
@@ -247,7 +232,7 @@ func planContent(op Operation, namespace string, origin *snapshotv1.VolumeSnapsh
 	}
 	// The snapshot of a Filesystem volume is exposed as a Block volume.
 	content.Annotations[annotationAllowModeChange] = "true"
-	content.Annotations[annotationOrigin] = origin.Name
+	content.Annotations[identity.AnnotationOrigin] = origin.Name
 	// With distributed snapshotting a content is handled by the sidecar of its node.
 	if node, ok := origin.Labels[labelManagedBy]; ok {
 		content.Labels[labelManagedBy] = node
@@ -430,18 +415,18 @@ func snapshotTime(vs *snapshotv1.VolumeSnapshot, origin *snapshotv1.VolumeSnapsh
 
 // describe reads back what createContent wrote.
 func describe(content *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSnapshot) (Rehomed, error) {
-	size, err := strconv.ParseInt(content.Annotations[annotationVolumeSize], 10, 64)
+	size, err := strconv.ParseInt(content.Annotations[identity.AnnotationVolumeSize], 10, 64)
 	if err != nil {
-		return Rehomed{}, fmt.Errorf("%w: annotation %s of VolumeSnapshotContent %s: %w", ErrUnusable, annotationVolumeSize, content.Name, err)
+		return Rehomed{}, fmt.Errorf("%w: annotation %s of VolumeSnapshotContent %s: %w", ErrUnusable, identity.AnnotationVolumeSize, content.Name, err)
 	}
-	at, err := time.Parse(time.RFC3339Nano, content.Annotations[annotationSnapshotTime])
+	at, err := time.Parse(time.RFC3339Nano, content.Annotations[identity.AnnotationSnapshotTime])
 	if err != nil {
-		return Rehomed{}, fmt.Errorf("%w: annotation %s of VolumeSnapshotContent %s: %w", ErrUnusable, annotationSnapshotTime, content.Name, err)
+		return Rehomed{}, fmt.Errorf("%w: annotation %s of VolumeSnapshotContent %s: %w", ErrUnusable, identity.AnnotationSnapshotTime, content.Name, err)
 	}
 	out := Rehomed{
 		Name:         content.Name,
 		Driver:       content.Spec.Driver,
-		VolumeHandle: content.Annotations[annotationVolumeHandle],
+		VolumeHandle: content.Annotations[identity.AnnotationVolumeHandle],
 		SnapshotTime: at,
 		Size:         size,
 		Secured:      true,
@@ -457,9 +442,9 @@ func describe(content *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSn
 }
 
 // mark labels an object as the operation's.
-func mark(obj client.Object, op Operation) {
+func mark(obj client.Object, op identity.Operation) {
 	obj.SetLabels(with(obj.GetLabels(), identity.LabelOperation, op.UID))
-	obj.SetAnnotations(with(obj.GetAnnotations(), identity.AnnotationOperation, op.Reference))
+	obj.SetAnnotations(with(obj.GetAnnotations(), identity.AnnotationOperation, op.Reference()))
 }
 
 func because(status *snapshotv1.VolumeSnapshotStatus) string {

@@ -21,12 +21,12 @@ import (
 //
 // Origins go before the pair: as long as the pair exists, it is known that the
 // storage snapshot is the pair's to delete.
-func (r Rehomer) Release(ctx context.Context, op Operation) ([]string, error) {
+func (r Rehomer) Release(ctx context.Context, op identity.Operation) ([]string, error) {
 	contents := &snapshotv1.VolumeSnapshotContentList{}
 	if err := r.Reader.List(ctx, contents, client.MatchingLabels{identity.LabelOperation: op.UID}); err != nil {
 		return nil, fmt.Errorf("list VolumeSnapshotContents of operation %s: %w", op.UID, err)
 	}
-	name := identity.OperationName(op.UID)
+	name := op.ObjectName()
 	var left []string
 	for i := range contents.Items {
 		origin := &contents.Items[i]

@@ -21,7 +21,7 @@ import (
 // here is what the pair looks like.
 
 var (
-	operation = volumesnapshot.Operation{UID: "op-uid", Reference: "DataUpload/velero/du"}
+	operation = identity.Operation{Kind: "DataUpload", Namespace: "velero", Name: "du", UID: "op-uid"}
 	origin    = volumesnapshot.Origin{Namespace: "app", VolumeSnapshot: "snap", PVC: "data"}
 )
 

@@ -22,12 +22,6 @@ import (
 	"github.com/blockmover/blockmover/internal/policy"
 )
 
-// Annotations of a retained pair that are no labels too.
-const (
-	annotationBackupUID = identity.LabelBackupUID
-	annotationLocation  = "blockmover.io/storage-location"
-)
-
 // Annotations of the snapshot controller: the secret that the driver needs to
 // delete a snapshot.
 const (
@@ -68,8 +62,8 @@ type Keeping struct {
 
 // Pair returns the driver of an operation's pair, and whether the pair is
 // retained; "" where there is none, or it is being deleted.
-func (r Rehomer) Pair(ctx context.Context, op Operation) (driver string, retained bool, err error) {
-	content, err := r.getContent(ctx, identity.OperationName(op.UID))
+func (r Rehomer) Pair(ctx context.Context, op identity.Operation) (driver string, retained bool, err error) {
+	content, err := r.getContent(ctx, op.ObjectName())
 	if err != nil || content == nil || content.DeletionTimestamp != nil {
 		return "", false, err
 	}
@@ -79,8 +73,8 @@ func (r Rehomer) Pair(ctx context.Context, op Operation) (driver string, retaine
 // Keep takes the pair out of the operation's hands, so that Release leaves it.
 // One that is retained already stays as it is. It returns nil where there is no
 // pair.
-func (r Rehomer) Keep(ctx context.Context, op Operation, k Keeping) (*Retained, error) {
-	content, err := r.getContent(ctx, identity.OperationName(op.UID))
+func (r Rehomer) Keep(ctx context.Context, op identity.Operation, k Keeping) (*Retained, error) {
+	content, err := r.getContent(ctx, op.ObjectName())
 	if err != nil || content == nil || content.DeletionTimestamp != nil {
 		return nil, err
 	}
@@ -112,8 +106,8 @@ func (k Keeping) mark(content *snapshotv1.VolumeSnapshotContent) {
 		metav1.SetMetaDataLabel(meta, key, label.GetValidName(name))
 		metav1.SetMetaDataAnnotation(meta, key, name)
 	}
-	metav1.SetMetaDataAnnotation(meta, annotationBackupUID, k.BackupUID)
-	metav1.SetMetaDataAnnotation(meta, annotationLocation, k.Location)
+	metav1.SetMetaDataAnnotation(meta, identity.LabelBackupUID, k.BackupUID)
+	metav1.SetMetaDataAnnotation(meta, identity.AnnotationLocation, k.Location)
 }
 
 func isRetained(content *snapshotv1.VolumeSnapshotContent) bool {
@@ -123,9 +117,9 @@ func isRetained(content *snapshotv1.VolumeSnapshotContent) bool {
 // readRetained reads back what Keep and Rebuild wrote.
 func readRetained(content *snapshotv1.VolumeSnapshotContent) (Retained, error) {
 	a := content.Annotations
-	at, err := time.Parse(time.RFC3339Nano, a[annotationSnapshotTime])
+	at, err := time.Parse(time.RFC3339Nano, a[identity.AnnotationSnapshotTime])
 	if err != nil {
-		return Retained{}, fmt.Errorf("read retained VolumeSnapshotContent %s: annotation %s: %w", content.Name, annotationSnapshotTime, err)
+		return Retained{}, fmt.Errorf("read retained VolumeSnapshotContent %s: annotation %s: %w", content.Name, identity.AnnotationSnapshotTime, err)
 	}
 	retained := Retained{
 		Name: content.Name,
@@ -133,12 +127,12 @@ func readRetained(content *snapshotv1.VolumeSnapshotContent) (Retained, error) {
 			Retain:    policy.Retain(content.Labels[identity.LabelRetained]),
 			Namespace: a[identity.LabelVolumeNamespace],
 			PVC:       a[identity.LabelVolume],
-			Location:  a[annotationLocation],
+			Location:  a[identity.AnnotationLocation],
 			Backup:    a[identity.LabelBackup],
-			BackupUID: a[annotationBackupUID],
+			BackupUID: a[identity.LabelBackupUID],
 		},
 		Driver:          content.Spec.Driver,
-		VolumeHandle:    a[annotationVolumeHandle],
+		VolumeHandle:    a[identity.AnnotationVolumeHandle],
 		SnapshotHandle:  handleOf(content),
 		SnapshotTime:    at,
 		SecretName:      a[annotationSecretName],
@@ -267,8 +261,8 @@ func (r Rehomer) Rebuild(ctx context.Context, k Retained) error {
 	}
 	content := &snapshotv1.VolumeSnapshotContent{
 		ObjectMeta: metav1.ObjectMeta{Name: k.Name, Annotations: map[string]string{
-			annotationVolumeHandle: k.VolumeHandle,
-			annotationSnapshotTime: k.SnapshotTime.UTC().Format(time.RFC3339Nano),
+			identity.AnnotationVolumeHandle: k.VolumeHandle,
+			identity.AnnotationSnapshotTime: k.SnapshotTime.UTC().Format(time.RFC3339Nano),
 		}},
 		Spec: snapshotv1.VolumeSnapshotContentSpec{
 			VolumeSnapshotRef: referenceTo(r.Namespace, k.Name),

@@ -67,7 +67,7 @@ func TestKeep(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, contentOf(t, r, retained.Name).DeletionTimestamp)
 
-	none, err := r.Keep(t.Context(), volumesnapshot.Operation{UID: "other"}, keeping)
+	none, err := r.Keep(t.Context(), identity.Operation{UID: "other"}, keeping)
 	require.NoError(t, err)
 	require.Nil(t, none)
 }

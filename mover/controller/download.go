@@ -138,8 +138,8 @@ func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, erro
 	if err != nil || at.waiting != "" {
 		return phase.Work{Detail: at.waiting}, err
 	}
-	err = d.exposer.EnsureVolume(ctx, op.exposed(), func() (*corev1.PersistentVolumeClaim, error) {
-		return exposer.PlanRestoreVolume(op.exposed(), at.target, at.node), nil
+	err = d.exposer.EnsureVolume(ctx, op.identity(), func() (*corev1.PersistentVolumeClaim, error) {
+		return exposer.PlanRestoreVolume(op.identity(), at.target, at.node), nil
 	})
 	if err != nil {
 		return phase.Work{}, err
@@ -148,7 +148,7 @@ func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, erro
 		return phase.Work{Detail: waiting}, nil
 	}
 	plan := exposer.PodPlan{
-		Operation:    op.exposed(),
+		Operation:    op.identity(),
 		Attempt:      op.attempt.Number,
 		Relabel:      true,
 		Node:         at.node,
@@ -170,7 +170,7 @@ func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, erro
 func (d *downloads) complete(op *operation, report task.Report) error {
 	op.progress.TotalBytes, op.progress.BytesDone = report.VolumeSize, report.VolumeSize
 	if report.Filesystem != "" {
-		op.setAnnotation(annotationFilesystem, report.Filesystem)
+		op.setAnnotation(identity.AnnotationFilesystem, report.Filesystem)
 	}
 	return nil
 }
@@ -185,7 +185,7 @@ func (d *downloads) finish(ctx context.Context, op *operation) (ending, error) {
 		if err != nil {
 			return ending{}, err
 		}
-		handover, err := d.exposer.Rebind(ctx, op.exposed(), targetOf(dd), filesystem)
+		handover, err := d.exposer.Rebind(ctx, op.identity(), targetOf(dd), filesystem)
 		end.committed, end.delivered = handover.Committed, handover.Delivered
 		if err != nil || !handover.Delivered {
 			end.left = []string{handover.Waiting}
@@ -193,14 +193,14 @@ func (d *downloads) finish(ctx context.Context, op *operation) (ending, error) {
 		}
 	}
 	var err error
-	end.left, err = d.exposer.Release(ctx, op.exposed())
+	end.left, err = d.exposer.Release(ctx, op.identity())
 	return end, err
 }
 
 // filesystemFor is what the volume is to be mounted as: what it holds, or else
 // what the target's class makes.
 func (d *downloads) filesystemFor(ctx context.Context, dd *velerov2alpha1.DataDownload) (string, error) {
-	if found := dd.Annotations[annotationFilesystem]; found != "" {
+	if found := dd.Annotations[identity.AnnotationFilesystem]; found != "" {
 		return found, nil
 	}
 	target := &corev1.PersistentVolumeClaim{}

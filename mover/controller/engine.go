@@ -18,6 +18,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
@@ -172,7 +173,7 @@ var errUnusable = errors.New("cannot be done")
 
 // advance observes the mover pod of the current attempt, or goes on making it.
 func (e *engine) advance(ctx context.Context, op *operation) (phase.Work, *task.Report, error) {
-	pod, gone, err := e.exposer.GetPod(ctx, op.exposed(), op.attempt.Number)
+	pod, gone, err := e.exposer.GetPod(ctx, op.identity(), op.attempt.Number)
 	switch {
 	case err != nil:
 		return phase.Work{}, nil, err
@@ -180,7 +181,7 @@ func (e *engine) advance(ctx context.Context, op *operation) (phase.Work, *task.
 		work, report := exposer.Observe(pod)
 		if pod.Spec.NodeName != "" {
 			*op.node = pod.Spec.NodeName
-			err = e.exposer.AdoptVolume(ctx, op.exposed())
+			err = e.exposer.AdoptVolume(ctx, op.identity())
 		}
 		if err != nil && work.State != phase.Succeeded && work.State != phase.Broken {
 			return work, nil, err
@@ -207,7 +208,7 @@ func (e *engine) record(op *operation, t phase.Transition, seen phase.Observatio
 		}
 	}
 	if op.isNew() && seen.Work.State == phase.Secured && !op.isSecured() {
-		op.setAnnotation(annotationSecured, "true")
+		op.setAnnotation(identity.AnnotationSecured, "true")
 	}
 	return op.apply(t, metav1.NewTime(seen.Now))
 }

@@ -10,30 +10,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
-	"github.com/blockmover/blockmover/mover/exposer"
 )
 
 // Kinds of operation.
 const (
-	kindUpload   = "DataUpload"
-	kindDownload = "DataDownload"
-)
-
-// Annotations of a DataUpload or DataDownload: what this program has to know
-// after a restart and Velero's status has no field for.
-const (
-	// annotationAttempt is a phase.Attempt.
-	annotationAttempt = "blockmover.io/attempt"
-	// annotationOutcome is a phase.Outcome.
-	annotationOutcome = "blockmover.io/outcome"
-	// annotationFilesystem is what a restored volume was found to hold.
-	annotationFilesystem = "blockmover.io/filesystem"
-	// annotationSecured is set on a new operation that waits for nothing but a slot.
-	annotationSecured = "blockmover.io/secured"
-	// annotationRetain is the policy.Retain that the storage snapshot stays by.
-	annotationRetain = "blockmover.io/retain"
+	kindUpload   = identity.KindDataUpload
+	kindDownload = identity.KindDataDownload
 )
 
 // operation is what a DataUpload and a DataDownload have in common: a view of
@@ -106,7 +90,7 @@ func newDownload(dd *velerov2alpha1.DataDownload) (*operation, error) {
 func (o *operation) readAnnotations() error {
 	o.attempt = phase.Attempt{Number: 1}
 	annotations := o.object.GetAnnotations()
-	for key, into := range map[string]any{annotationAttempt: &o.attempt, annotationOutcome: &o.outcome} {
+	for key, into := range map[string]any{identity.AnnotationAttempt: &o.attempt, identity.AnnotationOutcome: &o.outcome} {
 		text, ok := annotations[key]
 		if !ok {
 			continue
@@ -131,16 +115,13 @@ func (o *operation) hasFailed() bool {
 	return ended == phase.Failed || ended == phase.Canceled
 }
 
-func (o *operation) isSecured() bool { return o.object.GetAnnotations()[annotationSecured] != "" }
-
-// exposed is the operation as the exposer knows it.
-func (o *operation) exposed() exposer.Operation {
-	return exposer.Operation{Kind: o.kind, Namespace: o.object.GetNamespace(), Name: o.object.GetName(), UID: o.object.GetUID()}
+func (o *operation) isSecured() bool {
+	return o.object.GetAnnotations()[identity.AnnotationSecured] != ""
 }
 
-// rehomed is the operation as package volumesnapshot knows it.
-func (o *operation) rehomed() volumesnapshot.Operation {
-	return volumesnapshot.Operation{UID: string(o.object.GetUID()), Reference: o.exposed().Reference()}
+// identity identifies the operation.
+func (o *operation) identity() identity.Operation {
+	return identity.Operation{Kind: o.kind, Namespace: o.object.GetNamespace(), Name: o.object.GetName(), UID: string(o.object.GetUID())}
 }
 
 // operationTimeout bounds what depends on others; Velero sets it, to 10 minutes
@@ -173,13 +154,13 @@ func (o *operation) apply(t phase.Transition, now metav1.Time) error {
 	}
 	if t.Attempt != nil {
 		o.attempt = *t.Attempt
-		if err := o.annotate(annotationAttempt, t.Attempt); err != nil {
+		if err := o.annotate(identity.AnnotationAttempt, t.Attempt); err != nil {
 			return err
 		}
 	}
 	if t.Outcome != nil {
 		o.outcome = t.Outcome
-		return o.annotate(annotationOutcome, t.Outcome)
+		return o.annotate(identity.AnnotationOutcome, t.Outcome)
 	}
 	return nil
 }

@@ -20,11 +20,11 @@ import (
 // retain keeps the storage snapshot of an upload whose image is in the
 // repository, if it is wanted, and notes that on the DataUpload.
 func (u *uploads) retain(ctx context.Context, op *operation) error {
-	driver, retained, err := u.rehomer.Pair(ctx, op.rehomed())
+	driver, retained, err := u.rehomer.Pair(ctx, op.identity())
 	if err != nil || driver == "" {
 		return err
 	}
-	by := policy.Retain(op.object.GetAnnotations()[annotationRetain])
+	by := policy.Retain(op.object.GetAnnotations()[identity.AnnotationRetention])
 	if by == "" {
 		by = policy.RetainAuto
 	}
@@ -37,7 +37,7 @@ func (u *uploads) retain(ctx context.Context, op *operation) error {
 	if name == "" {
 		return nil // nothing would ever release it
 	}
-	kept, err := u.rehomer.Keep(ctx, op.rehomed(), volumesnapshot.Keeping{
+	kept, err := u.rehomer.Keep(ctx, op.identity(), volumesnapshot.Keeping{
 		Retain:    by,
 		Namespace: op.upload.Spec.SourceNamespace,
 		PVC:       op.upload.Spec.SourcePVC,
@@ -102,7 +102,7 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []volumesnapshot.R
 // of the backup would look for the storage snapshot once more.
 func (s *sweeper) releaseRetained(ctx context.Context, r volumesnapshot.Retained, uploads []*operation) error {
 	for _, op := range uploads {
-		if op.exposed().ObjectName() != r.Name || op.object.GetAnnotations()[identity.AnnotationRetained] == "" {
+		if op.identity().ObjectName() != r.Name || op.object.GetAnnotations()[identity.AnnotationRetained] == "" {
 			continue
 		}
 		annotations := op.object.GetAnnotations()

@@ -193,8 +193,8 @@ func watch(mgr ctrl.Manager, e *engine, object client.Object, sweep *sweeper) *b
 // ownerOf maps an object of an operation to the operation.
 func ownerOf(kind, namespace string) handler.MapFunc {
 	return func(_ context.Context, object client.Object) []reconcile.Request {
-		op := exposer.OperationOf(object)
-		if op.Kind != kind || op.Namespace != namespace {
+		op, ok := identity.OperationOf(object.GetLabels(), object.GetAnnotations())
+		if !ok || op.Kind != kind || op.Namespace != namespace {
 			return nil
 		}
 		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: op.Namespace, Name: op.Name}}}

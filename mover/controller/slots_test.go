@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
@@ -25,7 +26,7 @@ func queued(t *testing.T, phases ...phase.Phase) []*operation {
 		}}
 		if p == "+" {
 			p = phase.New
-			du.Annotations = map[string]string{annotationSecured: "true"}
+			du.Annotations = map[string]string{identity.AnnotationSecured: "true"}
 		}
 		du.Status.Phase = velerov2alpha1.DataUploadPhase(p)
 		op, err := newUpload(du)
@@ -71,7 +72,7 @@ func TestQueueIsServed(t *testing.T) {
 	other := w.dataUpload()
 	other.Name, other.UID, other.ResourceVersion = "other", "", ""
 	other.CreationTimestamp = metav1.NewTime(w.clock.Add(-time.Minute))
-	other.Annotations = map[string]string{annotationSecured: "true"}
+	other.Annotations = map[string]string{identity.AnnotationSecured: "true"}
 	require.NoError(t, w.c.Create(w.ctx, other))
 	w.reconcileTimes(w.uploads, "du", 5)
 	op := w.operation(w.uploads, "du")

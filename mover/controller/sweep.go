@@ -148,10 +148,10 @@ func (o owners) hasEnded(backupUID string) bool {
 }
 
 // sweepOperations releases the objects of operations that do not run.
-func (s *sweeper) sweepOperations(ctx context.Context, found map[types.UID]exposer.Operation, o owners) error {
+func (s *sweeper) sweepOperations(ctx context.Context, found map[string]identity.Operation, o owners) error {
 	for _, op := range slices.Concat(o.uploads, o.downloads) {
 		if !op.phase.Terminal() {
-			delete(found, op.object.GetUID())
+			delete(found, string(op.object.GetUID()))
 		}
 	}
 	var errs []error
@@ -164,13 +164,13 @@ func (s *sweeper) sweepOperations(ctx context.Context, found map[types.UID]expos
 }
 
 // release goes as far as it can now; the next sweep goes on.
-func (s *sweeper) release(ctx context.Context, op exposer.Operation) error {
+func (s *sweeper) release(ctx context.Context, op identity.Operation) error {
 	left, err := s.exposer.Release(ctx, op)
 	if err != nil {
 		return err
 	}
 	if len(left) == 0 {
-		left, err = s.rehomer.Release(ctx, volumesnapshot.Operation{UID: string(op.UID), Reference: op.Reference()})
+		left, err = s.rehomer.Release(ctx, op)
 		if err != nil {
 			return err
 		}
@@ -181,8 +181,8 @@ func (s *sweeper) release(ctx context.Context, op exposer.Operation) error {
 
 // findOperations returns the operations of our Velero that any object is labelled
 // with.
-func (s *sweeper) findOperations(ctx context.Context) (map[types.UID]exposer.Operation, error) {
-	found := map[types.UID]exposer.Operation{}
+func (s *sweeper) findOperations(ctx context.Context) (map[string]identity.Operation, error) {
+	found := map[string]identity.Operation{}
 	for _, kind := range []struct {
 		list       client.ObjectList
 		namespaced bool
@@ -205,7 +205,7 @@ func (s *sweeper) findOperations(ctx context.Context) (map[types.UID]exposer.Ope
 			if err != nil {
 				return err
 			}
-			if op := exposer.OperationOf(object); op.Namespace == s.namespace {
+			if op, ok := identity.OperationOf(object.GetLabels(), object.GetAnnotations()); ok && op.Namespace == s.namespace {
 				found[op.UID] = op
 			}
 			return nil

@@ -80,7 +80,7 @@ func (u *uploads) secure(ctx context.Context, op *operation) (phase.Work, error)
 		return phase.Work{}, fmt.Errorf("%w: snapshot type is %q, want %s with its csiSnapshot",
 			errUnusable, du.Spec.SnapshotType, velerov2alpha1.SnapshotTypeCSI)
 	}
-	pair, err := u.rehomer.Ensure(ctx, op.rehomed(), originOf(du))
+	pair, err := u.rehomer.Ensure(ctx, op.identity(), originOf(du))
 	if err != nil {
 		return phase.Work{}, err
 	}
@@ -92,7 +92,7 @@ func (u *uploads) secure(ctx context.Context, op *operation) (phase.Work, error)
 		return phase.Work{}, err
 	}
 	if settings.Retain != "" {
-		op.setAnnotation(annotationRetain, string(settings.Retain))
+		op.setAnnotation(identity.AnnotationRetention, string(settings.Retain))
 	}
 	if _, _, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
@@ -116,7 +116,7 @@ func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error)
 	if err != nil {
 		return phase.Work{}, err
 	}
-	pair, err := u.rehomer.Ensure(ctx, op.rehomed(), originOf(du))
+	pair, err := u.rehomer.Ensure(ctx, op.identity(), originOf(du))
 	if err != nil {
 		return phase.Work{}, err
 	}
@@ -125,8 +125,8 @@ func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error)
 	}
 	class := du.Spec.CSISnapshot.StorageClass
 	pvcConfig := u.config.BackupPVC[class]
-	err = u.exposer.EnsureVolume(ctx, op.exposed(), func() (*corev1.PersistentVolumeClaim, error) {
-		return exposer.PlanBackupVolume(op.exposed(), pair.Name, class, pair.Size, pvcConfig), nil
+	err = u.exposer.EnsureVolume(ctx, op.identity(), func() (*corev1.PersistentVolumeClaim, error) {
+		return exposer.PlanBackupVolume(op.identity(), pair.Name, class, pair.Size, pvcConfig), nil
 	})
 	if err != nil {
 		return phase.Work{}, err
@@ -135,7 +135,7 @@ func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error)
 		return phase.Work{Detail: waiting}, nil
 	}
 	plan := exposer.PodPlan{
-		Operation:    op.exposed(),
+		Operation:    op.identity(),
 		Attempt:      op.attempt.Number,
 		ReadOnly:     pvcConfig.ReadOnly,
 		Relabel:      !pvcConfig.SPCNoRelabeling,
@@ -341,10 +341,10 @@ func (u *uploads) finish(ctx context.Context, op *operation) (ending, error) {
 		}
 	}
 	var err error
-	if end.left, err = u.exposer.Release(ctx, op.exposed()); err != nil || len(end.left) > 0 {
+	if end.left, err = u.exposer.Release(ctx, op.identity()); err != nil || len(end.left) > 0 {
 		return end, err
 	}
-	if end.left, err = u.rehomer.Release(ctx, op.rehomed()); err != nil || len(end.left) > 0 {
+	if end.left, err = u.rehomer.Release(ctx, op.identity()); err != nil || len(end.left) > 0 {
 		return end, err
 	}
 	du := op.upload

@@ -286,7 +286,7 @@ func TestUploadRetriesLostPods(t *testing.T) {
 				if w.pods > tc.lost {
 					return true
 				}
-				if w.dataUpload().Annotations[annotationAttempt] != "" && w.operation(w.uploads, "du").attempt.Started {
+				if w.dataUpload().Annotations[identity.AnnotationAttempt] != "" && w.operation(w.uploads, "du").attempt.Started {
 					require.NoError(t, w.c.Delete(w.ctx, pod))
 				}
 				return false

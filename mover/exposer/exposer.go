@@ -21,7 +21,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
@@ -49,59 +48,30 @@ type Exposer struct {
 	Namespace string
 }
 
-// Operation is the DataUpload or DataDownload that something is made for.
-type Operation struct {
-	// Kind is "DataUpload" or "DataDownload".
-	Kind string
-	// Namespace is that of the Velero that it belongs to.
-	Namespace string
-	Name      string
-	UID       types.UID
-}
-
-// ObjectName is the name of the operation's objects.
-func (o Operation) ObjectName() string { return identity.OperationName(string(o.UID)) }
-
-// Reference is the value of identity.AnnotationOperation.
-func (o Operation) Reference() string { return o.Kind + "/" + o.Namespace + "/" + o.Name }
-
-// OperationOf is the operation that an object was made for, by its label and its
-// Reference; the zero value for an object that was not.
-func OperationOf(object metav1.Object) Operation {
-	const parts = 3
-	reference := strings.Split(object.GetAnnotations()[identity.AnnotationOperation], "/")
-	uid := object.GetLabels()[identity.LabelOperation]
-	if uid == "" || len(reference) != parts {
-		return Operation{}
-	}
-	return Operation{Kind: reference[0], Namespace: reference[1], Name: reference[2], UID: types.UID(uid)}
-}
-
-// meta is the metadata of an object of the operation. The owner reference is a
+// metaOf is the metadata of an object of the operation. The owner reference is a
 // second net: the first are Release and the sweep.
-func (o Operation) meta() metav1.ObjectMeta {
+func metaOf(op identity.Operation) metav1.ObjectMeta {
 	controls := true
-	return metav1.ObjectMeta{
-		Namespace: o.Namespace,
-		Name:      o.ObjectName(),
-		Labels: map[string]string{
-			identity.LabelOperation:         string(o.UID),
-			velerov1.ExcludeFromBackupLabel: "true",
-		},
-		Annotations: map[string]string{identity.AnnotationOperation: o.Reference()},
+	meta := metav1.ObjectMeta{
+		Namespace:   op.Namespace,
+		Name:        op.ObjectName(),
+		Labels:      op.Labels(),
+		Annotations: op.Annotations(),
 		OwnerReferences: []metav1.OwnerReference{{
 			APIVersion: velerov2alpha1.SchemeGroupVersion.String(),
-			Kind:       o.Kind,
-			Name:       o.Name,
-			UID:        o.UID,
+			Kind:       op.Kind,
+			Name:       op.Name,
+			UID:        types.UID(op.UID),
 			Controller: &controls,
 		}},
 	}
+	meta.Labels[velerov1.ExcludeFromBackupLabel] = "true"
+	return meta
 }
 
 // EnsureVolume creates the PVC of the operation as planned when it is not
 // there, and takes charge of its PV once it is bound.
-func (e *Exposer) EnsureVolume(ctx context.Context, op Operation, plan func() (*corev1.PersistentVolumeClaim, error)) error {
+func (e *Exposer) EnsureVolume(ctx context.Context, op identity.Operation, plan func() (*corev1.PersistentVolumeClaim, error)) error {
 	key := e.keyOf(op)
 	pvc := &corev1.PersistentVolumeClaim{}
 	err := e.Client.Get(ctx, key, pvc)
@@ -122,7 +92,7 @@ func (e *Exposer) EnsureVolume(ctx context.Context, op Operation, plan func() (*
 
 // AdoptVolume takes charge of the PV of the operation's PVC once it is bound,
 // which for a WaitForFirstConsumer class is only when the pod is scheduled.
-func (e *Exposer) AdoptVolume(ctx context.Context, op Operation) error {
+func (e *Exposer) AdoptVolume(ctx context.Context, op identity.Operation) error {
 	key := e.keyOf(op)
 	pvc := &corev1.PersistentVolumeClaim{}
 	if err := e.Client.Get(ctx, key, pvc); apierrors.IsNotFound(err) {
@@ -133,7 +103,7 @@ func (e *Exposer) AdoptVolume(ctx context.Context, op Operation) error {
 	return e.adoptVolumeOf(ctx, op, pvc)
 }
 
-func (e *Exposer) adoptVolumeOf(ctx context.Context, op Operation, pvc *corev1.PersistentVolumeClaim) error {
+func (e *Exposer) adoptVolumeOf(ctx context.Context, op identity.Operation, pvc *corev1.PersistentVolumeClaim) error {
 	if pvc.Spec.VolumeName == "" {
 		return nil
 	}
@@ -141,9 +111,9 @@ func (e *Exposer) adoptVolumeOf(ctx context.Context, op Operation, pvc *corev1.P
 }
 
 // adopt marks a PV as the operation's and sets it to be deleted with its PVC.
-func (e *Exposer) adopt(ctx context.Context, op Operation, name string) error {
+func (e *Exposer) adopt(ctx context.Context, op identity.Operation, name string) error {
 	pv := &corev1.PersistentVolume{}
-	if err := e.Client.Get(ctx, client.ObjectKey{Name: name}, pv); err == nil && pv.Labels[identity.LabelOperation] == string(op.UID) {
+	if err := e.Client.Get(ctx, client.ObjectKey{Name: name}, pv); err == nil && pv.Labels[identity.LabelOperation] == op.UID {
 		return nil
 	}
 	pv, err := e.getVolume(ctx, name)
@@ -153,22 +123,18 @@ func (e *Exposer) adopt(ctx context.Context, op Operation, name string) error {
 	return e.takeCharge(ctx, op, pv, corev1.PersistentVolumeReclaimDelete)
 }
 
-// annotationReclaimPolicy, on a PV in an operation's charge, is the reclaim
-// policy that it had before.
-const annotationReclaimPolicy = "blockmover.io/reclaim-policy"
-
 // takeCharge sets the reclaim policy of a PV of the operation, and remembers the
 // one that it came with.
-func (e *Exposer) takeCharge(ctx context.Context, op Operation, pv *corev1.PersistentVolume, policy corev1.PersistentVolumeReclaimPolicy) error {
-	if pv.Spec.PersistentVolumeReclaimPolicy == policy && pv.Labels[identity.LabelOperation] == string(op.UID) {
+func (e *Exposer) takeCharge(ctx context.Context, op identity.Operation, pv *corev1.PersistentVolume, policy corev1.PersistentVolumeReclaimPolicy) error {
+	if pv.Spec.PersistentVolumeReclaimPolicy == policy && pv.Labels[identity.LabelOperation] == op.UID {
 		return nil
 	}
 	before := pv.DeepCopy()
-	if pv.Annotations[annotationReclaimPolicy] == "" {
-		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, annotationReclaimPolicy, string(pv.Spec.PersistentVolumeReclaimPolicy))
+	if pv.Annotations[identity.AnnotationReclaimPolicy] == "" {
+		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, identity.AnnotationReclaimPolicy, string(pv.Spec.PersistentVolumeReclaimPolicy))
 	}
 	metav1.SetMetaDataAnnotation(&pv.ObjectMeta, identity.AnnotationOperation, op.Reference())
-	metav1.SetMetaDataLabel(&pv.ObjectMeta, identity.LabelOperation, string(op.UID))
+	metav1.SetMetaDataLabel(&pv.ObjectMeta, identity.LabelOperation, op.UID)
 	pv.Spec.PersistentVolumeReclaimPolicy = policy
 	if err := e.Client.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("set reclaim policy of PV %s to %s: %w", pv.Name, policy, err)
@@ -178,7 +144,7 @@ func (e *Exposer) takeCharge(ctx context.Context, op Operation, pv *corev1.Persi
 
 // GetPod returns the mover pod of an attempt, or nil when it is not there. A pod
 // of an earlier attempt is deleted, and gone reports false until it is.
-func (e *Exposer) GetPod(ctx context.Context, op Operation, attempt int) (pod *corev1.Pod, gone bool, err error) {
+func (e *Exposer) GetPod(ctx context.Context, op identity.Operation, attempt int) (pod *corev1.Pod, gone bool, err error) {
 	pod = &corev1.Pod{}
 	key := e.keyOf(op)
 	if err := e.Client.Get(ctx, key, pod); apierrors.IsNotFound(err) {
@@ -186,7 +152,7 @@ func (e *Exposer) GetPod(ctx context.Context, op Operation, attempt int) (pod *c
 	} else if err != nil {
 		return nil, false, fmt.Errorf("get pod %s: %w", key, err)
 	}
-	if pod.Annotations[annotationAttempt] == fmt.Sprint(attempt) {
+	if pod.Annotations[identity.AnnotationAttemptNumber] == fmt.Sprint(attempt) {
 		return pod, false, nil
 	}
 	return nil, false, e.deletePod(ctx, pod)
@@ -239,6 +205,6 @@ func (e *Exposer) getClaim(ctx context.Context, key client.ObjectKey) (*corev1.P
 }
 
 // keyOf is the key of the operation's objects.
-func (e *Exposer) keyOf(op Operation) client.ObjectKey {
+func (e *Exposer) keyOf(op identity.Operation) client.ObjectKey {
 	return client.ObjectKey{Namespace: e.Namespace, Name: op.ObjectName()}
 }

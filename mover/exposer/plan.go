@@ -51,9 +51,6 @@ const ContainerName = "worker"
 // its node is drained.
 const evictionGraceSeconds = 30
 
-// annotationAttempt, on a mover pod, is the number of the attempt.
-const annotationAttempt = "blockmover.io/attempt"
-
 // annotationSelectedNode is the node that the scheduler chose for the first pod
 // that uses a WaitForFirstConsumer PVC.
 const annotationSelectedNode = "volume.kubernetes.io/selected-node"
@@ -68,8 +65,8 @@ const (
 
 // PlanBackupVolume is the PVC that a backup reads: the content of the re-homed
 // VolumeSnapshot, as a block device whatever the source is.
-func PlanBackupVolume(op Operation, snapshot, class string, size int64, pvcConfig config.BackupPVC) *corev1.PersistentVolumeClaim {
-	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: op.meta()}
+func PlanBackupVolume(op identity.Operation, snapshot, class string, size int64, pvcConfig config.BackupPVC) *corev1.PersistentVolumeClaim {
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metaOf(op)}
 	for key, value := range pvcConfig.Annotations {
 		if _, taken := pvc.Annotations[key]; !taken {
 			pvc.Annotations[key] = value
@@ -101,8 +98,8 @@ func PlanBackupVolume(op Operation, snapshot, class string, size int64, pvcConfi
 // PlanRestoreVolume is the empty PVC that a restore writes: as the target asks
 // for it, but a block device. node is the one that the target's first pod was
 // given, or "".
-func PlanRestoreVolume(op Operation, target *corev1.PersistentVolumeClaim, node string) *corev1.PersistentVolumeClaim {
-	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: op.meta()}
+func PlanRestoreVolume(op identity.Operation, target *corev1.PersistentVolumeClaim, node string) *corev1.PersistentVolumeClaim {
+	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metaOf(op)}
 	for key, value := range target.Annotations {
 		if isForDriver(key) {
 			pvc.Annotations[key] = value
@@ -144,7 +141,7 @@ func requestStorage(size resource.Quantity) corev1.VolumeResourceRequirements {
 
 // PodPlan is all that a mover pod depends on.
 type PodPlan struct {
-	Operation Operation
+	Operation identity.Operation
 	Image     string
 	Config    config.Config
 	// Attempt is the number of this try, from 1.
@@ -184,7 +181,7 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 	deadline := int64(p.Config.PodDeadline.Seconds())
 	grace := int64(evictionGraceSeconds)
 	yes, no := true, false
-	pod := &corev1.Pod{ObjectMeta: p.Operation.meta()}
+	pod := &corev1.Pod{ObjectMeta: metaOf(p.Operation)}
 	p.decorate(&pod.ObjectMeta)
 	pod.Spec = corev1.PodSpec{
 		Containers: []corev1.Container{{
@@ -232,7 +229,7 @@ func (p PodPlan) decorate(meta *metav1.ObjectMeta) {
 	maps.Copy(meta.Labels, ours)
 
 	mine := maps.Clone(meta.Annotations)
-	mine[annotationAttempt] = fmt.Sprint(p.Attempt)
+	mine[identity.AnnotationAttemptNumber] = fmt.Sprint(p.Attempt)
 	meta.Annotations = maps.Clone(p.Config.PodAnnotations)
 	if meta.Annotations == nil {
 		meta.Annotations = map[string]string{}
@@ -405,13 +402,13 @@ func targetLabels(target *corev1.PersistentVolumeClaim) map[string]string {
 // Finalizers are not copied: each controller sets its own again (the provisioner
 // when the PV is bound and to be deleted), and one whose controller is not there
 // would hold the PV forever. filesystem is what a Filesystem volume is mounted as.
-func PlanRebind(op Operation, namespace string, restored *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
+func PlanRebind(op identity.Operation, namespace string, restored *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
 	if restored.Spec.CSI == nil {
 		return nil, fmt.Errorf("plan rebind PV: %w: PV %s is not a CSI volume", ErrUnusable, restored.Name)
 	}
 	pv := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{
-			Name:        identity.RebindVolumeName(string(op.UID)),
+			Name:        op.RebindVolumeName(),
 			Labels:      map[string]string{},
 			Annotations: map[string]string{},
 		},
@@ -421,7 +418,7 @@ func PlanRebind(op Operation, namespace string, restored *corev1.PersistentVolum
 	maps.Copy(pv.Labels, targetLabels(target))
 	maps.Copy(pv.Annotations, restored.Annotations)
 	delete(pv.Annotations, "pv.kubernetes.io/bound-by-controller")
-	pv.Annotations[annotationRestoredVolume] = restored.Name
+	pv.Annotations[identity.AnnotationRestoredVolume] = restored.Name
 	mode := corev1.PersistentVolumeFilesystem
 	if target.Spec.VolumeMode != nil {
 		mode = *target.Spec.VolumeMode
@@ -437,17 +434,13 @@ func PlanRebind(op Operation, namespace string, restored *corev1.PersistentVolum
 	return pv, nil
 }
 
-// annotationRestoredVolume, on the rebind PV, names the PV that the restore
-// wrote.
-const annotationRestoredVolume = "blockmover.io/restored-volume"
-
 // parking is a claim that never exists.
-func parking(op Operation, namespace string) *corev1.ObjectReference {
+func parking(op identity.Operation, namespace string) *corev1.ObjectReference {
 	return &corev1.ObjectReference{
 		APIVersion: "v1",
 		Kind:       "PersistentVolumeClaim",
 		Namespace:  namespace,
-		Name:       identity.RebindVolumeName(string(op.UID)),
+		Name:       op.RebindVolumeName(),
 	}
 }
 

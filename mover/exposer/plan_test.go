@@ -13,7 +13,7 @@ import (
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
-var op = exposer.Operation{Kind: "DataUpload", Namespace: "velero", Name: "du", UID: "uid-1"}
+var op = identity.Operation{Kind: "DataUpload", Namespace: "velero", Name: "du", UID: "uid-1"}
 
 func parse(t *testing.T, document string) config.Config {
 	t.Helper()

@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -36,12 +37,12 @@ type Handover struct {
 // not bound yet might act on it.
 //
 // filesystem is what a Filesystem target is mounted as.
-func (e *Exposer) Rebind(ctx context.Context, op Operation, targetKey client.ObjectKey, filesystem string) (Handover, error) {
+func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey client.ObjectKey, filesystem string) (Handover, error) {
 	target, err := e.getClaim(ctx, targetKey)
 	if err != nil {
 		return Handover{}, err
 	}
-	rebind, err := e.getVolume(ctx, identity.RebindVolumeName(string(op.UID)))
+	rebind, err := e.getVolume(ctx, op.RebindVolumeName())
 	if err != nil {
 		return Handover{}, err
 	}
@@ -56,7 +57,7 @@ func (e *Exposer) Rebind(ctx context.Context, op Operation, targetKey client.Obj
 			return Handover{}, err
 		}
 	}
-	waiting, err := e.retire(ctx, op, rebind.Annotations[annotationRestoredVolume])
+	waiting, err := e.retire(ctx, op, rebind.Annotations[identity.AnnotationRestoredVolume])
 	if err != nil || waiting != "" {
 		return Handover{Waiting: waiting}, err
 	}
@@ -78,7 +79,7 @@ func wantsVolume(key client.ObjectKey, target *corev1.PersistentVolumeClaim) err
 }
 
 // park creates the rebind PV.
-func (e *Exposer) park(ctx context.Context, op Operation, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
+func (e *Exposer) park(ctx context.Context, op identity.Operation, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
 	claim, err := e.getClaim(ctx, e.keyOf(op))
 	if err != nil {
 		return nil, err
@@ -108,7 +109,7 @@ func (e *Exposer) park(ctx context.Context, op Operation, target *corev1.Persist
 
 // retire deletes pod, PVC and restored PV one after the other, and says what it
 // waits for.
-func (e *Exposer) retire(ctx context.Context, op Operation, restoredName string) (string, error) {
+func (e *Exposer) retire(ctx context.Context, op identity.Operation, restoredName string) (string, error) {
 	if left, err := e.releasePod(ctx, op); err != nil || left != "" {
 		return left, err
 	}
@@ -175,11 +176,11 @@ func (e *Exposer) letGo(ctx context.Context, rebind *corev1.PersistentVolume) er
 		return nil
 	}
 	before := rebind.DeepCopy()
-	if policy := rebind.Annotations[annotationReclaimPolicy]; policy != "" {
+	if policy := rebind.Annotations[identity.AnnotationReclaimPolicy]; policy != "" {
 		rebind.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimPolicy(policy)
 	}
 	delete(rebind.Labels, identity.LabelOperation)
-	for _, mark := range []string{annotationReclaimPolicy, annotationRestoredVolume, identity.AnnotationOperation} {
+	for _, mark := range []string{identity.AnnotationReclaimPolicy, identity.AnnotationRestoredVolume, identity.AnnotationOperation} {
 		delete(rebind.Annotations, mark)
 	}
 	err := e.Client.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
@@ -192,7 +193,7 @@ func (e *Exposer) letGo(ctx context.Context, rebind *corev1.PersistentVolume) er
 // Release deletes what the operation has: pod, PVC with its volume, and the
 // rebind PV unless it is committed. It returns what is still there. It never
 // touches a volume that was committed to a user's PVC.
-func (e *Exposer) Release(ctx context.Context, op Operation) ([]string, error) {
+func (e *Exposer) Release(ctx context.Context, op identity.Operation) ([]string, error) {
 	if left, err := e.releasePod(ctx, op); err != nil || left != "" {
 		return nonEmpty(left), err
 	}
@@ -234,13 +235,13 @@ func (e *Exposer) Release(ctx context.Context, op Operation) ([]string, error) {
 
 // volumesOf returns the PVs in the operation's charge: the rebind PV, or nil,
 // and the others.
-func (e *Exposer) volumesOf(ctx context.Context, op Operation) (rebind *corev1.PersistentVolume, own []*corev1.PersistentVolume, err error) {
+func (e *Exposer) volumesOf(ctx context.Context, op identity.Operation) (rebind *corev1.PersistentVolume, own []*corev1.PersistentVolume, err error) {
 	volumes := &corev1.PersistentVolumeList{}
-	if err := e.Reader.List(ctx, volumes, client.MatchingLabels{identity.LabelOperation: string(op.UID)}); err != nil {
+	if err := e.Reader.List(ctx, volumes, client.MatchingLabels{identity.LabelOperation: op.UID}); err != nil {
 		return nil, nil, fmt.Errorf("list PVs of operation %s: %w", op.UID, err)
 	}
 	for i := range volumes.Items {
-		if pv := &volumes.Items[i]; pv.Name == identity.RebindVolumeName(string(op.UID)) {
+		if pv := &volumes.Items[i]; pv.Name == op.RebindVolumeName() {
 			rebind = pv
 		} else {
 			own = append(own, pv)
@@ -250,7 +251,7 @@ func (e *Exposer) volumesOf(ctx context.Context, op Operation) (rebind *corev1.P
 }
 
 // releaseRebind undoes a rebinding that was begun. A committed one is let go.
-func (e *Exposer) releaseRebind(ctx context.Context, op Operation, rebind *corev1.PersistentVolume, restored []*corev1.PersistentVolume) (string, error) {
+func (e *Exposer) releaseRebind(ctx context.Context, op identity.Operation, rebind *corev1.PersistentVolume, restored []*corev1.PersistentVolume) (string, error) {
 	if !isParked(rebind, e.Namespace) {
 		return "", e.letGo(ctx, rebind)
 	}
@@ -269,7 +270,7 @@ func (e *Exposer) releaseRebind(ctx context.Context, op Operation, rebind *corev
 	// The rebind PV is all that has the volume. With a claim that is known to be
 	// gone it is released, and its provisioner deletes it.
 	before := rebind.DeepCopy()
-	rebind.Spec.ClaimRef.UID = op.UID
+	rebind.Spec.ClaimRef.UID = types.UID(op.UID)
 	rebind.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
 	err := e.Client.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	if client.IgnoreNotFound(err) != nil {
@@ -291,7 +292,7 @@ func (e *Exposer) deleteVolume(ctx context.Context, pv *corev1.PersistentVolume)
 }
 
 // releasePod deletes the mover pod and names it until it is gone.
-func (e *Exposer) releasePod(ctx context.Context, op Operation) (string, error) {
+func (e *Exposer) releasePod(ctx context.Context, op identity.Operation) (string, error) {
 	key := e.keyOf(op)
 	pod := &corev1.Pod{}
 	if err := e.Reader.Get(ctx, key, pod); apierrors.IsNotFound(err) {
@@ -303,7 +304,7 @@ func (e *Exposer) releasePod(ctx context.Context, op Operation) (string, error) 
 }
 
 // releaseClaim deletes the PVC and names it until it is gone.
-func (e *Exposer) releaseClaim(ctx context.Context, op Operation) (string, error) {
+func (e *Exposer) releaseClaim(ctx context.Context, op identity.Operation) (string, error) {
 	key := e.keyOf(op)
 	claim, err := e.getClaim(ctx, key)
 	if err != nil || claim == nil {

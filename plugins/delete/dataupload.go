@@ -216,7 +216,7 @@ func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2
 	if err := a.rebuildRetained(ctx, rehomer, upload); err != nil {
 		return err
 	}
-	_, retained, err := rehomer.Pair(ctx, volumesnapshot.Operation{UID: string(upload.UID)})
+	_, retained, err := rehomer.Pair(ctx, identity.Operation{UID: string(upload.UID)})
 	if meta.IsNoMatchError(err) {
 		return nil // a cluster without snapshots
 	}
