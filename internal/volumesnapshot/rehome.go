@@ -3,7 +3,6 @@ package volumesnapshot
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,11 +18,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/phase"
 )
-
-// ErrUnusable is wrapped by errors that say that a VolumeSnapshot cannot be
-// backed up, now or later: it is gone, or it lacks what is needed of it.
-var ErrUnusable = errors.New("VolumeSnapshot cannot be used")
 
 // Annotations and labels of the snapshot controller and its sidecar.
 const (
@@ -149,7 +145,7 @@ func (r Rehomer) secure(ctx context.Context, op identity.Operation, from Origin)
 
 func vanished(key client.ObjectKey) error {
 	return fmt.Errorf("%w: VolumeSnapshot %s has vanished: it, its group or its namespace was deleted before the mover could take it over",
-		ErrUnusable, key)
+		phase.ErrBroken, key)
 }
 
 // retain keeps the storage snapshot when the origin is deleted, and marks the
@@ -188,10 +184,10 @@ func (r Rehomer) createContent(ctx context.Context, op identity.Operation, from 
 	switch {
 	case volume.handle == "":
 		return nil, fmt.Errorf("%w: neither VolumeSnapshotContent %s nor PVC %s/%s says which volume it is of",
-			ErrUnusable, origin.Name, from.Namespace, from.PVC)
+			phase.ErrBroken, origin.Name, from.Namespace, from.PVC)
 	case volume.size <= 0:
 		return nil, fmt.Errorf("%w: neither VolumeSnapshotContent %s nor PVC %s/%s says how large the volume is",
-			ErrUnusable, origin.Name, from.Namespace, from.PVC)
+			phase.ErrBroken, origin.Name, from.Namespace, from.PVC)
 	}
 	class, err := r.chooseClass(ctx, from, vs, origin)
 	if err != nil {
@@ -417,11 +413,11 @@ func snapshotTime(vs *snapshotv1.VolumeSnapshot, origin *snapshotv1.VolumeSnapsh
 func describe(content *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSnapshot) (Rehomed, error) {
 	size, err := strconv.ParseInt(content.Annotations[identity.AnnotationVolumeSize], 10, 64)
 	if err != nil {
-		return Rehomed{}, fmt.Errorf("%w: annotation %s of VolumeSnapshotContent %s: %w", ErrUnusable, identity.AnnotationVolumeSize, content.Name, err)
+		return Rehomed{}, fmt.Errorf("%w: annotation %s of VolumeSnapshotContent %s: %w", phase.ErrBroken, identity.AnnotationVolumeSize, content.Name, err)
 	}
 	at, err := time.Parse(time.RFC3339Nano, content.Annotations[identity.AnnotationSnapshotTime])
 	if err != nil {
-		return Rehomed{}, fmt.Errorf("%w: annotation %s of VolumeSnapshotContent %s: %w", ErrUnusable, identity.AnnotationSnapshotTime, content.Name, err)
+		return Rehomed{}, fmt.Errorf("%w: annotation %s of VolumeSnapshotContent %s: %w", phase.ErrBroken, identity.AnnotationSnapshotTime, content.Name, err)
 	}
 	out := Rehomed{
 		Name:         content.Name,

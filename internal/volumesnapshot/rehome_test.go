@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 )
 
@@ -164,7 +165,7 @@ func TestRehomeWaitsAndRefuses(t *testing.T) {
 			tc.change(&f)
 			pair, err := f.rehomer(t).Ensure(t.Context(), operation, origin)
 			if tc.err != "" {
-				require.ErrorIs(t, err, volumesnapshot.ErrUnusable)
+				require.ErrorIs(t, err, phase.ErrBroken)
 				require.ErrorContains(t, err, tc.err)
 				return
 			}

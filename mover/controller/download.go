@@ -68,7 +68,7 @@ func (d *downloads) secure(ctx context.Context, op *operation) (phase.Work, erro
 	dd := op.download
 	if dd.Spec.SnapshotID == "" {
 		// Never "the latest": a canceled DataUpload yields such a DataDownload.
-		return phase.Work{}, fmt.Errorf("%w: the backup of this volume did not complete: there is no snapshot ID to restore", errUnusable)
+		return phase.Work{}, fmt.Errorf("%w: the backup of this volume did not complete: there is no snapshot ID to restore", phase.ErrBroken)
 	}
 	if _, _, err := d.repositoryFor(ctx, dd.Spec.SourceNamespace, dd.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
@@ -99,13 +99,13 @@ func (d *downloads) placeFor(ctx context.Context, dd *velerov2alpha1.DataDownloa
 	}
 	switch {
 	case target.DeletionTimestamp != nil:
-		return place{}, fmt.Errorf("%w: target PVC %s is being deleted", errUnusable, key)
+		return place{}, fmt.Errorf("%w: target PVC %s is being deleted", phase.ErrBroken, key)
 	case target.Spec.VolumeName != "":
-		return place{}, fmt.Errorf("%w: target PVC %s is bound to PV %s already", errUnusable, key, target.Spec.VolumeName)
+		return place{}, fmt.Errorf("%w: target PVC %s is bound to PV %s already", phase.ErrBroken, key, target.Spec.VolumeName)
 	case target.Spec.StorageClassName == nil:
 		return place{waiting: fmt.Sprintf("target PVC %s has no storage class, and the cluster has no default", key)}, nil
 	case *target.Spec.StorageClassName == "":
-		return place{}, fmt.Errorf("%w: target PVC %s has the storage class \"\", which provides no volumes", errUnusable, key)
+		return place{}, fmt.Errorf("%w: target PVC %s has the storage class \"\", which provides no volumes", phase.ErrBroken, key)
 	}
 	class, err := d.storageClass(ctx, *target.Spec.StorageClassName)
 	switch {

@@ -21,7 +21,6 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
@@ -164,12 +163,8 @@ func (e *engine) observe(ctx context.Context, op *operation) (phase.Observation,
 
 // isFinal says whether an error stays however often a step is repeated.
 func isFinal(err error) bool {
-	return errors.Is(err, errUnusable) || errors.Is(err, exposer.ErrUnusable) ||
-		errors.Is(err, volumesnapshot.ErrUnusable) || apierrors.IsInvalid(err)
+	return errors.Is(err, phase.ErrBroken) || apierrors.IsInvalid(err)
 }
-
-// errUnusable is wrapped by errors that no repetition cures.
-var errUnusable = errors.New("cannot be done")
 
 // advance observes the mover pod of the current attempt, or goes on making it.
 func (e *engine) advance(ctx context.Context, op *operation) (phase.Work, *task.Report, error) {

@@ -9,6 +9,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/phase"
 )
 
 // ensureRepository returns Velero's BackupRepository for the volumes of a
@@ -47,7 +49,7 @@ func ensureRepository(ctx context.Context, c client.Client, namespace, volumeNam
 	case 1:
 	default:
 		return "", "", fmt.Errorf("%w: there are %d BackupRepositories for namespace %s at location %s, want 1",
-			errUnusable, len(list.Items), volumeNamespace, location)
+			phase.ErrBroken, len(list.Items), volumeNamespace, location)
 	}
 	repository := &list.Items[0]
 	if repository.Status.Phase != velerov1.BackupRepositoryPhaseReady {

@@ -54,14 +54,14 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 	location := &velerov1.BackupStorageLocation{}
 	key := client.ObjectKey{Namespace: s.namespace, Name: locationName}
 	if err := s.client.Get(ctx, key, location); apierrors.IsNotFound(err) {
-		return phase.Work{}, fmt.Errorf("%w: BackupStorageLocation %s does not exist", errUnusable, locationName)
+		return phase.Work{}, fmt.Errorf("%w: BackupStorageLocation %s does not exist", phase.ErrBroken, locationName)
 	} else if err != nil {
 		return phase.Work{}, fmt.Errorf("get BackupStorageLocation %s: %w", locationName, err)
 	}
 	request.RateLimit = s.config.RateLimit.Value()
 	encoded, err := request.Encode()
 	if err != nil {
-		return phase.Work{}, fmt.Errorf("%w: %w", errUnusable, err)
+		return phase.Work{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 	}
 	plan.Image, plan.Config, plan.Task = s.image, s.config, encoded
 	plan.LocationSecrets = secretsOf(location)
@@ -70,7 +70,7 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 	}
 	pod, err := plan.Pod()
 	if err != nil {
-		return phase.Work{}, fmt.Errorf("%w: %w", errUnusable, err)
+		return phase.Work{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 	}
 	if err := s.exposer.CreatePod(ctx, pod); err != nil {
 		return phase.Work{}, err

@@ -78,7 +78,7 @@ func (u *uploads) secure(ctx context.Context, op *operation) (phase.Work, error)
 	du := op.upload
 	if du.Spec.SnapshotType != velerov2alpha1.SnapshotTypeCSI || du.Spec.CSISnapshot == nil {
 		return phase.Work{}, fmt.Errorf("%w: snapshot type is %q, want %s with its csiSnapshot",
-			errUnusable, du.Spec.SnapshotType, velerov2alpha1.SnapshotTypeCSI)
+			phase.ErrBroken, du.Spec.SnapshotType, velerov2alpha1.SnapshotTypeCSI)
 	}
 	pair, err := u.rehomer.Ensure(ctx, op.identity(), originOf(du))
 	if err != nil {
@@ -226,7 +226,7 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	}
 	settings, decided, err := policy.FromDataUpload(du.Spec.DataMoverConfig, parent)
 	if err != nil {
-		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
+		return policy.Settings{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 	}
 	if _, ours := du.Spec.DataMoverConfig[identity.ConfigParentSnapshot]; ours {
 		return settings, nil
@@ -244,12 +244,12 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	if !decided {
 		settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], policy.Settings{})
 		if err != nil {
-			return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
+			return policy.Settings{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 		}
 	}
 	settings.Retain, err = policy.ResolveRetain(asked.Annotations[identity.AnnotationRetainSnapshot], settings)
 	if err != nil {
-		return policy.Settings{}, fmt.Errorf("%w: %w", errUnusable, err)
+		return policy.Settings{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 	}
 	return settings, nil
 }

@@ -19,7 +19,6 @@ package exposer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
@@ -32,9 +31,6 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 )
-
-// ErrUnusable is wrapped by errors that no repetition cures.
-var ErrUnusable = errors.New("cannot be done")
 
 // Exposer makes and releases. The zero value of no field is usable.
 type Exposer struct {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
 )
 
@@ -404,7 +405,7 @@ func targetLabels(target *corev1.PersistentVolumeClaim) map[string]string {
 // would hold the PV forever. filesystem is what a Filesystem volume is mounted as.
 func PlanRebind(op identity.Operation, namespace string, restored *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
 	if restored.Spec.CSI == nil {
-		return nil, fmt.Errorf("plan rebind PV: %w: PV %s is not a CSI volume", ErrUnusable, restored.Name)
+		return nil, fmt.Errorf("plan rebind PV: %w: PV %s is not a CSI volume", phase.ErrBroken, restored.Name)
 	}
 	pv := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{

@@ -10,6 +10,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
@@ -206,7 +207,7 @@ func TestPlanRebind(t *testing.T) {
 
 	restored.Spec.CSI = nil
 	_, err = exposer.PlanRebind(op, "velero", restored, target, "xfs")
-	require.ErrorIs(t, err, exposer.ErrUnusable)
+	require.ErrorIs(t, err, phase.ErrBroken)
 }
 
 func TestFilesystemOf(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/phase"
 )
 
 // Handover is how far a restored volume is on its way to its user.
@@ -71,9 +72,9 @@ func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey c
 func wantsVolume(key client.ObjectKey, target *corev1.PersistentVolumeClaim) error {
 	switch {
 	case target == nil || target.DeletionTimestamp != nil:
-		return fmt.Errorf("%w: target PVC %s was deleted during the restore", ErrUnusable, key)
+		return fmt.Errorf("%w: target PVC %s was deleted during the restore", phase.ErrBroken, key)
 	case target.Spec.VolumeName != "":
-		return fmt.Errorf("%w: target PVC %s is bound to PV %s already", ErrUnusable, key, target.Spec.VolumeName)
+		return fmt.Errorf("%w: target PVC %s is bound to PV %s already", phase.ErrBroken, key, target.Spec.VolumeName)
 	}
 	return nil
 }
@@ -85,14 +86,14 @@ func (e *Exposer) park(ctx context.Context, op identity.Operation, target *corev
 		return nil, err
 	}
 	if claim == nil || claim.Spec.VolumeName == "" {
-		return nil, fmt.Errorf("%w: PVC %s, which the restore wrote, is gone", ErrUnusable, e.keyOf(op))
+		return nil, fmt.Errorf("%w: PVC %s, which the restore wrote, is gone", phase.ErrBroken, e.keyOf(op))
 	}
 	restored, err := e.getVolume(ctx, claim.Spec.VolumeName)
 	if err != nil {
 		return nil, err
 	}
 	if restored == nil || restored.DeletionTimestamp != nil {
-		return nil, fmt.Errorf("%w: PV %s, which the restore wrote, is gone", ErrUnusable, claim.Spec.VolumeName)
+		return nil, fmt.Errorf("%w: PV %s, which the restore wrote, is gone", phase.ErrBroken, claim.Spec.VolumeName)
 	}
 	if err := e.takeCharge(ctx, op, restored, corev1.PersistentVolumeReclaimRetain); err != nil {
 		return nil, err
@@ -155,7 +156,7 @@ func (e *Exposer) settle(ctx context.Context, rebind *corev1.PersistentVolume, t
 			return Handover{Committed: true}, err
 		}
 		return Handover{Committed: true}, fmt.Errorf("%w: target PVC %s/%s was deleted while it was bound to the restored volume",
-			ErrUnusable, rebind.Spec.ClaimRef.Namespace, rebind.Spec.ClaimRef.Name)
+			phase.ErrBroken, rebind.Spec.ClaimRef.Namespace, rebind.Spec.ClaimRef.Name)
 	}
 	if target.Spec.VolumeName != rebind.Name || target.Status.Phase != corev1.ClaimBound || rebind.Status.Phase != corev1.VolumeBound {
 		return Handover{
