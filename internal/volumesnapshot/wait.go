@@ -9,35 +9,37 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/blockmover/blockmover/internal/phase"
 )
 
-// The snapshot of a small volume is there within a second; one that takes
-// minutes need not be asked for more often than every 2 s.
-var handleBackoff = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 1.3, Cap: 2 * time.Second, Steps: 1 << 30}
-
-// ErrExhausted is wrapped by the error of a wait in which the storage said that
-// it has no room for the snapshot: its maximum number of them is reached, for one.
+// ErrExhausted is wrapped by the error of a wait in which the storage said that it
+// has no room for the snapshot, for example because it has its maximum number of
+// snapshots.
 var ErrExhausted = errors.New("the storage takes no more snapshots")
 
-var (
-	// errGone says that the VolumeSnapshot was deleted by somebody else: no use to
-	// wait any longer.
-	errGone = errors.New("it was deleted meanwhile")
-	// errFailedBefore says that another member has waited in vain.
-	errFailedBefore = errors.New("the group snapshot has failed for another member")
-)
+// ErrGone says that somebody else deleted the VolumeSnapshot that is waited for.
+var ErrGone = fmt.Errorf("%w: it was deleted meanwhile", phase.ErrBroken)
 
-// NotYetError says what is not there yet, or not gone, or what the storage says
-// instead.
+// NotYetError says what is missing, or what is not gone yet, or what the storage
+// reports instead.
 type NotYetError string
 
 // Error implements error.
-func (w NotYetError) Error() string { return string(w) }
+func (e NotYetError) Error() string { return string(e) }
 
-// Until looks until there is no error, or one that is final, or the context ends.
-// Then its error says what was seen last, which look says by a NotYetError, and which
-// call has failed since: next to the end, the client's rate limiter refuses calls
-// that it would delay beyond it, and that is not why it was waited in vain.
+// HandleDelay is the delay between looks for the handle of a snapshot. The storage
+// snapshots a small volume within a second; looking more often than every 2 s does
+// not help if it takes minutes.
+func HandleDelay() wait.DelayFunc {
+	return wait.Backoff{Duration: 100 * time.Millisecond, Factor: 1.3, Cap: 2 * time.Second, Steps: 1 << 30}.DelayFunc()
+}
+
+// Until calls look until it returns no error, or one that wraps phase.ErrBroken, or
+// the context ends. In the last case, the error includes the last NotYetError that
+// look returned, and then the call that has failed since, if any. That call alone
+// would hide the cause: shortly before the end, the client's rate limiter refuses
+// calls that it would have to delay beyond it.
 func Until(ctx context.Context, delay wait.DelayFunc, look func(context.Context) error) error {
 	var failed error
 	seen := NotYetError("the snapshot controller has not answered")
@@ -46,7 +48,7 @@ func Until(ctx context.Context, delay wait.DelayFunc, look func(context.Context)
 		switch {
 		case err == nil:
 			return true, nil
-		case isFinal(err):
+		case errors.Is(err, phase.ErrBroken):
 			return false, err
 		case errors.As(err, &seen):
 			failed = nil
@@ -56,7 +58,7 @@ func Until(ctx context.Context, delay wait.DelayFunc, look func(context.Context)
 		return false, nil
 	})
 	switch {
-	case err == nil, isFinal(err):
+	case err == nil, errors.Is(err, phase.ErrBroken):
 		return err
 	case failed != nil:
 		return fmt.Errorf("%w: %w; then: %w", err, exhausted(seen), failed)
@@ -64,10 +66,8 @@ func Until(ctx context.Context, delay wait.DelayFunc, look func(context.Context)
 	return fmt.Errorf("%w: %w", err, exhausted(seen))
 }
 
-func isFinal(err error) bool { return errors.Is(err, errGone) || errors.Is(err, errFailedBefore) }
-
-// exhausted wraps what a storage that is full says by ErrExhausted. The sidecar
-// passes the driver's gRPC code on as text alone.
+// exhausted wraps the text of a full storage by ErrExhausted. The sidecar passes the
+// driver's gRPC code on as text only.
 func exhausted(seen NotYetError) error {
 	if strings.Contains(string(seen), codes.ResourceExhausted.String()) {
 		return fmt.Errorf("%w: %w", ErrExhausted, seen)

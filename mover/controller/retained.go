@@ -13,23 +13,23 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
-// retain keeps the storage snapshot of an upload whose image is in the
-// repository, if it is wanted, and notes that on the DataUpload.
-func (u *uploads) retain(ctx context.Context, op *operation) error {
-	driver, retained, err := u.rehomer.Pair(ctx, op.identity())
-	if err != nil || driver == "" {
+// keep passes the storage snapshot of an upload whose image is in the repository to
+// its backup, if it is wanted, and records that on the DataUpload.
+func (u *uploads) keep(ctx context.Context, op *operation) error {
+	pair, err := u.rehomer.Pair(ctx, op.identity())
+	if err != nil || pair == nil {
 		return err
 	}
 	by := policy.Retain(op.object.GetAnnotations()[identity.AnnotationRetention])
 	if by == "" {
 		by = policy.RetainAuto
 	}
-	if !retained {
-		if wanted, err := u.wantsSnapshot(ctx, by, driver); err != nil || !wanted {
+	if !pair.Retained {
+		if wanted, err := u.wantsSnapshot(ctx, by, pair.Driver); err != nil || !wanted {
 			return err
 		}
 	}
@@ -37,7 +37,7 @@ func (u *uploads) retain(ctx context.Context, op *operation) error {
 	if name == "" {
 		return nil // nothing would ever release it
 	}
-	kept, err := u.rehomer.Keep(ctx, op.identity(), volumesnapshot.Keeping{
+	kept, err := u.rehomer.Keep(ctx, op.identity(), rehome.Keeping{
 		Retain:    by,
 		Namespace: op.upload.Spec.SourceNamespace,
 		PVC:       op.upload.Spec.SourcePVC,
@@ -48,7 +48,7 @@ func (u *uploads) retain(ctx context.Context, op *operation) error {
 	if err != nil || kept == nil {
 		return err
 	}
-	if !retained {
+	if !pair.Retained {
 		log.FromContext(ctx).Info("storage snapshot is retained", "retain", by, "snapshotHandle", kept.SnapshotHandle, "backup", name)
 	}
 	return op.annotate(identity.AnnotationRetained, kept)
@@ -75,7 +75,7 @@ func backupOf(du *velerov2alpha1.DataUpload) (name, uid string) {
 }
 
 // sweepRetained releases the retained snapshots that nobody needs.
-func (s *sweeper) sweepRetained(ctx context.Context, retained []volumesnapshot.Retained, o owners) error {
+func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained, o owners) error {
 	if len(retained) == 0 {
 		return nil
 	}
@@ -100,7 +100,7 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []volumesnapshot.R
 
 // releaseRetained takes the note off the DataUpload first: with it, the deletion
 // of the backup would look for the storage snapshot once more.
-func (s *sweeper) releaseRetained(ctx context.Context, r volumesnapshot.Retained, uploads []*operation) error {
+func (s *sweeper) releaseRetained(ctx context.Context, r rehome.Retained, uploads []*operation) error {
 	for _, op := range uploads {
 		if op.identity().ObjectName() != r.Name || op.object.GetAnnotations()[identity.AnnotationRetained] == "" {
 			continue
@@ -167,7 +167,7 @@ func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 //
 // An upload of the volume that runs may have chosen it as the base of a delta,
 // or may yet, whatever else there is by now: so it stays until that has ended.
-func (n needs) needless(r volumesnapshot.Retained, all []volumesnapshot.Retained) string {
+func (n needs) needless(r rehome.Retained, all []rehome.Retained) string {
 	switch {
 	case n.uploading[client.ObjectKey{Namespace: r.Namespace, Name: r.PVC}]:
 		return ""
@@ -189,7 +189,7 @@ func (n needs) needless(r volumesnapshot.Retained, all []volumesnapshot.Retained
 // isOfChain says whether the backup after both would look for its parent among
 // them: images of one volume in one repository. A volume that is backed up to two
 // storage locations has a base for each.
-func isOfChain(a, b volumesnapshot.Retained) bool {
+func isOfChain(a, b rehome.Retained) bool {
 	return a.Namespace == b.Namespace && a.PVC == b.PVC && a.Location == b.Location &&
 		a.Driver == b.Driver && a.VolumeHandle == b.VolumeHandle
 }
@@ -197,7 +197,7 @@ func isOfChain(a, b volumesnapshot.Retained) bool {
 // hasBackup looks for the backup of a snapshot. One that Velero has synced back
 // from the storage location has another UID; one that was made later under its
 // name is another backup.
-func (n needs) hasBackup(r volumesnapshot.Retained) bool {
+func (n needs) hasBackup(r rehome.Retained) bool {
 	b := n.backups[r.Backup]
 	if b == nil {
 		return false
@@ -207,7 +207,7 @@ func (n needs) hasBackup(r volumesnapshot.Retained) bool {
 
 // hasVolume says whether the next backup of the PVC may be one of this volume:
 // it is the PVC's, or may become so again.
-func (n needs) hasVolume(r volumesnapshot.Retained) bool {
+func (n needs) hasVolume(r rehome.Retained) bool {
 	for _, claim := range n.volumes[volumeID{r.Driver, r.VolumeHandle}] {
 		if claim == (client.ObjectKey{}) || claim == (client.ObjectKey{Namespace: r.Namespace, Name: r.PVC}) {
 			return true

@@ -24,7 +24,7 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/policy"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 )
 
 func TestNeedless(t *testing.T) {
@@ -33,11 +33,11 @@ func TestNeedless(t *testing.T) {
 	backup := func(uid string, start time.Time) *velerov1.Backup {
 		return &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid)}, Status: velerov1.BackupStatus{StartTimestamp: &metav1.Time{Time: start}}}
 	}
-	pair := func(name string, edit ...func(*volumesnapshot.Retained)) volumesnapshot.Retained {
+	pair := func(name string, edit ...func(*rehome.Retained)) rehome.Retained {
 		minutes := map[string]int{"a": 1, "b": 2, "c": 3}[name]
-		r := volumesnapshot.Retained{
+		r := rehome.Retained{
 			Name: name, Driver: "driver", VolumeHandle: "volume", SnapshotTime: at(minutes),
-			Keeping: volumesnapshot.Keeping{
+			Keeping: rehome.Keeping{
 				Retain: policy.RetainAuto, Namespace: "app", PVC: "data", Location: "default",
 				Backup: "backup-" + name, BackupUID: "uid-" + name,
 			},
@@ -47,76 +47,76 @@ func TestNeedless(t *testing.T) {
 		}
 		return r
 	}
-	always := func(r *volumesnapshot.Retained) { r.Retain = policy.RetainAlways }
+	always := func(r *rehome.Retained) { r.Retain = policy.RetainAlways }
 	claim := client.ObjectKey{Namespace: "app", Name: "data"}
 	for name, tc := range map[string]struct {
-		all    []volumesnapshot.Retained
+		all    []rehome.Retained
 		change func(n *needs)
 		want   map[string]string
 	}{
 		"the newest of three stays": {
-			all:  []volumesnapshot.Retained{pair("a"), pair("b"), pair("c")},
+			all:  []rehome.Retained{pair("a"), pair("b"), pair("c")},
 			want: map[string]string{"a": "backup backup-b of the volume is newer", "b": "backup backup-c of the volume is newer"},
 		},
 		"the order of the list does not matter": {
-			all:  []volumesnapshot.Retained{pair("b"), pair("a")},
+			all:  []rehome.Retained{pair("b"), pair("a")},
 			want: map[string]string{"a": "backup backup-b of the volume is newer"},
 		},
 		"a running upload holds all": {
-			all:    []volumesnapshot.Retained{pair("a"), pair("b")},
+			all:    []rehome.Retained{pair("a"), pair("b")},
 			change: func(n *needs) { n.uploading[claim] = true; delete(n.backups, "backup-a") },
 		},
 		"a running upload of another volume holds nothing": {
-			all:    []volumesnapshot.Retained{pair("a"), pair("b")},
+			all:    []rehome.Retained{pair("a"), pair("b")},
 			change: func(n *needs) { n.uploading[client.ObjectKey{Namespace: "app", Name: "other"}] = true },
 			want:   map[string]string{"a": "newer"},
 		},
 		"always stays until its backup is gone": {
-			all:    []volumesnapshot.Retained{pair("a", always), pair("b", always), pair("c")},
+			all:    []rehome.Retained{pair("a", always), pair("b", always), pair("c")},
 			change: func(n *needs) { delete(n.backups, "backup-b") },
 			want:   map[string]string{"b": "its backup is gone"},
 		},
 		"always stays without its volume": {
-			all:    []volumesnapshot.Retained{pair("a", always)},
+			all:    []rehome.Retained{pair("a", always)},
 			change: func(n *needs) { clear(n.volumes) },
 		},
 		"a newer one that always stays serves as base": {
-			all:  []volumesnapshot.Retained{pair("a"), pair("b", always)},
+			all:  []rehome.Retained{pair("a"), pair("b", always)},
 			want: map[string]string{"a": "newer"},
 		},
 		"a newer one whose backup is gone does not": {
-			all:    []volumesnapshot.Retained{pair("a"), pair("b")},
+			all:    []rehome.Retained{pair("a"), pair("b")},
 			change: func(n *needs) { delete(n.backups, "backup-b") },
 			want:   map[string]string{"b": "its backup is gone"},
 		},
 		"another storage location has a base of its own": {
-			all: []volumesnapshot.Retained{pair("a", func(r *volumesnapshot.Retained) { r.Location = "offsite" }), pair("b")},
+			all: []rehome.Retained{pair("a", func(r *rehome.Retained) { r.Location = "offsite" }), pair("b")},
 		},
 		"a volume that was replaced": {
-			all:    []volumesnapshot.Retained{pair("a", func(r *volumesnapshot.Retained) { r.VolumeHandle = "old" }), pair("b")},
+			all:    []rehome.Retained{pair("a", func(r *rehome.Retained) { r.VolumeHandle = "old" }), pair("b")},
 			want:   map[string]string{"a": "its volume is gone"},
 			change: func(*needs) {},
 		},
 		"a volume that was handed to another PVC": {
-			all:    []volumesnapshot.Retained{pair("a")},
+			all:    []rehome.Retained{pair("a")},
 			change: func(n *needs) { n.volumes[volumeID{"driver", "volume"}][0].Namespace = "elsewhere" },
 			want:   map[string]string{"a": "its volume is gone"},
 		},
 		"a volume without a claim may get its own again": {
-			all:    []volumesnapshot.Retained{pair("a")},
+			all:    []rehome.Retained{pair("a")},
 			change: func(n *needs) { n.volumes[volumeID{"driver", "volume"}][0] = client.ObjectKey{} },
 		},
 		"a backup that was synced back": {
-			all:    []volumesnapshot.Retained{pair("a")},
+			all:    []rehome.Retained{pair("a")},
 			change: func(n *needs) { n.backups["backup-a"].UID = "other" },
 		},
 		"another backup of the same name": {
-			all:    []volumesnapshot.Retained{pair("a")},
+			all:    []rehome.Retained{pair("a")},
 			change: func(n *needs) { n.backups["backup-a"] = backup("other", at(10)) },
 			want:   map[string]string{"a": "its backup is gone"},
 		},
 		"another backup of the same name that has not begun": {
-			all:    []volumesnapshot.Retained{pair("a")},
+			all:    []rehome.Retained{pair("a")},
 			change: func(n *needs) { n.backups["backup-a"] = &velerov1.Backup{} },
 			want:   map[string]string{"a": "its backup is gone"},
 		},
@@ -241,12 +241,12 @@ func (w *world) requireRetained(by policy.Retain) {
 		}
 		require.Equal(w.t, "volume-src", object.GetAnnotations()["blockmover.io/volume-handle"])
 	}
-	var noted volumesnapshot.Retained
+	var noted rehome.Retained
 	require.NoError(w.t, json.Unmarshal([]byte(w.dataUpload().Annotations[identity.AnnotationRetained]), &noted))
-	require.Equal(w.t, volumesnapshot.Retained{
+	require.Equal(w.t, rehome.Retained{
 		Name: name, Driver: driver, VolumeHandle: "volume-src", SnapshotHandle: "snapshot-1",
 		SnapshotTime: time.Date(2026, 3, 1, 11, 59, 0, 5, time.UTC), Class: "snapclass", SecretName: "secret",
-		Keeping: volumesnapshot.Keeping{
+		Keeping: rehome.Keeping{
 			Retain: by, Namespace: appNamespace, PVC: "data", Location: "default", Backup: "backup", BackupUID: "backup-uid",
 		},
 	}, noted)

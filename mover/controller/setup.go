@@ -52,7 +52,8 @@ import (
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
@@ -129,13 +130,13 @@ func Setup(mgr ctrl.Manager, opts Options) error {
 		config:       opts.Config,
 		apiAudiences: opts.APIAudiences,
 	}
-	rehomer := volumesnapshot.Rehomer{Client: around.client, Reader: around.reader, Namespace: opts.Namespace}
+	rehomer := rehome.New(around.client, around.reader, opts.Namespace)
 	sweep := &sweeper{
 		client:    around.client,
 		reader:    around.reader,
 		exposer:   around.exposer,
 		rehomer:   rehomer,
-		groups:    volumesnapshot.Groups{Client: around.client, Reader: around.reader},
+		groups:    groupsnapshot.New(around.client, around.reader),
 		namespace: opts.Namespace,
 		interval:  sweepInterval,
 		wake:      make(chan struct{}, 1),

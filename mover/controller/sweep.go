@@ -19,7 +19,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
@@ -34,8 +35,8 @@ type sweeper struct {
 	client    client.Writer
 	reader    client.Reader
 	exposer   *exposer.Exposer
-	rehomer   volumesnapshot.Rehomer
-	groups    volumesnapshot.Groups
+	rehomer   rehome.Rehomer
+	groups    groupsnapshot.Groups
 	namespace string
 	interval  time.Duration
 	// wake asks for a sweep now.
@@ -238,11 +239,11 @@ func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.Volum
 	for i := range snapshots {
 		vs := &snapshots[i]
 		key := client.ObjectKeyFromObject(vs)
-		if !o.hasEnded(vs.Labels[identity.LabelBackupUID]) || needed[key] || vs.DeletionTimestamp != nil || volumesnapshot.IsOurMember(vs) {
+		if !o.hasEnded(vs.Labels[identity.LabelBackupUID]) || needed[key] || vs.DeletionTimestamp != nil || groupsnapshot.IsOurMember(vs) {
 			continue
 		}
 		log.FromContext(ctx).WithName("sweep").Info("deleting the VolumeSnapshot of a backup that has ended", "volumeSnapshot", key)
-		if _, err := s.rehomer.ReleaseOrigin(ctx, volumesnapshot.Origin{Namespace: key.Namespace, VolumeSnapshot: key.Name}); err != nil {
+		if _, err := s.rehomer.ReleaseOrigin(ctx, key); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -7,36 +7,36 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 )
 
 // sweepGroups takes away the groups of backups that have ended. The plugin does so
 // itself in the finalize phase; what is left here is of a backup that never came to
 // that, or of a Velero that died, or took longer than the plugin waits.
-func (s *sweeper) sweepGroups(ctx context.Context, found []volumesnapshot.GroupRef, o owners) error {
+func (s *sweeper) sweepGroups(ctx context.Context, found []groupsnapshot.Group, o owners) error {
 	running := o.running()
 	var errs []error
-	for _, ref := range found {
-		if !o.hasEnded(ref.BackupUID) {
+	for _, group := range found {
+		if !o.hasEnded(group.BackupUID) {
 			continue
 		}
-		left, err := s.groups.Release(ctx, ref, uploadsFrom(ref.Namespace, running))
+		left, err := group.Release(ctx, uploadsFrom(group.Namespace, running))
 		if err != nil {
-			errs = append(errs, fmt.Errorf("sweep after VolumeGroupSnapshot %s: %w", ref, err))
+			errs = append(errs, fmt.Errorf("sweep after VolumeGroupSnapshot %s: %w", group, err))
 			continue
 		}
 		s.goesAway = s.goesAway || len(left) > 0
-		log.FromContext(ctx).WithName("sweep").Info("released the group snapshot of a backup that has ended", "volumeGroupSnapshot", ref.String(), "goingAway", left)
+		log.FromContext(ctx).WithName("sweep").Info("released the group snapshot of a backup that has ended", "volumeGroupSnapshot", group.String(), "goingAway", left)
 	}
 	return errors.Join(errs...)
 }
 
 // uploadsFrom are those whose VolumeSnapshot is in a namespace.
-func uploadsFrom(namespace string, uploads []*operation) []volumesnapshot.Upload {
-	var from []volumesnapshot.Upload
+func uploadsFrom(namespace string, uploads []*operation) []groupsnapshot.Upload {
+	var from []groupsnapshot.Upload
 	for _, op := range uploads {
 		if source := sourceOf(op.upload); source.Namespace == namespace {
-			from = append(from, volumesnapshot.Upload{Name: op.upload.Name, UID: string(op.upload.UID), VolumeSnapshot: source.Name})
+			from = append(from, groupsnapshot.Upload{Operation: op.identity(), VolumeSnapshot: source.Name})
 		}
 	}
 	return from

@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 )
 
 // groupOf is what a backup that died leaves of a group: one stamped PVC, the group
@@ -24,7 +24,7 @@ import (
 func groupOf(t *testing.T, w *world, backupUID string) (name string) {
 	t.Helper()
 	kind := func(kind string) schema.GroupVersionKind {
-		return schema.GroupVersionKind{Group: volumesnapshot.GroupAPI, Version: "v1beta1", Kind: kind}
+		return schema.GroupVersionKind{Group: groupsnapshot.APIGroup, Version: "v1beta1", Kind: kind}
 	}
 	for _, k := range []string{"VolumeGroupSnapshot", "VolumeGroupSnapshotContent"} {
 		w.mapper.Add(kind(k), meta.RESTScopeNamespace)

@@ -11,7 +11,8 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
@@ -21,8 +22,8 @@ func (w *world) neighbour() *sweeper {
 	return &sweeper{
 		client: w.c, reader: w.c, namespace: namespace,
 		exposer: &exposer.Exposer{Client: cached(w.c), Reader: w.c, Namespace: namespace},
-		rehomer: volumesnapshot.Rehomer{Client: w.c, Reader: w.c, Namespace: namespace},
-		groups:  volumesnapshot.Groups{Client: w.c, Reader: w.c},
+		rehomer: rehome.New(w.c, w.c, namespace),
+		groups:  groupsnapshot.New(w.c, w.c),
 	}
 }
 

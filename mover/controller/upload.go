@@ -21,7 +21,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/internal/veleroapi"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
@@ -33,7 +33,7 @@ import (
 //	        unless that is retained
 type uploads struct {
 	surroundings
-	rehomer volumesnapshot.Rehomer
+	rehomer rehome.Rehomer
 }
 
 func (u *uploads) get(ctx context.Context, key types.NamespacedName) (*operation, error) {
@@ -100,8 +100,8 @@ func (u *uploads) secure(ctx context.Context, op *operation) (phase.Work, error)
 	return phase.Work{State: phase.Secured}, nil
 }
 
-func originOf(du *velerov2alpha1.DataUpload) volumesnapshot.Origin {
-	return volumesnapshot.Origin{
+func originOf(du *velerov2alpha1.DataUpload) rehome.Origin {
+	return rehome.Origin{
 		Namespace:      du.Spec.SourceNamespace,
 		VolumeSnapshot: du.Spec.CSISnapshot.VolumeSnapshot,
 		PVC:            du.Spec.SourcePVC,
@@ -152,7 +152,7 @@ func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error)
 }
 
 // request is the task of the mover pod.
-func (u *uploads) request(ctx context.Context, op *operation, pair volumesnapshot.Rehomed, repositoryName string, plan *exposer.PodPlan) (task.Request, error) {
+func (u *uploads) request(ctx context.Context, op *operation, pair rehome.Rehomed, repositoryName string, plan *exposer.PodPlan) (task.Request, error) {
 	du := op.upload
 	settings, err := u.settings(ctx, du)
 	if err != nil {
@@ -336,7 +336,7 @@ func resultOf(report task.Report) (map[string]string, error) {
 func (u *uploads) finish(ctx context.Context, op *operation) (ending, error) {
 	end := ending{committed: true, delivered: true}
 	if op.outcome.Phase == phase.Completed {
-		if err := u.retain(ctx, op); err != nil {
+		if err := u.keep(ctx, op); err != nil {
 			return end, err
 		}
 	}
@@ -351,7 +351,7 @@ func (u *uploads) finish(ctx context.Context, op *operation) (ending, error) {
 	if du.Spec.CSISnapshot == nil {
 		return end, nil
 	}
-	end.left, err = u.rehomer.ReleaseOrigin(ctx, originOf(du))
+	end.left, err = u.rehomer.ReleaseOrigin(ctx, sourceOf(du))
 	return end, err
 }
 

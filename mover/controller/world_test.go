@@ -36,7 +36,8 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
@@ -211,7 +212,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	narrow := cached(faulty)
 	x := &exposer.Exposer{Client: narrow, Reader: faulty, Namespace: veleroNamespace}
 	around := surroundings{client: narrow, reader: faulty, exposer: x, namespace: veleroNamespace, image: "blockmover:1", config: settings}
-	rehomer := volumesnapshot.Rehomer{Client: narrow, Reader: faulty, Namespace: veleroNamespace}
+	rehomer := rehome.New(narrow, faulty, veleroNamespace)
 	newEngine := func(kind string, f flow) *engine {
 		return &engine{
 			flow: f, kind: kind, client: narrow, exposer: x, config: settings,
@@ -220,7 +221,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	}
 	w.uploads = newEngine(kindUpload, &uploads{surroundings: around, rehomer: rehomer})
 	w.downs = newEngine(kindDownload, &downloads{surroundings: around})
-	w.sweep = &sweeper{client: w.c, reader: w.c, exposer: x, rehomer: rehomer, groups: volumesnapshot.Groups{Client: narrow, Reader: faulty}, namespace: veleroNamespace, interval: time.Minute, wake: make(chan struct{}, 1)}
+	w.sweep = &sweeper{client: w.c, reader: w.c, exposer: x, rehomer: rehomer, groups: groupsnapshot.New(narrow, faulty), namespace: veleroNamespace, interval: time.Minute, wake: make(chan struct{}, 1)}
 	return w
 }
 

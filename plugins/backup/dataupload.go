@@ -20,6 +20,7 @@ import (
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/veleroapi"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
 
@@ -90,7 +91,7 @@ func (a *PVCAction) adviseExhausted(ctx context.Context, err error, wanted *vele
 	if !errors.Is(err, volumesnapshot.ErrExhausted) {
 		return err
 	}
-	retained, listErr := volumesnapshot.Rehomer{Reader: a.api, Namespace: wanted.Namespace}.
+	retained, listErr := rehome.New(a.api, a.api, wanted.Namespace).
 		ListRetainedOf(ctx, wanted.Spec.SourceNamespace, wanted.Spec.SourcePVC)
 	if listErr != nil {
 		return errors.Join(err, listErr)

@@ -21,7 +21,7 @@ import (
 	"github.com/blockmover/blockmover/internal/group"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
 
@@ -41,22 +41,15 @@ const (
 	NotInGroup Alone = "NotInGroup"
 )
 
-// membership is a volume's place in a group that exists.
-type membership struct {
-	volumesnapshot.Groups
-	version string
-	ref     volumesnapshot.GroupRef
-}
-
 // join makes the group of a volume, or finds the one that another member has made.
-// Without a membership, alone says why, or "" for a volume that has no label.
-func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup, settings policy.Settings) (*membership, Alone, error) {
+// Without a group, alone says why, or "" for a volume that has no label.
+func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup, settings policy.Settings) (*groupsnapshot.Group, Alone, error) {
 	key := backup.Spec.VolumeGroupSnapshotLabelKey
 	value := pvc.Labels[key]
 	if key == "" || value == "" {
 		return nil, "", nil
 	}
-	alone := func(reason Alone) (*membership, Alone, error) {
+	alone := func(reason Alone) (*groupsnapshot.Group, Alone, error) {
 		message := fmt.Sprintf("PVC %s/%s with label %s=%s is snapshotted by itself: %s", pvc.Namespace, pvc.Name, key, value, reason)
 		if settings.GroupRequired {
 			return nil, "", fmt.Errorf("group: required by the volume policy: %s", message)
@@ -65,18 +58,16 @@ func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim,
 		return nil, reason, nil
 	}
 	uid := string(backup.UID)
-	m := &membership{
-		Groups: volumesnapshot.Groups{Client: a.api, Reader: a.api},
-		ref:    volumesnapshot.GroupRef{Namespace: pvc.Namespace, Name: identity.GroupName(uid, pvc.Namespace, value, driver), BackupUID: uid},
-	}
-	var err error
-	if m.version, err = m.Version(); err != nil {
+	m, err := groupsnapshot.New(a.api, a.api).Open(groupsnapshot.Ref{
+		Namespace: pvc.Namespace, Name: identity.GroupName(uid, pvc.Namespace, value, driver), BackupUID: uid,
+	})
+	if err != nil {
 		return nil, "", err
 	}
-	if m.version == "" {
+	found, err := m.Find(ctx)
+	if errors.Is(err, groupsnapshot.ErrNotServed) {
 		return alone(NoGroupAPI)
 	}
-	found, err := m.Get(ctx, m.version, m.ref)
 	if err != nil {
 		return nil, "", err
 	}
@@ -88,23 +79,23 @@ func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim,
 		if len(plan.members) == 1 {
 			return alone(GroupOfOne)
 		}
-		class, err := a.groupClass(ctx, m, driver, plan, backup)
+		class, err := a.groupClass(ctx, &m, driver, plan, backup)
 		if errors.Is(err, group.ErrNoClass) {
 			return alone(NoGroupClass)
 		}
 		if err != nil {
 			return nil, "", err
 		}
-		a.log.WithField("volumeGroupSnapshot", m.ref.String()).Infof("Taking a group snapshot of PVCs %s of driver %s by class %s; left out: %v",
+		a.log.WithField("volumeGroupSnapshot", m.String()).Infof("Taking a group snapshot of PVCs %s of driver %s by class %s; left out: %v",
 			strings.Join(plan.members, ", "), driver, class, plan.leftOut)
-		if found, err = m.Create(ctx, m.version, m.ref, class, plan.members); err != nil {
+		if found, err = m.Create(ctx, class, plan.members); err != nil {
 			return nil, "", err
 		}
 	}
 	if !found.Has(pvc.Name) {
 		return alone(NotInGroup)
 	}
-	return m, "", nil
+	return &m, "", nil
 }
 
 // plan is a group that does not exist yet.
@@ -191,8 +182,8 @@ func (a *PVCAction) describe(ctx context.Context, pvc *corev1.PersistentVolumeCl
 }
 
 // groupClass chooses the class of a new group.
-func (a *PVCAction) groupClass(ctx context.Context, m *membership, driver string, p plan, backup *velerov1.Backup) (string, error) {
-	classes, err := m.Classes(ctx, m.version)
+func (a *PVCAction) groupClass(ctx context.Context, m *groupsnapshot.Group, driver string, p plan, backup *velerov1.Backup) (string, error) {
+	classes, err := m.Classes(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -232,14 +223,14 @@ func (a *PVCAction) memberClass(ctx context.Context, named, driver string, pvc *
 
 // startMember waits for the VolumeSnapshot of a member and creates the DataUpload.
 // What a member that fails leaves is taken away with its group.
-func (a *PVCAction) startMember(ctx context.Context, m *membership, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (operation.Upload, error) {
-	wanted.Spec.DataMoverConfig[identity.ConfigGroup] = m.ref.Name
+func (a *PVCAction) startMember(ctx context.Context, m *groupsnapshot.Group, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (operation.Upload, error) {
+	wanted.Spec.DataMoverConfig[identity.ConfigGroup] = m.Name
 	if found, err := a.earlier(ctx, wanted); err != nil || found.DataUpload != nil {
 		return found, err
 	}
 	waitCtx, cancel := context.WithTimeout(ctx, snapshotTimeout)
 	defer cancel()
-	vs, err := m.WaitForMember(waitCtx, m.version, m.ref, wanted.Spec.SourcePVC)
+	vs, err := m.WaitForMember(waitCtx, wanted.Spec.SourcePVC)
 	if err != nil {
 		if waitCtx.Err() != nil {
 			err = errors.Join(err, a.giveUp(ctx, m, err))
@@ -270,8 +261,8 @@ func (a *PVCAction) earlier(ctx context.Context, wanted *velerov2alpha1.DataUplo
 
 // giveUp keeps the other members from waiting as long, one after the other. It has
 // its own time.
-func (a *PVCAction) giveUp(ctx context.Context, m *membership, why error) error {
+func (a *PVCAction) giveUp(ctx context.Context, m *groupsnapshot.Group, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operation.CallTimeout)
 	defer cancel()
-	return m.GiveUp(ctx, m.version, m.ref, why.Error())
+	return m.GiveUp(ctx, why.Error())
 }

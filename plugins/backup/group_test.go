@@ -27,7 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/plugins/internal/faulty"
 )
 
@@ -327,12 +327,8 @@ func (g *groupWorld) requireClean() {
 	}
 }
 
-func refOf(group string) volumesnapshot.GroupRef {
-	return volumesnapshot.GroupRef{Namespace: appNS, Name: group, BackupUID: "backup-uid"}
-}
-
-func groupsOf(c client.Client) volumesnapshot.Groups {
-	return volumesnapshot.Groups{Client: c, Reader: c}
+func refOf(group string) groupsnapshot.Ref {
+	return groupsnapshot.Ref{Namespace: appNS, Name: group, BackupUID: "backup-uid"}
 }
 
 func TestGroup(t *testing.T) {
@@ -593,7 +589,9 @@ func TestGroupWaitsForUploads(t *testing.T) {
 	uploads, err := action.uploads(t.Context(), refOf(name), veleroNS)
 	require.NoError(t, err)
 	require.Len(t, uploads, 2)
-	left, err := groupsOf(g.api).Release(t.Context(), refOf(name), uploads)
+	group, err := groupsnapshot.New(g.api, g.api).Open(refOf(name))
+	require.NoError(t, err)
+	left, err := group.Release(t.Context(), uploads)
 	require.NoError(t, err)
 	require.Len(t, left, 1)
 	require.Contains(t, left[0], "has not taken its member")

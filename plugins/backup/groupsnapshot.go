@@ -19,6 +19,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
 
@@ -27,7 +28,7 @@ import (
 const GroupSnapshotActionName = "blockmover.io/volumegroupsnapshot-backup"
 
 // groupSnapshots is the resource of VolumeGroupSnapshots.
-var groupSnapshots = schema.GroupResource{Group: volumesnapshot.GroupAPI, Resource: "volumegroupsnapshots"}
+var groupSnapshots = schema.GroupResource{Group: groupsnapshot.APIGroup, Resource: "volumegroupsnapshots"}
 
 // releaseTimeout bounds the wait in the finalize phase for a group to be gone: the
 // snapshot controller needs about a second. What takes longer is the sweep's.
@@ -72,7 +73,7 @@ func (a *GroupSnapshotAction) Execute(item runtime.Unstructured, backup *velerov
 	}
 	finalizing := backup.Status.Phase == velerov1.BackupPhaseFinalizing || backup.Status.Phase == velerov1.BackupPhaseFinalizingPartiallyFailed
 	if finalizing && object.GetLabels()[identity.LabelBackupUID] == string(backup.UID) && identity.IsGroupName(object.GetName()) {
-		ref := volumesnapshot.GroupRef{Namespace: object.GetNamespace(), Name: object.GetName(), BackupUID: string(backup.UID)}
+		ref := groupsnapshot.Ref{Namespace: object.GetNamespace(), Name: object.GetName(), BackupUID: string(backup.UID)}
 		log := a.log.WithField("volumeGroupSnapshot", ref.String())
 		if err := a.release(ref, backup.Namespace); err != nil {
 			log.WithError(err).Warn("The group snapshot is left to the sweep of the blockmover manager")
@@ -98,11 +99,11 @@ func isOurs(object *unstructured.Unstructured) (bool, error) {
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, vs); err != nil {
 		return false, fmt.Errorf("decode VolumeSnapshot: %w", err)
 	}
-	return volumesnapshot.IsOurMember(vs), nil
+	return groupsnapshot.IsOurMember(vs), nil
 }
 
 // release takes the group away and waits until it is.
-func (a *GroupSnapshotAction) release(ref volumesnapshot.GroupRef, veleroNamespace string) error {
+func (a *GroupSnapshotAction) release(ref groupsnapshot.Ref, veleroNamespace string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
 	err := volumesnapshot.Until(ctx, func() time.Duration { return a.poll }, func(ctx context.Context) error {
@@ -118,28 +119,35 @@ func (a *GroupSnapshotAction) release(ref volumesnapshot.GroupRef, veleroNamespa
 	return nil
 }
 
-func (a *GroupSnapshotAction) tryRelease(ctx context.Context, ref volumesnapshot.GroupRef, veleroNamespace string) ([]string, error) {
+func (a *GroupSnapshotAction) tryRelease(ctx context.Context, ref groupsnapshot.Ref, veleroNamespace string) ([]string, error) {
 	uploads, err := a.uploads(ctx, ref, veleroNamespace)
 	if err != nil {
 		return nil, err
 	}
-	return volumesnapshot.Groups{Client: a.api, Reader: a.api}.Release(ctx, ref, uploads)
+	group, err := groupsnapshot.New(a.api, a.api).Open(ref)
+	if err != nil {
+		return nil, err
+	}
+	return group.Release(ctx, uploads)
 }
 
 // uploads are those of the backup that run although Velero waits for none of them
 // any more.
-func (a *GroupSnapshotAction) uploads(ctx context.Context, ref volumesnapshot.GroupRef, veleroNamespace string) ([]volumesnapshot.Upload, error) {
+func (a *GroupSnapshotAction) uploads(ctx context.Context, ref groupsnapshot.Ref, veleroNamespace string) ([]groupsnapshot.Upload, error) {
 	list := &velerov2alpha1.DataUploadList{}
 	if err := a.api.List(ctx, list, client.InNamespace(veleroNamespace), client.MatchingLabels{velerov1.BackupUIDLabel: ref.BackupUID}); err != nil {
 		return nil, fmt.Errorf("list DataUploads: %w", err)
 	}
-	var uploads []volumesnapshot.Upload
+	var uploads []groupsnapshot.Upload
 	for i := range list.Items {
 		du := &list.Items[i]
 		if du.Spec.SourceNamespace != ref.Namespace || du.Spec.CSISnapshot == nil || (operation.Upload{DataUpload: du}).State().Final() {
 			continue
 		}
-		uploads = append(uploads, volumesnapshot.Upload{Name: du.Name, UID: string(du.UID), VolumeSnapshot: du.Spec.CSISnapshot.VolumeSnapshot})
+		uploads = append(uploads, groupsnapshot.Upload{
+			Operation:      identity.Operation{Kind: identity.KindDataUpload, Namespace: du.Namespace, Name: du.Name, UID: string(du.UID)},
+			VolumeSnapshot: du.Spec.CSISnapshot.VolumeSnapshot,
+		})
 	}
 	return uploads, nil
 }

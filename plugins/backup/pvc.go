@@ -23,6 +23,7 @@ import (
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/veleroapi"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
 
@@ -127,7 +128,7 @@ func withoutStaleMarks(item runtime.Unstructured) runtime.Unstructured {
 		u.SetAnnotations(annotations)
 	}
 	if labels := u.GetLabels(); labels[identity.LabelGrouped] != "" {
-		volumesnapshot.Unstamp(labels, "")
+		groupsnapshot.RemoveStamps(labels)
 		u.SetLabels(labels)
 	}
 	return u
@@ -187,8 +188,7 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 func (a *PVCAction) release(ctx context.Context, vs client.ObjectKey) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operation.CallTimeout)
 	defer cancel()
-	_, err := volumesnapshot.Rehomer{Client: a.api, Reader: a.api}.ReleaseOrigin(ctx,
-		volumesnapshot.Origin{Namespace: vs.Namespace, VolumeSnapshot: vs.Name})
+	_, err := volumesnapshot.Release(ctx, a.api, a.api, vs)
 	return err
 }
 

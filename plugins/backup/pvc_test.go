@@ -32,6 +32,7 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/plugins/internal/faulty"
 )
 
@@ -508,9 +509,9 @@ func TestExecuteExhausted(t *testing.T) {
 	w.backup.Spec.CSISnapshotTimeout.Duration = 300 * time.Millisecond
 	action := w.start(&faulty.Fault{})
 	for name, pvc := range map[string]string{"pair-1": "data", "pair-2": "other"} {
-		require.NoError(t, volumesnapshot.Rehomer{Client: w.api, Reader: w.api, Namespace: veleroNS}.Rebuild(t.Context(), volumesnapshot.Retained{
+		require.NoError(t, rehome.New(w.api, w.api, veleroNS).Rebuild(t.Context(), rehome.Retained{
 			Name: name, Driver: driver, VolumeHandle: "v1", SnapshotHandle: "handle-of-" + name, SnapshotTime: w.now,
-			Keeping: volumesnapshot.Keeping{Retain: policy.RetainAuto, Namespace: appNS, PVC: pvc, Backup: "weekly"},
+			Keeping: rehome.Keeping{Retain: policy.RetainAuto, Namespace: appNS, PVC: pvc, Backup: "weekly"},
 		}))
 	}
 	r := w.execute(action)

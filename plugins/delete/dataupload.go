@@ -47,6 +47,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
 
@@ -212,18 +213,18 @@ func (a *DataUploadAction) ensure(ctx context.Context, object client.Object) err
 // While an upload of the same volume runs, which may build on the snapshot, it is
 // left to the manager's sweep.
 func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2alpha1.DataUpload) error {
-	rehomer := volumesnapshot.Rehomer{Client: a.api, Reader: a.api, Namespace: upload.Namespace}
+	rehomer := rehome.New(a.api, a.api, upload.Namespace)
 	if err := a.rebuildRetained(ctx, rehomer, upload); err != nil {
 		return err
 	}
-	_, retained, err := rehomer.Pair(ctx, identity.Operation{UID: string(upload.UID)})
+	pair, err := rehomer.Pair(ctx, identity.Operation{UID: string(upload.UID)})
 	if meta.IsNoMatchError(err) {
 		return nil // a cluster without snapshots
 	}
 	if err != nil {
 		return err
 	}
-	if retained {
+	if pair != nil && pair.Retained {
 		if busy, err := a.isUploading(ctx, upload); err != nil || busy {
 			return err
 		}
@@ -239,7 +240,7 @@ func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2
 // rebuildRetained makes the pair again where somebody has deleted it and the
 // DataUpload still says that there is a storage snapshot: the one in the cluster,
 // which is kept up to date, not the one in the backup.
-func (a *DataUploadAction) rebuildRetained(ctx context.Context, rehomer volumesnapshot.Rehomer, upload *velerov2alpha1.DataUpload) error {
+func (a *DataUploadAction) rebuildRetained(ctx context.Context, rehomer rehome.Rehomer, upload *velerov2alpha1.DataUpload) error {
 	live := &velerov2alpha1.DataUpload{}
 	key := client.ObjectKeyFromObject(upload)
 	if err := a.api.Get(ctx, key, live); apierrors.IsNotFound(err) {
@@ -251,7 +252,7 @@ func (a *DataUploadAction) rebuildRetained(ctx context.Context, rehomer volumesn
 	if live.UID != upload.UID || noted == "" {
 		return nil
 	}
-	var retained volumesnapshot.Retained
+	var retained rehome.Retained
 	if err := json.Unmarshal([]byte(noted), &retained); err != nil {
 		return fmt.Errorf("read annotation %s of DataUpload %s: %w", identity.AnnotationRetained, key, err)
 	}
@@ -293,7 +294,6 @@ func (a *DataUploadAction) releaseVolumeSnapshot(ctx context.Context, upload *ve
 		return nil
 	}
 	a.log.Infof("Releasing VolumeSnapshot %s, which the mover has left", key)
-	_, err := volumesnapshot.Rehomer{Client: a.api, Reader: a.api}.ReleaseOrigin(ctx,
-		volumesnapshot.Origin{Namespace: key.Namespace, VolumeSnapshot: key.Name})
+	_, err := volumesnapshot.Release(ctx, a.api, a.api, key)
 	return err
 }

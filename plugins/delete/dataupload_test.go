@@ -28,7 +28,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/plugins/internal/faulty"
 )
 
@@ -274,15 +274,15 @@ func TestExecuteSurvivesEachFault(t *testing.T) {
 
 // retain makes the storage snapshot of the backup a retained one, as the manager
 // leaves it: the pair, and the note on the DataUpload in the cluster.
-func (w *world) retain() volumesnapshot.Retained {
+func (w *world) retain() rehome.Retained {
 	w.t.Helper()
-	retained := volumesnapshot.Retained{
+	retained := rehome.Retained{
 		Name: "blockmover-upload-uid", Driver: "driver", VolumeHandle: "volume-1", SnapshotHandle: "snapshot-1", SnapshotTime: time.Unix(1, 0).UTC(),
-		Keeping: volumesnapshot.Keeping{
+		Keeping: rehome.Keeping{
 			Retain: policy.RetainAuto, Namespace: "app", PVC: "data", Location: "default", Backup: "nightly", BackupUID: "backup-uid",
 		},
 	}
-	require.NoError(w.t, volumesnapshot.Rehomer{Client: w.api, Reader: w.api, Namespace: "velero"}.Rebuild(w.t.Context(), retained))
+	require.NoError(w.t, rehome.New(w.api, w.api, "velero").Rebuild(w.t.Context(), retained))
 	note, err := json.Marshal(retained)
 	require.NoError(w.t, err)
 	live := w.upload.DeepCopy()

@@ -7,7 +7,7 @@ import (
 	riav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/restoreitemaction/v2"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 )
 
 // GroupSnapshotActionName is the name that the action for group snapshots is
@@ -35,8 +35,8 @@ func (*GroupSnapshotAction) Name() string { return GroupSnapshotActionName }
 // AppliesTo implements RestoreItemAction.
 func (*GroupSnapshotAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{
-		"volumegroupsnapshots." + volumesnapshot.GroupAPI,
-		"volumegroupsnapshotcontents." + volumesnapshot.GroupAPI,
+		"volumegroupsnapshots." + groupsnapshot.APIGroup,
+		"volumegroupsnapshotcontents." + groupsnapshot.APIGroup,
 	}}, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -95,25 +96,27 @@ func TestWaitForHandle(t *testing.T) {
 }
 
 func TestWaitForHandleThatComesLate(t *testing.T) {
-	c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) { content.Status = nil })...)
-	go func() {
-		time.Sleep(150 * time.Millisecond)
-		handle := "late"
-		content := &snapshotv1.VolumeSnapshotContent{}
-		if c.Get(t.Context(), client.ObjectKey{Name: "content-1"}, content) != nil {
-			return
-		}
-		content.Status = &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: &handle}
-		_ = c.Update(t.Context(), content)
-	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	content, err := WaitForHandle(ctx, c, vsKey)
-	require.NoError(t, err)
-	require.Equal(t, "late", *content.Status.SnapshotHandle)
+	synctest.Test(t, func(t *testing.T) {
+		c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) { content.Status = nil })...)
+		go func() {
+			time.Sleep(150 * time.Millisecond)
+			handle := "late"
+			content := &snapshotv1.VolumeSnapshotContent{}
+			if c.Get(t.Context(), client.ObjectKey{Name: "content-1"}, content) != nil {
+				return
+			}
+			content.Status = &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: &handle}
+			_ = c.Update(t.Context(), content)
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		content, err := WaitForHandle(ctx, c, vsKey)
+		require.NoError(t, err)
+		require.Equal(t, "late", *content.Status.SnapshotHandle)
+	})
 }
 
-// The error after the time is up says what was missing to the last.
+// When the wait times out, the error says what was missing last.
 func TestWaitForHandleTimesOut(t *testing.T) {
 	message := "pool is full"
 	failure := &snapshotv1.VolumeSnapshotError{Message: &message}
@@ -136,51 +139,57 @@ func TestWaitForHandleTimesOut(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
-			defer cancel()
-			_, err := WaitForHandle(ctx, newFake(t, pair(test.change)...), vsKey)
-			require.ErrorIs(t, err, context.DeadlineExceeded)
-			require.ErrorContains(t, err, test.want)
-			require.NotErrorIs(t, err, ErrExhausted)
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+				defer cancel()
+				_, err := WaitForHandle(ctx, newFake(t, pair(test.change)...), vsKey)
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.ErrorContains(t, err, test.want)
+				require.NotErrorIs(t, err, ErrExhausted)
+			})
 		})
 	}
 }
 
-// TestWaitForHandleWhenCallsFail: what the storage said is not lost to calls that
-// fail after that, those that the client's rate limiter refuses next to the end among
-// them.
+// TestWaitForHandleWhenCallsFail: the error keeps what the storage said when calls
+// fail after that, such as those that the client's rate limiter refuses shortly before
+// the end.
 func TestWaitForHandleWhenCallsFail(t *testing.T) {
-	message := "pool is full"
-	c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
-		content.Status = &snapshotv1.VolumeSnapshotContentStatus{Error: &snapshotv1.VolumeSnapshotError{Message: &message}}
-	})...)
-	calls := 0
-	failing := interceptor.NewClient(c, interceptor.Funcs{
-		Get: func(ctx context.Context, inner client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
-			if calls++; calls > 2 {
-				return errors.New("client rate limiter Wait returned an error: rate: Wait(n=1) would exceed context deadline")
-			}
-			return inner.Get(ctx, key, obj, opts...)
-		},
+	synctest.Test(t, func(t *testing.T) {
+		message := "pool is full"
+		c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
+			content.Status = &snapshotv1.VolumeSnapshotContentStatus{Error: &snapshotv1.VolumeSnapshotError{Message: &message}}
+		})...)
+		calls := 0
+		failing := interceptor.NewClient(c, interceptor.Funcs{
+			Get: func(ctx context.Context, inner client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+				if calls++; calls > 2 {
+					return errors.New("client rate limiter Wait returned an error: rate: Wait(n=1) would exceed context deadline")
+				}
+				return inner.Get(ctx, key, obj, opts...)
+			},
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+		defer cancel()
+		_, err := WaitForHandle(ctx, failing, vsKey)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "VolumeSnapshotContent content-1: pool is full; then: get VolumeSnapshot "+vsKey.String()+": client rate limiter")
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
-	defer cancel()
-	_, err := WaitForHandle(ctx, failing, vsKey)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.ErrorContains(t, err, "VolumeSnapshotContent content-1: pool is full; then: get VolumeSnapshot: client rate limiter")
 }
 
 func TestWaitForHandleExhausted(t *testing.T) {
-	message := `failed to take snapshot of the volume v1: "rpc error: code = ResourceExhausted desc = the maximum is 3"`
-	c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
-		content.Status = &snapshotv1.VolumeSnapshotContentStatus{Error: &snapshotv1.VolumeSnapshotError{Message: &message}}
-	})...)
-	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
-	defer cancel()
-	_, err := WaitForHandle(ctx, c, vsKey)
-	require.ErrorIs(t, err, ErrExhausted)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.ErrorContains(t, err, "the maximum is 3")
+	synctest.Test(t, func(t *testing.T) {
+		message := `failed to take snapshot of the volume v1: "rpc error: code = ResourceExhausted desc = the maximum is 3"`
+		c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
+			content.Status = &snapshotv1.VolumeSnapshotContentStatus{Error: &snapshotv1.VolumeSnapshotError{Message: &message}}
+		})...)
+		ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+		defer cancel()
+		_, err := WaitForHandle(ctx, c, vsKey)
+		require.ErrorIs(t, err, ErrExhausted)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "the maximum is 3")
+	})
 }
 
 func TestWaitForHandleOfDeleted(t *testing.T) {
@@ -198,15 +207,28 @@ func TestWaitForHandleOfDeleted(t *testing.T) {
 	}
 }
 
-func TestDelete(t *testing.T) {
+func TestRelease(t *testing.T) {
 	c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
 		content.Spec.DeletionPolicy = snapshotv1.VolumeSnapshotContentRetain
 	})...)
-	for range 2 { // the second time there is nothing to do
-		require.NoError(t, Delete(t.Context(), c, c, vsKey))
-	}
+	left, err := Release(t.Context(), c, c, vsKey)
+	require.NoError(t, err)
+	require.Equal(t, []string{"VolumeSnapshot " + vsKey.String()}, left)
+	left, err = Release(t.Context(), c, c, vsKey)
+	require.NoError(t, err)
+	require.Empty(t, left, "the second time there is nothing to do")
 	require.True(t, client.IgnoreNotFound(c.Get(t.Context(), vsKey, &snapshotv1.VolumeSnapshot{})) == nil)
 	content := &snapshotv1.VolumeSnapshotContent{}
 	require.NoError(t, c.Get(t.Context(), client.ObjectKey{Name: "content-1"}, content))
 	require.Equal(t, snapshotv1.VolumeSnapshotContentDelete, content.Spec.DeletionPolicy, "or the snapshot stays in the storage")
+}
+
+func TestReleaseLeavesToOperations(t *testing.T) {
+	c := newFake(t, pair(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
+		content.Labels = map[string]string{identity.LabelOperation: "op-uid"}
+	})...)
+	left, err := Release(t.Context(), c, c, vsKey)
+	require.NoError(t, err)
+	require.Equal(t, []string{"VolumeSnapshot " + vsKey.String()}, left)
+	require.NoError(t, c.Get(t.Context(), vsKey, &snapshotv1.VolumeSnapshot{}))
 }

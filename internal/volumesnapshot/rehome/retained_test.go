@@ -1,4 +1,4 @@
-package volumesnapshot_test
+package rehome_test
 
 import (
 	"encoding/json"
@@ -14,17 +14,17 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 )
 
 // What becomes of a retained pair over time, under every fault, is tested in
 // mover/controller; here is what it looks like.
 
-var keeping = volumesnapshot.Keeping{
+var keeping = rehome.Keeping{
 	Retain: policy.RetainAuto, Namespace: "app", PVC: "data", Location: "default", Backup: "nightly", BackupUID: "backup-uid",
 }
 
-func retainedMember(t *testing.T) (volumesnapshot.Rehomer, volumesnapshot.Retained) {
+func retainedMember(t *testing.T) (rehomer, rehome.Retained) {
 	t.Helper()
 	r := member().rehomer(t)
 	_, err := r.Ensure(t.Context(), operation, origin)
@@ -35,31 +35,30 @@ func retainedMember(t *testing.T) (volumesnapshot.Rehomer, volumesnapshot.Retain
 	return r, *retained
 }
 
-func contentOf(t *testing.T, r volumesnapshot.Rehomer, name string) *snapshotv1.VolumeSnapshotContent {
+func contentOf(t *testing.T, r rehomer, name string) *snapshotv1.VolumeSnapshotContent {
 	t.Helper()
 	content := &snapshotv1.VolumeSnapshotContent{}
-	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKey{Name: name}, content))
+	require.NoError(t, r.api.Get(t.Context(), client.ObjectKey{Name: name}, content))
 	return content
 }
 
 func TestKeep(t *testing.T) {
 	r, retained := retainedMember(t)
-	require.Equal(t, volumesnapshot.Retained{
+	require.Equal(t, rehome.Retained{
 		Name: "blockmover-op-uid", Keeping: keeping, Driver: "driver", VolumeHandle: "volume-1", SnapshotHandle: "snapshot-1",
 		SnapshotTime: time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC), Class: "b", SecretName: "secret", SecretNamespace: "secrets",
 	}, retained)
 	text, err := json.Marshal(retained)
 	require.NoError(t, err)
-	var back volumesnapshot.Retained
+	var back rehome.Retained
 	require.NoError(t, json.Unmarshal(text, &back))
 	require.Equal(t, retained, back, "the note on the DataUpload says all of it")
 
-	driver, kept, err := r.Pair(t.Context(), operation)
+	pair, err := r.Pair(t.Context(), operation)
 	require.NoError(t, err)
-	require.Equal(t, "driver", driver)
-	require.True(t, kept)
+	require.Equal(t, &rehome.Pair{Driver: "driver", Retained: true}, pair)
 
-	again, err := r.Keep(t.Context(), operation, volumesnapshot.Keeping{Retain: policy.RetainAlways})
+	again, err := r.Keep(t.Context(), operation, rehome.Keeping{Retain: policy.RetainAlways})
 	require.NoError(t, err)
 	require.Equal(t, retained, *again, "the first word counts")
 
@@ -78,16 +77,16 @@ func TestReleaseCompletesKeep(t *testing.T) {
 	r, retained := retainedMember(t)
 	vs := &snapshotv1.VolumeSnapshot{}
 	key := client.ObjectKey{Namespace: "velero", Name: retained.Name}
-	require.NoError(t, r.Reader.Get(t.Context(), key, vs))
+	require.NoError(t, r.api.Get(t.Context(), key, vs))
 	want := vs.Labels
 	require.Equal(t, "auto", want[identity.LabelRetained])
 	vs.Labels = map[string]string{identity.LabelOperation: "op-uid", "foreign": "stays"}
-	require.NoError(t, r.Client.Update(t.Context(), vs))
+	require.NoError(t, r.api.Update(t.Context(), vs))
 
 	left, err := r.Release(t.Context(), operation)
 	require.NoError(t, err)
 	require.NotContains(t, left, "VolumeSnapshot velero/"+retained.Name)
-	require.NoError(t, r.Reader.Get(t.Context(), key, vs))
+	require.NoError(t, r.api.Get(t.Context(), key, vs))
 	require.Equal(t, "stays", vs.Labels["foreign"])
 	delete(vs.Labels, "foreign")
 	delete(want, "velero.io/exclude-from-backup") // the operation's pair has it too
@@ -119,10 +118,9 @@ func TestListRetained(t *testing.T) {
 	r, retained := retainedMember(t)
 	all, err := r.ListRetained(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []volumesnapshot.Retained{retained}, all)
+	require.Equal(t, []rehome.Retained{retained}, all)
 
-	elsewhere := r
-	elsewhere.Namespace = "velero-2"
+	elsewhere := rehome.New(r.api, r.api, "velero-2")
 	all, err = elsewhere.ListRetained(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, all, "that of another Velero in the cluster")
@@ -145,9 +143,9 @@ func TestReleaseRetained(t *testing.T) {
 			content.Status = &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: &handle}
 			change(content)
 			status := content.Status
-			require.NoError(t, r.Client.Update(t.Context(), content))
+			require.NoError(t, r.api.Update(t.Context(), content))
 			content.Status = status
-			require.NoError(t, r.Client.Status().Update(t.Context(), content))
+			require.NoError(t, r.api.Status().Update(t.Context(), content))
 
 			left, err := r.ReleaseRetained(t.Context(), retained.Name)
 			require.NoError(t, err)
@@ -179,13 +177,13 @@ func TestReleaseRetainedBound(t *testing.T) {
 	r, retained := retainedMember(t)
 	content := contentOf(t, r, retained.Name)
 	content.Spec.VolumeSnapshotRef.UID = "vs-uid"
-	require.NoError(t, r.Client.Update(t.Context(), content))
+	require.NoError(t, r.api.Update(t.Context(), content))
 	vs := &snapshotv1.VolumeSnapshot{}
-	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKey{Namespace: "velero", Name: retained.Name}, vs))
+	require.NoError(t, r.api.Get(t.Context(), client.ObjectKey{Namespace: "velero", Name: retained.Name}, vs))
 	vs.UID = "vs-uid"
 	vs.Finalizers = []string{"snapshot.storage.kubernetes.io/volumesnapshot-bound-protection"}
 	vs.Status = &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &retained.Name}
-	require.NoError(t, r.Client.Update(t.Context(), vs))
+	require.NoError(t, r.api.Update(t.Context(), vs))
 
 	left, err := r.ReleaseRetained(t.Context(), retained.Name)
 	require.NoError(t, err)
@@ -193,7 +191,7 @@ func TestReleaseRetainedBound(t *testing.T) {
 	content = contentOf(t, r, retained.Name)
 	requireCondemned(t, content)
 	require.Nil(t, content.DeletionTimestamp)
-	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKeyFromObject(vs), vs))
+	require.NoError(t, r.api.Get(t.Context(), client.ObjectKeyFromObject(vs), vs))
 	require.NotNil(t, vs.DeletionTimestamp)
 }
 
@@ -215,12 +213,12 @@ func TestRebuild(t *testing.T) {
 	require.NoError(t, r.Rebuild(t.Context(), retained))
 	require.Equal(t, before, contentOf(t, r, retained.Name), "it is there")
 
-	require.NoError(t, r.Client.Delete(t.Context(), before))
-	require.NoError(t, r.Client.Delete(t.Context(), &snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: retained.Name}}))
+	require.NoError(t, r.api.Delete(t.Context(), before))
+	require.NoError(t, r.api.Delete(t.Context(), &snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: retained.Name}}))
 	require.NoError(t, r.Rebuild(t.Context(), retained))
 	rebuilt, err := r.ListRetained(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []volumesnapshot.Retained{retained}, rebuilt)
+	require.Equal(t, []rehome.Retained{retained}, rebuilt)
 	left, err := r.ReleaseRetained(t.Context(), retained.Name)
 	require.NoError(t, err)
 	require.Equal(t, []string{"VolumeSnapshotContent blockmover-op-uid"}, left)
@@ -234,8 +232,8 @@ func TestRebuild(t *testing.T) {
 func TestRebuildLeavesOthers(t *testing.T) {
 	r, retained := retainedMember(t)
 	content := contentOf(t, r, retained.Name)
-	require.NoError(t, r.Client.Delete(t.Context(), content))
-	require.NoError(t, r.Client.Create(t.Context(), &snapshotv1.VolumeSnapshotContent{
+	require.NoError(t, r.api.Delete(t.Context(), content))
+	require.NoError(t, r.api.Create(t.Context(), &snapshotv1.VolumeSnapshotContent{
 		ObjectMeta: metav1.ObjectMeta{Name: "imported"},
 		Spec: snapshotv1.VolumeSnapshotContentSpec{
 			Driver: "driver", Source: snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: &retained.SnapshotHandle},
@@ -243,7 +241,7 @@ func TestRebuildLeavesOthers(t *testing.T) {
 		},
 	}))
 	require.NoError(t, r.Rebuild(t.Context(), retained))
-	err := r.Reader.Get(t.Context(), client.ObjectKey{Name: retained.Name}, content)
+	err := r.api.Get(t.Context(), client.ObjectKey{Name: retained.Name}, content)
 	require.NoError(t, client.IgnoreNotFound(err))
 	require.Error(t, err)
 }

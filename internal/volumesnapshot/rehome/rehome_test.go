@@ -1,4 +1,4 @@
-package volumesnapshot_test
+package rehome_test
 
 import (
 	"testing"
@@ -15,7 +15,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 )
 
 // The whole way of a pair, under every fault, is tested in mover/controller;
@@ -23,7 +23,7 @@ import (
 
 var (
 	operation = identity.Operation{Kind: "DataUpload", Namespace: "velero", Name: "du", UID: "op-uid"}
-	origin    = volumesnapshot.Origin{Namespace: "app", VolumeSnapshot: "snap", PVC: "data"}
+	origin    = rehome.Origin{Namespace: "app", VolumeSnapshot: "snap", PVC: "data"}
 )
 
 type fixture struct {
@@ -80,28 +80,34 @@ func member() fixture {
 	}
 }
 
-func (f fixture) rehomer(t *testing.T) volumesnapshot.Rehomer {
+// rehomer is a Rehomer and the API that it works with.
+type rehomer struct {
+	rehome.Rehomer
+	api client.Client
+}
+
+func (f fixture) rehomer(t *testing.T) rehomer {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	require.NoError(t, snapshotv1.AddToScheme(scheme))
 	require.NoError(t, corev1.AddToScheme(scheme))
 	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{}).
 		WithObjects(append(f.classes, f.vs, f.content, f.pvc, f.pv)...).Build()
-	return volumesnapshot.Rehomer{Client: c, Reader: c, Namespace: "velero"}
+	return rehomer{rehome.New(c, c, "velero"), c}
 }
 
 func TestRehomeMember(t *testing.T) {
 	r := member().rehomer(t)
 	pair, err := r.Ensure(t.Context(), operation, origin)
 	require.NoError(t, err)
-	require.Equal(t, volumesnapshot.Rehomed{
+	require.Equal(t, rehome.Rehomed{
 		Name: "blockmover-op-uid", Driver: "driver", VolumeHandle: "volume-1", SnapshotHandle: "snapshot-1",
 		SnapshotTime: time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC), Size: 5 << 30, Secured: true,
 		Waiting: "re-homed VolumeSnapshot velero/blockmover-op-uid is not ready to use yet",
 	}, pair)
 
 	content := &snapshotv1.VolumeSnapshotContent{}
-	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKey{Name: pair.Name}, content))
+	require.NoError(t, r.api.Get(t.Context(), client.ObjectKey{Name: pair.Name}, content))
 	require.Equal(t, snapshotv1.VolumeSnapshotContentDelete, content.Spec.DeletionPolicy)
 	require.Equal(t, "snapshot-1", *content.Spec.Source.SnapshotHandle)
 	require.Equal(t, "b", *content.Spec.VolumeSnapshotClassName, "the class that Velero uses for the driver")
@@ -114,7 +120,7 @@ func TestRehomeMember(t *testing.T) {
 
 	// The SnapshotMetadata service looks for the class at the VolumeSnapshot.
 	vs := &snapshotv1.VolumeSnapshot{}
-	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKey{Namespace: "velero", Name: pair.Name}, vs))
+	require.NoError(t, r.api.Get(t.Context(), client.ObjectKey{Namespace: "velero", Name: pair.Name}, vs))
 	require.Equal(t, "b", *vs.Spec.VolumeSnapshotClassName)
 	require.Equal(t, "op-uid", vs.Labels[identity.LabelOperation])
 
@@ -187,8 +193,8 @@ func TestSizeOfTheSnapshot(t *testing.T) {
 	}
 }
 
-// TestRetainComesFirst: the storage snapshot is safe before it is ready.
-func TestRetainComesFirst(t *testing.T) {
+// TestProtectComesFirst: the storage snapshot is safe before it is ready.
+func TestProtectComesFirst(t *testing.T) {
 	f := member()
 	no := false
 	f.content.Status.ReadyToUse = &no
@@ -196,7 +202,7 @@ func TestRetainComesFirst(t *testing.T) {
 	_, err := r.Ensure(t.Context(), operation, origin)
 	require.NoError(t, err)
 	content := &snapshotv1.VolumeSnapshotContent{}
-	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKey{Name: "content-1"}, content))
+	require.NoError(t, r.api.Get(t.Context(), client.ObjectKey{Name: "content-1"}, content))
 	require.Equal(t, snapshotv1.VolumeSnapshotContentRetain, content.Spec.DeletionPolicy)
 	require.Equal(t, "op-uid", content.Labels[identity.LabelOperation])
 }
@@ -218,9 +224,9 @@ func TestMemberOfExistingGroup(t *testing.T) {
 	require.Contains(t, content.Annotations, beingDeleted, "the sidecar does not let go of it otherwise")
 	require.Equal(t, snapshotv1.VolumeSnapshotContentRetain, content.Spec.DeletionPolicy)
 	vs := &snapshotv1.VolumeSnapshot{}
-	require.NoError(t, r.Reader.Get(t.Context(), client.ObjectKeyFromObject(f.vs), vs))
+	require.NoError(t, r.api.Get(t.Context(), client.ObjectKeyFromObject(f.vs), vs))
 	require.NotNil(t, vs.DeletionTimestamp)
-	left, err := r.ReleaseOrigin(t.Context(), origin)
+	left, err := r.ReleaseOrigin(t.Context(), client.ObjectKeyFromObject(f.vs))
 	require.NoError(t, err)
 	require.Empty(t, left)
 }

@@ -1,0 +1,75 @@
+package groupsnapshot
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
+)
+
+// listMembers returns the VolumeSnapshots of a group. owner is the UID of the group, or
+// "" if the group is gone. Owner references are compared by UID only: their version is
+// that of the snapshot controller, which need not be ours.
+func listMembers(ctx context.Context, reader client.Reader, ref Ref, owner types.UID) ([]snapshotv1.VolumeSnapshot, error) {
+	list := &snapshotv1.VolumeSnapshotList{}
+	if err := reader.List(ctx, list, client.InNamespace(ref.Namespace)); err != nil {
+		return nil, fmt.Errorf("list VolumeSnapshots of namespace %s: %w", ref.Namespace, err)
+	}
+	return slices.DeleteFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool {
+		if groupOf(&vs) == ref.Name {
+			return false
+		}
+		return owner == "" || !slices.ContainsFunc(vs.OwnerReferences, func(o metav1.OwnerReference) bool { return o.UID == owner })
+	}), nil
+}
+
+// groupOf returns the name of the VolumeGroupSnapshot that a VolumeSnapshot is or was
+// a member of, or "".
+func groupOf(vs *snapshotv1.VolumeSnapshot) string {
+	if vs.Status != nil && vs.Status.VolumeGroupSnapshotName != nil {
+		return *vs.Status.VolumeGroupSnapshotName
+	}
+	for _, owner := range vs.OwnerReferences {
+		if owner.Kind == kindGroup && strings.HasPrefix(owner.APIVersion, APIGroup+"/") {
+			return owner.Name
+		}
+	}
+	return ""
+}
+
+// IsOurMember reports whether a group of ours created a VolumeSnapshot.
+func IsOurMember(vs *snapshotv1.VolumeSnapshot) bool { return identity.IsGroupName(groupOf(vs)) }
+
+// memberRefs returns the groups of ours that VolumeSnapshots are members of.
+func memberRefs(snapshots []snapshotv1.VolumeSnapshot) []Ref {
+	var refs []Ref
+	for i := range snapshots {
+		if vs := &snapshots[i]; IsOurMember(vs) {
+			refs = append(refs, Ref{Namespace: vs.Namespace, Name: groupOf(vs), BackupUID: vs.Labels[identity.LabelBackupUID]})
+		}
+	}
+	return refs
+}
+
+// labelMember marks a member as the backup's, and excludes it from other backups.
+func labelMember(ctx context.Context, c client.Writer, ref Ref, vs *snapshotv1.VolumeSnapshot) error {
+	if vs.Labels[identity.LabelBackupUID] == ref.BackupUID {
+		return nil
+	}
+	before := vs.DeepCopy()
+	kube.SetLabel(vs, identity.LabelBackupUID, ref.BackupUID)
+	kube.SetLabel(vs, velerov1.ExcludeFromBackupLabel, "true")
+	if err := c.Patch(ctx, vs, client.MergeFrom(before)); err != nil {
+		return fmt.Errorf("label VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
+	}
+	return nil
+}
