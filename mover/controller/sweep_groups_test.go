@@ -121,7 +121,7 @@ func TestSweepGroups(t *testing.T) {
 func TestSweepGroupsWithoutTheirKinds(t *testing.T) {
 	w := newWorld(t)
 	name := groupOf(t, w, "deleted-uid")
-	w.sweep.groups.Client = withoutKinds{w.sweep.groups.Client}
+	w.sweep.groups = groupsnapshot.New(withoutKinds{w.narrow}, w.faulty)
 	w.sweepUp()
 	require.Empty(t, list[snapshotv1.VolumeSnapshotList](w).Items)
 	require.Empty(t, list[snapshotv1.VolumeSnapshotContentList](w).Items)

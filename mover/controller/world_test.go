@@ -60,12 +60,15 @@ type world struct {
 	t   *testing.T
 	ctx context.Context
 	// c is the API server; the controllers see it through faults.
-	c       client.WithWatch
-	faults  *faults
-	clock   time.Time
-	uploads *engine
-	downs   *engine
-	sweep   *sweeper
+	c client.WithWatch
+	// narrow and faulty are the clients of the controllers: the one with a cache, and
+	// the one that always asks the API server.
+	narrow, faulty client.Client
+	faults         *faults
+	clock          time.Time
+	uploads        *engine
+	downs          *engine
+	sweep          *sweeper
 
 	// mapper knows the kinds that not every cluster has.
 	mapper *meta.DefaultRESTMapper
@@ -210,6 +213,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	settings, err := config.Parse(nil)
 	require.NoError(t, err)
 	narrow := cached(faulty)
+	w.narrow, w.faulty = narrow, faulty
 	x := &exposer.Exposer{Client: narrow, Reader: faulty, Namespace: veleroNamespace}
 	around := surroundings{client: narrow, reader: faulty, exposer: x, namespace: veleroNamespace, image: "blockmover:1", config: settings}
 	rehomer := rehome.New(narrow, faulty, veleroNamespace)

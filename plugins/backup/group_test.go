@@ -594,7 +594,7 @@ func TestGroupWaitsForUploads(t *testing.T) {
 	left, err := group.Release(t.Context(), uploads)
 	require.NoError(t, err)
 	require.Len(t, left, 1)
-	require.Contains(t, left[0], "has not taken its member")
+	require.Contains(t, left[0], "has not taken over its member")
 	require.Len(t, g.storage, 2)
 	require.Len(t, g.snapshots(), 2)
 	for _, pvc := range g.pvcs {
