@@ -7,6 +7,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 )
 
@@ -32,11 +33,11 @@ func (s *sweeper) sweepGroups(ctx context.Context, found []volumesnapshot.GroupR
 }
 
 // uploadsFrom are those whose VolumeSnapshot is in a namespace.
-func uploadsFrom(namespace string, uploads []*operation) []volumesnapshot.Upload {
+func uploadsFrom(namespace string, uploads []*operation.View) []volumesnapshot.Upload {
 	var from []volumesnapshot.Upload
 	for _, op := range uploads {
-		if source := sourceOf(op.upload); source.Namespace == namespace {
-			from = append(from, volumesnapshot.Upload{Name: op.upload.Name, UID: string(op.upload.UID), VolumeSnapshot: source.Name})
+		if source := sourceOf(op.Upload); source.Namespace == namespace {
+			from = append(from, volumesnapshot.Upload{Name: op.Name, UID: op.UID, VolumeSnapshot: source.Name})
 		}
 	}
 	return from
