@@ -30,7 +30,7 @@ func TestDownloadChaos(t *testing.T) {
 	for seed := range uint64(seeds) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			w := downloadWorld(t)
-			w.chaos(seed, w.downs, "dd", func() client.Object { return w.operation(w.downs, "dd").object })
+			w.chaos(seed, w.downs, "dd", func() client.Object { return w.operation(w.downs, "dd").Object() })
 			requireAllOrNothing(t, w)
 		})
 	}
@@ -62,13 +62,13 @@ func (w *world) chaos(seed uint64, e *engine, name string, object func() client.
 			require.NoError(w.t, w.c.Delete(w.ctx, object()))
 			break
 		}
-		if w.operation(e, name).phase.Terminal() {
+		if w.operation(e, name).Status.Phase.Terminal() {
 			break
 		}
 	}
 	if interruption != 2 {
 		op := w.operation(e, name)
-		require.True(w.t, op.phase.Terminal(), "phase %q: %s", *op.phase, *op.message)
+		require.True(w.t, op.Status.Phase.Terminal(), "phase %q: %s", op.Status.Phase, op.Status.Message)
 	}
 	w.faults.random = nil
 	w.sweepUp()

@@ -6,11 +6,10 @@ import (
 
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
@@ -26,46 +25,10 @@ type downloads struct {
 	surroundings
 }
 
-func (d *downloads) get(ctx context.Context, key types.NamespacedName) (*operation, error) {
-	dd := &velerov2alpha1.DataDownload{}
-	if err := d.client.Get(ctx, key, dd); apierrors.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("get DataDownload %s: %w", key, err)
-	}
-	if dd.Spec.DataMover != identity.DataMover {
-		return nil, nil
-	}
-	return newDownload(dd)
-}
-
-func (d *downloads) list(ctx context.Context) ([]*operation, error) {
-	return listDownloads(ctx, d.client, d.namespace)
-}
-
-func listDownloads(ctx context.Context, c client.Reader, namespace string) ([]*operation, error) {
-	list := &velerov2alpha1.DataDownloadList{}
-	if err := c.List(ctx, list, client.InNamespace(namespace)); err != nil {
-		return nil, fmt.Errorf("list DataDownloads: %w", err)
-	}
-	var out []*operation
-	for i := range list.Items {
-		if list.Items[i].Spec.DataMover != identity.DataMover {
-			continue
-		}
-		op, err := newDownload(&list.Items[i])
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, op)
-	}
-	return out, nil
-}
-
 // secure checks the request and waits for the target without taking a slot: a
 // target whose pod never comes must not hold up others.
-func (d *downloads) secure(ctx context.Context, op *operation) (phase.Work, error) {
-	dd := op.download
+func (d *downloads) secure(ctx context.Context, op *operation.View) (phase.Work, error) {
+	dd := op.Download
 	if dd.Spec.SnapshotID == "" {
 		// Never "the latest": a canceled DataUpload yields such a DataDownload.
 		return phase.Work{}, fmt.Errorf("%w: the backup of this volume did not complete: there is no snapshot ID to restore", phase.ErrBroken)
@@ -91,13 +54,12 @@ type place struct {
 // placeFor reads the target PVC.
 func (d *downloads) placeFor(ctx context.Context, dd *velerov2alpha1.DataDownload) (place, error) {
 	key := targetOf(dd)
-	target := &corev1.PersistentVolumeClaim{}
-	if err := d.reader.Get(ctx, key, target); apierrors.IsNotFound(err) {
-		return place{waiting: fmt.Sprintf("target PVC %s does not exist yet", key)}, nil
-	} else if err != nil {
-		return place{}, fmt.Errorf("get target PVC %s: %w", key, err)
-	}
+	target, err := kube.Find(ctx, d.reader, key, &corev1.PersistentVolumeClaim{})
 	switch {
+	case err != nil:
+		return place{}, err
+	case target == nil:
+		return place{waiting: fmt.Sprintf("target PVC %s does not exist yet", key)}, nil
 	case target.DeletionTimestamp != nil:
 		return place{}, fmt.Errorf("%w: target PVC %s is being deleted", phase.ErrBroken, key)
 	case target.Spec.VolumeName != "":
@@ -128,8 +90,8 @@ func targetOf(dd *velerov2alpha1.DataDownload) types.NamespacedName {
 }
 
 // expose goes on until the mover pod is made, and says what it waits for.
-func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, error) {
-	dd := op.download
+func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work, error) {
+	dd := op.Download
 	repositoryName, waiting, err := d.repositoryFor(ctx, dd.Spec.SourceNamespace, dd.Spec.BackupStorageLocation)
 	if err != nil {
 		return phase.Work{}, err
@@ -138,8 +100,8 @@ func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, erro
 	if err != nil || at.waiting != "" {
 		return phase.Work{Detail: at.waiting}, err
 	}
-	err = d.exposer.EnsureVolume(ctx, op.identity(), func() (*corev1.PersistentVolumeClaim, error) {
-		return exposer.PlanRestoreVolume(op.identity(), at.target, at.node), nil
+	err = d.exposer.EnsureVolume(ctx, op.Operation, func() (*corev1.PersistentVolumeClaim, error) {
+		return exposer.PlanRestoreVolume(op.Operation, at.target, at.node), nil
 	})
 	if err != nil {
 		return phase.Work{}, err
@@ -148,8 +110,8 @@ func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, erro
 		return phase.Work{Detail: waiting}, nil
 	}
 	plan := exposer.PodPlan{
-		Operation:    op.identity(),
-		Attempt:      op.attempt.Number,
+		Operation:    op.Operation,
+		Attempt:      op.Status.Attempt.Number,
 		Relabel:      true,
 		Node:         at.node,
 		StorageClass: *at.target.Spec.StorageClassName,
@@ -161,31 +123,29 @@ func (d *downloads) expose(ctx context.Context, op *operation) (phase.Work, erro
 		Device:           exposer.DevicePath,
 		BackupRepository: repositoryName,
 		Volume:           repository.VolumeKey{Namespace: dd.Spec.SourceNamespace, PVC: dd.Spec.TargetVolume.PVC},
-		Restore:          &task.Restore{SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID), Resume: op.attempt.Number > 1},
+		Restore:          &task.Restore{SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID), Resume: op.Status.Attempt.Number > 1},
 	}
 	return d.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
 }
 
 // complete writes the report into the status.
-func (d *downloads) complete(op *operation, report task.Report) error {
-	op.progress.TotalBytes, op.progress.BytesDone = report.VolumeSize, report.VolumeSize
-	if report.Filesystem != "" {
-		op.setAnnotation(identity.AnnotationFilesystem, report.Filesystem)
-	}
+func (d *downloads) complete(op *operation.View, report task.Report) error {
+	op.Status.BytesTotal, op.Status.BytesDone = report.VolumeSize, report.VolumeSize
+	op.Status.Filesystem = report.Filesystem
 	return nil
 }
 
 // finish hands the restored volume over if there is one to hand over, and
 // releases the rest.
-func (d *downloads) finish(ctx context.Context, op *operation) (ending, error) {
-	dd := op.download
+func (d *downloads) finish(ctx context.Context, op *operation.View) (ending, error) {
+	dd := op.Download
 	end := ending{committed: true, delivered: true}
-	if op.outcome.Phase == phase.Completed {
-		filesystem, err := d.filesystemFor(ctx, dd)
+	if op.Status.Outcome.Phase == phase.Completed {
+		filesystem, err := d.filesystemFor(ctx, op)
 		if err != nil {
 			return ending{}, err
 		}
-		handover, err := d.exposer.Rebind(ctx, op.identity(), targetOf(dd), filesystem)
+		handover, err := d.exposer.Rebind(ctx, op.Operation, targetOf(dd), filesystem)
 		end.committed, end.delivered = handover.Committed, handover.Delivered
 		if err != nil || !handover.Delivered {
 			end.left = []string{handover.Waiting}
@@ -193,25 +153,19 @@ func (d *downloads) finish(ctx context.Context, op *operation) (ending, error) {
 		}
 	}
 	var err error
-	end.left, err = d.exposer.Release(ctx, op.identity())
+	end.left, err = d.exposer.Release(ctx, op.Operation)
 	return end, err
 }
 
 // filesystemFor is what the volume is to be mounted as: what it holds, or else
 // what the target's class makes.
-func (d *downloads) filesystemFor(ctx context.Context, dd *velerov2alpha1.DataDownload) (string, error) {
-	if found := dd.Annotations[identity.AnnotationFilesystem]; found != "" {
-		return found, nil
+func (d *downloads) filesystemFor(ctx context.Context, op *operation.View) (string, error) {
+	if op.Status.Filesystem != "" {
+		return op.Status.Filesystem, nil
 	}
-	target := &corev1.PersistentVolumeClaim{}
-	key := targetOf(dd)
-	if err := d.reader.Get(ctx, key, target); apierrors.IsNotFound(err) {
-		return exposer.FilesystemOf(nil), nil
-	} else if err != nil {
-		return "", fmt.Errorf("get target PVC %s: %w", key, err)
-	}
-	if target.Spec.StorageClassName == nil {
-		return exposer.FilesystemOf(nil), nil
+	target, err := kube.Find(ctx, d.reader, targetOf(op.Download), &corev1.PersistentVolumeClaim{})
+	if err != nil || target == nil || target.Spec.StorageClassName == nil {
+		return exposer.FilesystemOf(nil), err
 	}
 	class, err := d.storageClass(ctx, *target.Spec.StorageClassName)
 	if err != nil || class == nil {

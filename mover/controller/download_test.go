@@ -138,7 +138,7 @@ func TestDownloadInterruptedAtAnyTime(t *testing.T) {
 			w.cancel(get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd"))
 			began := w.clock
 			op := w.run(w.downs, "dd")
-			require.Contains(w.t, []phase.Phase{phase.Canceled, phase.Completed}, *op.phase, *op.message)
+			require.Contains(w.t, []phase.Phase{phase.Canceled, phase.Completed}, op.Status.Phase, op.Status.Message)
 			require.Less(w.t, w.clock.Sub(began), 20*time.Second)
 		},
 		"deleted": func(w *world) {
@@ -170,7 +170,7 @@ func TestDownloadInterruptedAtAnyTime(t *testing.T) {
 			t.Run(fmt.Sprintf("%s after %d", name, n), func(t *testing.T) {
 				w := downloadWorld(t)
 				w.reconcileTimes(w.downs, "dd", n)
-				ended = w.operation(w.downs, "dd").phase.Terminal()
+				ended = w.operation(w.downs, "dd").Status.Phase.Terminal()
 				interrupt(w)
 				requireAllOrNothing(t, w)
 			})
@@ -183,13 +183,13 @@ func TestDownloadWaitsForConsumer(t *testing.T) {
 	w := downloadWorld(t)
 	require.NoError(t, w.c.Delete(w.ctx, get[corev1.PersistentVolumeClaim](w, appNamespace, "data")))
 	w.reconcileTimes(w.downs, "dd", 2)
-	require.Contains(t, *w.operation(w.downs, "dd").message, "does not exist yet")
+	require.Contains(t, w.operation(w.downs, "dd").Status.Message, "does not exist yet")
 
 	require.NoError(t, w.c.Create(w.ctx, targetClaim("late")))
 	w.reconcileTimes(w.downs, "dd", 2)
 	op := w.operation(w.downs, "dd")
-	require.True(t, op.isNew())
-	require.Contains(t, *op.message, "waits for its first consumer")
+	require.Equal(t, phase.New, op.Status.Phase)
+	require.Contains(t, op.Status.Message, "waits for its first consumer")
 
 	target := get[corev1.PersistentVolumeClaim](w, appNamespace, "data")
 	metav1.SetMetaDataAnnotation(&target.ObjectMeta, "volume.kubernetes.io/selected-node", "node-1")
@@ -237,8 +237,8 @@ func TestDownloadFails(t *testing.T) {
 			w.update(dd)
 			w.update(target)
 			op := w.run(w.downs, "dd")
-			require.Equal(t, phase.Failed, *op.phase)
-			require.Contains(t, *op.message, tc.want)
+			require.Equal(t, phase.Failed, op.Status.Phase)
+			require.Contains(t, op.Status.Message, tc.want)
 			w.requireNothingLeft(nil, nil)
 		})
 	}

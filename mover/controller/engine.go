@@ -9,8 +9,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -19,37 +17,34 @@ import (
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
-// flow is what differs between uploads and downloads. Its methods make what is
-// missing and say how far it is; none of them waits, each can be repeated.
+// flow is what differs between uploads and downloads. Its methods create what is
+// missing and say how far it is. None of them waits, and each can be repeated.
 type flow interface {
-	// get returns nil when there is no such operation, or it is another mover's.
-	get(ctx context.Context, key types.NamespacedName) (*operation, error)
-	// list returns the operations of this kind.
-	list(ctx context.Context) ([]*operation, error)
-	// secure takes the steps of a new operation that may not wait for a slot.
-	secure(ctx context.Context, op *operation) (phase.Work, error)
+	// secure takes the steps of a new operation that must not wait for a slot.
+	secure(ctx context.Context, op *operation.View) (phase.Work, error)
 	// expose takes the steps up to the mover pod.
-	expose(ctx context.Context, op *operation) (phase.Work, error)
-	// complete writes a report of success into the status.
-	complete(op *operation, report task.Report) error
-	// finish delivers the result, if there is one to deliver, and releases.
-	finish(ctx context.Context, op *operation) (ending, error)
+	expose(ctx context.Context, op *operation.View) (phase.Work, error)
+	// complete writes the report of a successful mover pod into the status.
+	complete(op *operation.View, report task.Report) error
+	// finish delivers the result, if there is one, and releases the rest.
+	finish(ctx context.Context, op *operation.View) (ending, error)
 }
 
-// ending is how far delivery and release are.
+// ending is how far delivery and release have come.
 type ending struct {
 	committed, delivered bool
-	// left is what is still there, or waited for.
+	// left names what still exists or is waited for.
 	left []string
 }
 
-// engine moves operations of one kind from phase to phase. It keeps nothing in
-// memory: what it needs to know is in the operation and the objects around it.
+// engine moves operations of one kind from phase to phase. It keeps no state in
+// memory: everything it needs is in the operation and the objects around it.
 type engine struct {
 	flow
 	kind     string
@@ -61,8 +56,8 @@ type engine struct {
 	now      func() time.Time
 }
 
-// Times of the engine. Almost everything that is waited for is watched; polling
-// finds what is not, such as the origin of a VolumeSnapshot.
+// Times of the engine. It watches almost everything that it waits for. Polling
+// covers the rest, such as the original VolumeSnapshot of a re-homed one.
 const (
 	pollInterval     = 5 * time.Second
 	conflictInterval = 200 * time.Millisecond
@@ -70,20 +65,20 @@ const (
 	retryBackoff     = 5 * time.Second
 )
 
-// Reconcile observes one operation, asks package phase what follows, and
-// records it.
+// Reconcile takes the next steps of one operation, asks package phase what follows
+// from their results, and records it with one patch.
 func (e *engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	op, err := e.get(ctx, req.NamespacedName)
-	if err != nil || op == nil || op.phase.Terminal() {
+	op, err := operation.Find(ctx, e.client, e.kind, req.NamespacedName)
+	if err != nil || op == nil || op.Status.Phase.Terminal() {
 		return ctrl.Result{}, err
 	}
-	was := *op.phase
-	seen, report, stepErr := e.observe(ctx, op)
+	was := op.Status.Phase
+	seen, report, stepErr := e.step(ctx, op)
 	t := phase.Next(was, seen, e.limits(op))
 	if err := e.record(op, t, seen, report); err != nil {
 		return ctrl.Result{}, err
 	}
-	switch err := e.patch(ctx, op); {
+	switch err := op.Save(ctx, e.client); {
 	case apierrors.IsConflict(err):
 		return ctrl.Result{RequeueAfter: conflictInterval}, nil
 	case err != nil:
@@ -91,7 +86,7 @@ func (e *engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, 
 	}
 	e.announce(ctx, op, was, t, report)
 	switch {
-	case op.phase.Terminal():
+	case op.Status.Phase.Terminal():
 		return ctrl.Result{}, nil
 	case stepErr != nil && t.Outcome == nil:
 		return ctrl.Result{}, stepErr
@@ -103,34 +98,37 @@ func (e *engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, 
 	return ctrl.Result{RequeueAfter: after}, nil
 }
 
-func (e *engine) limits(op *operation) phase.Limits {
+// list returns all operations of the engine's kind.
+func (e *engine) list(ctx context.Context) ([]*operation.View, error) {
+	return operation.List(ctx, e.client, e.kind, client.InNamespace(e.exposer.Namespace))
+}
+
+func (e *engine) limits(op *operation.View) phase.Limits {
 	l := phase.Limits{
 		Secure:   e.config.PreparingTimeout.Duration,
 		Prepare:  e.config.PreparingTimeout.Duration,
-		Deliver:  op.operationTimeout(),
+		Deliver:  op.Timeout,
 		Release:  releaseTimeout,
 		Attempts: e.config.Attempts,
 		Backoff:  retryBackoff,
 	}
-	if e.kind == kindUpload {
-		l.Secure = op.operationTimeout()
+	if e.kind == identity.KindDataUpload {
+		l.Secure = op.Timeout
 	}
 	return l
 }
 
-// observe takes the steps that the operation's state asks for and returns what
-// came of them. An error that may pass is part of what is waited for, so that
-// the limits of time hold for it too, and is returned for its backoff.
-func (e *engine) observe(ctx context.Context, op *operation) (phase.Observation, *task.Report, error) {
+// step takes the steps that the state of the operation asks for and returns their
+// result. An error that may pass becomes part of what is waited for, so that the
+// time limits apply to it. It is returned as well, so that the caller backs off.
+func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observation, *task.Report, error) {
 	seen := phase.Observation{
-		Now:     e.now(),
-		Created: op.object.GetCreationTimestamp().Time,
-		Cancel:  op.cancel,
-		Attempt: op.attempt,
-		Outcome: op.outcome,
-	}
-	if *op.accepted != nil {
-		seen.Accepted = (*op.accepted).Time
+		Now:      e.now(),
+		Created:  op.Created,
+		Accepted: op.Status.Accepted,
+		Cancel:   op.Cancel,
+		Attempt:  op.Status.Attempt,
+		Outcome:  op.Status.Outcome,
 	}
 	var report *task.Report
 	var err error
@@ -142,7 +140,9 @@ func (e *engine) observe(ctx context.Context, op *operation) (phase.Observation,
 		seen.Released = err == nil && len(end.left) == 0
 		seen.Left = strings.Join(end.left, ", ")
 	case seen.Cancel:
-	case op.isNew():
+	case op.Damage != nil:
+		err = fmt.Errorf("%w: %w", phase.ErrBroken, op.Damage)
+	case op.Status.Phase == phase.New:
 		if seen.Work, err = e.secure(ctx, op); err == nil && seen.Work.State == phase.Secured {
 			seen.Slot, err = e.slotFor(ctx, op)
 		}
@@ -161,22 +161,24 @@ func (e *engine) observe(ctx context.Context, op *operation) (phase.Observation,
 	return seen, report, err
 }
 
-// isFinal says whether an error stays however often a step is repeated.
+// isFinal reports whether an error stays however often a step is repeated.
 func isFinal(err error) bool {
 	return errors.Is(err, phase.ErrBroken) || apierrors.IsInvalid(err)
 }
 
-// advance observes the mover pod of the current attempt, or goes on making it.
-func (e *engine) advance(ctx context.Context, op *operation) (phase.Work, *task.Report, error) {
-	pod, gone, err := e.exposer.GetPod(ctx, op.identity(), op.attempt.Number)
+// advance reads the result of the current attempt's mover pod. If the attempt has
+// no pod yet, it takes the next steps to create one.
+func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *task.Report, error) {
+	attempt := op.Status.Attempt
+	pod, gone, err := e.exposer.GetPod(ctx, op.Operation, attempt.Number)
 	switch {
 	case err != nil:
 		return phase.Work{}, nil, err
 	case pod != nil:
 		work, report := exposer.Observe(pod)
 		if pod.Spec.NodeName != "" {
-			*op.node = pod.Spec.NodeName
-			err = e.exposer.AdoptVolume(ctx, op.identity())
+			op.Status.Node = pod.Spec.NodeName
+			err = e.exposer.AdoptVolume(ctx, op.Operation)
 		}
 		if err != nil && work.State != phase.Succeeded && work.State != phase.Broken {
 			return work, nil, err
@@ -184,50 +186,33 @@ func (e *engine) advance(ctx context.Context, op *operation) (phase.Work, *task.
 		return work, report, nil
 	case !gone:
 		return phase.Work{Detail: "the mover pod of the attempt before is being deleted"}, nil, nil
-	case op.attempt.Started:
+	case attempt.Started:
 		return phase.Work{State: phase.Lost, Detail: "the mover pod is gone"}, nil, nil
 	}
-	start := op.attempt.Since.Add(e.limits(op).Pause(op.attempt.Number))
+	start := attempt.Since.Add(e.limits(op).Pause(attempt.Number))
 	if e.now().Before(start) {
-		return phase.Work{Detail: fmt.Sprintf("attempt %d starts at %s: %s", op.attempt.Number, start.UTC().Format(time.RFC3339), op.attempt.Reason)}, nil, nil
+		return phase.Work{Detail: fmt.Sprintf("attempt %d starts at %s: %s", attempt.Number, start.UTC().Format(time.RFC3339), attempt.Reason)}, nil, nil
 	}
 	work, err := e.expose(ctx, op)
 	return work, nil, err
 }
 
-// record writes what was decided into the operation.
-func (e *engine) record(op *operation, t phase.Transition, seen phase.Observation, report *task.Report) error {
+// record writes the decision into the operation.
+func (e *engine) record(op *operation.View, t phase.Transition, seen phase.Observation, report *task.Report) error {
 	if t.Outcome != nil && t.Outcome.Phase == phase.Completed {
 		if err := e.complete(op, *report); err != nil {
 			return err
 		}
 	}
-	if op.isNew() && seen.Work.State == phase.Secured && !op.isSecured() {
-		op.setAnnotation(identity.AnnotationSecured, "true")
+	if op.Status.Phase == phase.New && seen.Work.State == phase.Secured {
+		op.Status.Secured = true
 	}
-	return op.apply(t, metav1.NewTime(seen.Now))
-}
-
-// patch writes the operation if it changed. The worker writes status.progress
-// at the same time, so phases are changed under an optimistic lock.
-func (e *engine) patch(ctx context.Context, op *operation) error {
-	patch := client.MergeFrom(op.before)
-	data, err := patch.Data(op.object)
-	if err != nil {
-		return fmt.Errorf("diff %s %s: %w", op.kind, op.object.GetName(), err)
-	}
-	if string(data) == "{}" {
-		return nil
-	}
-	patch = client.MergeFromWithOptions(op.before, client.MergeFromWithOptimisticLock{})
-	if err := e.client.Patch(ctx, op.object, patch); err != nil {
-		return fmt.Errorf("patch %s %s: %w", op.kind, op.object.GetName(), err)
-	}
+	op.Status.Apply(t, seen.Now)
 	return nil
 }
 
-// severity is the type of the event for a reason. That the storage has told an
-// untruth is not in the nature of things, as the other reasons are.
+// severity returns the type of the event for a reason. A failed audit means that
+// the storage reported wrong blocks; the other reasons occur in normal operation.
 func severity(reason string) string {
 	if reason == string(chain.AuditFailed) {
 		return corev1.EventTypeWarning
@@ -235,31 +220,32 @@ func severity(reason string) string {
 	return corev1.EventTypeNormal
 }
 
-// announce tells people: the log, events, metrics.
-func (e *engine) announce(ctx context.Context, op *operation, was phase.Phase, t phase.Transition, report *task.Report) {
+// announce writes log lines, events and metrics.
+func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Phase, t phase.Transition, report *task.Report) {
 	logger := log.FromContext(ctx)
-	if was != *op.phase {
-		logger.Info("phase changed", "from", was, "to", *op.phase, "message", t.Message)
+	is := op.Status.Phase
+	if was != is {
+		logger.Info("phase changed", "from", was, "to", is, "message", t.Message)
 	}
 	if t.Attempt != nil && t.Attempt.Reason != "" {
 		logger.Info("mover pod lost", "attempt", t.Attempt.Number, "reason", t.Attempt.Reason)
-		e.recorder.Eventf(op.object, nil, corev1.EventTypeWarning, "MoverPodLost", "Retry", "%s", t.Message)
+		e.recorder.Eventf(op.Object(), nil, corev1.EventTypeWarning, "MoverPodLost", "Retry", "%s", t.Message)
 	}
 	if t.Outcome != nil && report != nil && report.Reason != "" && report.Error == "" {
 		logger.Info("backup fell back", "kind", report.Kind, "reason", report.Reason, "reasons", report.Reasons, "detail", report.Detail)
-		e.recorder.Eventf(op.object, nil, severity(report.Reason), report.Reason, "Backup", "%s image: %s", report.Kind, report.Detail)
+		e.recorder.Eventf(op.Object(), nil, severity(report.Reason), report.Reason, "Backup", "%s image: %s", report.Kind, report.Detail)
 	}
-	if !op.phase.Terminal() {
+	if !is.Terminal() {
 		return
 	}
 	kind := corev1.EventTypeNormal
-	if *op.phase == phase.Failed {
+	if is == phase.Failed {
 		kind = corev1.EventTypeWarning
 	}
 	note := t.Message
 	if note == "" {
-		note = fmt.Sprintf("moved a volume of %d bytes", op.progress.TotalBytes)
+		note = fmt.Sprintf("moved a volume of %d bytes", op.Status.BytesTotal)
 	}
-	e.recorder.Eventf(op.object, nil, kind, string(*op.phase), op.kind, "%s", note)
-	e.metrics.observe(op)
+	e.recorder.Eventf(op.Object(), nil, kind, string(is), op.Kind, "%s", note)
+	e.metrics.count(op)
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
@@ -52,26 +53,26 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// observe counts an operation that has just ended.
-func (m *metrics) observe(op *operation) {
-	ended := string(*op.phase)
-	m.operations.WithLabelValues(op.kind, ended).Inc()
-	m.seconds.WithLabelValues(op.kind, ended).Observe((*op.completed).Sub(op.object.GetCreationTimestamp().Time).Seconds())
-	if *op.phase != phase.Completed {
+// count counts an operation that has just ended.
+func (m *metrics) count(op *operation.View) {
+	ended := string(op.Status.Phase)
+	m.operations.WithLabelValues(op.Kind, ended).Inc()
+	m.seconds.WithLabelValues(op.Kind, ended).Observe(op.Status.Completed.Sub(op.Created).Seconds())
+	if op.Status.Phase != phase.Completed {
 		return
 	}
-	m.bytes.WithLabelValues(op.kind, "moved").Add(float64(op.progress.BytesDone))
-	if op.upload == nil || op.upload.Status.DataMoverResult == nil {
+	m.bytes.WithLabelValues(op.Kind, "moved").Add(float64(op.Status.BytesDone))
+	if op.Upload == nil || op.Upload.Status.DataMoverResult == nil {
 		return
 	}
-	result := *op.upload.Status.DataMoverResult
+	result := *op.Upload.Status.DataMoverResult
 	m.images.WithLabelValues(result["kind"], result["reason"]).Inc()
 	for reason := range strings.FieldsFuncSeq(result["reasons"], func(r rune) bool { return r == ',' }) {
 		m.fallbacks.WithLabelValues(reason).Inc()
 	}
 	for _, what := range []string{"bytesRead", "bytesUploaded", "bytesAudited"} {
 		if n, err := strconv.ParseFloat(result[what], 64); err == nil {
-			m.bytes.WithLabelValues(op.kind, what).Add(n)
+			m.bytes.WithLabelValues(op.Kind, what).Add(n)
 		}
 	}
 }

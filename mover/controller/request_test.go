@@ -23,7 +23,7 @@ func TestRateLimitReachesThePod(t *testing.T) {
 		require.EqualValues(t, 50<<20, request.RateLimit)
 		return true
 	}
-	require.Equal(t, phase.Completed, *w.run(w.uploads, "du").phase)
+	require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
 }
 
 // TestRepeatedRestoreGoesOn: only what an earlier mover pod may have written is
@@ -34,7 +34,7 @@ func TestRepeatedRestoreGoesOn(t *testing.T) {
 	w.podEnds = func(pod *corev1.Pod) bool {
 		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
 		require.NoError(t, err)
-		if !w.operation(w.downs, "dd").attempt.Started {
+		if !w.operation(w.downs, "dd").Status.Attempt.Started {
 			return false
 		}
 		resume = append(resume, request.Restore.Resume)
@@ -44,6 +44,6 @@ func TestRepeatedRestoreGoesOn(t *testing.T) {
 		}
 		return true
 	}
-	require.Equal(t, phase.Completed, *w.run(w.downs, "dd").phase)
+	require.Equal(t, phase.Completed, w.run(w.downs, "dd").Status.Phase)
 	require.Equal(t, []bool{false, true}, resume)
 }

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -11,7 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
-	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
@@ -19,12 +20,12 @@ import (
 
 // keep passes the storage snapshot of an upload whose image is in the repository to
 // its backup, if it is wanted, and records that on the DataUpload.
-func (u *uploads) keep(ctx context.Context, op *operation) error {
-	pair, err := u.rehomer.Pair(ctx, op.identity())
+func (u *uploads) keep(ctx context.Context, op *operation.View) error {
+	pair, err := u.rehomer.Pair(ctx, op.Operation)
 	if err != nil || pair == nil {
 		return err
 	}
-	by := policy.Retain(op.object.GetAnnotations()[identity.AnnotationRetention])
+	by := op.Status.Retain
 	if by == "" {
 		by = policy.RetainAuto
 	}
@@ -33,15 +34,15 @@ func (u *uploads) keep(ctx context.Context, op *operation) error {
 			return err
 		}
 	}
-	name, uid := backupOf(op.upload)
+	name, uid := backupOf(op.Upload)
 	if name == "" {
 		return nil // nothing would ever release it
 	}
-	kept, err := u.rehomer.Keep(ctx, op.identity(), rehome.Keeping{
+	kept, err := u.rehomer.Keep(ctx, op.Operation, rehome.Keeping{
 		Retain:    by,
-		Namespace: op.upload.Spec.SourceNamespace,
-		PVC:       op.upload.Spec.SourcePVC,
-		Location:  op.upload.Spec.BackupStorageLocation,
+		Namespace: op.Upload.Spec.SourceNamespace,
+		PVC:       op.Upload.Spec.SourcePVC,
+		Location:  op.Upload.Spec.BackupStorageLocation,
 		Backup:    name,
 		BackupUID: uid,
 	})
@@ -51,7 +52,12 @@ func (u *uploads) keep(ctx context.Context, op *operation) error {
 	if !pair.Retained {
 		log.FromContext(ctx).Info("storage snapshot is retained", "retain", by, "snapshotHandle", kept.SnapshotHandle, "backup", name)
 	}
-	return op.annotate(identity.AnnotationRetained, kept)
+	note, err := json.Marshal(kept)
+	if err != nil {
+		return fmt.Errorf("render retained VolumeSnapshot %s: %w", kept.Name, err)
+	}
+	op.Status.Retained = string(note)
+	return nil
 }
 
 // wantsSnapshot says whether the storage snapshot of a completed upload stays. By
@@ -100,16 +106,14 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained,
 
 // releaseRetained takes the note off the DataUpload first: with it, the deletion
 // of the backup would look for the storage snapshot once more.
-func (s *sweeper) releaseRetained(ctx context.Context, r rehome.Retained, uploads []*operation) error {
+func (s *sweeper) releaseRetained(ctx context.Context, r rehome.Retained, uploads []*operation.View) error {
 	for _, op := range uploads {
-		if op.identity().ObjectName() != r.Name || op.object.GetAnnotations()[identity.AnnotationRetained] == "" {
+		if op.ObjectName() != r.Name {
 			continue
 		}
-		annotations := op.object.GetAnnotations()
-		delete(annotations, identity.AnnotationRetained)
-		op.object.SetAnnotations(annotations)
-		if err := client.IgnoreNotFound(s.client.Patch(ctx, op.object, client.MergeFrom(op.before))); err != nil {
-			return fmt.Errorf("patch DataUpload %s: %w", op.object.GetName(), err)
+		op.Status.Retained = ""
+		if err := client.IgnoreNotFound(op.Save(ctx, s.client)); err != nil {
+			return err
 		}
 	}
 	_, err := s.rehomer.ReleaseRetained(ctx, r.Name)
@@ -137,7 +141,7 @@ func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 		volumes:   map[volumeID][]client.ObjectKey{},
 	}
 	for _, op := range o.running() {
-		n.uploading[client.ObjectKey{Namespace: op.upload.Spec.SourceNamespace, Name: op.upload.Spec.SourcePVC}] = true
+		n.uploading[client.ObjectKey{Namespace: op.Upload.Spec.SourceNamespace, Name: op.Upload.Spec.SourcePVC}] = true
 	}
 	for i := range o.backups {
 		if b := &o.backups[i]; b.Namespace == s.namespace && b.Status.Phase != velerov1.BackupPhaseDeleting {

@@ -202,7 +202,7 @@ func TestUploadRetains(t *testing.T) {
 			if tc.service != nil {
 				tc.service(w)
 			}
-			require.Equal(t, phase.Completed, *w.run(w.uploads, "du").phase)
+			require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
 			w.sweepUp()
 			if tc.want == "" {
 				w.requireNothingLeft([]string{"volume-src"}, nil)
@@ -269,7 +269,7 @@ func (w *world) requireReleasedWithBackup() {
 // its effect.
 func TestRetainSurvivesAnyFault(t *testing.T) {
 	eachFault(t, retainingWorld(policy.RetainAlways), func(w *world) {
-		require.Equal(w.t, phase.Completed, *w.run(w.uploads, "du").phase)
+		require.Equal(w.t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
 		w.sweepUp()
 		w.requireRetained(policy.RetainAlways)
 		w.requireReleasedWithBackup()
@@ -301,7 +301,7 @@ func TestRetainedOfGroupMember(t *testing.T) {
 		t.Run(string(retain), func(t *testing.T) {
 			w := retainingWorld(retain)(t)
 			w.groups["snapshot-1"] = "group-1"
-			require.Equal(t, phase.Completed, *w.run(w.uploads, "du").phase)
+			require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
 			if retain == policy.RetainAlways {
 				w.requireRetained(retain)
 			}
@@ -442,7 +442,7 @@ func (s *series) backup(n int, retain policy.Retain) {
 			require.NoError(s.t, s.c.Status().Update(s.ctx, content))
 		}
 	}
-	require.Equal(s.t, phase.Completed, *s.run(s.uploads, name).phase)
+	require.Equal(s.t, phase.Completed, s.run(s.uploads, name).Status.Phase)
 	s.retains[n] = retain
 	if retain != policy.RetainNever {
 		s.last = n

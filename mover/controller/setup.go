@@ -52,6 +52,8 @@ import (
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/operation"
+	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
@@ -156,14 +158,14 @@ func Setup(mgr ctrl.Manager, opts Options) error {
 			now:      time.Now,
 		}
 	}
-	up := makeEngine(kindUpload, &uploads{surroundings: around, rehomer: rehomer})
+	up := makeEngine(identity.KindDataUpload, &uploads{surroundings: around, rehomer: rehomer})
 	if err := watch(mgr, up, &velerov2alpha1.DataUpload{}, sweep).
-		Watches(&snapshotv1.VolumeSnapshot{}, handler.EnqueueRequestsFromMapFunc(ownerOf(kindUpload, opts.Namespace))).
-		Watches(&snapshotv1.VolumeSnapshotContent{}, handler.EnqueueRequestsFromMapFunc(ownerOf(kindUpload, opts.Namespace))).
+		Watches(&snapshotv1.VolumeSnapshot{}, handler.EnqueueRequestsFromMapFunc(ownerOf(identity.KindDataUpload, opts.Namespace))).
+		Watches(&snapshotv1.VolumeSnapshotContent{}, handler.EnqueueRequestsFromMapFunc(ownerOf(identity.KindDataUpload, opts.Namespace))).
 		Complete(up); err != nil {
 		return fmt.Errorf("set up DataUpload controller: %w", err)
 	}
-	down := makeEngine(kindDownload, &downloads{surroundings: around})
+	down := makeEngine(identity.KindDataDownload, &downloads{surroundings: around})
 	if err := watch(mgr, down, &velerov2alpha1.DataDownload{}, sweep).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(down.targetedBy)).
 		Complete(down); err != nil {
@@ -247,41 +249,30 @@ func slotFreed(sweep *sweeper) predicate.Predicate {
 }
 
 func ended(object client.Object) bool {
-	op, err := viewOf(object)
-	return err == nil && op.phase.Terminal()
-}
-
-// viewOf is the operation in an object.
-func viewOf(object client.Object) (*operation, error) {
-	switch o := object.(type) {
-	case *velerov2alpha1.DataUpload:
-		return newUpload(o)
-	case *velerov2alpha1.DataDownload:
-		return newDownload(o)
-	}
-	return nil, fmt.Errorf("read operation: %T is none", object)
+	op := operation.Of(object)
+	return op != nil && op.Status.Phase.Terminal()
 }
 
 // queue maps to the new operations, oldest first.
 func (e *engine) queue(ctx context.Context, _ client.Object) []reconcile.Request {
-	return e.requests(ctx, func(op *operation) bool { return op.isNew() })
+	return e.requests(ctx, func(op *operation.View) bool { return op.Status.Phase == phase.New })
 }
 
 // underway maps to the operations that are being prepared.
 func (e *engine) underway(ctx context.Context, _ client.Object) []reconcile.Request {
-	return e.requests(ctx, func(op *operation) bool { return op.phase.Underway() })
+	return e.requests(ctx, func(op *operation.View) bool { return op.Status.Phase.Underway() })
 }
 
-func (e *engine) requests(ctx context.Context, want func(*operation) bool) []reconcile.Request {
+func (e *engine) requests(ctx context.Context, want func(*operation.View) bool) []reconcile.Request {
 	all, err := e.list(ctx)
 	if err != nil {
 		return nil // polling finds them later
 	}
-	all = slices.DeleteFunc(all, func(op *operation) bool { return !want(op) })
+	all = slices.DeleteFunc(all, func(op *operation.View) bool { return !want(op) })
 	slices.SortFunc(all, compareAge)
 	out := make([]reconcile.Request, len(all))
 	for i, op := range all {
-		out[i].NamespacedName = client.ObjectKeyFromObject(op.object)
+		out[i].NamespacedName = op.Key()
 	}
 	return out
 }
@@ -289,7 +280,7 @@ func (e *engine) requests(ctx context.Context, want func(*operation) bool) []rec
 // targetedBy maps a PVC to the DataDownloads that restore it.
 func (e *engine) targetedBy(ctx context.Context, pvc client.Object) []reconcile.Request {
 	key := client.ObjectKeyFromObject(pvc)
-	return e.requests(ctx, func(op *operation) bool {
-		return op.download != nil && !op.phase.Terminal() && targetOf(op.download) == key
+	return e.requests(ctx, func(op *operation.View) bool {
+		return op.Download != nil && !op.Status.Phase.Terminal() && targetOf(op.Download) == key
 	})
 }

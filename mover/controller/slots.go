@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
@@ -19,7 +20,7 @@ import (
 //
 // The rule depends on nothing but the operations themselves. Of two that are
 // looked at at once, the younger one counts the older one, accepted or not.
-func (e *engine) slotFor(ctx context.Context, op *operation) (bool, error) {
+func (e *engine) slotFor(ctx context.Context, op *operation.View) (bool, error) {
 	nodes := &metav1.PartialObjectMetadataList{}
 	nodes.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NodeList"))
 	if err := e.client.List(ctx, nodes); err != nil {
@@ -40,18 +41,18 @@ func (e *engine) slotFor(ctx context.Context, op *operation) (bool, error) {
 	return hasSlot(op, all, slots, e.config.LoadConcurrency), nil
 }
 
-func hasSlot(op *operation, all []*operation, slots int, limits config.LoadConcurrency) bool {
+func hasSlot(op *operation.View, all []*operation.View, slots int, limits config.LoadConcurrency) bool {
 	underway, preparing, ahead := 0, 0, 0
 	for _, other := range all {
 		switch {
-		case other.object.GetUID() == op.object.GetUID():
-		case other.isNew():
-			if other.isSecured() && !other.cancel && other.outcome == nil && compareAge(other, op) < 0 {
+		case other.UID == op.UID:
+		case other.Status.Phase == phase.New:
+			if canAccept(other) && compareAge(other, op) < 0 {
 				ahead++
 			}
-		case other.phase.Underway():
+		case other.Status.Phase.Underway():
 			underway++
-			if *other.phase == phase.Accepted || *other.phase == phase.Prepared {
+			if other.Status.Phase == phase.Accepted || other.Status.Phase == phase.Prepared {
 				preparing++
 			}
 		}
@@ -62,11 +63,16 @@ func hasSlot(op *operation, all []*operation, slots int, limits config.LoadConcu
 	return underway+ahead < slots
 }
 
+// canAccept reports whether a new operation takes the next slot that is free.
+func canAccept(op *operation.View) bool {
+	return op.Status.Secured && !op.Cancel && op.Status.Outcome == nil && op.Damage == nil
+}
+
 // compareAge orders operations by creation; names decide between those of one
 // second.
-func compareAge(a, b *operation) int {
+func compareAge(a, b *operation.View) int {
 	return cmp.Or(
-		a.object.GetCreationTimestamp().Compare(b.object.GetCreationTimestamp().Time),
-		strings.Compare(a.object.GetName(), b.object.GetName()),
+		a.Created.Compare(b.Created),
+		strings.Compare(a.Name, b.Name),
 	)
 }

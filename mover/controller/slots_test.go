@@ -12,14 +12,15 @@ import (
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
 // queued makes operations of the phases in the order of their creation; "+" is a
 // new one that waits for nothing but a slot.
-func queued(t *testing.T, phases ...phase.Phase) []*operation {
+func queued(t *testing.T, phases ...phase.Phase) []*operation.View {
 	t.Helper()
-	var out []*operation
+	var out []*operation.View
 	for i, p := range phases {
 		du := &velerov2alpha1.DataUpload{ObjectMeta: metav1.ObjectMeta{
 			Name: fmt.Sprint(i), UID: types.UID(fmt.Sprint(i)), CreationTimestamp: metav1.NewTime(time.Unix(int64(i), 0)),
@@ -29,9 +30,7 @@ func queued(t *testing.T, phases ...phase.Phase) []*operation {
 			du.Annotations = map[string]string{identity.AnnotationSecured: "true"}
 		}
 		du.Status.Phase = velerov2alpha1.DataUploadPhase(p)
-		op, err := newUpload(du)
-		require.NoError(t, err)
-		out = append(out, op)
+		out = append(out, operation.Of(du))
 	}
 	return out
 }
@@ -56,7 +55,7 @@ func TestHasSlot(t *testing.T) {
 			all := queued(t, tc.all...)
 			var may []int
 			for i, op := range all {
-				if op.isNew() && hasSlot(op, all, tc.slots, config.LoadConcurrency{PrepareQueueLength: tc.queue}) {
+				if op.Status.Phase == phase.New && hasSlot(op, all, tc.slots, config.LoadConcurrency{PrepareQueueLength: tc.queue}) {
 					may = append(may, i)
 				}
 			}
@@ -76,11 +75,11 @@ func TestQueueIsServed(t *testing.T) {
 	require.NoError(t, w.c.Create(w.ctx, other))
 	w.reconcileTimes(w.uploads, "du", 5)
 	op := w.operation(w.uploads, "du")
-	require.True(t, op.isNew())
-	require.Contains(t, *op.message, "queued")
+	require.Equal(t, phase.New, op.Status.Phase)
+	require.Contains(t, op.Status.Message, "queued")
 
 	busy := w.operation(w.uploads, "other")
-	*busy.phase = phase.Failed
-	w.update(busy.object)
-	require.Equal(t, phase.Completed, *w.run(w.uploads, "du").phase)
+	busy.Upload.Status.Phase = velerov2alpha1.DataUploadPhaseFailed
+	w.update(busy.Upload)
+	require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
 }

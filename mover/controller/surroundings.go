@@ -8,11 +8,11 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/mover/exposer"
@@ -39,24 +39,19 @@ func (s *surroundings) storageClass(ctx context.Context, name string) (*storagev
 	if name == "" {
 		return nil, nil
 	}
-	class := &storagev1.StorageClass{}
-	if err := s.reader.Get(ctx, client.ObjectKey{Name: name}, class); apierrors.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("get StorageClass %s: %w", name, err)
-	}
-	return class, nil
+	return kube.Find(ctx, s.reader, client.ObjectKey{Name: name}, &storagev1.StorageClass{})
 }
 
 // createPod completes the plan with the credentials of the location and creates
 // the mover pod.
 func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, request task.Request, locationName string) (phase.Work, error) {
-	location := &velerov1.BackupStorageLocation{}
 	key := client.ObjectKey{Namespace: s.namespace, Name: locationName}
-	if err := s.client.Get(ctx, key, location); apierrors.IsNotFound(err) {
+	location, err := kube.Find(ctx, s.client, key, &velerov1.BackupStorageLocation{})
+	if err != nil {
+		return phase.Work{}, err
+	}
+	if location == nil {
 		return phase.Work{}, fmt.Errorf("%w: BackupStorageLocation %s does not exist", phase.ErrBroken, locationName)
-	} else if err != nil {
-		return phase.Work{}, fmt.Errorf("get BackupStorageLocation %s: %w", locationName, err)
 	}
 	request.RateLimit = s.config.RateLimit.Value()
 	encoded, err := request.Encode()
@@ -92,11 +87,8 @@ func secretsOf(location *velerov1.BackupStorageLocation) []corev1.SecretKeySelec
 
 // hasCloudSecret looks for Velero's default credential, without reading it.
 func (s *surroundings) hasCloudSecret(ctx context.Context) (bool, error) {
-	found := &metav1.PartialObjectMetadata{}
-	found.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
-	err := s.reader.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: exposer.CloudSecret}, found)
-	if client.IgnoreNotFound(err) != nil {
-		return false, fmt.Errorf("get Secret %s: %w", exposer.CloudSecret, err)
-	}
-	return err == nil, nil
+	secret := &metav1.PartialObjectMetadata{}
+	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	found, err := kube.Find(ctx, s.reader, client.ObjectKey{Namespace: s.namespace, Name: exposer.CloudSecret}, secret)
+	return found != nil, err
 }

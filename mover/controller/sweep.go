@@ -12,13 +12,13 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
@@ -112,13 +112,13 @@ func (s *sweeper) sweep(ctx context.Context) error {
 // owners are what the objects of the cluster can belong to. They are those of each
 // Velero in it: what a backup of another one needs does not look different.
 type owners struct {
-	uploads, downloads []*operation
+	uploads, downloads []*operation.View
 	backups            []velerov1.Backup
 }
 
 func (s *sweeper) listOwners(ctx context.Context) (owners, error) {
-	uploads, uploadsErr := listUploads(ctx, s.reader, metav1.NamespaceAll)
-	downloads, downloadsErr := listDownloads(ctx, s.reader, metav1.NamespaceAll)
+	uploads, uploadsErr := operation.List(ctx, s.reader, identity.KindDataUpload)
+	downloads, downloadsErr := operation.List(ctx, s.reader, identity.KindDataDownload)
 	backups := &velerov1.BackupList{}
 	if err := s.reader.List(ctx, backups); err != nil {
 		return owners{}, fmt.Errorf("list Backups: %w", err)
@@ -127,8 +127,8 @@ func (s *sweeper) listOwners(ctx context.Context) (owners, error) {
 }
 
 // running returns the uploads that have not ended.
-func (o owners) running() []*operation {
-	return slices.DeleteFunc(slices.Clone(o.uploads), func(op *operation) bool { return op.phase.Terminal() })
+func (o owners) running() []*operation.View {
+	return slices.DeleteFunc(slices.Clone(o.uploads), func(op *operation.View) bool { return op.Status.Phase.Terminal() })
 }
 
 // hasEnded says whether a backup has, or is gone.
@@ -151,8 +151,8 @@ func (o owners) hasEnded(backupUID string) bool {
 // sweepOperations releases the objects of operations that do not run.
 func (s *sweeper) sweepOperations(ctx context.Context, found map[string]identity.Operation, o owners) error {
 	for _, op := range slices.Concat(o.uploads, o.downloads) {
-		if !op.phase.Terminal() {
-			delete(found, string(op.object.GetUID()))
+		if !op.Status.Phase.Terminal() {
+			delete(found, op.UID)
 		}
 	}
 	var errs []error
@@ -233,7 +233,7 @@ func (s *sweeper) findSnapshots(ctx context.Context) ([]snapshotv1.VolumeSnapsho
 func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot, o owners) error {
 	needed := map[types.NamespacedName]bool{}
 	for _, op := range o.running() {
-		needed[sourceOf(op.upload)] = true
+		needed[sourceOf(op.Upload)] = true
 	}
 	var errs []error
 	for i := range snapshots {

@@ -7,6 +7,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 )
 
@@ -32,11 +33,11 @@ func (s *sweeper) sweepGroups(ctx context.Context, found []groupsnapshot.Group, 
 }
 
 // uploadsFrom are those whose VolumeSnapshot is in a namespace.
-func uploadsFrom(namespace string, uploads []*operation) []groupsnapshot.Upload {
+func uploadsFrom(namespace string, uploads []*operation.View) []groupsnapshot.Upload {
 	var from []groupsnapshot.Upload
 	for _, op := range uploads {
-		if source := sourceOf(op.upload); source.Namespace == namespace {
-			from = append(from, groupsnapshot.Upload{Operation: op.identity(), VolumeSnapshot: source.Name})
+		if source := sourceOf(op.Upload); source.Namespace == namespace {
+			from = append(from, groupsnapshot.Upload{Operation: op.Operation, VolumeSnapshot: source.Name})
 		}
 	}
 	return from

@@ -38,7 +38,7 @@ func (w *world) runBeside(neighbour *sweeper, e *engine, name string) {
 		w.step()
 	}
 	op := w.operation(e, name)
-	require.Equal(w.t, phase.Completed, *op.phase, *op.message)
+	require.Equal(w.t, phase.Completed, op.Status.Phase, op.Status.Message)
 }
 
 // TestSweepLeavesOperationsOfOthers: what an operation of another Velero has made

@@ -16,6 +16,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
@@ -36,51 +38,15 @@ type uploads struct {
 	rehomer rehome.Rehomer
 }
 
-func (u *uploads) get(ctx context.Context, key types.NamespacedName) (*operation, error) {
-	du := &velerov2alpha1.DataUpload{}
-	if err := u.client.Get(ctx, key, du); apierrors.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("get DataUpload %s: %w", key, err)
-	}
-	if du.Spec.DataMover != identity.DataMover {
-		return nil, nil
-	}
-	return newUpload(du)
-}
-
-func (u *uploads) list(ctx context.Context) ([]*operation, error) {
-	return listUploads(ctx, u.client, u.namespace)
-}
-
-func listUploads(ctx context.Context, c client.Reader, namespace string) ([]*operation, error) {
-	list := &velerov2alpha1.DataUploadList{}
-	if err := c.List(ctx, list, client.InNamespace(namespace)); err != nil {
-		return nil, fmt.Errorf("list DataUploads: %w", err)
-	}
-	var out []*operation
-	for i := range list.Items {
-		if list.Items[i].Spec.DataMover != identity.DataMover {
-			continue
-		}
-		op, err := newUpload(&list.Items[i])
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, op)
-	}
-	return out, nil
-}
-
 // secure re-homes the VolumeSnapshot the moment that the DataUpload is seen,
 // and has the repository made in the meantime.
-func (u *uploads) secure(ctx context.Context, op *operation) (phase.Work, error) {
-	du := op.upload
+func (u *uploads) secure(ctx context.Context, op *operation.View) (phase.Work, error) {
+	du := op.Upload
 	if du.Spec.SnapshotType != velerov2alpha1.SnapshotTypeCSI || du.Spec.CSISnapshot == nil {
 		return phase.Work{}, fmt.Errorf("%w: snapshot type is %q, want %s with its csiSnapshot",
 			phase.ErrBroken, du.Spec.SnapshotType, velerov2alpha1.SnapshotTypeCSI)
 	}
-	pair, err := u.rehomer.Ensure(ctx, op.identity(), originOf(du))
+	pair, err := u.rehomer.Ensure(ctx, op.Operation, originOf(du))
 	if err != nil {
 		return phase.Work{}, err
 	}
@@ -92,7 +58,7 @@ func (u *uploads) secure(ctx context.Context, op *operation) (phase.Work, error)
 		return phase.Work{}, err
 	}
 	if settings.Retain != "" {
-		op.setAnnotation(identity.AnnotationRetention, string(settings.Retain))
+		op.Status.Retain = settings.Retain
 	}
 	if _, _, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
@@ -110,13 +76,13 @@ func originOf(du *velerov2alpha1.DataUpload) rehome.Origin {
 }
 
 // expose goes on until the mover pod is made, and says what it waits for.
-func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error) {
-	du := op.upload
+func (u *uploads) expose(ctx context.Context, op *operation.View) (phase.Work, error) {
+	du := op.Upload
 	repositoryName, waiting, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation)
 	if err != nil {
 		return phase.Work{}, err
 	}
-	pair, err := u.rehomer.Ensure(ctx, op.identity(), originOf(du))
+	pair, err := u.rehomer.Ensure(ctx, op.Operation, originOf(du))
 	if err != nil {
 		return phase.Work{}, err
 	}
@@ -125,8 +91,8 @@ func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error)
 	}
 	class := du.Spec.CSISnapshot.StorageClass
 	pvcConfig := u.config.BackupPVC[class]
-	err = u.exposer.EnsureVolume(ctx, op.identity(), func() (*corev1.PersistentVolumeClaim, error) {
-		return exposer.PlanBackupVolume(op.identity(), pair.Name, class, pair.Size, pvcConfig), nil
+	err = u.exposer.EnsureVolume(ctx, op.Operation, func() (*corev1.PersistentVolumeClaim, error) {
+		return exposer.PlanBackupVolume(op.Operation, pair.Name, class, pair.Size, pvcConfig), nil
 	})
 	if err != nil {
 		return phase.Work{}, err
@@ -135,8 +101,8 @@ func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error)
 		return phase.Work{Detail: waiting}, nil
 	}
 	plan := exposer.PodPlan{
-		Operation:    op.identity(),
-		Attempt:      op.attempt.Number,
+		Operation:    op.Operation,
+		Attempt:      op.Status.Attempt.Number,
 		ReadOnly:     pvcConfig.ReadOnly,
 		Relabel:      !pvcConfig.SPCNoRelabeling,
 		StorageClass: class,
@@ -152,8 +118,8 @@ func (u *uploads) expose(ctx context.Context, op *operation) (phase.Work, error)
 }
 
 // request is the task of the mover pod.
-func (u *uploads) request(ctx context.Context, op *operation, pair rehome.Rehomed, repositoryName string, plan *exposer.PodPlan) (task.Request, error) {
-	du := op.upload
+func (u *uploads) request(ctx context.Context, op *operation.View, pair rehome.Rehomed, repositoryName string, plan *exposer.PodPlan) (task.Request, error) {
+	du := op.Upload
 	settings, err := u.settings(ctx, du)
 	if err != nil {
 		return task.Request{}, err
@@ -200,19 +166,19 @@ const maxFailed = 1000
 // failed are the operation IDs of the uploads of the same volume that have not
 // become a backup and never will, the newest first.
 func (u *uploads) failed(ctx context.Context, du *velerov2alpha1.DataUpload) ([]string, error) {
-	all, err := u.list(ctx)
+	all, err := operation.List(ctx, u.client, identity.KindDataUpload, client.InNamespace(u.namespace))
 	if err != nil {
 		return nil, err
 	}
-	all = slices.DeleteFunc(all, func(op *operation) bool {
-		other := op.upload.Spec
+	all = slices.DeleteFunc(all, func(op *operation.View) bool {
+		other := op.Upload.Spec
 		return other.SourceNamespace != du.Spec.SourceNamespace || other.SourcePVC != du.Spec.SourcePVC ||
-			other.BackupStorageLocation != du.Spec.BackupStorageLocation || !op.hasFailed()
+			other.BackupStorageLocation != du.Spec.BackupStorageLocation || !op.Status.HasFailed()
 	})
-	slices.SortFunc(all, func(a, b *operation) int { return compareAge(b, a) })
+	slices.SortFunc(all, func(a, b *operation.View) int { return compareAge(b, a) })
 	var ids []string
 	for _, op := range all[:min(len(all), maxFailed)] {
-		ids = append(ids, string(op.object.GetUID()))
+		ids = append(ids, op.UID)
 	}
 	return ids, nil
 }
@@ -261,21 +227,14 @@ func (u *uploads) topologyOf(ctx context.Context, du *velerov2alpha1.DataUpload)
 	if err != nil || class == nil || !bindsLate(class) {
 		return nil, err
 	}
-	pvc := &corev1.PersistentVolumeClaim{}
 	key := client.ObjectKey{Namespace: du.Spec.SourceNamespace, Name: du.Spec.SourcePVC}
-	if err := u.reader.Get(ctx, key, pvc); apierrors.IsNotFound(err) || err == nil && pvc.Spec.VolumeName == "" {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("get PVC %s: %w", key, err)
+	pvc, err := kube.Find(ctx, u.reader, key, &corev1.PersistentVolumeClaim{})
+	if err != nil || pvc == nil || pvc.Spec.VolumeName == "" {
+		return nil, err
 	}
-	pv := &corev1.PersistentVolume{}
-	if err := u.reader.Get(ctx, client.ObjectKey{Name: pvc.Spec.VolumeName}, pv); apierrors.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("get PV %s: %w", pvc.Spec.VolumeName, err)
-	}
-	if pv.Spec.NodeAffinity == nil {
-		return nil, nil
+	pv, err := kube.Find(ctx, u.reader, client.ObjectKey{Name: pvc.Spec.VolumeName}, &corev1.PersistentVolume{})
+	if err != nil || pv == nil || pv.Spec.NodeAffinity == nil {
+		return nil, err
 	}
 	return pv.Spec.NodeAffinity.Required, nil
 }
@@ -285,8 +244,8 @@ func bindsLate(class *storagev1.StorageClass) bool {
 }
 
 // complete writes the report into the status.
-func (u *uploads) complete(op *operation, report task.Report) error {
-	du := op.upload
+func (u *uploads) complete(op *operation.View, report task.Report) error {
+	du := op.Upload
 	if report.SnapshotID == "" {
 		return fmt.Errorf("complete DataUpload %s: the report of success has no snapshot ID", du.Name)
 	}
@@ -300,7 +259,7 @@ func (u *uploads) complete(op *operation, report task.Report) error {
 	}
 	du.Status.DataMoverResult = &result
 	du.Status.IncrementalBytes = report.BytesUploaded
-	op.progress.TotalBytes, op.progress.BytesDone = report.VolumeSize, report.VolumeSize
+	op.Status.BytesTotal, op.Status.BytesDone = report.VolumeSize, report.VolumeSize
 	return nil
 }
 
@@ -333,21 +292,21 @@ func resultOf(report task.Report) (map[string]string, error) {
 // finish decides whether the storage snapshot stays, now that the image is in the
 // repository, and releases what else the DataUpload holds: the volume before the
 // snapshot that it was made from.
-func (u *uploads) finish(ctx context.Context, op *operation) (ending, error) {
+func (u *uploads) finish(ctx context.Context, op *operation.View) (ending, error) {
 	end := ending{committed: true, delivered: true}
-	if op.outcome.Phase == phase.Completed {
+	if op.Status.Outcome.Phase == phase.Completed {
 		if err := u.keep(ctx, op); err != nil {
 			return end, err
 		}
 	}
 	var err error
-	if end.left, err = u.exposer.Release(ctx, op.identity()); err != nil || len(end.left) > 0 {
+	if end.left, err = u.exposer.Release(ctx, op.Operation); err != nil || len(end.left) > 0 {
 		return end, err
 	}
-	if end.left, err = u.rehomer.Release(ctx, op.identity()); err != nil || len(end.left) > 0 {
+	if end.left, err = u.rehomer.Release(ctx, op.Operation); err != nil || len(end.left) > 0 {
 		return end, err
 	}
-	du := op.upload
+	du := op.Upload
 	if du.Spec.CSISnapshot == nil {
 		return end, nil
 	}

@@ -179,7 +179,7 @@ func TestUploadCanceledAtAnyTime(t *testing.T) {
 			began := w.clock
 			op := w.run(w.uploads, "du")
 			if du.Status.SnapshotID == "" {
-				require.Equal(t, phase.Canceled, *op.phase, *op.message)
+				require.Equal(t, phase.Canceled, op.Status.Phase, op.Status.Message)
 			}
 			require.Less(t, w.clock.Sub(began), 20*time.Second)
 			w.requireNothingLeft([]string{"volume-src"}, nil)
@@ -267,8 +267,8 @@ func TestUploadFails(t *testing.T) {
 			w := uploadWorld(t)
 			tc.change(w)
 			op := w.run(w.uploads, "du")
-			require.Equal(t, phase.Failed, *op.phase)
-			require.Contains(t, *op.message, tc.want)
+			require.Equal(t, phase.Failed, op.Status.Phase)
+			require.Contains(t, op.Status.Message, tc.want)
 			w.requireNothingLeft([]string{"volume-src"}, nil)
 		})
 	}
@@ -286,13 +286,13 @@ func TestUploadRetriesLostPods(t *testing.T) {
 				if w.pods > tc.lost {
 					return true
 				}
-				if w.dataUpload().Annotations[identity.AnnotationAttempt] != "" && w.operation(w.uploads, "du").attempt.Started {
+				if w.dataUpload().Annotations[identity.AnnotationAttempt] != "" && w.operation(w.uploads, "du").Status.Attempt.Started {
 					require.NoError(t, w.c.Delete(w.ctx, pod))
 				}
 				return false
 			}
 			op := w.run(w.uploads, "du")
-			require.Equal(t, tc.want, *op.phase, *op.message)
+			require.Equal(t, tc.want, op.Status.Phase, op.Status.Message)
 			w.requireNothingLeft([]string{"volume-src"}, nil)
 		})
 	}
@@ -325,7 +325,7 @@ func TestUploadChoosesParent(t *testing.T) {
 				require.Equal(t, tc.want, request.Backup.ParentSnapshot)
 				return true
 			}
-			require.Equal(t, phase.Completed, *w.run(w.uploads, "du").phase)
+			require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
 		})
 	}
 }
@@ -363,7 +363,7 @@ func TestReasonsAreSeen(t *testing.T) {
 			require.EqualValues(t, 1, testutil.ToFloat64(counters.images.WithLabelValues("Full", reason)))
 			require.EqualValues(t, 1, testutil.ToFloat64(counters.fallbacks.WithLabelValues(reason)))
 			require.EqualValues(t, 1, testutil.ToFloat64(counters.fallbacks.WithLabelValues("AllocatedFailed")))
-			require.EqualValues(t, 16<<20, testutil.ToFloat64(counters.bytes.WithLabelValues(kindUpload, "bytesAudited")))
+			require.EqualValues(t, 16<<20, testutil.ToFloat64(counters.bytes.WithLabelValues(identity.KindDataUpload, "bytesAudited")))
 		})
 	}
 }
@@ -412,7 +412,7 @@ func TestUploadsOfOneVolume(t *testing.T) {
 	}
 	require.Equal(t, map[string]string{"du": "snapshot-1", "du-2": "snapshot-2"}, handles)
 	for name := range handles {
-		require.Equal(t, phase.Completed, *w.operation(w.uploads, name).phase)
+		require.Equal(t, phase.Completed, w.operation(w.uploads, name).Status.Phase)
 	}
 	w.requireNothingLeft([]string{"volume-src"}, nil)
 }
@@ -431,6 +431,6 @@ func TestUploadNamesThoseThatFailed(t *testing.T) {
 		require.Equal(t, []string{string(canceled)}, request.Backup.Failed)
 		return true
 	}
-	require.Equal(t, phase.Completed, *w.run(w.uploads, "du-2").phase)
+	require.Equal(t, phase.Completed, w.run(w.uploads, "du-2").Status.Phase)
 	w.requireNothingLeft([]string{"volume-src"}, nil)
 }

@@ -34,6 +34,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
@@ -223,8 +224,8 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 			recorder: events.NewFakeRecorder(1000), metrics: counters, now: func() time.Time { return w.clock },
 		}
 	}
-	w.uploads = newEngine(kindUpload, &uploads{surroundings: around, rehomer: rehomer})
-	w.downs = newEngine(kindDownload, &downloads{surroundings: around})
+	w.uploads = newEngine(identity.KindDataUpload, &uploads{surroundings: around, rehomer: rehomer})
+	w.downs = newEngine(identity.KindDataDownload, &downloads{surroundings: around})
 	w.sweep = &sweeper{client: w.c, reader: w.c, exposer: x, rehomer: rehomer, groups: groupsnapshot.New(narrow, faulty), namespace: veleroNamespace, interval: time.Minute, wake: make(chan struct{}, 1)}
 	return w
 }
@@ -255,7 +256,7 @@ func (w *world) step() {
 }
 
 // run reconciles and steps until the operation ends.
-func (w *world) run(e *engine, name string) *operation {
+func (w *world) run(e *engine, name string) *operation.View {
 	w.t.Helper()
 	const enough = 200
 	for range enough {
@@ -263,12 +264,12 @@ func (w *world) run(e *engine, name string) *operation {
 			require.ErrorIs(w.t, err, errInjected)
 		}
 		w.step()
-		if op := w.operation(e, name); op.phase.Terminal() {
+		if op := w.operation(e, name); op.Status.Phase.Terminal() {
 			return op
 		}
 	}
 	op := w.operation(e, name)
-	w.t.Fatalf("%s did not end: phase %q, message %q", name, *op.phase, *op.message)
+	w.t.Fatalf("%s did not end: phase %q, message %q", name, op.Status.Phase, op.Status.Message)
 	return nil
 }
 
@@ -283,21 +284,12 @@ func (w *world) sweepUp() {
 	}
 }
 
-func (w *world) operation(e *engine, name string) *operation {
+func (w *world) operation(e *engine, name string) *operation.View {
 	w.t.Helper()
 	key := types.NamespacedName{Namespace: veleroNamespace, Name: name}
-	var op *operation
-	var err error
-	if e.kind == kindUpload {
-		du := &velerov2alpha1.DataUpload{}
-		require.NoError(w.t, w.c.Get(w.ctx, key, du))
-		op, err = newUpload(du)
-	} else {
-		dd := &velerov2alpha1.DataDownload{}
-		require.NoError(w.t, w.c.Get(w.ctx, key, dd))
-		op, err = newDownload(dd)
-	}
+	op, err := operation.Find(w.ctx, w.c, e.kind, key)
 	require.NoError(w.t, err)
+	require.NotNil(w.t, op)
 	return op
 }
 
@@ -362,7 +354,7 @@ func (w *world) collect(object client.Object) {
 		return
 	}
 	var found client.Object = &velerov2alpha1.DataUpload{}
-	if owner.Kind == kindDownload {
+	if owner.Kind == identity.KindDataDownload {
 		found = &velerov2alpha1.DataDownload{}
 	}
 	err := w.c.Get(w.ctx, client.ObjectKey{Namespace: veleroNamespace, Name: owner.Name}, found)

@@ -17,11 +17,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/veleroapi"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
-	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
 
 // newDataUpload renders the DataUpload as Velero's built-in action would, plus
@@ -58,31 +59,19 @@ func newDataUpload(pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolum
 }
 
 // upload waits for the snapshot and creates the DataUpload.
-func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (operation.Upload, error) {
+func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (*velerov2alpha1.DataUpload, error) {
 	waitCtx, cancel := context.WithTimeout(ctx, snapshotTimeout)
 	defer cancel()
 	if _, err := volumesnapshot.WaitForHandle(waitCtx, a.api, vs); err != nil {
-		return operation.Upload{}, a.adviseExhausted(ctx, err, wanted)
+		return nil, a.adviseExhausted(ctx, err, wanted)
 	}
 	return a.create(ctx, wanted)
 }
 
 // create creates the DataUpload, or adopts the one of an earlier attempt.
-func (a *PVCAction) create(ctx context.Context, wanted *velerov2alpha1.DataUpload) (operation.Upload, error) {
-	createErr := veleroapi.CreateDataUpload(ctx, a.api, wanted, wanted.Spec.DataMoverConfig[identity.ConfigParentSnapshot])
-	if createErr == nil {
-		return operation.Upload{DataUpload: wanted}, nil
-	}
-	// It may exist for all that: from an earlier attempt, or because the answer of
-	// the API server was lost.
-	found := &velerov2alpha1.DataUpload{}
-	if err := a.api.Get(ctx, client.ObjectKeyFromObject(wanted), found); err != nil {
-		return operation.Upload{}, fmt.Errorf("create DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, createErr)
-	}
-	if err := adoptable(found, wanted); err != nil {
-		return operation.Upload{}, fmt.Errorf("adopt DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, err)
-	}
-	return operation.Upload{DataUpload: found}, nil
+func (a *PVCAction) create(ctx context.Context, wanted *velerov2alpha1.DataUpload) (*velerov2alpha1.DataUpload, error) {
+	err := veleroapi.CreateDataUpload(ctx, a.api, wanted, wanted.Spec.DataMoverConfig[identity.ConfigParentSnapshot])
+	return kube.AdoptAfter(ctx, a.api, wanted, err, adoptableAs(wanted))
 }
 
 // adviseExhausted adds to the error of a storage that takes no more snapshots of
@@ -105,17 +94,21 @@ func (a *PVCAction) adviseExhausted(ctx context.Context, err error, wanted *vele
 		err, len(retained), wanted.Spec.SourceNamespace, wanted.Spec.SourcePVC, wanted.Namespace, strings.Join(names, ", "))
 }
 
-func adoptable(found, wanted *velerov2alpha1.DataUpload) error {
-	if err := operation.Adoptable(found, wanted); err != nil {
-		return err
+// adoptableAs returns a check for an existing DataUpload: an error says why it
+// cannot be the wanted one, created by an earlier attempt.
+func adoptableAs(wanted *velerov2alpha1.DataUpload) func(found *velerov2alpha1.DataUpload) error {
+	return func(found *velerov2alpha1.DataUpload) error {
+		if err := operation.Adoptable(found, wanted); err != nil {
+			return err
+		}
+		switch {
+		case found.Spec.CSISnapshot == nil || found.Spec.CSISnapshot.VolumeSnapshot != wanted.Spec.CSISnapshot.VolumeSnapshot:
+			return fmt.Errorf("it does not move VolumeSnapshot %s", wanted.Spec.CSISnapshot.VolumeSnapshot)
+		case !maps.Equal(found.Spec.DataMoverConfig, wanted.Spec.DataMoverConfig):
+			return fmt.Errorf("its dataMoverConfig is %v, want %v", found.Spec.DataMoverConfig, wanted.Spec.DataMoverConfig)
+		}
+		return nil
 	}
-	switch {
-	case found.Spec.CSISnapshot == nil || found.Spec.CSISnapshot.VolumeSnapshot != wanted.Spec.CSISnapshot.VolumeSnapshot:
-		return fmt.Errorf("it does not move VolumeSnapshot %s", wanted.Spec.CSISnapshot.VolumeSnapshot)
-	case !maps.Equal(found.Spec.DataMoverConfig, wanted.Spec.DataMoverConfig):
-		return fmt.Errorf("its dataMoverConfig is %v, want %v", found.Spec.DataMoverConfig, wanted.Spec.DataMoverConfig)
-	}
-	return nil
 }
 
 // checkClass checks the class that a policy names.

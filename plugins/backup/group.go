@@ -20,9 +20,10 @@ import (
 
 	"github.com/blockmover/blockmover/internal/group"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
-	"github.com/blockmover/blockmover/plugins/internal/operation"
+	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
 // Alone is why a volume whose label asks for a group is snapshotted by itself.
@@ -223,9 +224,9 @@ func (a *PVCAction) memberClass(ctx context.Context, named, driver string, pvc *
 
 // startMember waits for the VolumeSnapshot of a member and creates the DataUpload.
 // What a member that fails leaves is taken away with its group.
-func (a *PVCAction) startMember(ctx context.Context, m *groupsnapshot.Group, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (operation.Upload, error) {
+func (a *PVCAction) startMember(ctx context.Context, m *groupsnapshot.Group, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (*velerov2alpha1.DataUpload, error) {
 	wanted.Spec.DataMoverConfig[identity.ConfigGroup] = m.Name
-	if found, err := a.earlier(ctx, wanted); err != nil || found.DataUpload != nil {
+	if found, err := a.earlier(ctx, wanted); err != nil || found != nil {
 		return found, err
 	}
 	waitCtx, cancel := context.WithTimeout(ctx, snapshotTimeout)
@@ -235,7 +236,7 @@ func (a *PVCAction) startMember(ctx context.Context, m *groupsnapshot.Group, wan
 		if waitCtx.Err() != nil {
 			err = errors.Join(err, a.giveUp(ctx, m, err))
 		}
-		return operation.Upload{}, a.adviseExhausted(ctx, err, wanted)
+		return nil, a.adviseExhausted(ctx, err, wanted)
 	}
 	wanted.Spec.CSISnapshot.VolumeSnapshot = vs.Name
 	return a.create(ctx, wanted)
@@ -243,26 +244,24 @@ func (a *PVCAction) startMember(ctx context.Context, m *groupsnapshot.Group, wan
 
 // earlier returns the DataUpload of a member that an earlier attempt has made: its
 // VolumeSnapshot may be gone from the group by now.
-func (a *PVCAction) earlier(ctx context.Context, wanted *velerov2alpha1.DataUpload) (operation.Upload, error) {
-	found := &velerov2alpha1.DataUpload{}
-	if err := a.api.Get(ctx, client.ObjectKeyFromObject(wanted), found); apierrors.IsNotFound(err) {
-		return operation.Upload{}, nil
-	} else if err != nil {
-		return operation.Upload{}, fmt.Errorf("get DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, err)
+func (a *PVCAction) earlier(ctx context.Context, wanted *velerov2alpha1.DataUpload) (*velerov2alpha1.DataUpload, error) {
+	found, err := kube.Find(ctx, a.api, client.ObjectKeyFromObject(wanted), &velerov2alpha1.DataUpload{})
+	if err != nil || found == nil {
+		return nil, err
 	}
 	if found.Spec.CSISnapshot != nil {
 		wanted.Spec.CSISnapshot.VolumeSnapshot = found.Spec.CSISnapshot.VolumeSnapshot
 	}
-	if err := adoptable(found, wanted); err != nil {
-		return operation.Upload{}, fmt.Errorf("adopt DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, err)
+	if err := adoptableAs(wanted)(found); err != nil {
+		return nil, fmt.Errorf("adopt DataUpload %s/%s: %w", wanted.Namespace, wanted.Name, err)
 	}
-	return operation.Upload{DataUpload: found}, nil
+	return found, nil
 }
 
 // giveUp keeps the other members from waiting as long, one after the other. It has
 // its own time.
 func (a *PVCAction) giveUp(ctx context.Context, m *groupsnapshot.Group, why error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operation.CallTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), poll.CallTimeout)
 	defer cancel()
 	return m.GiveUp(ctx, why.Error())
 }

@@ -9,7 +9,6 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
-	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	biav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/backupitemaction/v2"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -18,9 +17,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
-	"github.com/blockmover/blockmover/plugins/internal/operation"
 )
 
 // GroupSnapshotActionName is the name that the action for group snapshots is
@@ -81,12 +81,7 @@ func (a *GroupSnapshotAction) Execute(item runtime.Unstructured, backup *velerov
 			log.Info("The group snapshot is released")
 		}
 	}
-	annotations := object.GetAnnotations()
-	if annotations == nil {
-		annotations = map[string]string{}
-	}
-	annotations[velerov1.SkipFromBackupAnnotation] = "true"
-	object.SetAnnotations(annotations)
+	kube.SetAnnotation(object, velerov1.SkipFromBackupAnnotation, "true")
 	return object, nil, "", nil, nil
 }
 
@@ -134,20 +129,18 @@ func (a *GroupSnapshotAction) tryRelease(ctx context.Context, ref groupsnapshot.
 // uploads are those of the backup that run although Velero waits for none of them
 // any more.
 func (a *GroupSnapshotAction) uploads(ctx context.Context, ref groupsnapshot.Ref, veleroNamespace string) ([]groupsnapshot.Upload, error) {
-	list := &velerov2alpha1.DataUploadList{}
-	if err := a.api.List(ctx, list, client.InNamespace(veleroNamespace), client.MatchingLabels{velerov1.BackupUIDLabel: ref.BackupUID}); err != nil {
-		return nil, fmt.Errorf("list DataUploads: %w", err)
+	all, err := operation.List(ctx, a.api, identity.KindDataUpload, client.InNamespace(veleroNamespace),
+		client.MatchingLabels{velerov1.BackupUIDLabel: ref.BackupUID})
+	if err != nil {
+		return nil, err
 	}
 	var uploads []groupsnapshot.Upload
-	for i := range list.Items {
-		du := &list.Items[i]
-		if du.Spec.SourceNamespace != ref.Namespace || du.Spec.CSISnapshot == nil || (operation.Upload{DataUpload: du}).State().Final() {
+	for _, v := range all {
+		spec := v.Upload.Spec
+		if spec.SourceNamespace != ref.Namespace || spec.CSISnapshot == nil || v.Status.Phase.Terminal() {
 			continue
 		}
-		uploads = append(uploads, groupsnapshot.Upload{
-			Operation:      identity.Operation{Kind: identity.KindDataUpload, Namespace: du.Namespace, Name: du.Name, UID: string(du.UID)},
-			VolumeSnapshot: du.Spec.CSISnapshot.VolumeSnapshot,
-		})
+		uploads = append(uploads, groupsnapshot.Upload{Operation: v.Operation, VolumeSnapshot: spec.CSISnapshot.VolumeSnapshot})
 	}
 	return uploads, nil
 }

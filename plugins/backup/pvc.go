@@ -8,6 +8,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/kuberesource"
 	"github.com/vmware-tanzu/velero/pkg/label"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework/common"
@@ -20,11 +21,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/veleroapi"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
-	"github.com/blockmover/blockmover/plugins/internal/operation"
+	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
 // PVCActionName is the name that the PVC action is registered under.
@@ -38,7 +41,7 @@ const defaultSnapshotTimeout = 10 * time.Minute
 type PVCAction struct {
 	log    logrus.FieldLogger
 	api    client.Client
-	poller operation.Poller
+	poller poll.Poller
 	// globalPolicies is the ConfigMap of volume policies that apply to every
 	// backup (a flag of the Velero server); "" is none.
 	globalPolicies string
@@ -48,17 +51,17 @@ var _ biav2.BackupItemAction = (*PVCAction)(nil)
 
 // NewPVCAction returns the action.
 func NewPVCAction(log logrus.FieldLogger, api client.Client, globalPolicies string) *PVCAction {
-	return &PVCAction{
-		log:            log,
-		api:            api,
-		globalPolicies: globalPolicies,
-		poller: operation.Poller{
-			API:    api,
-			Action: PVCActionName,
-			Kind:   common.PluginKindBackupItemActionV2,
-			Now:    time.Now,
-		},
+	a := &PVCAction{log: log, api: api, globalPolicies: globalPolicies}
+	a.poller = poll.Poller{
+		Log:     log,
+		API:     api,
+		Action:  PVCActionName,
+		Plugin:  common.PluginKindBackupItemActionV2,
+		Kind:    identity.KindDataUpload,
+		Now:     time.Now,
+		Release: a.releaseUpload,
 	}
+	return a
 }
 
 // Name implements BackupItemAction.
@@ -84,7 +87,7 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	if snapshotTimeout <= 0 {
 		snapshotTimeout = defaultSnapshotTimeout
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), snapshotTimeout+operation.CallTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), snapshotTimeout+poll.CallTimeout)
 	defer cancel()
 
 	params, ours, err := a.policyOf(item, pvc, backup)
@@ -98,15 +101,10 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	if err != nil {
 		return nil, nil, "", nil, fmt.Errorf("back up PVC %s/%s with blockmover: %w", pvc.Namespace, pvc.Name, err)
 	}
-	a.log.WithField("dataUpload", client.ObjectKeyFromObject(upload.DataUpload).String()).Info("The volume is handed to the blockmover data mover")
+	a.log.WithField("dataUpload", client.ObjectKeyFromObject(upload).String()).Info("The volume is handed to the blockmover data mover")
 
 	updated := &unstructured.Unstructured{Object: withoutStaleMarks(item).UnstructuredContent()}
-	annotations := updated.GetAnnotations()
-	if annotations == nil {
-		annotations = map[string]string{}
-	}
-	annotations[identity.AnnotationDataUpload] = client.ObjectKeyFromObject(upload.DataUpload).String()
-	updated.SetAnnotations(annotations)
+	kube.SetAnnotation(updated, identity.AnnotationDataUpload, client.ObjectKeyFromObject(upload).String())
 	// Velero reads the DataUpload again when the operation has ended, and stores
 	// it with the backup: its status is what a restore starts from.
 	afterwards := []velero.ResourceIdentifier{{GroupResource: kuberesource.DataUploads, Namespace: upload.Namespace, Name: upload.Name}}
@@ -136,21 +134,21 @@ func withoutStaleMarks(item runtime.Unstructured) runtime.Unstructured {
 
 // start takes the VolumeSnapshot, alone or with a group, and creates the DataUpload.
 // All that can be known to be wrong is found before the VolumeSnapshot is taken.
-func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup, params map[string]any, snapshotTimeout time.Duration) (operation.Upload, error) {
+func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup, params map[string]any, snapshotTimeout time.Duration) (*velerov2alpha1.DataUpload, error) {
 	settings, err := a.settings(ctx, backup, params)
 	if err != nil {
-		return operation.Upload{}, err
+		return nil, err
 	}
 	if _, err := a.poller.AcceptTimeout(ctx, backup.Namespace, backup.Spec.ItemOperationTimeout.Duration); err != nil {
-		return operation.Upload{}, err
+		return nil, err
 	}
 	pv, err := a.volumeOf(ctx, pvc)
 	if err != nil {
-		return operation.Upload{}, err
+		return nil, err
 	}
 	member, alone, err := a.join(ctx, pvc, pv.Spec.CSI.Driver, backup, settings)
 	if err != nil {
-		return operation.Upload{}, err
+		return nil, err
 	}
 	if member != nil {
 		class := a.memberClass(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)
@@ -158,7 +156,7 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	}
 	class, err := a.snapshotClass(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)
 	if err != nil {
-		return operation.Upload{}, err
+		return nil, err
 	}
 	vs, err := volumesnapshot.Ensure(ctx, a.api, volumesnapshot.Source{
 		Namespace: pvc.Namespace,
@@ -168,7 +166,7 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 		BackupUID: string(backup.UID),
 	})
 	if err != nil {
-		return operation.Upload{}, err
+		return nil, err
 	}
 	vsKey := client.ObjectKeyFromObject(vs)
 	wanted := newDataUpload(pvc, pv, backup, vs.Name, class, settings)
@@ -177,7 +175,7 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	}
 	upload, err := a.upload(ctx, vsKey, wanted, snapshotTimeout)
 	if err != nil {
-		return operation.Upload{}, errors.Join(err, a.release(ctx, vsKey))
+		return nil, errors.Join(err, a.release(ctx, vsKey))
 	}
 	return upload, nil
 }
@@ -186,7 +184,7 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 // has taken it over at the last moment. It has its own time: the attempt may have
 // failed because its time was up.
 func (a *PVCAction) release(ctx context.Context, vs client.ObjectKey) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operation.CallTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), poll.CallTimeout)
 	defer cancel()
 	_, err := volumesnapshot.Release(ctx, a.api, a.api, vs)
 	return err
@@ -254,26 +252,7 @@ func (a *PVCAction) Progress(operationID string, backup *velerov1.Backup) (veler
 	if operationID == "" {
 		return velero.OperationProgress{}, biav2.InvalidOperationIDError(operationID)
 	}
-	return operation.Answer(a.log, operationID, func(ctx context.Context) (velero.OperationProgress, error) {
-		return a.progress(ctx, operationID, backup)
-	})
-}
-
-func (a *PVCAction) progress(ctx context.Context, operationID string, backup *velerov1.Backup) (velero.OperationProgress, error) {
-	upload, err := operation.FindUpload(ctx, a.api, backup.Namespace, operationID)
-	if err != nil {
-		return velero.OperationProgress{}, err
-	}
-	progress, gaveUp, err := a.poller.Poll(ctx, upload, backup.Spec.ItemOperationTimeout.Duration)
-	if err != nil {
-		return velero.OperationProgress{}, err
-	}
-	if gaveUp {
-		if err := a.release(ctx, snapshotOf(upload)); err != nil {
-			progress.Err = errors.Join(errors.New(progress.Err), err).Error()
-		}
-	}
-	return progress, nil
+	return a.poller.Progress(operationID, backup.Namespace, backup.Spec.ItemOperationTimeout.Duration)
 }
 
 // Cancel implements BackupItemAction.
@@ -281,21 +260,13 @@ func (a *PVCAction) Cancel(operationID string, backup *velerov1.Backup) error {
 	if operationID == "" {
 		return biav2.InvalidOperationIDError(operationID)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
-	defer cancel()
-	upload, err := operation.FindUpload(ctx, a.api, backup.Namespace, operationID)
-	if err != nil {
-		return err
-	}
-	gaveUp, err := a.poller.Cancel(ctx, upload)
-	if err != nil || !gaveUp {
-		return err
-	}
-	return a.release(ctx, snapshotOf(upload))
+	return a.poller.Cancel(operationID, backup.Namespace)
 }
 
-func snapshotOf(upload operation.Upload) client.ObjectKey {
-	return client.ObjectKey{Namespace: upload.Spec.SourceNamespace, Name: upload.Spec.CSISnapshot.VolumeSnapshot}
+// releaseUpload releases the VolumeSnapshot of a DataUpload that was given up.
+func (a *PVCAction) releaseUpload(ctx context.Context, v *operation.View) error {
+	spec := v.Upload.Spec
+	return a.release(ctx, client.ObjectKey{Namespace: spec.SourceNamespace, Name: spec.CSISnapshot.VolumeSnapshot})
 }
 
 // operationID is spelled as Velero's own action spells it.

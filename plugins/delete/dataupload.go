@@ -46,9 +46,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
-	"github.com/blockmover/blockmover/plugins/internal/operation"
+	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
 // DataUploadActionName is the name that the action is registered under.
@@ -98,7 +100,7 @@ func (a *DataUploadAction) Execute(input *velero.DeleteItemActionExecuteInput) e
 			upload.Namespace, upload.Name, input.Backup.Name, owner)
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), poll.CallTimeout)
 	defer cancel()
 	return errors.Join(
 		a.retry(ctx, func() error { return a.handOver(ctx, upload, input.Backup) }),
@@ -241,34 +243,26 @@ func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2
 // DataUpload still says that there is a storage snapshot: the one in the cluster,
 // which is kept up to date, not the one in the backup.
 func (a *DataUploadAction) rebuildRetained(ctx context.Context, rehomer rehome.Rehomer, upload *velerov2alpha1.DataUpload) error {
-	live := &velerov2alpha1.DataUpload{}
-	key := client.ObjectKeyFromObject(upload)
-	if err := a.api.Get(ctx, key, live); apierrors.IsNotFound(err) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("get DataUpload %s: %w", key, err)
-	}
-	noted := live.Annotations[identity.AnnotationRetained]
-	if live.UID != upload.UID || noted == "" {
-		return nil
+	live, err := operation.Find(ctx, a.api, identity.KindDataUpload, client.ObjectKeyFromObject(upload))
+	if err != nil || live == nil || live.UID != string(upload.UID) || live.Status.Retained == "" {
+		return err
 	}
 	var retained rehome.Retained
-	if err := json.Unmarshal([]byte(noted), &retained); err != nil {
-		return fmt.Errorf("read annotation %s of DataUpload %s: %w", identity.AnnotationRetained, key, err)
+	if err := json.Unmarshal([]byte(live.Status.Retained), &retained); err != nil {
+		return fmt.Errorf("read annotation %s of DataUpload %s: %w", identity.AnnotationRetained, live.Key(), err)
 	}
 	return rehomer.Rebuild(ctx, retained)
 }
 
 // isUploading says whether another upload of the volume runs.
 func (a *DataUploadAction) isUploading(ctx context.Context, upload *velerov2alpha1.DataUpload) (bool, error) {
-	all := &velerov2alpha1.DataUploadList{}
-	if err := a.api.List(ctx, all, client.InNamespace(upload.Namespace)); err != nil {
-		return false, fmt.Errorf("list DataUploads: %w", err)
+	all, err := operation.List(ctx, a.api, identity.KindDataUpload, client.InNamespace(upload.Namespace))
+	if err != nil {
+		return false, err
 	}
-	return slices.ContainsFunc(all.Items, func(other velerov2alpha1.DataUpload) bool {
-		return other.UID != upload.UID && other.Spec.DataMover == identity.DataMover &&
-			other.Spec.SourceNamespace == upload.Spec.SourceNamespace && other.Spec.SourcePVC == upload.Spec.SourcePVC &&
-			!operation.Upload{DataUpload: &other}.State().Final()
+	return slices.ContainsFunc(all, func(other *operation.View) bool {
+		return other.UID != string(upload.UID) && !other.Status.Phase.Terminal() &&
+			other.Upload.Spec.SourceNamespace == upload.Spec.SourceNamespace && other.Upload.Spec.SourcePVC == upload.Spec.SourcePVC
 	}), nil
 }
 
@@ -281,12 +275,12 @@ func (a *DataUploadAction) releaseVolumeSnapshot(ctx context.Context, upload *ve
 		return nil
 	}
 	key := client.ObjectKey{Namespace: upload.Spec.SourceNamespace, Name: upload.Spec.CSISnapshot.VolumeSnapshot}
-	vs := &snapshotv1.VolumeSnapshot{}
-	switch err := a.api.Get(ctx, key, vs); {
-	case apierrors.IsNotFound(err) || meta.IsNoMatchError(err):
-		return nil
-	case err != nil:
-		return fmt.Errorf("get VolumeSnapshot %s: %w", key, err)
+	vs, err := kube.Find(ctx, a.api, key, &snapshotv1.VolumeSnapshot{})
+	switch {
+	case meta.IsNoMatchError(err):
+		return nil // a cluster without snapshots
+	case err != nil || vs == nil:
+		return err
 	}
 	byUs := vs.Labels[identity.LabelBackupUID] != "" && vs.Labels[identity.LabelBackupUID] == upload.Labels[velerov1.BackupUIDLabel]
 	byVelero := vs.Labels[velerov1.BackupNameLabel] == label.GetValidName(backup.Name)
@@ -294,6 +288,6 @@ func (a *DataUploadAction) releaseVolumeSnapshot(ctx context.Context, upload *ve
 		return nil
 	}
 	a.log.Infof("Releasing VolumeSnapshot %s, which the mover has left", key)
-	_, err := volumesnapshot.Release(ctx, a.api, a.api, key)
+	_, err = volumesnapshot.Release(ctx, a.api, a.api, key)
 	return err
 }

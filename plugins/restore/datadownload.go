@@ -9,10 +9,10 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/label"
 	uploader "github.com/vmware-tanzu/velero/pkg/uploader/util"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/plugins/internal/operation"
+	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/operation"
 )
 
 // newDataDownload renders the DataDownload as Velero's built-in action would,
@@ -47,33 +47,21 @@ func newDataDownload(restore *velerov1.Restore, backup *velerov1.Backup, result 
 	return download
 }
 
-// ensureDataDownload creates the DataDownload, or finds that an earlier attempt
-// has done so.
+// ensureDataDownload creates the DataDownload, or adopts the one that an earlier
+// attempt created.
 func (a *PVCAction) ensureDataDownload(ctx context.Context, wanted *velerov2alpha1.DataDownload) error {
-	createErr := a.api.Create(ctx, wanted)
-	if createErr == nil {
+	_, err := kube.CreateOrAdopt(ctx, a.api, wanted, func(found *velerov2alpha1.DataDownload) error {
+		if err := operation.Adoptable(found, wanted); err != nil {
+			return err
+		}
+		is, want := found.Spec.TargetVolume, wanted.Spec.TargetVolume
+		switch {
+		case is != want:
+			return fmt.Errorf("its target is PVC %s/%s, want %s/%s", is.Namespace, is.PVC, want.Namespace, want.PVC)
+		case found.Spec.SnapshotID != wanted.Spec.SnapshotID:
+			return fmt.Errorf("its snapshotID is %s, want %s", found.Spec.SnapshotID, wanted.Spec.SnapshotID)
+		}
 		return nil
-	}
-	found := &velerov2alpha1.DataDownload{}
-	if err := a.api.Get(ctx, client.ObjectKeyFromObject(wanted), found); err != nil {
-		return fmt.Errorf("create DataDownload %s/%s: %w", wanted.Namespace, wanted.Name, createErr)
-	}
-	if err := adoptable(found, wanted); err != nil {
-		return fmt.Errorf("adopt DataDownload %s/%s: %w", wanted.Namespace, wanted.Name, err)
-	}
-	return nil
-}
-
-func adoptable(found, wanted *velerov2alpha1.DataDownload) error {
-	if err := operation.Adoptable(found, wanted); err != nil {
-		return err
-	}
-	switch {
-	case found.Spec.TargetVolume != wanted.Spec.TargetVolume:
-		return fmt.Errorf("its target is PVC %s/%s, want %s/%s", found.Spec.TargetVolume.Namespace, found.Spec.TargetVolume.PVC,
-			wanted.Spec.TargetVolume.Namespace, wanted.Spec.TargetVolume.PVC)
-	case found.Spec.SnapshotID != wanted.Spec.SnapshotID:
-		return fmt.Errorf("its snapshotID is %s, want %s", found.Spec.SnapshotID, wanted.Spec.SnapshotID)
-	}
-	return nil
+	})
+	return err
 }

@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/plugins/internal/operation"
+	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
 // PVActionName is the name that the PV action is registered under.
@@ -54,7 +54,7 @@ func (a *PVAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero
 	if claim == nil {
 		return output, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), poll.CallTimeout)
 	defer cancel()
 	configs, err := listResults(ctx, a.api, input.Restore, claim.Namespace, claim.Name)
 	if err != nil {

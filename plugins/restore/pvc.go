@@ -12,7 +12,6 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	riav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/restoreitemaction/v2"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -20,7 +19,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/plugins/internal/operation"
+	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/operation"
+	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
 // PVCActionName is the name that the PVC action is registered under.
@@ -30,7 +31,7 @@ const PVCActionName = "blockmover.io/pvc-restore"
 type PVCAction struct {
 	log    logrus.FieldLogger
 	api    client.Client
-	poller operation.Poller
+	poller poll.Poller
 }
 
 var _ riav2.RestoreItemAction = (*PVCAction)(nil)
@@ -40,11 +41,15 @@ func NewPVCAction(log logrus.FieldLogger, api client.Client) *PVCAction {
 	return &PVCAction{
 		log: log,
 		api: api,
-		poller: operation.Poller{
+		poller: poll.Poller{
+			Log:    log,
 			API:    api,
 			Action: PVCActionName,
-			Kind:   common.PluginKindRestoreItemActionV2,
+			Plugin: common.PluginKindRestoreItemActionV2,
+			Kind:   identity.KindDataDownload,
 			Now:    time.Now,
+			// Nothing exists yet for a DataDownload that nobody accepted.
+			Release: func(context.Context, *operation.View) error { return nil },
 		},
 	}
 }
@@ -77,7 +82,7 @@ func (a *PVCAction) Execute(input *velero.RestoreItemActionExecuteInput) (*veler
 	}
 	delete(pvc.Annotations, identity.AnnotationDataUpload)
 
-	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), poll.CallTimeout)
 	defer cancel()
 	operationID, err := a.restore(ctx, &pvc, &fromBackup, uploadName, input.Restore)
 	if err != nil {
@@ -98,12 +103,13 @@ func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.Persist
 	if mapped, ok := restore.Spec.NamespaceMapping[namespace]; ok {
 		namespace = mapped
 	}
-	switch err := a.api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: pvc.Name}, &corev1.PersistentVolumeClaim{}); {
-	case err == nil:
-		a.log.Warnf("PVC %s/%s exists already: its data is not restored", namespace, pvc.Name)
+	found, err := kube.Find(ctx, a.api, client.ObjectKey{Namespace: namespace, Name: pvc.Name}, &corev1.PersistentVolumeClaim{})
+	if err != nil {
+		return "", err
+	}
+	if found != nil {
+		a.log.Warnf("PVC %s/%s already exists: its data is not restored", namespace, pvc.Name)
 		return "", nil
-	case !apierrors.IsNotFound(err):
-		return "", fmt.Errorf("look for PVC %s/%s: %w", namespace, pvc.Name, err)
 	}
 
 	backup := &velerov1.Backup{}
@@ -191,18 +197,7 @@ func (a *PVCAction) Progress(operationID string, restore *velerov1.Restore) (vel
 	if operationID == "" {
 		return velero.OperationProgress{}, riav2.InvalidOperationIDError(operationID)
 	}
-	return operation.Answer(a.log, operationID, func(ctx context.Context) (velero.OperationProgress, error) {
-		return a.progress(ctx, operationID, restore)
-	})
-}
-
-func (a *PVCAction) progress(ctx context.Context, operationID string, restore *velerov1.Restore) (velero.OperationProgress, error) {
-	download, err := operation.FindDownload(ctx, a.api, restore.Namespace, operationID)
-	if err != nil {
-		return velero.OperationProgress{}, err
-	}
-	progress, _, err := a.poller.Poll(ctx, download, restore.Spec.ItemOperationTimeout.Duration)
-	return progress, err
+	return a.poller.Progress(operationID, restore.Namespace, restore.Spec.ItemOperationTimeout.Duration)
 }
 
 // Cancel implements RestoreItemAction.
@@ -210,14 +205,7 @@ func (a *PVCAction) Cancel(operationID string, restore *velerov1.Restore) error 
 	if operationID == "" {
 		return riav2.InvalidOperationIDError(operationID)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), operation.CallTimeout)
-	defer cancel()
-	download, err := operation.FindDownload(ctx, a.api, restore.Namespace, operationID)
-	if err != nil {
-		return err
-	}
-	_, err = a.poller.Cancel(ctx, download)
-	return err
+	return a.poller.Cancel(operationID, restore.Namespace)
 }
 
 func isTrue(b *bool) bool { return b != nil && *b }
