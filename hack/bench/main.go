@@ -373,6 +373,9 @@ func (b *bench) round(ctx context.Context, seed uint64) error {
 	if err := b.stock(ctx, data); err != nil {
 		return err
 	}
+	if err := b.hmac(ctx, data); err != nil {
+		return err
+	}
 	o := ours{b.binary, b.path("ours")}
 	if err := b.full(ctx, o); err != nil {
 		return err

@@ -310,13 +310,7 @@ func (o ours) child(args ...string) child {
 }
 
 // create makes the repository anew.
-func (o ours) create(ctx context.Context) error {
-	if err := os.RemoveAll(o.repo); err != nil {
-		return err
-	}
-	_, _, err := o.child("repo", "create").run(ctx)
-	return err
-}
+func (o ours) create(ctx context.Context) error { return o.createWith(ctx, hashBLAKE2b) }
 
 // backup is what `image backup --json` says, as far as it matters here.
 type backup struct {
@@ -369,16 +363,8 @@ func (k stock) child(args ...string) child {
 
 func (k stock) repo() string { return filepath.Join(k.dir, "repo") }
 
-// create makes the repository anew: chunks of 1 MiB, and the algorithms that
-// Velero's repositories have. Compression is off unless a policy says otherwise.
-func (k stock) create(ctx context.Context) error {
-	if err := os.RemoveAll(k.dir); err != nil {
-		return err
-	}
-	_, _, err := k.child("repository", "create", "filesystem", "--path", k.repo(), "--object-splitter", "FIXED-1M",
-		"--block-hash", "BLAKE2B-256-128", "--encryption", "AES256-GCM-HMAC-SHA256").run(ctx)
-	return err
-}
+// create makes the repository anew, as Velero does today.
+func (k stock) create(ctx context.Context) error { return k.createWith(ctx, hashBLAKE2b) }
 
 // snapshot backs up a path, or a device that comes as standard input.
 func (k stock) snapshot(ctx context.Context, path, device string, work int64) (sample, string, error) {

@@ -33,12 +33,9 @@ func PageSize(size int64) int64 {
 
 // Bitmap is a set of pages of a volume.
 //
-// Pages are kept in containers of 65,536 (1 GiB of 16 KiB pages), each in the
-// form that suits how full it is: nothing, a sorted list of 16-bit page
-// numbers, a plain bitmap of 8 KiB, or the word "all". So 64 TiB in pages
-// of 64 KiB cost 0.6 MiB when empty or complete, about 21 MiB with one page in a
-// hundred set at random, and 128 MiB at worst; so do 16 TiB in pages of 16 KiB. Ranges set in ascending order, as
-// changed-block tracking delivers them, cost O(1) amortised.
+// It keeps pages in containers of 65,536 (1 GiB of 16 KiB pages). A container is a sorted
+// list of runs, or a plain bitmap of 8 KiB if the list would be longer than that. The
+// package documentation has the figures.
 //
 // A Bitmap is not safe for concurrent use while it is being changed.
 type Bitmap struct {
@@ -50,10 +47,9 @@ type Bitmap struct {
 
 const (
 	containerPages = 1 << 16
-	// arrayMax is where a list of 16-bit numbers becomes as large as a bitmap:
-	// 4096 * 2 bytes = 65536 / 8 bytes.
-	arrayMax = containerPages / 16
-	words    = containerPages / 64
+	words          = containerPages / 64
+	// maxRuns is where runs become as large as a bitmap: 2048 * 4 bytes = 65536 / 8 bytes.
+	maxRuns = containerPages / 32
 )
 
 // NewBitmap returns the empty set of pages of a volume. The page size must be a
@@ -201,66 +197,64 @@ func (b *Bitmap) nextClear(p int64) int64 {
 	return min(p, b.pages)
 }
 
-// container is a set of up to 65,536 pages. At most one of list and bitmap is
-// used; neither is when count is 0 or containerPages.
+// container is a set of up to 65,536 pages: runs, or bitmap where it is not nil.
 type container struct {
-	count  int32
-	list   []uint16
+	count int32
+	// runs are in ascending order, and at least one page is between two of them.
+	runs   []run
 	bitmap *[words]uint64
 }
 
+// run is the pages from first to last, both included.
+type run struct{ first, last uint16 }
+
+func (r run) pages() int32 { return int32(r.last) - int32(r.first) + 1 }
+
 func (c *container) setRange(lo, hi int) {
-	switch n := hi - lo; {
+	switch {
 	case c.count == containerPages:
 		return
-	case n == containerPages:
-		*c = container{count: containerPages}
-		return
-	case c.bitmap == nil && int(c.count)+n <= arrayMax:
+	case c.bitmap == nil:
 		c.insert(lo, hi)
+		if len(c.runs) > maxRuns {
+			c.toBitmap()
+		}
 		return
 	}
-	c.toBitmap()
 	c.setBits(lo, hi)
 	if c.count == containerPages {
-		c.bitmap = nil
+		*c = container{}
+		c.insert(0, containerPages)
 	}
 }
 
-// insert adds a range to the list. The range usually follows all of the list.
+// insert merges a range with the runs that it overlaps or touches. The range usually
+// follows all of them.
 func (c *container) insert(lo, hi int) {
-	from := len(c.list)
-	if from > 0 && int(c.list[from-1]) >= lo {
-		from = sort.Search(len(c.list), func(i int) bool { return int(c.list[i]) >= lo })
+	from := len(c.runs)
+	if from > 0 && int(c.runs[from-1].last)+1 >= lo {
+		from = sort.Search(from, func(i int) bool { return int(c.runs[i].last)+1 >= lo })
 	}
 	to := from
-	for to < len(c.list) && int(c.list[to]) < hi {
+	for to < len(c.runs) && int(c.runs[to].first) <= hi {
+		c.count -= c.runs[to].pages()
 		to++
 	}
-	if to == len(c.list) {
-		c.list = c.list[:from]
-		for v := lo; v < hi; v++ {
-			c.list = append(c.list, uint16(v))
-		}
-	} else {
-		fresh := make([]uint16, 0, hi-lo)
-		for v := lo; v < hi; v++ {
-			fresh = append(fresh, uint16(v))
-		}
-		c.list = slices.Replace(c.list, from, to, fresh...)
+	if from < to {
+		lo = min(lo, int(c.runs[from].first))
+		hi = max(hi, int(c.runs[to-1].last)+1)
 	}
-	c.count = int32(len(c.list))
+	merged := run{uint16(lo), uint16(hi - 1)}
+	c.runs = slices.Replace(c.runs, from, to, merged)
+	c.count += merged.pages()
 }
 
 func (c *container) toBitmap() {
-	if c.bitmap != nil {
-		return
+	runs := c.runs
+	*c = container{bitmap: new([words]uint64)}
+	for _, r := range runs {
+		c.setBits(int(r.first), int(r.last)+1)
 	}
-	c.bitmap = new([words]uint64)
-	for _, v := range c.list {
-		c.bitmap[v/64] |= 1 << (v % 64)
-	}
-	c.list = nil
 }
 
 func (c *container) setBits(lo, hi int) {
@@ -277,18 +271,18 @@ func (c *container) setBits(lo, hi int) {
 	}
 }
 
+// runAfter is the index of the first run that ends at p or after it.
+func (c *container) runAfter(p int) int {
+	return sort.Search(len(c.runs), func(i int) bool { return int(c.runs[i].last) >= p })
+}
+
 func (c *container) nextSet(p int) (int, bool) {
-	switch {
-	case c.count == 0:
-		return 0, false
-	case c.count == containerPages:
-		return p, true
-	case c.bitmap == nil:
-		i, _ := slices.BinarySearch(c.list, uint16(p))
-		if i == len(c.list) {
+	if c.bitmap == nil {
+		i := c.runAfter(p)
+		if i == len(c.runs) {
 			return 0, false
 		}
-		return int(c.list[i]), true
+		return max(p, int(c.runs[i].first)), true
 	}
 	w := p / 64
 	word := c.bitmap[w] & (^uint64(0) << (p % 64))
@@ -301,20 +295,14 @@ func (c *container) nextSet(p int) (int, bool) {
 	return w*64 + bits.TrailingZeros64(word), true
 }
 
-// nextClear returns containerPages when all pages from p on are set.
+// nextClear returns containerPages if all pages from p on are set.
 func (c *container) nextClear(p int) int {
-	switch {
-	case c.count == 0:
-		return p
-	case c.count == containerPages:
-		return containerPages
-	case c.bitmap == nil:
-		i, _ := slices.BinarySearch(c.list, uint16(p))
-		for i < len(c.list) && int(c.list[i]) == p {
-			i++
-			p++
+	if c.bitmap == nil {
+		i := c.runAfter(p)
+		if i == len(c.runs) || int(c.runs[i].first) > p {
+			return p
 		}
-		return p
+		return int(c.runs[i].last) + 1
 	}
 	w := p / 64
 	word := ^c.bitmap[w] & (^uint64(0) << (p % 64))

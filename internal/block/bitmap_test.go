@@ -125,18 +125,32 @@ func TestNewBitmapRefusesBadSizes(t *testing.T) {
 func TestBitmapMemory(t *testing.T) {
 	const size = 64 << 40
 	page := block.PageSize(size)
-	before := heap()
-	b, err := block.NewBitmap(size, page)
-	require.NoError(t, err)
-	rnd := rand.New(rand.NewPCG(1, 2))
-	// One page in a hundred: the scattered day of a busy volume.
-	for p := int64(0); p < size/page; p += 1 + rnd.Int64N(199) {
-		require.NoError(t, b.Set(block.Extent{Offset: p * page, Length: 1}))
+	for _, c := range []struct {
+		name string
+		// run and gap are means, in pages.
+		run, gap int64
+		limit    int64
+	}{
+		{"one page in a hundred, the scattered day of a busy volume", 1, 99, 64 << 20},
+		{"a tenth, in runs of 16 MiB", 256, 9 * 256, 8 << 20},
+		{"half of it, in runs of 16 MiB", 256, 256, 16 << 20},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := heap()
+			b, err := block.NewBitmap(size, page)
+			require.NoError(t, err)
+			rnd := rand.New(rand.NewPCG(1, 2))
+			for p := int64(0); p < size/page; p += 1 + rnd.Int64N(2*c.gap-1) {
+				n := min(1+rnd.Int64N(2*c.run-1), size/page-p)
+				require.NoError(t, b.Set(block.Extent{Offset: p * page, Length: n * page}))
+				p += n
+			}
+			used := heap() - before
+			t.Logf("64 TiB, %d GiB set: %.1f MiB of memory", b.Bytes()>>30, float64(used)/(1<<20))
+			require.Less(t, used, c.limit)
+			runtime.KeepAlive(b)
+		})
 	}
-	used := heap() - before
-	t.Logf("64 TiB, %d MiB set at random: %.1f MiB of memory", b.Bytes()>>20, float64(used)/(1<<20))
-	require.Less(t, used, int64(64<<20))
-	runtime.KeepAlive(b)
 }
 
 func heap() int64 {

@@ -63,7 +63,10 @@ func NewCommands() []*cobra.Command {
 func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 func newCreateCommand() *cobra.Command {
-	var r repoFlags
+	var (
+		r    repoFlags
+		hash string
+	)
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Make a kopia repository in a directory",
@@ -73,7 +76,7 @@ func newCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := kopia.CreateFilesystem(ctx, r.dir, password); err != nil {
+			if err := kopia.CreateFilesystemWithHash(ctx, r.dir, password, hash); err != nil {
 				return err
 			}
 			printLine(cmd.OutOrStdout(), "repository in %s is ready", r.dir)
@@ -81,6 +84,7 @@ func newCreateCommand() *cobra.Command {
 		}),
 	}
 	r.add(cmd)
+	cmd.Flags().StringVar(&hash, "block-hash", kopia.DefaultBlockHash, "`name` of the hash function that names contents: "+strings.Join(kopia.BlockHashes(), ", "))
 	return cmd
 }
 

@@ -6,27 +6,46 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/blob/filesystem"
 	"github.com/kopia/kopia/repo/format"
+	"github.com/kopia/kopia/repo/hashing"
 	"github.com/kopia/kopia/repo/maintenance"
 	"golang.org/x/sys/unix"
 )
 
-// CreateFilesystem makes a repository in a directory, which is created where it
-// does not exist.
+// CreateFilesystem makes a repository in a directory, with the hash function that Velero
+// uses. It creates the directory if there is none.
 func CreateFilesystem(ctx context.Context, dir, password string) error {
+	return CreateFilesystemWithHash(ctx, dir, password, hashName)
+}
+
+// DefaultBlockHash is the hash function of repositories that Velero 1.18 makes.
+const DefaultBlockHash = hashName
+
+// BlockHashes are the names of the hash functions that a repository can have.
+func BlockHashes() []string { return hashing.SupportedAlgorithms() }
+
+// CreateFilesystemWithHash is CreateFilesystem with one of BlockHashes.
+func CreateFilesystemWithHash(ctx context.Context, dir, password, blockHash string) error {
 	if password == "" {
 		return errors.New("create repository: the password is empty")
+	}
+	if !slices.Contains(BlockHashes(), blockHash) {
+		return fmt.Errorf("create repository: the block hash is %q, want one of %s", blockHash, strings.Join(BlockHashes(), ", "))
 	}
 	st, err := openDirectory(ctx, dir, true)
 	if err != nil {
 		return fmt.Errorf("create repository: %w", err)
 	}
 	defer st.Close(ctx) //nolint:errcheck // nothing is buffered in it
-	if err := repo.Initialize(ctx, st, &repo.NewRepositoryOptions{}, password); err != nil {
+	options := &repo.NewRepositoryOptions{}
+	options.BlockFormat.Hash = blockHash
+	if err := repo.Initialize(ctx, st, options, password); err != nil {
 		return fmt.Errorf("create repository in %s: %w", dir, err)
 	}
 	if err := claimMaintenance(ctx, dir, password); err != nil {

@@ -2,11 +2,11 @@ package kopia
 
 import (
 	"bytes"
+	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/kopia/kopia/repo"
-	"github.com/kopia/kopia/repo/hashing"
 	"github.com/kopia/kopia/repo/object"
 	"github.com/stretchr/testify/require"
 
@@ -105,15 +105,11 @@ func TestHashAhead(t *testing.T) {
 // newRepositoryWithHash opens a new repository with another hash function.
 func newRepositoryWithHash(t *testing.T, function string) repo.DirectRepository {
 	t.Helper()
-	require.Contains(t, hashing.SupportedAlgorithms(), function)
-	dir := t.TempDir()
-	st, err := openDirectory(t.Context(), dir, true)
-	require.NoError(t, err)
-	options := &repo.NewRepositoryOptions{}
-	options.BlockFormat.Hash = function
-	require.NoError(t, repo.Initialize(t.Context(), st, options, testPassword))
+	dir := filepath.Join(t.TempDir(), "repository")
+	require.NoError(t, CreateFilesystemWithHash(t.Context(), dir, testPassword, function))
 	s := openStore(t, dir)
 	rep, ok := s.rep.(repo.DirectRepository)
 	require.True(t, ok)
+	require.Equal(t, function, rep.ContentReader().ContentFormat().GetHashFunction())
 	return rep
 }
