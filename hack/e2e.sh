@@ -8,7 +8,7 @@ set -euo pipefail
 program=$1
 pattern=${2:-}
 name=${E2E_NAME:-e2e}
-options=(-test.v -test.timeout 40m)
+options=(-test.v -test.timeout 60m)
 if [[ -n ${KUBECONFIG:-} || -n $pattern ]]; then
 	exec hack/with-cluster.sh "$name" "$program" "${options[@]}" ${pattern:+-test.run "$pattern"}
 fi
