@@ -118,3 +118,32 @@ func TestSetLabelAndAnnotation(t *testing.T) {
 	require.Equal(t, map[string]string{"a": "1", "b": "2"}, p.Labels)
 	require.Equal(t, map[string]string{"c": "3"}, p.Annotations)
 }
+
+// TestPaged lists three pages.
+func TestPaged(t *testing.T) {
+	var asked []string
+	c := fake.NewClientBuilder().WithInterceptorFuncs(interceptor.Funcs{
+		List: func(_ context.Context, _ client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
+			o := client.ListOptions{}
+			o.ApplyOptions(options)
+			asked = append(asked, o.Continue)
+			require.Equal(t, "velero", o.Namespace)
+			require.NotZero(t, o.Limit)
+			pods, ok := list.(*corev1.PodList)
+			require.True(t, ok)
+			require.Empty(t, pods.Items)
+			next := map[string]string{"": "b", "b": "c", "c": ""}
+			pods.Items = []corev1.Pod{*pod("uid" + o.Continue)}
+			pods.Continue = next[o.Continue]
+			return nil
+		},
+	}).Build()
+	pods := &corev1.PodList{}
+	require.NoError(t, Paged(c).List(t.Context(), pods, client.InNamespace("velero")))
+	require.Equal(t, []string{"", "b", "c"}, asked)
+	var uids []string
+	for _, p := range pods.Items {
+		uids = append(uids, string(p.UID))
+	}
+	require.Equal(t, []string{"uid", "uidb", "uidc"}, uids)
+}

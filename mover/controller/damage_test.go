@@ -42,7 +42,8 @@ func eachDamage(t *testing.T, makeWorld func(*testing.T) *world, engineOf func(*
 				kube.SetAnnotation(object, damage.key, damage.value)
 				w.update(object)
 				require.Error(t, w.operation(e, name).Damage)
-				require.NoError(t, w.sweep.sweep(w.ctx))
+				_, err := w.sweep.sweep(w.ctx)
+				require.NoError(t, err)
 				check(w, was, damage.key)
 			})
 			if t.Failed() {
@@ -105,10 +106,10 @@ func TestDamagedHoldsUpNobody(t *testing.T) {
 	for title, damage := range damages {
 		t.Run(title, func(t *testing.T) {
 			all := queued(t, "+", "+")
-			require.False(t, hasSlot(all[1], all, 1, config.LoadConcurrency{}))
+			require.False(t, hasSlot(all[1], all, nil, 1, config.LoadConcurrency{}))
 			kube.SetAnnotation(all[0].Upload, damage.key, damage.value)
 			all[0] = operation.Of(all[0].Upload)
-			require.True(t, hasSlot(all[1], all, 1, config.LoadConcurrency{}))
+			require.True(t, hasSlot(all[1], all, nil, 1, config.LoadConcurrency{}))
 		})
 	}
 }

@@ -149,7 +149,8 @@ func TestDownloadInterruptedAtAnyTime(t *testing.T) {
 			require.NoError(w.t, w.c.Delete(w.ctx, get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")))
 			neighbour := w.neighbour()
 			for range 5 {
-				require.NoError(w.t, neighbour.sweep(w.ctx))
+				_, err := neighbour.sweep(w.ctx)
+				require.NoError(w.t, err)
 				w.step()
 			}
 			w.sweepUp()

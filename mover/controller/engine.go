@@ -54,12 +54,15 @@ type engine struct {
 	recorder events.EventRecorder
 	metrics  *metrics
 	now      func() time.Time
+	grants   grants
 }
 
-// Times of the engine. It watches almost everything that it waits for. Polling
-// covers the rest, such as the original VolumeSnapshot of a re-homed one.
+// Times of the engine. It watches almost everything that it waits for. Polling covers
+// the rest, such as a StorageClass that does not exist yet, or a VolumeSnapshot that was
+// not taken by our action.
 const (
 	pollInterval     = 5 * time.Second
+	maxPollInterval  = 5 * time.Minute
 	conflictInterval = 200 * time.Millisecond
 	releaseTimeout   = time.Minute
 	retryBackoff     = 5 * time.Second
@@ -91,16 +94,31 @@ func (e *engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, 
 	case stepErr != nil && t.Outcome == nil:
 		return ctrl.Result{}, stepErr
 	}
+	return ctrl.Result{RequeueAfter: e.pollAfter(op, t)}, nil
+}
+
+// pollAfter returns when to reconcile an operation that has not ended, if nothing that
+// is watched changes. 0 means never: a queued operation is reconciled when a slot is
+// free. Thousands of new operations may wait, so they are polled less often the longer
+// they do.
+func (e *engine) pollAfter(op *operation.View, t phase.Transition) time.Duration {
 	after := pollInterval
+	if op.Status.Phase == phase.New && t.Outcome == nil {
+		if op.Status.Secured {
+			return 0
+		}
+		const share = 8
+		after = min(max(after, e.now().Sub(op.Created)/share), maxPollInterval)
+	}
 	if t.After > 0 {
 		after = min(after, t.After)
 	}
-	return ctrl.Result{RequeueAfter: after}, nil
+	return after
 }
 
-// list returns all operations of the engine's kind.
-func (e *engine) list(ctx context.Context) ([]*operation.View, error) {
-	return operation.List(ctx, e.client, e.kind, client.InNamespace(e.exposer.Namespace))
+// list returns the operations of the engine's kind from the cache.
+func (e *engine) list(ctx context.Context, options ...client.ListOption) ([]*operation.View, error) {
+	return operation.List(ctx, e.client, e.kind, append(options, client.InNamespace(e.exposer.Namespace))...)
 }
 
 func (e *engine) limits(op *operation.View) phase.Limits {
@@ -143,9 +161,7 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 	case op.Damage != nil:
 		err = fmt.Errorf("%w: %w", phase.ErrBroken, op.Damage)
 	case op.Status.Phase == phase.New:
-		if seen.Work, err = e.secure(ctx, op); err == nil && seen.Work.State == phase.Secured {
-			seen.Slot, err = e.slotFor(ctx, op)
-		}
+		seen.Work, seen.Slot, err = e.admit(ctx, op)
 	default:
 		seen.Work, report, err = e.advance(ctx, op)
 	}
@@ -159,6 +175,26 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 		seen.Left = err.Error()
 	}
 	return seen, report, err
+}
+
+// admit secures a new operation and asks for a slot. An operation that is secured
+// already is secured again only once it has the slot: what it waited for may have changed
+// in the meantime.
+func (e *engine) admit(ctx context.Context, op *operation.View) (work phase.Work, slot bool, err error) {
+	if op.Status.Secured {
+		if slot, err = e.take(ctx, op); err != nil || !slot {
+			return phase.Work{State: phase.Secured}, false, err
+		}
+	}
+	work, err = e.secure(ctx, op)
+	switch {
+	case err != nil || work.State != phase.Secured:
+		e.giveBack(op)
+		return work, false, err
+	case !slot:
+		slot, err = e.take(ctx, op)
+	}
+	return work, slot, err
 }
 
 // isFinal reports whether an error stays however often a step is repeated.
@@ -204,8 +240,8 @@ func (e *engine) record(op *operation.View, t phase.Transition, seen phase.Obser
 			return err
 		}
 	}
-	if op.Status.Phase == phase.New && seen.Work.State == phase.Secured {
-		op.Status.Secured = true
+	if op.Status.Phase == phase.New && seen.Outcome == nil {
+		op.Status.Secured = seen.Work.State == phase.Secured
 	}
 	op.Status.Apply(t, seen.Now)
 	return nil

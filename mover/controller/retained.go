@@ -95,7 +95,7 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained,
 		if why == "" {
 			continue
 		}
-		log.FromContext(ctx).WithName("sweep").Info("releasing a retained storage snapshot", "volumeSnapshot", s.namespace+"/"+r.Name,
+		log.FromContext(ctx).Info("releasing a retained storage snapshot", "volumeSnapshot", s.namespace+"/"+r.Name,
 			"volume", r.Namespace+"/"+r.PVC, "snapshotHandle", r.SnapshotHandle, "backup", r.Backup, "reason", why)
 		if err := s.releaseRetained(ctx, r, o.uploads); err != nil {
 			errs = append(errs, fmt.Errorf("release retained VolumeSnapshot %s: %w", r.Name, err))

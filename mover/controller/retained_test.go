@@ -329,7 +329,8 @@ func TestSweepLeavesUnreadable(t *testing.T) {
 	delete(content.Annotations, identity.LabelBackup)
 	w.update(content)
 	require.NoError(t, w.c.Delete(w.ctx, get[velerov1.Backup](w, veleroNamespace, "backup")))
-	require.ErrorContains(t, w.sweep.sweep(w.ctx), "do not say which volume and backup")
+	_, err := w.sweep.sweep(w.ctx)
+	require.ErrorContains(t, err, "do not say which volume and backup")
 	require.Contains(t, w.snapshots, "snapshot-1")
 }
 
@@ -379,7 +380,8 @@ func TestRunningUploadHoldsBase(t *testing.T) {
 			s.delete(0)
 		}
 		require.Contains(t, w.snapshots, "snapshot-backup-0")
-		require.NoError(t, w.sweep.sweep(w.ctx))
+		_, err := w.sweep.sweep(w.ctx)
+		require.NoError(t, err)
 		const enoughToDelete = 6
 		return polls > enoughToDelete
 	}

@@ -25,7 +25,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -34,26 +33,18 @@ import (
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/selection"
-	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
-	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/internal/operation"
-	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
@@ -81,41 +72,6 @@ func AddToScheme(scheme *runtime.Scheme) error {
 	)
 }
 
-// CacheOptions keeps the cache to what is watched: Velero's namespace, and in
-// there of pods, PVCs and VolumeSnapshots, as of PVs and contents, only what
-// belongs to an operation. Elsewhere only PVCs that a Velero restore made.
-func CacheOptions(namespace string) (cache.Options, error) {
-	ours, err := hasLabel(identity.LabelOperation)
-	if err != nil {
-		return cache.Options{}, err
-	}
-	restored, err := hasLabel(velerov1.RestoreNameLabel)
-	if err != nil {
-		return cache.Options{}, err
-	}
-	return cache.Options{
-		DefaultNamespaces: map[string]cache.Config{namespace: {}},
-		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Pod{}:                       {Label: ours},
-			&corev1.PersistentVolume{}:          {Label: ours},
-			&snapshotv1.VolumeSnapshot{}:        {Label: ours},
-			&snapshotv1.VolumeSnapshotContent{}: {Label: ours},
-			&corev1.PersistentVolumeClaim{}: {Namespaces: map[string]cache.Config{
-				namespace:           {LabelSelector: ours},
-				cache.AllNamespaces: {LabelSelector: restored},
-			}},
-		},
-	}, nil
-}
-
-func hasLabel(key string) (labels.Selector, error) {
-	requirement, err := labels.NewRequirement(key, selection.Exists, nil)
-	if err != nil {
-		return nil, fmt.Errorf("select by label %s: %w", key, err)
-	}
-	return labels.NewSelector().Add(*requirement), nil
-}
-
 // Setup adds the controllers and the sweep to a manager whose cache has
 // CacheOptions.
 func Setup(mgr ctrl.Manager, opts Options) error {
@@ -133,18 +89,21 @@ func Setup(mgr ctrl.Manager, opts Options) error {
 		apiAudiences: opts.APIAudiences,
 	}
 	rehomer := rehome.New(around.client, around.reader, opts.Namespace)
+	// A sweep lists what may be thousands of objects.
+	pages := kube.Paged(around.reader)
 	sweep := &sweeper{
 		client:    around.client,
-		reader:    around.reader,
+		reader:    pages,
 		exposer:   around.exposer,
-		rehomer:   rehomer,
-		groups:    groupsnapshot.New(around.client, around.reader),
+		rehomer:   rehome.New(around.client, pages, opts.Namespace),
+		groups:    groupsnapshot.New(around.client, pages),
 		namespace: opts.Namespace,
-		interval:  sweepInterval,
-		wake:      make(chan struct{}, 1),
 	}
-	if err := mgr.Add(sweep); err != nil {
-		return fmt.Errorf("add sweep: %w", err)
+	if err := sweep.setup(mgr); err != nil {
+		return fmt.Errorf("set up sweep: %w", err)
+	}
+	if err := addIndexes(context.Background(), mgr.GetFieldIndexer()); err != nil {
+		return err
 	}
 	makeEngine := func(kind string, f flow) *engine {
 		return &engine{
@@ -159,128 +118,40 @@ func Setup(mgr ctrl.Manager, opts Options) error {
 		}
 	}
 	up := makeEngine(identity.KindDataUpload, &uploads{surroundings: around, rehomer: rehomer})
-	if err := watch(mgr, up, &velerov2alpha1.DataUpload{}, sweep).
-		Watches(&snapshotv1.VolumeSnapshot{}, handler.EnqueueRequestsFromMapFunc(ownerOf(identity.KindDataUpload, opts.Namespace))).
-		Watches(&snapshotv1.VolumeSnapshotContent{}, handler.EnqueueRequestsFromMapFunc(ownerOf(identity.KindDataUpload, opts.Namespace))).
+	owner := handler.EnqueueRequestsFromMapFunc(ownerOf(up.kind, opts.Namespace))
+	if err := watch(mgr, up, &velerov2alpha1.DataUpload{}).
+		Watches(&snapshotv1.VolumeSnapshot{}, owner).
+		Watches(&snapshotv1.VolumeSnapshot{}, handler.EnqueueRequestsFromMapFunc(up.referring(indexSource))).
+		Watches(&snapshotv1.VolumeSnapshotContent{}, owner).
 		Complete(up); err != nil {
 		return fmt.Errorf("set up DataUpload controller: %w", err)
 	}
 	down := makeEngine(identity.KindDataDownload, &downloads{surroundings: around})
-	if err := watch(mgr, down, &velerov2alpha1.DataDownload{}, sweep).
-		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(down.targetedBy)).
+	if err := watch(mgr, down, &velerov2alpha1.DataDownload{}).
+		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(down.referring(indexTarget))).
 		Complete(down); err != nil {
 		return fmt.Errorf("set up DataDownload controller: %w", err)
 	}
 	return nil
 }
 
-// concurrency is how many operations of a kind are reconciled at once: a step
-// takes milliseconds, unless a call to the API server hangs.
+// concurrency is how many operations of a kind are reconciled at once. A step takes
+// milliseconds, unless a call to the API server hangs.
 const concurrency = 8
 
-// watch sets up what both controllers watch: the operations, what belongs to
-// them, and the BackupRepositories that they wait for.
-func watch(mgr ctrl.Manager, e *engine, object client.Object, sweep *sweeper) *builder.Builder {
+// watch sets up what both controllers watch: the operations, what belongs to them, the
+// BackupRepositories that they wait for, and what frees a slot.
+func watch(mgr ctrl.Manager, e *engine, object client.Object) *builder.Builder {
 	owner := handler.EnqueueRequestsFromMapFunc(ownerOf(e.kind, e.exposer.Namespace))
+	waiting := handler.EnqueueRequestsFromMapFunc(e.waiting)
 	return ctrl.NewControllerManagedBy(mgr).
 		Named(strings.ToLower(e.kind)).
 		WithOptions(ctrlcontroller.Options{MaxConcurrentReconciles: concurrency}).
 		For(object, builder.WithPredicates(ignoreProgress())).
-		Watches(object, handler.EnqueueRequestsFromMapFunc(e.queue), builder.WithPredicates(slotFreed(sweep))).
+		Watches(object, waiting, builder.WithPredicates(slotFreed())).
+		WatchesMetadata(&corev1.Node{}, waiting, builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		Watches(&corev1.Pod{}, owner).
 		Watches(&corev1.PersistentVolumeClaim{}, owner).
 		Watches(&corev1.PersistentVolume{}, owner).
 		Watches(&velerov1.BackupRepository{}, handler.EnqueueRequestsFromMapFunc(e.underway))
-}
-
-// ownerOf maps an object of an operation to the operation.
-func ownerOf(kind, namespace string) handler.MapFunc {
-	return func(_ context.Context, object client.Object) []reconcile.Request {
-		op, ok := identity.OperationOf(object.GetLabels(), object.GetAnnotations())
-		if !ok || op.Kind != kind || op.Namespace != namespace {
-			return nil
-		}
-		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: op.Namespace, Name: op.Name}}}
-	}
-}
-
-// ignoreProgress drops the events that a worker's progress makes.
-func ignoreProgress() predicate.Predicate {
-	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-		return !equality.Semantic.DeepEqual(withoutProgress(e.ObjectOld), withoutProgress(e.ObjectNew))
-	}}
-}
-
-func withoutProgress(object client.Object) client.Object {
-	object, _ = object.DeepCopyObject().(client.Object)
-	object.SetResourceVersion("")
-	object.SetManagedFields(nil)
-	object.SetGeneration(0)
-	switch o := object.(type) {
-	case *velerov2alpha1.DataUpload:
-		o.Status.Progress.BytesDone, o.Status.Progress.TotalBytes = 0, 0
-	case *velerov2alpha1.DataDownload:
-		o.Status.Progress.BytesDone, o.Status.Progress.TotalBytes = 0, 0
-	}
-	return object
-}
-
-// slotFreed passes the end of an operation, after which others may start. One
-// that is deleted before its end is swept after, and the end of an upload may
-// make retained snapshots needless.
-func slotFreed(sweep *sweeper) predicate.Predicate {
-	return predicate.Funcs{
-		CreateFunc:  func(event.CreateEvent) bool { return false },
-		GenericFunc: func(event.GenericEvent) bool { return false },
-		UpdateFunc: func(e event.UpdateEvent) bool {
-			passes := !ended(e.ObjectOld) && ended(e.ObjectNew)
-			if _, isUpload := e.ObjectNew.(*velerov2alpha1.DataUpload); passes && isUpload {
-				sweep.poke()
-			}
-			return passes
-		},
-		DeleteFunc: func(e event.DeleteEvent) bool {
-			if !ended(e.Object) {
-				sweep.poke()
-			}
-			return !ended(e.Object)
-		},
-	}
-}
-
-func ended(object client.Object) bool {
-	op := operation.Of(object)
-	return op != nil && op.Status.Phase.Terminal()
-}
-
-// queue maps to the new operations, oldest first.
-func (e *engine) queue(ctx context.Context, _ client.Object) []reconcile.Request {
-	return e.requests(ctx, func(op *operation.View) bool { return op.Status.Phase == phase.New })
-}
-
-// underway maps to the operations that are being prepared.
-func (e *engine) underway(ctx context.Context, _ client.Object) []reconcile.Request {
-	return e.requests(ctx, func(op *operation.View) bool { return op.Status.Phase.Underway() })
-}
-
-func (e *engine) requests(ctx context.Context, want func(*operation.View) bool) []reconcile.Request {
-	all, err := e.list(ctx)
-	if err != nil {
-		return nil // polling finds them later
-	}
-	all = slices.DeleteFunc(all, func(op *operation.View) bool { return !want(op) })
-	slices.SortFunc(all, compareAge)
-	out := make([]reconcile.Request, len(all))
-	for i, op := range all {
-		out[i].NamespacedName = op.Key()
-	}
-	return out
-}
-
-// targetedBy maps a PVC to the DataDownloads that restore it.
-func (e *engine) targetedBy(ctx context.Context, pvc client.Object) []reconcile.Request {
-	key := client.ObjectKeyFromObject(pvc)
-	return e.requests(ctx, func(op *operation.View) bool {
-		return op.Download != nil && !op.Status.Phase.Terminal() && targetOf(op.Download) == key
-	})
 }

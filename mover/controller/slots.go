@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,53 +16,126 @@ import (
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
-// slotFor says whether an operation may be exposed now. Slots are given in the
-// order of creation among those that are secured, so that none starves and one
-// that waits for its consumer or its snapshot holds up nobody.
-//
-// The rule depends on nothing but the operations themselves. Of two that are
-// looked at at once, the younger one counts the older one, accepted or not.
-func (e *engine) slotFor(ctx context.Context, op *operation.View) (bool, error) {
+// grants are the slots that one engine has given away and that its cache may not show
+// yet. Slots are granted one at a time, under the lock: otherwise operations that are
+// reconciled at once would each miss the others.
+type grants struct {
+	mu sync.Mutex
+	// uids has the operations that have a grant and were new when they were last listed.
+	uids map[string]bool
+}
+
+// take grants a slot to a secured operation, or reports false.
+func (e *engine) take(ctx context.Context, op *operation.View) (bool, error) {
+	e.grants.mu.Lock()
+	defer e.grants.mu.Unlock()
+	all, slots, err := e.load(ctx)
+	if err != nil {
+		return false, err
+	}
+	delete(e.grants.uids, op.UID)
+	if !hasSlot(op, all, e.grants.uids, slots, e.config.LoadConcurrency) {
+		return false, nil
+	}
+	e.grants.uids[op.UID] = true
+	return true, nil
+}
+
+// giveBack ends a grant that the operation could not use.
+func (e *engine) giveBack(op *operation.View) {
+	e.grants.mu.Lock()
+	defer e.grants.mu.Unlock()
+	delete(e.grants.uids, op.UID)
+}
+
+// next returns the operations that may start now, the oldest first.
+func (e *engine) next(ctx context.Context) ([]*operation.View, error) {
+	e.grants.mu.Lock()
+	defer e.grants.mu.Unlock()
+	all, slots, err := e.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return startable(all, e.grants.uids, slots, e.config.LoadConcurrency), nil
+}
+
+// load lists the operations and counts the slots, both from the cache. It forgets the
+// grants that the list shows. The caller holds the lock.
+func (e *engine) load(ctx context.Context) (all []*operation.View, slots int, err error) {
 	nodes := &metav1.PartialObjectMetadataList{}
 	nodes.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NodeList"))
 	if err := e.client.List(ctx, nodes); err != nil {
-		return false, fmt.Errorf("list nodes: %w", err)
+		return nil, 0, fmt.Errorf("list nodes: %w", err)
 	}
 	labels := make([]map[string]string, len(nodes.Items))
 	for i := range nodes.Items {
 		labels[i] = nodes.Items[i].Labels
 	}
-	slots, err := e.config.LoadConcurrency.Slots(labels)
-	if err != nil {
-		return false, fmt.Errorf("count slots: %w", err)
+	if slots, err = e.config.LoadConcurrency.Slots(labels); err != nil {
+		return nil, 0, fmt.Errorf("count slots: %w", err)
 	}
-	all, err := e.list(ctx)
-	if err != nil {
-		return false, err
+	if all, err = e.list(ctx); err != nil {
+		return nil, 0, err
 	}
-	return hasSlot(op, all, slots, e.config.LoadConcurrency), nil
-}
-
-func hasSlot(op *operation.View, all []*operation.View, slots int, limits config.LoadConcurrency) bool {
-	underway, preparing, ahead := 0, 0, 0
-	for _, other := range all {
-		switch {
-		case other.UID == op.UID:
-		case other.Status.Phase == phase.New:
-			if canAccept(other) && compareAge(other, op) < 0 {
-				ahead++
-			}
-		case other.Status.Phase.Underway():
-			underway++
-			if other.Status.Phase == phase.Accepted || other.Status.Phase == phase.Prepared {
-				preparing++
-			}
+	still := map[string]bool{}
+	for _, op := range all {
+		if e.grants.uids[op.UID] && op.Status.Phase == phase.New {
+			still[op.UID] = true
 		}
 	}
-	if limits.PrepareQueueLength > 0 && preparing+ahead >= limits.PrepareQueueLength {
-		return false
+	e.grants.uids = still
+	return all, slots, nil
+}
+
+// startable returns the new operations that may start now. Slots go to the oldest of
+// those that are secured. So none starves, and one that waits for its consumer or its
+// snapshot holds up nobody.
+func startable(all []*operation.View, granted map[string]bool, slots int, limits config.LoadConcurrency) []*operation.View {
+	underway, preparing := 0, 0
+	var queue []*operation.View
+	for _, op := range all {
+		w := weigh(op)
+		switch {
+		case op.Status.Phase == phase.New && granted[op.UID]:
+			underway++
+			preparing++
+		case op.Status.Phase != phase.New:
+			underway += w.underway
+			preparing += w.preparing
+		case canAccept(op):
+			queue = append(queue, op)
+		}
 	}
-	return underway+ahead < slots
+	free := slots - underway
+	if limits.PrepareQueueLength > 0 {
+		free = min(free, limits.PrepareQueueLength-preparing)
+	}
+	slices.SortFunc(queue, compareAge)
+	return queue[:max(0, min(free, len(queue)))]
+}
+
+// hasSlot reports whether an operation that is secured may start now.
+func hasSlot(op *operation.View, all []*operation.View, granted map[string]bool, slots int, limits config.LoadConcurrency) bool {
+	secured := *op
+	secured.Status.Secured = true
+	others := slices.DeleteFunc(slices.Clone(all), func(other *operation.View) bool { return other.UID == op.UID })
+	return slices.Contains(startable(append(others, &secured), granted, slots, limits), &secured)
+}
+
+// weight is what an operation takes of the limits.
+type weight struct{ underway, preparing int }
+
+// weigh returns the weight of an operation. One that may take the next slot weighs as
+// if it had: those behind it wait for it.
+func weigh(op *operation.View) weight {
+	switch {
+	case op.Status.Phase == phase.New && canAccept(op),
+		op.Status.Phase == phase.Accepted, op.Status.Phase == phase.Prepared:
+		return weight{underway: 1, preparing: 1}
+	case op.Status.Phase.Underway():
+		return weight{underway: 1}
+	}
+	return weight{}
 }
 
 // canAccept reports whether a new operation takes the next slot that is free.

@@ -7,8 +7,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
@@ -55,7 +58,7 @@ func TestHasSlot(t *testing.T) {
 			all := queued(t, tc.all...)
 			var may []int
 			for i, op := range all {
-				if op.Status.Phase == phase.New && hasSlot(op, all, tc.slots, config.LoadConcurrency{PrepareQueueLength: tc.queue}) {
+				if op.Status.Phase == phase.New && hasSlot(op, all, nil, tc.slots, config.LoadConcurrency{PrepareQueueLength: tc.queue}) {
 					may = append(may, i)
 				}
 			}
@@ -82,4 +85,130 @@ func TestQueueIsServed(t *testing.T) {
 	busy.Upload.Status.Phase = velerov2alpha1.DataUploadPhaseFailed
 	w.update(busy.Upload)
 	require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
+}
+
+// TestGrants: operations that are reconciled at once do not all get the last slot,
+// although the cache does not show yet who got it.
+func TestGrants(t *testing.T) {
+	w := uploadWorld(t)
+	e := w.uploads
+	e.config.LoadConcurrency.GlobalConfig = 1
+	for i := range 3 {
+		other := w.dataUpload()
+		other.Name, other.UID, other.ResourceVersion = fmt.Sprint("other-", i), "", ""
+		require.NoError(t, w.c.Create(w.ctx, other))
+	}
+	take := func(name string) bool {
+		slot, err := e.take(w.ctx, w.operation(e, name))
+		require.NoError(t, err)
+		return slot
+	}
+	require.True(t, take("other-0"))
+	require.True(t, take("other-0"), "it has the slot")
+	require.False(t, take("other-1"))
+	require.False(t, take("du"))
+
+	e.giveBack(w.operation(e, "other-0"))
+	require.True(t, take("other-1"))
+
+	// The grant ends when the cache shows that it was used.
+	used := w.operation(e, "other-1")
+	used.Status.Phase = phase.InProgress
+	require.NoError(t, used.Save(w.ctx, w.c))
+	require.False(t, take("du"))
+	require.Empty(t, e.grants.uids)
+	used = w.operation(e, "other-1")
+	used.Status.Phase = phase.Completed
+	require.NoError(t, used.Save(w.ctx, w.c))
+	require.True(t, take("du"))
+}
+
+// TestQueuedUploadIsNotPolled: it is reconciled again when a slot is free, and until
+// then a reconciliation asks the API server for nothing.
+func TestQueuedUploadIsNotPolled(t *testing.T) {
+	w := uploadWorld(t)
+	w.uploads.config.LoadConcurrency.GlobalConfig = 1
+	busy := w.dataUpload()
+	busy.Name, busy.UID, busy.ResourceVersion = "busy", "", ""
+	busy.Status.Phase = velerov2alpha1.DataUploadPhaseInProgress
+	require.NoError(t, w.c.Create(w.ctx, busy))
+	w.reconcileTimes(w.uploads, "du", 5)
+	require.Contains(t, w.operation(w.uploads, "du").Status.Message, "queued")
+
+	w.live = 0
+	result, err := w.uploads.Reconcile(w.ctx, requestFor("du"))
+	require.NoError(t, err)
+	require.Zero(t, result)
+	require.Zero(t, w.live)
+	require.Empty(t, w.uploads.waiting(w.ctx, busy), "no slot is free")
+
+	ended := w.operation(w.uploads, "busy")
+	ended.Status.Phase = phase.Failed
+	require.NoError(t, ended.Save(w.ctx, w.c))
+	require.Equal(t, []ctrl.Request{requestFor("du")}, w.uploads.waiting(w.ctx, busy))
+	require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
+}
+
+// TestUnsecuredHoldsUpNobody: an operation that was secured and has lost what it needs
+// is no longer ahead of others.
+func TestUnsecuredHoldsUpNobody(t *testing.T) {
+	w := downloadWorld(t)
+	dd := w.operation(w.downs, "dd")
+	dd.Status.Secured = true
+	require.NoError(t, dd.Save(w.ctx, w.c))
+	require.NoError(t, w.c.Delete(w.ctx, get[corev1.PersistentVolumeClaim](w, targetOf(dd.Download).Namespace, targetOf(dd.Download).Name)))
+	_, err := w.downs.Reconcile(w.ctx, requestFor("dd"))
+	require.NoError(t, err)
+	dd = w.operation(w.downs, "dd")
+	require.False(t, dd.Status.Secured)
+	require.Contains(t, dd.Status.Message, "does not exist yet")
+	require.Empty(t, w.downs.grants.uids)
+}
+
+// TestPollAfter: who waits for long is asked less often, and never later than its limit.
+func TestPollAfter(t *testing.T) {
+	w := uploadWorld(t)
+	for name, tc := range map[string]struct {
+		age  time.Duration
+		p    phase.Phase
+		left time.Duration
+		want time.Duration
+	}{
+		"young":        {age: time.Second, p: phase.New, left: time.Hour, want: 5 * time.Second},
+		"old":          {age: 8 * time.Minute, p: phase.New, left: time.Hour, want: time.Minute},
+		"very old":     {age: 8 * time.Hour, p: phase.New, left: time.Hour, want: 5 * time.Minute},
+		"limit passes": {age: 8 * time.Hour, p: phase.New, left: time.Second, want: time.Second},
+		"queued":       {age: time.Hour, p: "+", want: 0},
+		"accepted":     {age: time.Hour, p: phase.Accepted, left: time.Hour, want: 5 * time.Second},
+		"in progress":  {age: time.Hour, p: phase.InProgress, want: 5 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			op := queued(t, tc.p)[0]
+			op.Created = w.clock.Add(-tc.age)
+			require.Equal(t, tc.want, w.uploads.pollAfter(op, phase.Transition{Next: op.Status.Phase, After: tc.left}))
+		})
+	}
+}
+
+// TestSlotFreed: others are woken by whatever takes less of the limits than before.
+func TestSlotFreed(t *testing.T) {
+	for _, tc := range []struct {
+		was, is phase.Phase
+		want    bool
+	}{
+		{phase.New, "+", false},
+		{"+", phase.New, true},
+		{"+", phase.Accepted, false},
+		{"+", phase.Canceling, true},
+		{phase.Accepted, phase.Prepared, false},
+		{phase.Prepared, phase.InProgress, true},
+		{phase.InProgress, phase.InProgress, false},
+		{phase.InProgress, phase.Completed, true},
+		{phase.New, phase.Failed, false},
+	} {
+		pair := queued(t, tc.was, tc.is)
+		require.Equal(t, tc.want, slotFreed().Update(event.UpdateEvent{ObjectOld: pair[0].Object(), ObjectNew: pair[1].Object()}), "%s to %s", tc.was, tc.is)
+		require.Equal(t, weigh(pair[0]) != weight{}, slotFreed().Delete(event.DeleteEvent{Object: pair[0].Object()}))
+		require.False(t, slotFreed().Create(event.CreateEvent{Object: pair[0].Object()}))
+	}
 }

@@ -10,12 +10,19 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
@@ -24,13 +31,12 @@ import (
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
-// sweeper releases what nobody else will: the objects of operations that are
-// gone or have ended, the VolumeSnapshots and groups of backups that have, and the
-// retained VolumeSnapshots that no backup needs any more.
+// sweeper releases what nobody else will: the objects of operations that are gone or have
+// ended, the VolumeSnapshots and groups of backups that have, and the retained
+// VolumeSnapshots that no backup needs any more.
 //
-// It looks for objects first and for what they belong to after that, both at
-// the API server: what was there when the objects were listed and is missing
-// afterwards has been deleted, and is not merely too young to be seen.
+// It lists objects first and what they belong to after that, both at the API server. So
+// an owner that is missing has been deleted, and is not merely too young to be seen.
 type sweeper struct {
 	client    client.Writer
 	reader    client.Reader
@@ -38,72 +44,77 @@ type sweeper struct {
 	rehomer   rehome.Rehomer
 	groups    groupsnapshot.Groups
 	namespace string
-	interval  time.Duration
-	// wake asks for a sweep now.
-	wake chan struct{}
-	// goesAway is set when a sweep leaves what takes more than one to go.
-	goesAway bool
+
+	// last is when the last sweep began.
+	last time.Time
+	// again counts the sweeps in a row that left something.
+	again int
 }
 
-// sweepInterval is how often the cluster is searched. An upload that has ended
-// and a deleted operation wake the sweeper at once.
-const sweepInterval = 2 * time.Minute
-
-// What is going away is looked at sooner, so many times in a row.
+// Times of the sweep. It is wanted when an operation or a backup has ended or is deleted;
+// the interval covers what nobody watches, such as the volume of a retained snapshot.
 const (
-	againInterval = 3 * time.Second
-	maxAgain      = 10
+	sweepInterval    = 10 * time.Minute
+	minSweepInterval = 30 * time.Second
+	// maxAgain is how many sweeps in a row follow soon because something was going away.
+	maxAgain = 10
 )
 
-// NeedLeaderElection makes the manager start the sweeper where it reconciles.
-func (s *sweeper) NeedLeaderElection() bool { return true }
-
-// Start sweeps until the context ends.
-func (s *sweeper) Start(ctx context.Context) error {
-	for again := 0; ; {
-		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
-			log.FromContext(ctx).WithName("sweep").Error(err, "sweep is incomplete, the next one goes on")
-		}
-		wait := s.interval
-		if again++; !s.goesAway {
-			again = 0
-		} else if again <= maxAgain {
-			wait = min(wait, againInterval)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		case <-s.wake:
-		}
-	}
+// setup adds the sweep to a manager. It has one request, which is due at the start.
+func (s *sweeper) setup(mgr ctrl.Manager) error {
+	request := reconcile.Request{NamespacedName: types.NamespacedName{Name: "sweep"}}
+	enqueue := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
+		return []reconcile.Request{request}
+	})
+	start := source.Func(func(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+		queue.Add(request)
+		return nil
+	})
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("sweep").
+		Watches(&velerov2alpha1.DataUpload{}, enqueue, builder.WithPredicates(needsSweep())).
+		Watches(&velerov2alpha1.DataDownload{}, enqueue, builder.WithPredicates(needsSweep())).
+		Watches(&velerov1.Backup{}, enqueue, builder.WithPredicates(needsSweep())).
+		WatchesRawSource(start).
+		Complete(s)
 }
 
-// poke asks for a sweep without waiting for it.
-func (s *sweeper) poke() {
-	select {
-	case s.wake <- struct{}{}:
-	default: // one is due already
+// Reconcile sweeps, unless it did so less than minSweepInterval ago.
+func (s *sweeper) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	if wait := minSweepInterval - time.Since(s.last); wait > 0 {
+		return reconcile.Result{RequeueAfter: wait}, nil
 	}
+	s.last = time.Now()
+	left, err := s.sweep(ctx)
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("sweep is incomplete: %w", err)
+	}
+	if s.again++; left == 0 {
+		s.again = 0
+	}
+	if s.again > 0 && s.again <= maxAgain {
+		return reconcile.Result{RequeueAfter: minSweepInterval}, nil
+	}
+	return reconcile.Result{RequeueAfter: sweepInterval}, nil
 }
 
-func (s *sweeper) sweep(ctx context.Context) error {
-	s.goesAway = false
+// sweep returns how many objects are going away and need another sweep.
+func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
 	operations, operationsErr := s.findOperations(ctx)
 	snapshots, snapshotsErr := s.findSnapshots(ctx)
 	groups, groupsErr := s.groups.Find(ctx, snapshots)
 	retained, retainedErr := s.rehomer.ListRetained(ctx)
-	err := errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr)
+	err = errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr)
 	if len(operations)+len(groups)+len(snapshots)+len(retained) == 0 {
-		return err
+		return 0, err
 	}
 	o, ownersErr := s.listOwners(ctx)
 	if ownersErr != nil {
-		return errors.Join(err, ownersErr)
+		return 0, errors.Join(err, ownersErr)
 	}
-	return errors.Join(err,
-		s.sweepOperations(ctx, operations, o),
-		s.sweepGroups(ctx, groups, o),
+	released, releaseErr := s.sweepOperations(ctx, operations, o)
+	ungrouped, groupErr := s.sweepGroups(ctx, groups, o)
+	return released + ungrouped, errors.Join(err, releaseErr, groupErr,
 		s.sweepBackups(ctx, snapshots, o),
 		s.sweepRetained(ctx, retained, o),
 	)
@@ -134,50 +145,47 @@ func (o owners) running() []*operation.View {
 // hasEnded says whether a backup has, or is gone.
 func (o owners) hasEnded(backupUID string) bool {
 	for i := range o.backups {
-		if string(o.backups[i].UID) != backupUID {
-			continue
-		}
-		switch o.backups[i].Status.Phase {
-		case velerov1.BackupPhaseCompleted, velerov1.BackupPhasePartiallyFailed, velerov1.BackupPhaseFailed,
-			velerov1.BackupPhaseFailedValidation, velerov1.BackupPhaseDeleting:
-			return true
-		default:
-			return false
+		if string(o.backups[i].UID) == backupUID {
+			return backupEnded(&o.backups[i])
 		}
 	}
 	return true
 }
 
-// sweepOperations releases the objects of operations that do not run.
-func (s *sweeper) sweepOperations(ctx context.Context, found map[string]identity.Operation, o owners) error {
+// sweepOperations releases the objects of operations that do not run, and returns how
+// many objects of them are going away.
+func (s *sweeper) sweepOperations(ctx context.Context, found map[string]identity.Operation, o owners) (int, error) {
 	for _, op := range slices.Concat(o.uploads, o.downloads) {
 		if !op.Status.Phase.Terminal() {
 			delete(found, op.UID)
 		}
 	}
+	left := 0
 	var errs []error
 	for _, uid := range slices.Sorted(maps.Keys(found)) {
-		if err := s.release(ctx, found[uid]); err != nil {
+		n, err := s.release(ctx, found[uid])
+		if err != nil {
 			errs = append(errs, fmt.Errorf("sweep after %s: %w", found[uid].Reference(), err))
 		}
+		left += n
 	}
-	return errors.Join(errs...)
+	return left, errors.Join(errs...)
 }
 
-// release goes as far as it can now; the next sweep goes on.
-func (s *sweeper) release(ctx context.Context, op identity.Operation) error {
+// release goes as far as it can now, and returns how many objects are going away.
+func (s *sweeper) release(ctx context.Context, op identity.Operation) (int, error) {
 	left, err := s.exposer.Release(ctx, op)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if len(left) == 0 {
 		left, err = s.rehomer.Release(ctx, op)
 		if err != nil {
-			return err
+			return 0, err
 		}
 	}
-	log.FromContext(ctx).WithName("sweep").Info("released what an ended operation left", "operation", op.Reference(), "uid", op.UID, "goingAway", left)
-	return nil
+	log.FromContext(ctx).Info("released what an ended operation left", "operation", op.Reference(), "uid", op.UID, "goingAway", left)
+	return len(left), nil
 }
 
 // findOperations returns the operations of our Velero that any object is labelled
@@ -242,7 +250,7 @@ func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.Volum
 		if !o.hasEnded(vs.Labels[identity.LabelBackupUID]) || needed[key] || vs.DeletionTimestamp != nil || groupsnapshot.IsOurMember(vs) {
 			continue
 		}
-		log.FromContext(ctx).WithName("sweep").Info("deleting the VolumeSnapshot of a backup that has ended", "volumeSnapshot", key)
+		log.FromContext(ctx).Info("deleting the VolumeSnapshot of a backup that has ended", "volumeSnapshot", key)
 		if _, err := s.rehomer.ReleaseOrigin(ctx, key); err != nil {
 			errs = append(errs, err)
 		}

@@ -14,8 +14,11 @@ import (
 // sweepGroups takes away the groups of backups that have ended. The plugin does so
 // itself in the finalize phase; what is left here is of a backup that never came to
 // that, or of a Velero that died, or took longer than the plugin waits.
-func (s *sweeper) sweepGroups(ctx context.Context, found []groupsnapshot.Group, o owners) error {
+//
+// It returns how many objects are going away.
+func (s *sweeper) sweepGroups(ctx context.Context, found []groupsnapshot.Group, o owners) (int, error) {
 	running := o.running()
+	goingAway := 0
 	var errs []error
 	for _, group := range found {
 		if !o.hasEnded(group.BackupUID) {
@@ -26,10 +29,10 @@ func (s *sweeper) sweepGroups(ctx context.Context, found []groupsnapshot.Group, 
 			errs = append(errs, fmt.Errorf("sweep after VolumeGroupSnapshot %s: %w", group, err))
 			continue
 		}
-		s.goesAway = s.goesAway || len(left) > 0
-		log.FromContext(ctx).WithName("sweep").Info("released the group snapshot of a backup that has ended", "volumeGroupSnapshot", group.String(), "goingAway", left)
+		goingAway += len(left)
+		log.FromContext(ctx).Info("released the group snapshot of a backup that has ended", "volumeGroupSnapshot", group.String(), "goingAway", left)
 	}
-	return errors.Join(errs...)
+	return goingAway, errors.Join(errs...)
 }
 
 // uploadsFrom are those whose VolumeSnapshot is in a namespace.

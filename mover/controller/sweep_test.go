@@ -2,12 +2,16 @@ package controller
 
 import (
 	"testing"
+	"testing/synctest"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
@@ -34,7 +38,8 @@ func (w *world) runBeside(neighbour *sweeper, e *engine, name string) {
 	for range enough {
 		_, err := e.Reconcile(w.ctx, requestFor(name))
 		require.NoError(w.t, err)
-		require.NoError(w.t, neighbour.sweep(w.ctx))
+		_, err = neighbour.sweep(w.ctx)
+		require.NoError(w.t, err)
 		w.step()
 	}
 	op := w.operation(e, name)
@@ -64,9 +69,65 @@ func TestSweepLeavesBackupsOfOthers(t *testing.T) {
 	}}))
 	neighbour := w.neighbour()
 	for range 10 {
-		require.NoError(t, neighbour.sweep(w.ctx))
+		_, err := neighbour.sweep(w.ctx)
+		require.NoError(t, err)
 		w.step()
 	}
 	require.Len(t, list[snapshotv1.VolumeSnapshotList](w).Items, 2)
 	require.Contains(t, get[corev1.PersistentVolumeClaim](w, appNamespace, group).Labels, identity.LabelGrouped)
+}
+
+// TestSweepIsLimited: however often the sweep is wanted, it runs once in 30 s.
+func TestSweepIsLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		reconcileSweep := func() time.Duration {
+			result, err := w.sweep.Reconcile(w.ctx, requestFor("sweep"))
+			require.NoError(t, err)
+			return result.RequeueAfter
+		}
+		lists := func() int { calls := w.live; w.live = 0; return calls }
+		require.Equal(t, sweepInterval, reconcileSweep())
+		require.NotZero(t, lists())
+
+		time.Sleep(10 * time.Second)
+		require.Equal(t, minSweepInterval-10*time.Second, reconcileSweep())
+		require.Zero(t, lists())
+
+		time.Sleep(20 * time.Second)
+		require.Equal(t, sweepInterval, reconcileSweep())
+		require.NotZero(t, lists())
+
+		// What goes away is looked at again soon, for a while.
+		w.sweep.again = 1
+		w.faults.failAt = w.faults.calls + 1
+		time.Sleep(sweepInterval)
+		_, err := w.sweep.Reconcile(w.ctx, requestFor("sweep"))
+		require.ErrorIs(t, err, errInjected)
+		require.Equal(t, minSweepInterval, reconcileSweep(), "a failed sweep is not repeated at once")
+	})
+}
+
+func TestNeedsSweep(t *testing.T) {
+	p := needsSweep()
+	upload := func(ph phase.Phase) client.Object { return queued(t, ph)[0].Object() }
+	backup := func(ph velerov1.BackupPhase) client.Object {
+		return &velerov1.Backup{Status: velerov1.BackupStatus{Phase: ph}}
+	}
+	for name, tc := range map[string]struct {
+		was, is client.Object
+		want    bool
+	}{
+		"upload ends":      {upload(phase.InProgress), upload(phase.Completed), true},
+		"upload runs":      {upload(phase.Accepted), upload(phase.InProgress), false},
+		"upload has ended": {upload(phase.Completed), upload(phase.Completed), false},
+		"backup ends":      {backup(velerov1.BackupPhaseFinalizing), backup(velerov1.BackupPhaseCompleted), true},
+		"backup runs":      {backup(velerov1.BackupPhaseInProgress), backup(velerov1.BackupPhaseWaitingForPluginOperations), false},
+	} {
+		require.Equal(t, tc.want, p.Update(event.UpdateEvent{ObjectOld: tc.was, ObjectNew: tc.is}), name)
+		require.False(t, p.Create(event.CreateEvent{Object: tc.was}), name)
+	}
+	require.True(t, p.Delete(event.DeleteEvent{Object: upload(phase.InProgress)}))
+	require.False(t, p.Delete(event.DeleteEvent{Object: upload(phase.Completed)}))
+	require.True(t, p.Delete(event.DeleteEvent{Object: backup(velerov1.BackupPhaseCompleted)}))
 }

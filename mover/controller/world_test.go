@@ -66,10 +66,12 @@ type world struct {
 	// the one that always asks the API server.
 	narrow, faulty client.Client
 	faults         *faults
-	clock          time.Time
-	uploads        *engine
-	downs          *engine
-	sweep          *sweeper
+	// live counts the reads of the API server past the cache.
+	live    int
+	clock   time.Time
+	uploads *engine
+	downs   *engine
+	sweep   *sweeper
 
 	// mapper knows the kinds that not every cluster has.
 	mapper *meta.DefaultRESTMapper
@@ -214,6 +216,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	settings, err := config.Parse(nil)
 	require.NoError(t, err)
 	narrow := cached(faulty)
+	faulty = w.counted(faulty)
 	w.narrow, w.faulty = narrow, faulty
 	x := &exposer.Exposer{Client: narrow, Reader: faulty, Namespace: veleroNamespace}
 	around := surroundings{client: narrow, reader: faulty, exposer: x, namespace: veleroNamespace, image: "blockmover:1", config: settings}
@@ -226,8 +229,22 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	}
 	w.uploads = newEngine(identity.KindDataUpload, &uploads{surroundings: around, rehomer: rehomer})
 	w.downs = newEngine(identity.KindDataDownload, &downloads{surroundings: around})
-	w.sweep = &sweeper{client: w.c, reader: w.c, exposer: x, rehomer: rehomer, groups: groupsnapshot.New(narrow, faulty), namespace: veleroNamespace, interval: time.Minute, wake: make(chan struct{}, 1)}
+	w.sweep = &sweeper{client: w.c, reader: w.counted(w.c), exposer: x, rehomer: rehomer, groups: groupsnapshot.New(narrow, faulty), namespace: veleroNamespace}
 	return w
+}
+
+// counted counts the reads that a client is asked for.
+func (w *world) counted(c client.WithWatch) client.WithWatch {
+	return interceptor.NewClient(c, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			w.live++
+			return c.Get(ctx, key, obj, opts...)
+		},
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			w.live++
+			return c.List(ctx, list, opts...)
+		},
+	})
 }
 
 // base is what every cluster has.
@@ -277,7 +294,7 @@ func (w *world) run(e *engine, name string) *operation.View {
 func (w *world) sweepUp() {
 	w.t.Helper()
 	for range 10 {
-		if err := w.sweep.sweep(w.ctx); err != nil {
+		if _, err := w.sweep.sweep(w.ctx); err != nil {
 			require.ErrorIs(w.t, err, errInjected)
 		}
 		w.step()
