@@ -144,10 +144,10 @@ type soak struct {
 	deck    []card
 	volumes []*volume
 	// backups are what the repository has, oldest first.
-	backups []*backup
+	backups []*saved
 	// retained are the storage snapshots that are kept, by handle; ghosts those that
 	// were deleted while the driver keeps such ones as bases.
-	retained map[string]*backup
+	retained map[string]*saved
 	ghosts   map[string]bool
 
 	// beside has the names of backups that ran beside another one.
@@ -169,8 +169,8 @@ type volume struct {
 	data []byte
 }
 
-// backup is a repo snapshot and the storage snapshot that it was made from.
-type backup struct {
+// saved is a repo snapshot and the storage snapshot that it was made from.
+type saved struct {
 	name     string
 	id       repository.SnapshotID
 	volume   repository.VolumeKey
@@ -189,7 +189,7 @@ func newSoak(ctx context.Context, t *testing.T, seed int, driver, stock string) 
 		T: t, ctx: ctx, noise: noise, rnd: rand.New(noise), repo: repo,
 		storage:  startStorage(ctx, t, driver, dir),
 		kopia:    connectKopia(ctx, t, stock, dir, repo),
-		retained: map[string]*backup{}, ghosts: map[string]bool{}, beside: map[string]bool{}, done: map[string]int{},
+		retained: map[string]*saved{}, ghosts: map[string]bool{}, beside: map[string]bool{}, done: map[string]int{},
 	}
 	s.step = "start"
 	s.setOptions(defaultOptions())

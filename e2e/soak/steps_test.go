@@ -12,10 +12,10 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/blockmover/blockmover/internal/audit"
+	"github.com/blockmover/blockmover/internal/backup"
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/chain"
@@ -24,6 +24,7 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/repository/kopia"
+	"github.com/blockmover/blockmover/internal/restore"
 )
 
 // card is a kind of step, and how often the deck has it.
@@ -231,19 +232,19 @@ func (s *soak) deleteAny() {
 	s.deleteBackup(s.backups[s.rnd.IntN(len(s.backups))])
 }
 
-func (s *soak) deleteBackup(b *backup) {
+func (s *soak) deleteBackup(b *saved) {
 	s.Helper()
 	store := s.open()
 	require.NoError(s, store.Delete(s.ctx, b.id))
 	s.close(store)
-	s.backups = slices.DeleteFunc(s.backups, func(other *backup) bool { return other == b })
+	s.backups = slices.DeleteFunc(s.backups, func(other *saved) bool { return other == b })
 	s.say("%s of %s is deleted", b.name, b.volume)
 	s.releaseRetained()
 }
 
 // of lists the backups of a volume's name, oldest first.
-func (s *soak) of(key repository.VolumeKey) []*backup {
-	var found []*backup
+func (s *soak) of(key repository.VolumeKey) []*saved {
+	var found []*saved
 	for _, b := range s.backups {
 		if b.volume == key {
 			found = append(found, b)
@@ -286,14 +287,14 @@ func (s *soak) deleteSnapshot(handle string) {
 }
 
 // isBase says whether the driver tells what has changed since a backup.
-func (s *soak) isBase(b *backup) bool {
+func (s *soak) isBase(b *saved) bool {
 	return s.retained[b.snapshot] != nil || s.ghosts[b.snapshot] && !s.options.RequireBaseSnapshotForDelta
 }
 
 // outcome is what a backup has to be.
 type outcome struct {
 	kind    repository.Kind
-	parent  *backup
+	parent  *saved
 	reasons []chain.Reason
 }
 
@@ -308,7 +309,7 @@ func (s *soak) predict(v *volume, asked string) outcome {
 	}
 	history := s.of(v.key)
 	slices.Reverse(history)
-	var parents []*backup
+	var parents []*saved
 	switch {
 	case asked == identity.ParentNone:
 		note(chain.ForcedFull)
@@ -340,7 +341,7 @@ func (s *soak) predict(v *volume, asked string) outcome {
 
 // job is a backup under way.
 type job struct {
-	*backup
+	*saved
 	source *volume
 	asked  string
 	want   outcome
@@ -350,8 +351,16 @@ type job struct {
 	// store is the job's own, as a mover pod has one.
 	store *kopia.Store
 	dev   device.Reader
-	run   chain.Run
+	// run is what the backup begins with. It goes on once proceed has a value: nil, or why
+	// it does not.
+	run     backup.Result
+	proceed chan error
+	// ended has the error of the backup.
+	ended chan error
 }
+
+// errGivenUp ends a backup that has begun.
+var errGivenUp = errors.New("given up")
 
 // backup makes one, with "" as what is asked for on any parent by its ID.
 func (s *soak) backup(v *volume, asked string) {
@@ -390,7 +399,7 @@ func (s *soak) job(v *volume, asked string) *job {
 	if s.chance(2) {
 		s.write(v)
 	}
-	b := &backup{name: s.name("backup"), volume: v.key, handle: v.handle, data: bytes.Clone(v.data)}
+	b := &saved{name: s.name("backup"), volume: v.key, handle: v.handle, data: bytes.Clone(v.data)}
 	snapshot := s.storage.snapshot(b.name, v.handle)
 	b.snapshot = snapshot.GetSnapshotId()
 	if s.chance(2) {
@@ -399,7 +408,7 @@ func (s *soak) job(v *volume, asked string) *job {
 	clone := s.storage.create(s.name("clone"), 0, v.blockSize, b.snapshot)
 	path := s.storage.publish(clone, true)
 	s.requireContent("the storage snapshot itself", path, b.data)
-	return &job{backup: b, source: v, asked: asked, taken: snapshot.GetCreationTime().AsTime(), clone: clone, path: path}
+	return &job{saved: b, source: v, asked: asked, taken: snapshot.GetCreationTime().AsTime(), clone: clone, path: path}
 }
 
 // backUp does what mover pods do with their jobs, all at once, and what the
@@ -415,29 +424,29 @@ func (s *soak) backUp(jobs ...*job) {
 		s.deleteBackup(parent)
 		s.maintain("--full", "--safety=full")
 	}
-	var group errgroup.Group
 	for _, j := range jobs {
 		if s.chance(12) {
 			s.done["abort"]++
 			s.say("%s is given up", j.name)
+			j.proceed <- errGivenUp
 			continue
 		}
-		o := datapath.Options{Workers: s.rnd.IntN(5), ReadSize: s.rnd.Int64N(3) * mib}
-		group.Go(func() error { return j.move(s.ctx, o) })
+		j.proceed <- nil
 	}
-	require.NoError(s, group.Wait())
 	for _, j := range jobs {
-		j.run.Writer.Abort()
+		if err := <-j.ended; !errors.Is(err, errGivenUp) {
+			require.NoError(s, err)
+		}
 		require.NoError(s, j.dev.Close())
 		s.close(j.store)
 		s.storage.unpublish(j.clone)
 		s.storage.deleteVolume(j.clone)
 		if j.id != "" {
 			s.say("%s is %s", j.name, j.id)
-			s.backups = append(s.backups, j.backup)
+			s.backups = append(s.backups, j.saved)
 		}
 		if j.id != "" && s.options.RequireBaseSnapshotForDelta {
-			s.retained[j.snapshot] = j.backup
+			s.retained[j.snapshot] = j.saved
 		} else {
 			s.deleteSnapshot(j.snapshot)
 		}
@@ -445,27 +454,48 @@ func (s *soak) backUp(jobs ...*job) {
 	s.releaseRetained()
 }
 
-// move makes the image and names it.
-func (j *job) move(ctx context.Context, o datapath.Options) error {
-	if _, err := datapath.Backup(ctx, j.dev, j.run.Read, j.run.Writer, o); err != nil {
-		return err
-	}
-	image, _, err := j.run.Writer.Commit(ctx)
-	if err != nil {
-		return err
-	}
-	j.id, err = j.store.Save(ctx, repository.Snapshot{
-		Volume: j.volume, Tags: map[string]string{repository.TagOperation: j.name}, Start: j.taken, End: time.Now(),
-	}, image)
-	return err
-}
-
 // begin chooses what the backup becomes, which has to be what the model says.
 func (s *soak) begin(j *job) {
 	s.Helper()
-	j.store = s.open()
-	history, err := j.store.List(s.ctx, j.volume)
-	require.NoError(s, err)
+	j.store, j.proceed, j.ended = s.open(), make(chan error, 1), make(chan error, 1)
+	begun := make(chan backup.Result, 1)
+	var history []repository.Snapshot
+	way := backup.Job{
+		Store:     j.store,
+		Volume:    j.volume,
+		Operation: j.name,
+		Open: func() (dev device.Reader, err error) {
+			j.dev, err = device.Open(j.path)
+			return j.dev, err
+		},
+		Plan: func(_ context.Context, dev device.Reader, found []repository.Snapshot) (chain.Input, error) {
+			history = found
+			return s.plan(j, dev), nil
+		},
+		Begun: func(r backup.Result) error {
+			begun <- r
+			return <-j.proceed
+		},
+		Options: datapath.Options{Workers: s.rnd.IntN(5), ReadSize: s.rnd.Int64N(3) * mib},
+		Now:     time.Now,
+	}
+	go func() {
+		result, err := backup.Run(s.ctx, way)
+		j.id = result.SnapshotID
+		j.ended <- err
+	}()
+	select {
+	case j.run = <-begun:
+	case err := <-j.ended:
+		require.NoError(s, err)
+	}
+	s.Cleanup(func() { // where the test ends before the job does
+		select {
+		case j.proceed <- errGivenUp:
+		default:
+		}
+		_ = j.dev.Close()
+	})
 	expected := s.of(j.volume)
 	slices.Reverse(expected)
 	require.Len(s, history, len(expected))
@@ -473,30 +503,28 @@ func (s *soak) begin(j *job) {
 		require.NoError(s, h.Damage)
 		require.Equal(s, expected[i].id, h.ID)
 	}
-	j.dev, err = device.Open(j.path)
-	require.NoError(s, err)
-	s.Cleanup(func() { _ = j.dev.Close() }) // where the test ends before it is closed
-	j.run, err = chain.Begin(s.ctx, chain.Input{
+	j.want = s.predict(j.source, j.asked)
+	s.requireOutcome(j)
+}
+
+// plan is what the choice of the parent works with.
+func (s *soak) plan(j *job, dev device.Reader) chain.Input {
+	return chain.Input{
 		Request: chain.Request{Parent: j.asked, Now: j.taken, Target: repository.Meta{
-			Size: j.dev.Size(), Driver: driverName, VolumeHandle: j.handle,
+			Size: dev.Size(), Driver: driverName, VolumeHandle: j.handle,
 			SnapshotHandle: j.snapshot, ChangeID: j.snapshot, SnapshotTime: j.taken, Mover: identity.DataMover,
 		}},
-		Volume: j.volume, History: history, Operation: j.name, Store: j.store,
 		Source:  source{client: s.storage.metadata, target: j.snapshot, maxResults: s.options.maxResults},
 		Collect: cbt.Options{Backoff: time.Millisecond},
 		Audit:   []audit.Percent{0, audit.Default, 100}[s.rnd.IntN(3)],
-		Device:  j.dev,
-	})
-	require.NoError(s, err)
-	j.want = s.predict(j.source, j.asked)
-	s.requireOutcome(j)
+	}
 }
 
 func (s *soak) requireOutcome(j *job) {
 	s.Helper()
 	run := j.run
 	s.say("%s of %s, %d bytes: %s since %q, reasons %v, %d blocks, %d resumptions, %d bytes to read, %d chunks audited %s", j.name, j.volume, len(j.data),
-		run.Kind, run.Parent, run.Reasons, run.Source.Blocks, run.Source.Resumptions, run.Read.Bytes(), run.Audited.Chunks, run.Detail)
+		run.Kind, run.Parent, run.Reasons, run.Source.Blocks, run.Source.Resumptions, run.ToRead, run.Audited.Chunks, run.Detail)
 	var parent repository.SnapshotID
 	if j.want.parent != nil {
 		parent = j.want.parent.id
@@ -542,7 +570,7 @@ func (s *soak) count(j *job) {
 }
 
 // restore writes an image onto a new device that is full of old bytes.
-func (s *soak) restore(store *kopia.Store, b *backup) {
+func (s *soak) restore(store *kopia.Store, b *saved) {
 	s.Helper()
 	size, blockSize := int64(len(b.data)), int64(512)
 	small := s.chance(10) && size > mib
@@ -561,14 +589,14 @@ func (s *soak) restore(store *kopia.Store, b *backup) {
 	old := s.oldBytes(b, size)
 	require.NoError(s, os.WriteFile(path, old, 0), "fill target")
 
-	image, err := store.OpenReader(s.ctx, b.id)
-	require.NoError(s, err)
-	dev, err := device.OpenWriter(path)
-	require.NoError(s, err)
-	_, err = datapath.Restore(s.ctx, image, dev, datapath.Options{
-		Workers: s.rnd.IntN(5), ReadSize: s.rnd.Int64N(3) * mib, Verify: s.chance(3), Resume: s.chance(3),
+	_, err := restore.Run(s.ctx, restore.Job{
+		Store:    store,
+		Snapshot: b.id,
+		Open:     func() (device.Writer, error) { return device.OpenWriter(path) },
+		Options: datapath.Options{
+			Workers: s.rnd.IntN(5), ReadSize: s.rnd.Int64N(3) * mib, Verify: s.chance(3), Resume: s.chance(3),
+		},
 	})
-	closed := errors.Join(dev.Close(), image.Close())
 	if small {
 		require.ErrorIs(s, err, datapath.ErrTooSmall)
 		s.requireContent("a target that is too small", path, old)
@@ -578,13 +606,12 @@ func (s *soak) restore(store *kopia.Store, b *backup) {
 		s.requireContent("restored "+b.name, path, b.data)
 		s.done["restored"]++
 	}
-	require.NoError(s, closed)
 	s.storage.unpublish(target)
 	s.storage.deleteVolume(target)
 }
 
 // oldBytes are what a target holds before: noise, or another backup.
-func (s *soak) oldBytes(b *backup, size int64) []byte {
+func (s *soak) oldBytes(b *saved, size int64) []byte {
 	old := make([]byte, size)
 	other := s.backups[s.rnd.IntN(len(s.backups))]
 	if other != b && s.chance(2) {

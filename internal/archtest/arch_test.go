@@ -26,6 +26,7 @@ const (
 // of something else that they import.
 var pure = []string{
 	"internal/audit",
+	"internal/backup",
 	"internal/blake2b",
 	"internal/block",
 	"internal/cbt",
@@ -38,6 +39,7 @@ var pure = []string{
 	"internal/phase",
 	"internal/policy",
 	"internal/repository",
+	"internal/restore",
 	"internal/task",
 }
 

@@ -46,7 +46,7 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 	if meta.Kind == repository.Incremental {
 		b.partial, b.pageSize = read, meta.PageSize
 	}
-	b.frontier.window = make(chan struct{}, lookAhead*o.Workers)
+	b.frontier.window = make(chan struct{}, window(o))
 	items := make(chan item)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -95,10 +95,13 @@ type item struct {
 	first, end int64
 }
 
-// lookAhead is how many items for each worker may be begun while an earlier one
-// is not complete. Without a bound, one slow read lets the others run away from
-// the frontier, and what the writer cannot finish piles up behind it.
-const lookAhead = 2
+// window returns how many items may be begun while an earlier one is not complete. Without
+// a bound, one slow read lets the others run away from the frontier, and what the writer
+// cannot finish piles up behind it.
+func window(o Options) int64 {
+	const perWorker = 2
+	return max(1, min(perWorker*int64(o.Workers), repository.MaxInFlight/o.ReadSize))
+}
 
 // produce joins neighbouring chunks to items of at most limit chunks. Each
 // item takes a place in the window, which the frontier gives back.

@@ -84,9 +84,13 @@ func DefaultPageSize(size int64) int64 {
 // requests of a checkpoint are nothing beside the packs of 4 GiB.
 const DefaultCheckpointInterval = 4 << 30
 
-// MinCheckpointInterval is one segment of 128 MiB that is recorded, one that is
-// written and as much that is being read.
-const MinCheckpointInterval = 3 * 128 << 20
+// MaxInFlight is how many bytes of the volume may be read or put, at most, beyond the chunk
+// that VolumeWriter.Advance was last called with. A checkpoint does not record them.
+const MaxInFlight = 128 << 20
+
+// MinCheckpointInterval is one segment that is recorded, one that is written, and what is
+// in flight.
+const MinCheckpointInterval = 2*segmentChunks*maxChunkSize + MaxInFlight
 
 // TagOperation is the tag of a repo snapshot that holds the operation ID: a
 // repeated operation finds by it what it saved before.

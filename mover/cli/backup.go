@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/blockmover/blockmover/internal/backup"
 	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/cbt/rangefile"
 	"github.com/blockmover/blockmover/internal/chain"
@@ -119,16 +120,95 @@ func (o *backupOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	return o.repo.use(ctx, func(store repository.Store) error {
-		b := backup{
-			store: store, dev: device.LimitReader(ctx, dev, o.rateLimit.bytes), source: source, volume: volume,
-			operation: o.operation, interval: o.interval.bytes, compression: repository.Compression(o.compression), start: start, messages: cmd.ErrOrStderr(),
-		}
-		s, err := b.run(ctx, o.parent)
+		s, err := o.backUp(ctx, cmd.ErrOrStderr(), store, device.LimitReader(ctx, dev, o.rateLimit.bytes), volume, source)
 		if err != nil {
 			return err
 		}
+		s.Seconds = time.Since(start).Seconds()
 		return o.print(cmd.OutOrStdout(), s)
 	})
+}
+
+// backUp makes the image.
+func (o *backupOptions) backUp(ctx context.Context, messages io.Writer, store repository.Store,
+	dev device.Reader, volume repository.VolumeKey, source rangefile.Source,
+) (summary, error) {
+	// One name for the operation and for the instant: nothing else has either.
+	id := o.operation
+	if id == "" {
+		id = "local-" + rand.Text()
+	}
+	target := repository.Meta{
+		Size:         dev.Size(),
+		Driver:       localDriver,
+		VolumeHandle: localHandlePrefix + volume.String(),
+		ChangeID:     id,
+		SnapshotTime: time.Now().UTC(),
+		Mover:        identity.DataMover,
+	}
+	if o.operation != "" {
+		target.SnapshotHandle = id // who repeats the operation says that the device has not changed
+	}
+	progress := &datapath.Progress{}
+	stop := func() {}
+	result, err := backup.Run(ctx, backup.Job{
+		Store:     store,
+		Volume:    volume,
+		Operation: id,
+		Size:      dev.Size(),
+		Open:      func() (device.Reader, error) { return dev, nil },
+		Plan: func(ctx context.Context, _ device.Reader, history []repository.Snapshot) (chain.Input, error) {
+			parent, base, err := resolve(ctx, store, o.parent, volume, target, history)
+			source.Base = base
+			return chain.Input{
+				Request:            chain.Request{Parent: parent, Now: target.SnapshotTime, Target: target},
+				Source:             source,
+				Compression:        repository.Compression(o.compression),
+				CheckpointInterval: o.interval.bytes,
+			}, err
+		},
+		Begun: func(b backup.Result) error {
+			if b.Detail != "" {
+				printLine(messages, "%s image: %s", b.Kind, b.Detail)
+			}
+			if b.Resumed > 0 {
+				printLine(messages, "an earlier run of %s has finished %s", id, formatBytes(b.Resumed))
+			}
+			stop = startMeter(messages, "backup", progress.Done, progress.Total)
+			return nil
+		},
+		Options: datapath.Options{Progress: progress},
+		Now:     time.Now,
+	})
+	stop()
+	if err != nil {
+		return summary{}, err
+	}
+	if result.SavedBefore {
+		printLine(messages, "an earlier run of %s has saved the image", id)
+	}
+	return summarize(result), nil
+}
+
+// summarize renders a result. What earlier runs have finished is only in ResumedBytes.
+func summarize(b backup.Result) summary {
+	return summary{
+		SnapshotID:   b.SnapshotID,
+		Kind:         b.Kind,
+		Reason:       b.Reason,
+		Parent:       b.Parent,
+		VolumeSize:   b.Size,
+		ResumedBytes: b.Resumed,
+		BytesRead:    b.Read.BytesRead,
+		// Zeros are recognised without being hashed, everything else is hashed.
+		BytesHashed:     b.Read.BytesRead - b.Written.ZeroBytes,
+		BytesUploaded:   b.Written.BytesUploaded,
+		MetadataBytes:   b.Written.MetadataBytes,
+		ChunksWritten:   b.Written.ChunksWritten,
+		ChunksInherited: b.Written.ChunksInherited,
+		ZeroBytes:       b.Written.ZeroBytes,
+		usage:           currentUsage(),
+	}
 }
 
 // operationPattern is what an operation may be called: it becomes a label in the
@@ -195,159 +275,15 @@ func (o *backupOptions) print(out io.Writer, s summary) error {
 	return err
 }
 
-// backup is one run.
-type backup struct {
-	store  repository.Store
-	dev    device.Reader
-	source rangefile.Source
-	volume repository.VolumeKey
-	// operation is empty for one that is not repeated.
-	operation   string
-	interval    int64
-	compression repository.Compression
-	start       time.Time
-	messages    io.Writer
-}
-
-func (b *backup) run(ctx context.Context, asked string) (summary, error) {
-	history, err := b.store.List(ctx, b.volume)
-	if err != nil {
-		return summary{}, err
-	}
-	if b.operation != "" {
-		if s, ok, err := b.savedBefore(history); ok || err != nil {
-			return s, err
-		}
-	}
-	// One name for the operation and for the instant: nothing else has made either.
-	id := b.operation
-	if id == "" {
-		id = "local-" + rand.Text()
-	}
-	run, err := b.begin(ctx, asked, id, history)
-	if err != nil {
-		return summary{}, err
-	}
-	defer func() {
-		if ctx.Err() != nil && b.operation != "" {
-			run.Writer.Suspend()
-		}
-		run.Writer.Abort()
-	}()
-	if run.Detail != "" {
-		printLine(b.messages, "%s image: %s", run.Kind, run.Detail)
-	}
-	resumed := min(run.Writer.Resumed()*run.Writer.Meta().ChunkSize, b.dev.Size())
-	if resumed > 0 {
-		printLine(b.messages, "an earlier run of %s has finished %s", id, formatBytes(resumed))
-	}
-
-	progress := &datapath.Progress{}
-	stop := startMeter(b.messages, "backup", progress.Done, progress.Total)
-	read, err := datapath.Backup(ctx, b.dev, run.Read, run.Writer, datapath.Options{Progress: progress})
-	stop()
-	if err != nil {
-		return summary{}, err
-	}
-	image, written, err := run.Writer.Commit(ctx)
-	if err != nil {
-		return summary{}, err
-	}
-	saved, err := b.store.Save(ctx, repository.Snapshot{
-		Volume: b.volume,
-		Tags:   map[string]string{repository.TagOperation: id},
-		Start:  b.start,
-		End:    time.Now(),
-	}, image)
-	if err != nil {
-		return summary{}, err
-	}
-	return summary{
-		SnapshotID: saved,
-		Kind:       run.Kind,
-		Reason:     run.Reason,
-		Parent:     run.Parent,
-		VolumeSize: b.dev.Size(),
-		// What follows is without what was finished before.
-		ResumedBytes: resumed,
-		BytesRead:    read.BytesRead,
-		// Zeros are recognised without being hashed, everything else is hashed.
-		BytesHashed:     read.BytesRead - written.ZeroBytes,
-		BytesUploaded:   written.BytesUploaded,
-		MetadataBytes:   written.MetadataBytes,
-		ChunksWritten:   written.ChunksWritten,
-		ChunksInherited: written.ChunksInherited,
-		ZeroBytes:       written.ZeroBytes,
-		Seconds:         time.Since(b.start).Seconds(),
-		usage:           currentUsage(),
-	}, nil
-}
-
-// begin finds the parent and starts the image.
-func (b *backup) begin(ctx context.Context, asked, id string, history []repository.Snapshot) (chain.Run, error) {
-	parent, base, err := b.resolve(ctx, asked, history)
-	if err != nil {
-		return chain.Run{}, err
-	}
-	b.source.Base = base
-	target := b.meta()
-	target.ChangeID = id
-	if b.operation != "" {
-		target.SnapshotHandle = id // who repeats it says that the device holds the same
-	}
-	return chain.Begin(ctx, chain.Input{
-		Request:            chain.Request{Parent: parent, Now: b.start, Target: target},
-		Volume:             b.volume,
-		History:            history,
-		Operation:          id,
-		Store:              b.store,
-		Source:             b.source,
-		Compression:        b.compression,
-		CheckpointInterval: b.interval,
-	})
-}
-
-// savedBefore finds the image that an earlier run of the operation has saved.
-func (b *backup) savedBefore(history []repository.Snapshot) (summary, bool, error) {
-	saved, ok := repository.FindOperation(history, b.operation)
-	switch {
-	case !ok:
-		return summary{}, false, nil
-	case saved.Damage != nil:
-		return summary{}, false, fmt.Errorf("read image %s, which operation %s has saved: %w", saved.ID, b.operation, saved.Damage)
-	case saved.Meta.Size != b.dev.Size():
-		return summary{}, false, fmt.Errorf("operation %s has saved image %s of %d bytes, and the device has %d", b.operation, saved.ID, saved.Meta.Size, b.dev.Size())
-	}
-	printLine(b.messages, "an earlier run of %s has saved the image", b.operation)
-	return summary{
-		SnapshotID:   saved.ID,
-		Kind:         saved.Meta.Kind,
-		Parent:       saved.Meta.Parent,
-		VolumeSize:   saved.Meta.Size,
-		ResumedBytes: saved.Meta.Size,
-		Seconds:      time.Since(b.start).Seconds(),
-		usage:        currentUsage(),
-	}, true, nil
-}
-
-// meta describes the device as it is now.
-func (b *backup) meta() repository.Meta {
-	return repository.Meta{
-		Size:         b.dev.Size(),
-		Driver:       localDriver,
-		VolumeHandle: localHandlePrefix + b.volume.String(),
-		SnapshotTime: b.start.UTC(),
-		Mover:        identity.DataMover,
-	}
-}
-
-// resolve finds the one image that may be the parent, and its change ID. It
-// returns "auto" where the volume has no image yet.
+// resolve finds the one image that may be the parent, and its change ID. It returns
+// "auto" if the volume has no image yet.
 //
-// A list of changes is true for one parent only. So "auto" is the newest image
-// even where that is damaged: an older one in its place would make an image that
-// lacks what changed between both.
-func (b *backup) resolve(ctx context.Context, asked string, history []repository.Snapshot) (string, cbt.ChangeID, error) {
+// A list of changes is true for one parent only. So "auto" is the newest image even if
+// that is damaged: an older one in its place would make an image that lacks what changed
+// between the two.
+func resolve(ctx context.Context, store repository.Store, asked string, volume repository.VolumeKey,
+	target repository.Meta, history []repository.Snapshot,
+) (string, cbt.ChangeID, error) {
 	switch asked {
 	case identity.ParentNone:
 		return asked, "", nil
@@ -358,14 +294,13 @@ func (b *backup) resolve(ctx context.Context, asked string, history []repository
 		newest := slices.MaxFunc(history, func(a, b repository.Snapshot) int { return a.Start.Compare(b.Start) })
 		return string(newest.ID), cbt.ChangeID(newest.Meta.ChangeID), nil
 	}
-	s, err := b.store.Get(ctx, repository.SnapshotID(asked))
+	s, err := store.Get(ctx, repository.SnapshotID(asked))
 	if err != nil {
 		return "", "", fmt.Errorf("use parent: %w", err)
 	}
-	target := b.meta()
 	switch {
-	case s.Volume != b.volume:
-		return "", "", fmt.Errorf("use parent: image %s is of volume %s, not of %s", s.ID, s.Volume, b.volume)
+	case s.Volume != volume:
+		return "", "", fmt.Errorf("use parent: image %s is of volume %s, not of %s", s.ID, s.Volume, volume)
 	case s.Meta.Driver != target.Driver || s.Meta.VolumeHandle != target.VolumeHandle:
 		return "", "", fmt.Errorf("use parent: image %s is of volume %q of driver %q, not of %q of driver %q",
 			s.ID, s.Meta.VolumeHandle, s.Meta.Driver, target.VolumeHandle, target.Driver)

@@ -11,6 +11,7 @@ import (
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/restore"
 )
 
 type restoreOptions struct {
@@ -50,30 +51,35 @@ for a device on which a restore was interrupted.`,
 func (o *restoreOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	start := time.Now()
 	return o.repo.use(ctx, func(store repository.Store) error {
-		image, err := store.OpenReader(ctx, repository.SnapshotID(o.snapshot))
-		if err != nil {
-			return err
-		}
-		defer image.Close() //nolint:errcheck // it was only read
-		dev, err := device.OpenWriter(o.device)
-		if err != nil {
-			return err
-		}
 		progress := &datapath.Progress{}
-		stop := startMeter(cmd.ErrOrStderr(), "restore", progress.Done, progress.Total)
-		limited := device.LimitWriter(ctx, dev, o.rateLimit.bytes)
-		stats, err := datapath.Restore(ctx, image, limited, datapath.Options{Verify: o.verify, Resume: o.resume, Progress: progress})
+		stop := func() {}
+		result, err := restore.Run(ctx, restore.Job{
+			Store:    store,
+			Snapshot: repository.SnapshotID(o.snapshot),
+			Open: func() (device.Writer, error) {
+				dev, err := device.OpenWriter(o.device)
+				if err != nil {
+					return nil, err
+				}
+				return device.LimitWriter(ctx, dev, o.rateLimit.bytes), nil
+			},
+			Begun: func(repository.VolumeReader, device.Writer) error {
+				stop = startMeter(cmd.ErrOrStderr(), "restore", progress.Done, progress.Total)
+				return nil
+			},
+			Options: datapath.Options{Verify: o.verify, Resume: o.resume, Progress: progress},
+		})
 		stop()
-		if err != nil && !errors.Is(err, datapath.ErrTooSmall) {
-			err = fmt.Errorf("%s is incomplete and must not be used before a restore, such as this one with --resume, is through: %w", o.device, err)
-		}
-		// What was written is complete only when the device is closed.
-		if err := errors.Join(err, dev.Close()); err != nil {
+		switch {
+		case err == nil:
+		case errors.Is(err, restore.ErrUntouched):
 			return err
+		default:
+			return fmt.Errorf("%s is incomplete and must not be used before a restore, such as this one with --resume, is through: %w", o.device, err)
 		}
 		u := currentUsage()
 		printLine(cmd.OutOrStdout(), "image %s is on %s\n  wrote %s, found %s, zeroed %s\n  %.1f s, %.1f CPU seconds, peak memory %s",
-			o.snapshot, o.device, formatBytes(stats.BytesWritten), formatBytes(stats.BytesFound), formatBytes(stats.ZeroBytes),
+			o.snapshot, o.device, formatBytes(result.BytesWritten), formatBytes(result.BytesFound), formatBytes(result.ZeroBytes),
 			time.Since(start).Seconds(), u.CPUSeconds, formatBytes(u.PeakRSS))
 		return nil
 	})

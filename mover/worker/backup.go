@@ -3,9 +3,9 @@ package worker
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/blockmover/blockmover/internal/audit"
+	"github.com/blockmover/blockmover/internal/backup"
 	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
@@ -17,138 +17,88 @@ import (
 )
 
 // backup makes an image of the device and names it.
-func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Options) (report task.Report, err error) {
+func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Options) (task.Report, error) {
 	store, err := w.Environment.OpenStore(ctx)
 	if err != nil {
-		return report, err
+		return task.Report{}, err
 	}
 	defer w.closeStore(ctx, store)
 	heap.Limit()
-	history, err := store.List(ctx, r.Volume)
-	if err != nil {
-		return report, err
-	}
-	if saved, ok, err := w.savedBefore(history, r); ok || err != nil {
-		return saved, err
-	}
-	history = w.withoutFailed(ctx, store, history, r.Backup.Failed)
-
-	dev, err := w.Environment.OpenReader()
-	if err != nil {
-		return report, err
-	}
-	defer func() { w.warn("Cannot close device", dev.Close()) }()
-	dev = device.LimitReader(ctx, dev, r.RateLimit)
-	report.VolumeSize = dev.Size()
-
-	start := w.Now()
-	in, err := w.chainInput(r, store, dev)
-	if err != nil {
-		return report, err
-	}
-	in.History = history
-	run, err := chain.Begin(ctx, in)
-	if err != nil {
-		return report, err
-	}
+	var dev device.Reader
 	defer func() {
-		if ctx.Err() != nil {
-			// Told to stop: where the manager wants another attempt, that goes on from here.
-			run.Writer.Suspend()
+		if dev != nil {
+			w.warn("Cannot close device", dev.Close())
 		}
-		run.Writer.Abort()
 	}()
-	reportChoice(&report, run)
-	w.Log.Info("Backup begins", "kind", run.Kind, "parent", run.Parent, "reason", run.Reason, "detail", run.Detail,
-		"size", report.VolumeSize, "resumed", run.Writer.Resumed(), "blocks", run.Source.Blocks,
-		"resumptions", report.Resumptions, "bytesAudited", report.BytesAudited)
-
-	read, err := datapath.Backup(ctx, dev, run.Read, run.Writer, options)
-	report.BytesRead = read.BytesRead
+	result, err := backup.Run(ctx, backup.Job{
+		Store:     store,
+		Volume:    r.Volume,
+		Operation: r.OperationID,
+		Failed:    r.Backup.Failed,
+		Open: func() (device.Reader, error) {
+			if dev, err = w.Environment.OpenReader(); err != nil {
+				return nil, err
+			}
+			return device.LimitReader(ctx, dev, r.RateLimit), nil
+		},
+		Plan: func(_ context.Context, dev device.Reader, _ []repository.Snapshot) (chain.Input, error) {
+			return w.plan(r, dev)
+		},
+		Begun: func(b backup.Result) error {
+			w.Log.Info("Backup begins", "kind", b.Kind, "parent", b.Parent, "reason", b.Reason, "detail", b.Detail,
+				"size", b.Size, "resumedBytes", b.Resumed, "blocks", b.Source.Blocks,
+				"resumptions", b.Source.Resumptions, "bytesAudited", b.Audited.Bytes)
+			return nil
+		},
+		Options: options,
+		Now:     w.Now,
+	})
+	for _, d := range result.Deleted {
+		if d.Err != nil {
+			w.warn(fmt.Sprintf("Cannot delete repo snapshot %s of upload %s, which failed", d.ID, d.Operation), d.Err)
+			continue
+		}
+		w.Log.Info("Deleted the repo snapshot of an upload that failed", "snapshotID", d.ID, "operation", d.Operation)
+	}
+	report := reportOf(result)
 	if err != nil {
 		return report, err
 	}
-	image, written, err := run.Writer.Commit(ctx)
-	if err != nil {
-		return report, err
-	}
-	report.BytesUploaded, report.MetadataBytes = written.BytesUploaded, written.MetadataBytes
-	report.ChunksWritten, report.ChunksInherited = written.ChunksWritten, written.ChunksInherited
-	report.ZeroBytes = written.ZeroBytes
-	report.SnapshotID, err = store.Save(ctx, repository.Snapshot{
-		Volume: r.Volume,
-		Tags:   tagsOf(r, run.Reason),
-		Start:  start,
-		End:    w.Now(),
-	}, image)
-	if err != nil {
-		return report, err
-	}
-	w.Log.Info("Backup is complete", "snapshotID", report.SnapshotID,
+	w.Log.Info("Backup is complete", "snapshotID", report.SnapshotID, "savedBefore", result.SavedBefore,
 		"bytesRead", report.BytesRead, "bytesUploaded", report.BytesUploaded, "metadataBytes", report.MetadataBytes)
 	return report, nil
 }
 
-// reportChoice reports what the image is to be, and why.
-func reportChoice(report *task.Report, run chain.Run) {
-	report.Kind, report.Parent = run.Kind, run.Parent
-	report.Reason, report.Detail = string(run.Reason), run.Detail
-	for _, reason := range run.Reasons {
+// reportOf renders a result.
+func reportOf(b backup.Result) task.Report {
+	report := task.Report{
+		SnapshotID:      b.SnapshotID,
+		Kind:            b.Kind,
+		Parent:          b.Parent,
+		Reason:          string(b.Reason),
+		Detail:          b.Detail,
+		VolumeSize:      b.Size,
+		Resumptions:     b.Source.Resumptions,
+		ChunksAudited:   b.Audited.Chunks,
+		BytesAudited:    b.Audited.Bytes,
+		BytesRead:       b.Read.BytesRead,
+		BytesUploaded:   b.Written.BytesUploaded,
+		MetadataBytes:   b.Written.MetadataBytes,
+		ChunksWritten:   b.Written.ChunksWritten,
+		ChunksInherited: b.Written.ChunksInherited,
+		ZeroBytes:       b.Written.ZeroBytes,
+	}
+	if b.SavedBefore {
+		report.Detail = "an earlier attempt saved the repo snapshot"
+	}
+	for _, reason := range b.Reasons {
 		report.Reasons = append(report.Reasons, string(reason))
 	}
-	report.Resumptions = run.Source.Resumptions
-	report.ChunksAudited, report.BytesAudited = run.Audited.Chunks, run.Audited.Bytes
+	return report
 }
 
-// savedBefore finds the repo snapshot of an earlier attempt at the same
-// operation.
-func (w *Worker) savedBefore(history []repository.Snapshot, r task.Request) (task.Report, bool, error) {
-	saved, ok := repository.FindOperation(history, r.OperationID)
-	switch {
-	case !ok:
-		return task.Report{}, false, nil
-	case saved.Damage != nil:
-		return task.Report{}, false, fmt.Errorf("read repo snapshot %s, which this operation saved before: %w", saved.ID, saved.Damage)
-	}
-	w.Log.Info("Backup was complete before", "snapshotID", saved.ID, "kind", saved.Meta.Kind, "parent", saved.Meta.Parent)
-	report := task.Report{
-		SnapshotID: saved.ID,
-		Kind:       saved.Meta.Kind,
-		Parent:     saved.Meta.Parent,
-		Reason:     saved.Tags[repository.TagReason],
-		Detail:     "an earlier attempt saved the repo snapshot",
-		VolumeSize: saved.Meta.Size,
-	}
-	if report.Reason != "" {
-		report.Reasons = []string{report.Reason}
-	}
-	return report, true, nil
-}
-
-func tagsOf(r task.Request, reason chain.Reason) map[string]string {
-	tags := map[string]string{repository.TagOperation: r.OperationID}
-	if reason != "" {
-		tags[repository.TagReason] = string(reason)
-	}
-	return tags
-}
-
-// withoutFailed drops the repo snapshots of uploads that failed after they had
-// saved them: canceled, or lost with their mover pod, at the last moment. No backup
-// names such a repo snapshot, so nobody else would ever delete it.
-func (w *Worker) withoutFailed(ctx context.Context, store repository.Store, history []repository.Snapshot, failed []string) []repository.Snapshot {
-	return slices.DeleteFunc(history, func(s repository.Snapshot) bool {
-		operation := s.Tags[repository.TagOperation]
-		if operation == "" || !slices.Contains(failed, operation) {
-			return false
-		}
-		w.Log.Info("Delete repo snapshot of an upload that failed", "snapshotID", s.ID, "operation", operation)
-		w.warn("Cannot delete repo snapshot of an upload that failed", store.Delete(ctx, s.ID))
-		return true
-	})
-}
-
-func (w *Worker) chainInput(r task.Request, store repository.Store, dev device.Reader) (chain.Input, error) {
+// plan returns what the choice of the parent works with.
+func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 	share, err := audit.ParsePercent(r.Backup.Audit)
 	if err != nil {
 		return chain.Input{}, fmt.Errorf("read audit %q: %w", r.Backup.Audit, err)
@@ -168,12 +118,8 @@ func (w *Worker) chainInput(r task.Request, store repository.Store, dev device.R
 				Mover:          identity.DataMover,
 			},
 		},
-		Volume:    r.Volume,
-		Operation: r.OperationID,
-		Store:     store,
-		Collect:   w.Collect,
-		Audit:     share,
-		Device:    dev,
+		Collect: w.Collect,
+		Audit:   share,
 	}
 	in.Source, in.Unavailable = w.source()
 	return in, nil

@@ -5,30 +5,19 @@
 // the termination message. In between it shows its progress in the status of the
 // DataUpload or DataDownload, of which it owns that field and no other.
 //
-//	backup                                 restore
-//	saved before by this operation? done   open the image
-//	open repository and device             open the device
-//	choose what to inherit and to read     write every byte, sync, close
-//	read, write, commit
-//	save the repo snapshot
-//
-// A backup that is repeated, because its pod was lost after the repo snapshot was
-// saved and before that was reported, finds it by its operation ID. A restore
-// that is repeated reads the device first, and fetches what is not there.
+// Packages backup and restore have the steps, and what holds when they are interrupted.
+// The worker opens what they work with, and renders their results.
 //
 // # How it ends
 //
-// An error, a panic of the goroutine that runs the operation included, is in the
-// report. A worker that is told to stop (SIGTERM: its node is drained, or the
-// operation is canceled) stops where it is and leaves no report: it has not
-// failed, and the manager, which knows whether it wanted that, decides whether
-// there is another attempt. That goes on from the last checkpoint, as it does after
-// a kill. A backup that fails drops what it has.
+// The report has every error, including a panic of the goroutine that runs the operation.
+// A worker that is told to stop (SIGTERM: its node is drained, or the operation is
+// canceled) stops where it is and leaves no report. It has not failed. The manager knows
+// whether it wanted that, and decides whether another attempt follows.
 package worker
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -37,6 +26,7 @@ import (
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/restore"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/mover/heap"
 )
@@ -112,35 +102,35 @@ func (w *Worker) warn(message string, err error) {
 }
 
 // restore makes the device equal to an image.
-func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.Options) (report task.Report, err error) {
+func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.Options) (task.Report, error) {
 	store, err := w.Environment.OpenStore(ctx)
 	if err != nil {
-		return report, err
+		return task.Report{}, err
 	}
 	defer w.closeStore(ctx, store)
 	heap.Limit()
-	image, err := store.OpenReader(ctx, r.Restore.SnapshotID)
-	if err != nil {
-		return report, err
-	}
-	defer func() { w.warn("Cannot close image", image.Close()) }()
-	report.SnapshotID = r.Restore.SnapshotID
-	report.VolumeSize = image.Meta().Size
-	report.Filesystem = filesystemOf(image)
-
-	dev, err := w.Environment.OpenWriter()
-	if err != nil {
-		return report, err
-	}
-	dev = device.LimitWriter(ctx, dev, r.RateLimit)
 	options.Resume = r.Restore.Resume
-	w.Log.Info("Restore begins", "snapshotID", r.Restore.SnapshotID, "size", report.VolumeSize, "deviceSize", dev.Size(), "resume", options.Resume)
-	stats, err := datapath.Restore(ctx, image, dev, options)
-	report.BytesWritten, report.BytesFound, report.ZeroBytes = stats.BytesWritten, stats.BytesFound, stats.ZeroBytes
-	// A device that was written is complete only when it is closed.
-	if closeErr := dev.Close(); err == nil && closeErr != nil {
-		err = fmt.Errorf("close device: %w", closeErr)
-	}
+	report := task.Report{}
+	result, err := restore.Run(ctx, restore.Job{
+		Store:    store,
+		Snapshot: r.Restore.SnapshotID,
+		Open: func() (device.Writer, error) {
+			dev, err := w.Environment.OpenWriter()
+			if err != nil {
+				return nil, err
+			}
+			return device.LimitWriter(ctx, dev, r.RateLimit), nil
+		},
+		Begun: func(image repository.VolumeReader, dev device.Writer) error {
+			report.SnapshotID = r.Restore.SnapshotID
+			report.Filesystem = filesystemOf(image)
+			w.Log.Info("Restore begins", "snapshotID", r.Restore.SnapshotID, "size", image.Meta().Size, "deviceSize", dev.Size(), "resume", options.Resume)
+			return nil
+		},
+		Options: options,
+	})
+	report.VolumeSize = result.Size
+	report.BytesWritten, report.BytesFound, report.ZeroBytes = result.BytesWritten, result.BytesFound, result.ZeroBytes
 	if err != nil {
 		return report, err
 	}

@@ -33,18 +33,14 @@ func (w *writer) checkpointIfDue(ctx context.Context) error {
 	return w.hold.renew(ctx, w.objects.w)
 }
 
-// readAhead is what package datapath has in flight at most: 16 workers, of which
-// each is two items of 4 MiB ahead.
-const readAhead = 16 * 2 * (4 << 20)
-
-// threshold leaves room in the interval for what a checkpoint does not record:
-// the segment that is written, and what is being read meanwhile.
+// threshold leaves room in the interval for what a checkpoint does not record: the segment
+// that is written, and what is in flight.
 func (w *writer) threshold() int64 {
 	interval := w.interval
 	if interval == 0 {
 		interval = repository.DefaultCheckpointInterval
 	}
-	return max(interval-w.layout.segment-readAhead, w.layout.segment)
+	return max(interval-w.layout.segment-repository.MaxInFlight, w.layout.segment)
 }
 
 // checkpoint makes the hold refer to all that is stored: as an image that ends
