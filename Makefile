@@ -82,11 +82,11 @@ soak-short:
 
 # The benchmark has binaries of its own: a cluster that runs keeps its.
 BENCH := $(CACHE)/bench
-BENCH_SIZE ?= 4G
+BENCH_SIZE ?= 4Gi
 BENCH_RUNS ?= 3
 
 .PHONY: bench
-bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4G BENCH_RUNS=3)
+bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4Gi BENCH_RUNS=3)
 	@mkdir -p $(BENCH)
 	@go build -o $(BENCH)/blockmover ./mover
 	@go build -o $(BENCH)/bench ./hack/bench

@@ -96,7 +96,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		"no command":     {"", []string{"image", "frobnicate"}, "unknown command"},
 		"unknown option": {"", append(backup, "--fast"), "unknown flag: --fast"},
-		"bad rate":       {"", append(backup, "--rate-limit", "50"), "want 64.0 KiB or more"},
+		"bad rate":       {"", append(backup, "--rate-limit", "50"), "want 64Ki or more"},
 		"beyond the end": {`{"offset":1048576,"length":1}`, append(backup, "--changed", "-"), "outside the volume of 1048576 bytes"},
 		"no repository":  {"", []string{"image", "list", "--repo", dir}, "repository not initialized"},
 		"no such image":  {"", []string{"image", "restore", "--repo", repo, "--snapshot", "k1", "--device", disk}, "not found"},

@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
@@ -110,7 +109,7 @@ func (o *managerOptions) run(ctx context.Context) error {
 	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping)); err != nil {
 		return fmt.Errorf("add health checks: %w", err)
 	}
-	err = controller.Setup(mgr, controller.Options{
+	err = controller.Setup(ctx, mgr, controller.Options{
 		Namespace:    o.namespace,
 		WorkerImage:  o.workerImage,
 		Config:       settings,
@@ -125,9 +124,9 @@ func (o *managerOptions) run(ctx context.Context) error {
 	return nil
 }
 
-// apiAudiences returns the audiences of tokens that the API server accepts. It
-// does not tell them, but the token that the manager itself was given is for
-// them. The usual ones are added, for a manager that uses a certificate.
+// apiAudiences returns the audiences of tokens that the API server accepts. The API server
+// does not publish them, but the manager's own token names them. The usual ones are added
+// for a manager that uses a certificate. The token is not verified: the API server does.
 func apiAudiences(restConfig *rest.Config) ([]string, error) {
 	usual := []string{"https://kubernetes.default.svc", "https://kubernetes.default.svc.cluster.local", "kubernetes.default.svc"}
 	token := restConfig.BearerToken
@@ -138,29 +137,15 @@ func apiAudiences(restConfig *rest.Config) ([]string, error) {
 		}
 		token = string(b)
 	}
-	parts := strings.Split(strings.TrimSpace(token), ".")
-	const partsOfJWT = 3
-	if len(parts) != partsOfJWT {
+	claims := jwt.RegisteredClaims{}
+	_, parts, err := jwt.NewParser().ParseUnverified(strings.TrimSpace(token), &claims)
+	switch {
+	case parts == nil:
 		return usual, nil // not a service account token
+	case err != nil:
+		return nil, fmt.Errorf("read service account token: %w", err)
+	case len(claims.Audience) == 0:
+		return nil, errors.New("read service account token: it has no audience")
 	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return nil, fmt.Errorf("decode service account token: %w", err)
-	}
-	var claims struct {
-		Audience json.RawMessage `json:"aud"`
-	}
-	if err := json.Unmarshal(payload, &claims); err != nil {
-		return nil, fmt.Errorf("decode service account token: %w", err)
-	}
-	// A JWT may have one audience or a list.
-	var many []string
-	if err := json.Unmarshal(claims.Audience, &many); err != nil {
-		var one string
-		if err := json.Unmarshal(claims.Audience, &one); err != nil {
-			return nil, fmt.Errorf("decode audience of service account token: %w", err)
-		}
-		many = []string{one}
-	}
-	return append(usual, many...), nil
+	return append(usual, claims.Audience...), nil
 }

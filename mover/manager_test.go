@@ -11,8 +11,9 @@ import (
 )
 
 func TestAPIAudiences(t *testing.T) {
+	encode := base64.RawURLEncoding.EncodeToString
 	jwt := func(payload string) string {
-		return "h." + base64.RawURLEncoding.EncodeToString([]byte(payload)) + ".s\n"
+		return encode([]byte(`{"alg":"RS256","typ":"JWT"}`)) + "." + encode([]byte(payload)) + "." + encode([]byte("s")) + "\n"
 	}
 	for name, tc := range map[string]struct {
 		token string
@@ -23,9 +24,9 @@ func TestAPIAudiences(t *testing.T) {
 		"one":           {token: jwt(`{"aud":"https://issuer"}`), want: "https://issuer"},
 		"certificate":   {want: "https://kubernetes.default.svc"},
 		"opaque":        {token: "secret", want: "https://kubernetes.default.svc"},
-		"no audience":   {token: jwt(`{}`), err: "decode audience"},
-		"no claims":     {token: jwt(`[]`), err: "decode service account token"},
-		"not base64url": {token: "h.?.s", err: "decode service account token"},
+		"no audience":   {token: jwt(`{}`), err: "has no audience"},
+		"no claims":     {token: jwt(`[]`), err: "read service account token"},
+		"not base64url": {token: "h.?.s", err: "read service account token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "token")

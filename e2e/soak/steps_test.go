@@ -14,7 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/backup"
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/cbt"
@@ -22,6 +21,7 @@ import (
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/repository/kopia"
 	"github.com/blockmover/blockmover/internal/restore"
@@ -516,7 +516,7 @@ func (s *soak) plan(j *job, dev device.Reader) chain.Input {
 		}},
 		Source:  source{client: s.storage.metadata, target: j.snapshot, maxResults: s.options.maxResults},
 		Collect: cbt.Options{Backoff: time.Millisecond},
-		Audit:   []audit.Percent{0, audit.Default, 100}[s.rnd.IntN(3)],
+		Audit:   []policy.Percent{0, policy.DefaultAudit, 100}[s.rnd.IntN(3)],
 	}
 }
 

@@ -14,12 +14,12 @@ import (
 )
 
 func TestParseSize(t *testing.T) {
-	for text, want := range map[string]int64{"64M": 64 * mib, "4G": 4 * gib, "1024G": tib} {
+	for text, want := range map[string]int64{"64Mi": 64 * mib, "4Gi": 4 * gib, "1Ti": tib, "1024000Ki": 1000 * mib} {
 		got, err := parseSize(text)
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}
-	for _, text := range []string{"", "4", "63M", "4g", "-4G", "1025G", "4GG", "1T"} {
+	for _, text := range []string{"", "4", "63Mi", "4g", "-4Gi", "1025Gi", "4GG", "4G", "64M"} {
 		_, err := parseSize(text)
 		require.Error(t, err, text)
 	}

@@ -15,14 +15,12 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/blockmover/blockmover/internal/block"
 )
@@ -53,7 +51,7 @@ type bench struct {
 
 func run(ctx context.Context) error {
 	var (
-		size   = flag.String("size", "4G", "size of the volume, such as 512M or 4G")
+		size   = flag.String("size", "4Gi", "size of the volume, such as 512Mi or 4Gi")
 		runs   = flag.Int("runs", 3, "how often to measure")
 		binary = flag.String("blockmover", "", "path of blockmover")
 		kopia  = flag.String("kopia", "", "path of stock kopia")
@@ -100,137 +98,17 @@ func run(ctx context.Context) error {
 // minSize has room for all patterns of change.
 const minSize = 64 * mib
 
+// parseSize reads a quantity, such as 512Mi or 4Gi.
 func parseSize(text string) (int64, error) {
-	number, unit := text, int64(1)
-	for suffix, n := range map[string]int64{"M": mib, "G": gib} {
-		if digits, ok := strings.CutSuffix(text, suffix); ok {
-			number, unit = digits, n
-		}
-	}
-	n, err := strconv.ParseInt(number, 10, 40)
-	if err != nil || n*unit < minSize || n*unit > tib || n*unit%mib != 0 {
-		return 0, fmt.Errorf("size is %q, want whole MiB from 64M to 1024G", text)
-	}
-	return n * unit, nil
-}
-
-// prefix names the directories in memory; the process ID follows.
-const prefix = "blockmover-bench-"
-
-// prepare makes the volumes.
-func (b *bench) prepare(memory string) error {
-	if err := removeStale(memory); err != nil {
-		return err
-	}
-	// The volume, the target or what scattered writes add to the repository, the
-	// repository, which a hot spot makes grow by the volume once more: three and a
-	// half at most, and room for processes.
-	need := b.size*4 + gib
-	if free := availableMemory(); free < need {
-		return fmt.Errorf("%s of memory are available and %s are needed: set BENCH_SIZE to less than %s", formatBytes(free), formatBytes(need), formatBytes(b.size))
-	}
-	b.dir = filepath.Join(memory, prefix+strconv.Itoa(os.Getpid()))
-	for _, dir := range []string{b.path("volume"), b.path("target")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-	}
-	b.say("taking %s of memory", formatBytes(need))
-	if err := heat(b.path("heat"), need); err != nil {
-		return fmt.Errorf("take memory: %w", err)
-	}
-	var err error
-	if b.volume, err = b.device("volume"); err != nil {
-		return err
-	}
-	b.target, err = b.device("target")
-	return err
-}
-
-func (b *bench) path(names ...string) string {
-	return filepath.Join(append([]string{b.dir}, names...)...)
-}
-
-// device makes a file in a directory of its own, which kopia backs up, and a
-// device of it.
-func (b *bench) device(name string) (*loopDevice, error) {
-	file := b.path(name, "disk.raw")
-	f, err := os.Create(file)
+	q, err := resource.ParseQuantity(text)
 	if err != nil {
-		return nil, err
+		return 0, fmt.Errorf("read size %q: %w", text, err)
 	}
-	if err := errors.Join(f.Truncate(b.size), f.Close()); err != nil {
-		return nil, err
+	n := q.Value()
+	if q.CmpInt64(n) != 0 || n < minSize || n > tib || n%mib != 0 {
+		return 0, fmt.Errorf("size is %q, want whole MiB from 64Mi to 1Ti", text)
 	}
-	return attachLoop(file)
-}
-
-// heat uses memory and gives it back in pieces, of which it keeps the first pages in
-// the file until that is removed. On a virtual machine the first use of a page costs
-// several times what it takes to write it, and a guest may return what is free to its
-// host, in large pieces, within seconds: which step pays for that, and how often,
-// would be chance. What is free in small pieces stays.
-func heat(file string, size int64) error {
-	const piece, kept = 256 * kib, 4 * kib
-	f, err := os.Create(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close() //nolint:errcheck // memory does not fail late
-	buf := make([]byte, mib)
-	for n := int64(0); n < size; n += mib {
-		if _, err := f.Write(buf); err != nil {
-			return err
-		}
-	}
-	for n := int64(0); n < size; n += piece {
-		if err := punch(f, n+kept, piece-kept); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// removeStale removes what a killed bench has left.
-func removeStale(memory string) error {
-	dirs, err := filepath.Glob(filepath.Join(memory, prefix+"*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), prefix))
-		if err != nil || syscall.Kill(pid, 0) == nil {
-			continue
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func availableMemory() int64 {
-	text, _ := os.ReadFile("/proc/meminfo")
-	for line := range strings.Lines(string(text)) {
-		var kb int64
-		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &kb); err == nil {
-			return kb << 10
-		}
-	}
-	return 0
-}
-
-func (b *bench) cleanUp() error {
-	var errs []error
-	for _, d := range []*loopDevice{b.volume, b.target} {
-		if d != nil {
-			errs = append(errs, d.close())
-		}
-	}
-	if b.dir != "" {
-		errs = append(errs, os.RemoveAll(b.dir))
-	}
-	return errors.Join(errs...)
+	return n, nil
 }
 
 // say tells what comes next.
@@ -257,25 +135,11 @@ const (
 	stepBitmap       = "bitmap"
 )
 
-// pattern is a way to change 1 % of a volume. The limit is the issue's.
-type pattern struct {
-	name   string
-	length int64 // of one write; 0 is all in one place
-	limit  float64
-}
-
 var patterns = []pattern{
 	{"1 % clustered", 0, 1.1},
 	{"1 % scattered 1 MiB", mib, 0},
 	{"1 % scattered 64 KiB", 64 * kib, 0},
 	{"1 % scattered 4 KiB", 4 * kib, 0},
-}
-
-// hotspot is a workload of hotspotSteps incremental backups.
-type hotspot struct {
-	name   string
-	length int64
-	limit  float64
 }
 
 var hotspots = []hotspot{
@@ -290,16 +154,7 @@ const (
 	hotspotShare = 100
 )
 
-// sparse is a volume with almost nothing on it.
-type sparse struct {
-	name string
-	size int64
-}
-
 var sparseSteps = []sparse{{"sparse 10 TiB", 10 * tib}, {"sparse 64 TiB", 64 * tib}}
-
-// sparsePlaces is in how many places a sparse volume changes.
-const sparsePlaces = 100
 
 func (b *bench) measure(ctx context.Context, runs int) error {
 	for run := range runs {
@@ -473,144 +328,4 @@ func (b *bench) full(ctx context.Context, o ours) error {
 		return fmt.Errorf("check restore: %w", err)
 	}
 	return b.clear()
-}
-
-// incremental changes 1 % of the volume and backs it up.
-func (b *bench) incremental(ctx context.Context, o ours, p pattern, seed uint64) error {
-	rnd := rand.New(rand.NewPCG(seed, 'i'))
-	length, count := p.length, int64(1)
-	if length == 0 {
-		length = b.size / 100 / mib * mib
-		length = max(length, mib)
-	} else {
-		count = max(1, b.size/100/length)
-	}
-	_, err := b.increment(ctx, o, p.name, scattered(rnd, b.size/length, count), length, seed)
-	return err
-}
-
-func (b *bench) increment(ctx context.Context, o ours, name string, places []int64, length int64, seed uint64) (backup, error) {
-	// Seeds of the mix come first.
-	changed, err := change(b.volume.path(), places, length, seed+1000)
-	if err != nil {
-		return backup{}, fmt.Errorf("change volume: %w", err)
-	}
-	if err := writeList(b.path("changed"), changed); err != nil {
-		return backup{}, err
-	}
-	s, image, err := o.backup(ctx, b.volume.path(), "Incremental", "--changed", b.path("changed"))
-	if err != nil {
-		return backup{}, err
-	}
-	s.Changed = total(changed)
-	b.report.add(name, s)
-	return image, nil
-}
-
-// hotspot backs a volume up again and again that is written in the same places
-// more often than not, and restores the last image.
-func (b *bench) hotspot(ctx context.Context, h hotspot) error {
-	o := ours{b.binary, b.path("ours")}
-	if err := o.create(ctx); err != nil {
-		return err
-	}
-	if _, err := b.fill(ctx, 0); err != nil {
-		return err
-	}
-	if _, _, err := o.backup(ctx, b.volume.path(), "Full", "--allocated", b.path("allocated")); err != nil {
-		return err
-	}
-	rnd := rand.New(rand.NewPCG(uint64(h.length), 'h'))
-	var last backup
-	for i := range uint64(hotspotSteps) {
-		var err error
-		places := hot(rnd, b.size/h.length, b.size/hotspotShare/h.length)
-		if last, err = b.increment(ctx, o, h.name, places, h.length, uint64(h.length)+i); err != nil {
-			return err
-		}
-	}
-	if _, _, err := o.child("image", "restore", "--snapshot", last.SnapshotID, "--device", b.target.path()).run(ctx); err != nil {
-		return err
-	}
-	if err := sameBytes(ctx, b.volume.path(), b.target.path(), b.size); err != nil {
-		return fmt.Errorf("check restore: %w", err)
-	}
-	return errors.Join(b.clear(), os.RemoveAll(o.repo))
-}
-
-// holes restores a volume of which a tenth is not zero onto a target that is
-// full of other bytes.
-func (b *bench) holes(ctx context.Context, seed uint64) error {
-	o := ours{b.binary, b.path("ours")}
-	if err := o.create(ctx); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(b.volume.file, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(punch(f, 0, b.size), f.Close(), b.volume.forget()); err != nil {
-		return err
-	}
-	const length = 4 * mib
-	places := scattered(rand.New(rand.NewPCG(seed, 'z')), b.size/length, b.size/length/10)
-	if _, err := change(b.volume.path(), places, length, seed); err != nil {
-		return fmt.Errorf("change volume: %w", err)
-	}
-	if _, err := rawAccess(ctx, b.target.path(), b.size, true); err != nil {
-		return fmt.Errorf("write device: %w", err)
-	}
-	_, image, err := o.backup(ctx, b.volume.path(), "Full")
-	if err != nil {
-		return err
-	}
-	s, _, err := o.child("image", "restore", "--snapshot", image.SnapshotID, "--device", b.target.path()).run(ctx)
-	if err != nil {
-		return err
-	}
-	s.Work = b.size
-	b.report.add(stepRestoreHoles, s)
-	if err := sameBytes(ctx, b.volume.path(), b.target.path(), b.size); err != nil {
-		return fmt.Errorf("check restore: %w", err)
-	}
-	return errors.Join(b.clear(), os.RemoveAll(o.repo))
-}
-
-// sparse backs up an empty volume, and then a quarter of the benchmark's size,
-// 1 GiB of 4, in 100 places of it.
-func (b *bench) sparse(ctx context.Context, s sparse) error {
-	o := ours{b.binary, b.path("ours")}
-	if err := o.create(ctx); err != nil {
-		return err
-	}
-	file := b.path("sparse")
-	defer os.Remove(file) //nolint:errcheck // the directory goes anyway
-	f, err := os.Create(file)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(f.Truncate(s.size), f.Close(), writeList(b.path("allocated"), nil)); err != nil {
-		return err
-	}
-	first, _, err := o.backup(ctx, file, "Full", "--allocated", b.path("allocated"))
-	if err != nil {
-		return err
-	}
-	b.report.add(s.name+", empty", first)
-	length := max(mib, b.size/4/sparsePlaces/mib*mib)
-	places := scattered(rand.New(rand.NewPCG(uint64(s.size), 's')), s.size/length, sparsePlaces)
-	changed, err := change(file, places, length, uint64(s.size))
-	if err != nil {
-		return fmt.Errorf("change sparse volume: %w", err)
-	}
-	if err := writeList(b.path("changed"), changed); err != nil {
-		return err
-	}
-	second, _, err := o.backup(ctx, file, "Incremental", "--changed", b.path("changed"))
-	if err != nil {
-		return err
-	}
-	second.Changed = total(changed)
-	b.report.add(s.name, second)
-	return os.RemoveAll(o.repo)
 }

@@ -27,14 +27,13 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
-	"strconv"
-	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/policy"
 )
 
 const (
@@ -47,27 +46,8 @@ const (
 	workers = 4
 )
 
-// Percent is the share of the unchanged chunks to look at, from 0 (none) to 100.
-type Percent float64
-
-// Default is the share where nobody asks for another.
-const Default Percent = 1
-
-// ParsePercent reads a share such as "1%" or "0.5%"; "0" is "0%".
-func ParsePercent(text string) (Percent, error) {
-	number, isShare := strings.CutSuffix(text, "%")
-	p, err := strconv.ParseFloat(number, 64)
-	if err != nil || !isShare && text != "0" || !(p >= 0 && p <= 100) || math.Signbit(p) {
-		return 0, errors.New("want a percentage from 0% to 100% such as 1%, or 0 for none")
-	}
-	return Percent(p), nil
-}
-
-// String is the inverse of ParsePercent.
-func (p Percent) String() string { return strconv.FormatFloat(float64(p), 'f', -1, 64) + "%" }
-
-// chunks is how many of the unchanged chunks of a size are looked at.
-func (p Percent) chunks(unchanged, size int64) int64 {
+// countChunks returns how many of the unchanged chunks of a size are looked at.
+func countChunks(p policy.Percent, unchanged, size int64) int64 {
 	if p <= 0 {
 		return 0
 	}
@@ -84,7 +64,8 @@ type Image interface {
 
 // Input of Run.
 type Input struct {
-	Percent Percent
+	// Percent is the share of the unchanged chunks to look at.
+	Percent policy.Percent
 	// Seed chooses the sample: the same again for the same seed, and another one for
 	// another.
 	Seed   string
@@ -126,7 +107,7 @@ func Run(ctx context.Context, in Input) (Result, error) {
 func (in Input) sample() []int64 {
 	g := in.Geometry
 	unchanged := g.Chunks() - in.Changed.CountChunks(g)
-	n := in.Percent.chunks(unchanged, g.ChunkSize())
+	n := countChunks(in.Percent, unchanged, g.ChunkSize())
 	rnd := rand.New(rand.NewChaCha8(sha256.Sum256([]byte(in.Seed)))) //nolint:gosec // it is a sample, not a secret
 	// Places among the unchanged chunks, one in each of n runs.
 	places := make([]int64, n)

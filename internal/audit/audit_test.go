@@ -11,41 +11,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/policy"
 )
-
-func TestPercent(t *testing.T) {
-	for text, want := range map[string]Percent{"1%": 1, "0%": 0, "0": 0, "100%": 100, "0.5%": 0.5, "7%": 7, "1e-3%": 0.001} {
-		got, err := ParsePercent(text)
-		require.NoError(t, err, text)
-		require.Equal(t, want, got, text)
-		back, err := ParsePercent(got.String())
-		require.NoError(t, err, got)
-		require.Equal(t, got, back)
-	}
-	for _, text := range []string{"", "%", "1", "0.0", "101%", "100.1%", "-1%", "-0%", "NaN%", "Inf%", "1 %", "1%%", "one%", "true"} {
-		_, err := ParsePercent(text)
-		require.ErrorContains(t, err, "want a percentage", text)
-	}
-	require.Equal(t, "1%", Default.String())
-}
-
-func FuzzParsePercent(f *testing.F) {
-	f.Add("0.5%")
-	f.Fuzz(func(t *testing.T, text string) {
-		p, err := ParsePercent(text)
-		if err != nil {
-			return
-		}
-		if back, err := ParsePercent(p.String()); err != nil || back != p {
-			t.Fatalf("%q is %v, and that is %v again: %v", text, p, back, err)
-		}
-	})
-}
 
 func TestChunks(t *testing.T) {
 	const mib = 1 << 20
 	for _, c := range []struct {
-		percent               Percent
+		percent               policy.Percent
 		unchanged, size, want int64
 	}{
 		{0, 1000, mib, 0},
@@ -61,7 +33,7 @@ func TestChunks(t *testing.T) {
 		{100, 1000, 4 * mib, 256},
 		{0.001, 1 << 20, mib, 16},
 	} {
-		require.Equal(t, c.want, c.percent.chunks(c.unchanged, c.size), "%v of %d chunks of %d", c.percent, c.unchanged, c.size)
+		require.Equal(t, c.want, countChunks(c.percent, c.unchanged, c.size), "%v of %d chunks of %d", c.percent, c.unchanged, c.size)
 	}
 }
 
@@ -85,7 +57,7 @@ func (v *volume) Matches(_ context.Context, c int64, data []byte) (bool, error) 
 	return bytes.Equal(want, data), v.err
 }
 
-func (v *volume) input(t *testing.T, percent Percent, seed string, changed ...block.Extent) Input {
+func (v *volume) input(t *testing.T, percent policy.Percent, seed string, changed ...block.Extent) Input {
 	t.Helper()
 	g, err := block.NewGeometry(int64(len(v.data)), chunk)
 	require.NoError(t, err)
@@ -179,7 +151,7 @@ func TestRunFails(t *testing.T) {
 func TestRunFindsAsOftenAsTheSampleSizePredicts(t *testing.T) {
 	const chunks, runs = 1000, 2000
 	for _, c := range []struct {
-		percent Percent
+		percent policy.Percent
 		n       int64
 		changed int
 	}{{1, 16, 1}, {1, 16, 50}, {5, 50, 10}, {10, 100, 3}, {10, 100, 40}} {

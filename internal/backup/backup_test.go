@@ -91,7 +91,7 @@ func (w *world) job(operation string) backup.Job {
 // image reads the image of a repo snapshot.
 func (w *world) image(t *testing.T, id repository.SnapshotID) []byte {
 	t.Helper()
-	r, err := w.store.Memory.OpenReader(t.Context(), id)
+	r, err := w.store.OpenReader(t.Context(), id)
 	require.NoError(t, err)
 	data, err := io.ReadAll(io.NewSectionReader(r, 0, r.Meta().Size))
 	require.NoError(t, err)
@@ -153,6 +153,7 @@ func (f *faulty) call(do func() error) error {
 		}
 	}
 	switch f.fault {
+	case fail:
 	case kill:
 		f.dead = true
 	case stop:

@@ -19,6 +19,7 @@ import (
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/device/devicetest"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/repository/repositorytest"
 )
@@ -60,7 +61,7 @@ func (l *liar) OpenReader(ctx context.Context, id repository.SnapshotID) (reposi
 	return l.Memory.OpenReader(ctx, id)
 }
 
-func (l *liar) input(t *testing.T, operation string, at time.Time, percent audit.Percent) chain.Input {
+func (l *liar) input(t *testing.T, operation string, at time.Time, percent policy.Percent) chain.Input {
 	t.Helper()
 	history, err := l.List(t.Context(), audited)
 	require.NoError(t, err)

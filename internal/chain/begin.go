@@ -11,6 +11,7 @@ import (
 	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/cbt"
+	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -40,7 +41,7 @@ type Input struct {
 	CheckpointInterval int64
 	// Audit is how much of what the storage calls unchanged is read from Device and
 	// compared with the parent.
-	Audit  audit.Percent
+	Audit  policy.Percent
 	Device io.ReaderAt
 }
 

@@ -1,27 +1,66 @@
-// Package chain decides what a backup inherits and what it reads.
+// Package chain decides what an image inherits from earlier images, and what it reads from
+// the device.
 //
-// Choose is the pure part: from what was asked for and the repo snapshots that
-// there are, it derives the parents worth trying, in order, or none, with a
-// Reason. Begin then walks down a ladder until a rung holds:
+// Choose is the pure part. From the request and the repo snapshots of the volume it derives
+// the parents that are worth a try, in order. Begin then walks down a ladder until a rung
+// holds:
 //
-//	for each parent of Choose, newest first:
-//	    ask the storage what changed since it          else DeltaFailed
-//	    compare some of the rest with it               else AuditFailed: the whole device
-//	    open it, and check that what it has is there   else ParentGone, ParentDamaged
-//	    -> incremental: read what changed
-//	ask the storage what is allocated                  else AllocatedFailed
-//	    -> full: read what is allocated
-//	-> full: read the whole device
+//	rung                                          the image is                     if it breaks
+//	for each parent, the newest first:            Incremental: reads what changed
+//	  ask the storage what changed since then                                      DeltaFailed
+//	  compare a part of the rest with the parent                                   AuditFailed
+//	  open the parent, check that it is whole                                      ParentGone, ParentDamaged
+//	ask the storage what is allocated             Full: reads what is allocated    AllocatedFailed
+//	read the whole device                         Full: reads everything           the backup fails
 //
-// Every rung that broke is a Step. The reason of the result is that of the
-// first one, and all of them are in its detail: a fallback is never silent.
-// AuditFailed comes before any other: it is the one that calls for somebody.
+// Without changed-block tracking (CBTUnavailable) only the last rung is left. Every rung that
+// broke is a Step, and so is every reason of Choose. The reason of the result is that of the
+// first Step, and the detail names all of them, so no fallback is silent. Only AuditFailed
+// comes before any other, because it needs a person.
 //
-// An audit that fails ends the trust in all that the storage says, and in the
-// parents that were made by it: which of both is wrong cannot be known. So no
-// other parent is tried and nobody is asked what is allocated. The image is full
-// and made of the device alone; that it shares contents with older images is found
-// by their hashes.
+// # Scenario: the base snapshot is gone
+//
+// Repo snapshot 2 is the newest. The storage no longer has the storage snapshot that it was
+// made from, but still has that of repo snapshot 1.
+//
+//	repo snapshots      1 ◀── 2
+//	Choose              parents 2, 1
+//	changed since 2?    "no such snapshot"           Step DeltaFailed
+//	changed since 1?    blocks
+//	open 1              whole
+//	                    1 ◀── 2
+//	                    ▲
+//	                    └──── 3   Incremental, parent 1, reason DeltaFailed
+//
+// Image 3 reads what changed since 1, which includes what changed since 2. Chunks that image
+// 2 has as well are found by their hashes, and not uploaded again.
+//
+// # Scenario: the PVC was deleted and created again
+//
+// The new volume has the same name and another volume handle.
+//
+//	repo snapshots      1 ◀── 2   of volume "a"
+//	target              volume "b"
+//	Choose              no parents                   Steps VolumeReplaced, VolumeReplaced
+//	allocated?          blocks
+//	                    1 ◀── 2       3   Full, reason VolumeReplaced
+//
+// Only the storage could say what differs between two volumes, and it does not.
+//
+// # Scenario: the storage reports wrong blocks
+//
+// The audit compares some chunks that the storage calls unchanged with the parent, and finds
+// one that differs.
+//
+//	repo snapshots      1 ◀── 2
+//	Choose              parents 2, 1
+//	changed since 2?    blocks
+//	audit               chunk at offset 4 MiB differs   Step AuditFailed
+//	                    1 ◀── 2       3   Full, reason AuditFailed: reads everything
+//
+// It cannot be known which of the two is wrong: the list of blocks, or the image that was made
+// by an earlier list. So no other parent is tried, and the storage is not asked what is
+// allocated. The image shares contents with the earlier ones all the same, by their hashes.
 //
 // The package is pure: storage and repository are behind interfaces.
 package chain
@@ -34,12 +73,12 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// Request is what is asked for, and the volume as it is now.
+// Request is what the user asks for, and the volume as it is now.
 type Request struct {
 	// Parent is identity.ParentAuto, identity.ParentNone or the ID of a repo snapshot.
 	Parent string
-	// FullEvery is the age of the newest full image at which another one is due; 0
-	// is never. It counts for identity.ParentAuto only.
+	// FullEvery is the age of the newest full image at which another one is due, or 0 for
+	// never. Only identity.ParentAuto looks at it.
 	FullEvery time.Duration
 	Now       time.Time
 	// Target is the image to be made: driver, volume handle, snapshot time, chunk
@@ -49,10 +88,11 @@ type Request struct {
 
 // Choice is the outcome of Choose.
 type Choice struct {
-	// Parents are to be tried in this order; there are none for a full image.
+	// Parents are tried in this order. A full image has none.
 	Parents []repository.Snapshot
-	// Steps say why others are not, unless they are older than one that is, and why
-	// there is none. How old a damaged one is nobody knows.
+	// Steps say why other repo snapshots are no parents, or why there is no parent at all.
+	// They leave out what is older than a parent. A damaged repo snapshot has no known age,
+	// so it is never left out.
 	Steps []Step
 }
 
@@ -78,7 +118,7 @@ func Choose(r Request, history []repository.Snapshot) Choice {
 		found = true
 		if step, ok := usable(r.Target, s); !ok {
 			if len(choice.Parents) > 0 && s.Damage == nil {
-				continue // nobody misses it: it is older
+				continue // a newer parent is tried first
 			}
 			step.Detail = fmt.Sprintf("repo snapshot %s %s", s.ID, step.Detail)
 			choice.Steps = append(choice.Steps, step)
@@ -92,10 +132,9 @@ func Choose(r Request, history []repository.Snapshot) Choice {
 	return choice
 }
 
-// chunkSize is that of the new image beside one of the volume that is cut into
-// chunks of the given size. It keeps that size, unless the volume has grown out of
-// all proportion to it: the index of small chunks would be as large as the volume
-// asks for.
+// chunkSize is the chunk size of the new image if the parent has chunks of the given size.
+// It stays the same, unless the volume has become far too large for it: the index of many
+// small chunks is large.
 func chunkSize(target repository.Meta, parent int64) int64 {
 	const outgrown = 4
 	if target.ChunkSize != 0 {

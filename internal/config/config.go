@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 
-	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/task"
 )
 
 // Config is the whole document. The zero value of each field is replaced by
@@ -197,8 +197,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("preparingTimeout is %s, want more than 0", c.PreparingTimeout.Duration)
 	case c.PodDeadline.Duration < time.Second:
 		return fmt.Errorf("podDeadline is %s, want 1s or more", c.PodDeadline.Duration)
-	case !c.RateLimit.IsZero() && c.RateLimit.CmpInt64(device.MinRate) < 0:
-		return fmt.Errorf("rateLimit is %s, want 0 for none, or %d bytes a second or more", c.RateLimit.String(), device.MinRate)
+	case !c.RateLimit.IsZero() && c.RateLimit.CmpInt64(task.MinRateLimit) < 0:
+		return fmt.Errorf("rateLimit is %s, want 0 for none, or %d bytes a second or more", c.RateLimit.String(), task.MinRateLimit)
 	case c.ScratchSize.Sign() < 0:
 		return fmt.Errorf("scratchSize is %s, want more than 0", c.ScratchSize.String())
 	}

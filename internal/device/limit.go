@@ -7,10 +7,6 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// MinRate is the lowest limit that makes sense, in bytes per second: at less, one
-// chunk of an image would take longer than anyone waits.
-const MinRate = 64 << 10
-
 // Accesses are cut into slices, each of which waits for its turn: 16 a second, so
 // that the traffic is smooth at any limit. Larger ones than 1 MiB would not save
 // time, and smaller ones than a page could not go past the page cache.
@@ -20,9 +16,9 @@ const (
 	maxSlice        = 1 << 20
 )
 
-// LimitReader returns a device that reads at most bytesPerSecond, all its users
-// together; at 0 it is the device itself. An access that waits for its turn ends
-// with the error of ctx when that is over.
+// LimitReader returns a device that reads at most bytesPerSecond, all its users together.
+// 0 is no limit; otherwise the limit is 64 KiB or more. An access that waits for its turn
+// ends with the error of ctx when ctx ends.
 func LimitReader(ctx context.Context, d Reader, bytesPerSecond int64) Reader {
 	if bytesPerSecond == 0 {
 		return d

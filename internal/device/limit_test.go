@@ -15,12 +15,14 @@ import (
 	"github.com/blockmover/blockmover/internal/device/devicetest"
 )
 
+const minRate = 64 << 10
+
 const mib = 1 << 20
 
 // The clock of these tests is that of synctest: it moves when all wait.
 
 func TestLimitedReads(t *testing.T) {
-	for _, bytesPerSecond := range []int64{device.MinRate, mib, 50 * mib} {
+	for _, bytesPerSecond := range []int64{minRate, mib, 50 * mib} {
 		synctest.Test(t, func(t *testing.T) {
 			disk := device.LimitReader(t.Context(), device.NewMemory(make([]byte, 16*mib), 512), bytesPerSecond)
 			start := time.Now()
@@ -74,7 +76,7 @@ func TestLimitCountsBothWays(t *testing.T) {
 func TestLimitEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		disk := device.LimitWriter(ctx, device.NewMemory(make([]byte, 64*mib), 512), device.MinRate)
+		disk := device.LimitWriter(ctx, device.NewMemory(make([]byte, 64*mib), 512), minRate)
 		start := time.Now()
 		time.AfterFunc(3*time.Second, cancel)
 		_, err := disk.ReadAt(make([]byte, 64*mib), 0)
@@ -88,7 +90,7 @@ func TestLimitEndsWithItsContext(t *testing.T) {
 // TestLimitChecksFirst: an access outside does not do a part of it.
 func TestLimitChecksFirst(t *testing.T) {
 	disk := devicetest.NewFaulty(device.NewMemory(make([]byte, mib), 512))
-	limited := device.LimitWriter(t.Context(), disk, device.MinRate)
+	limited := device.LimitWriter(t.Context(), disk, minRate)
 	n, err := limited.WriteAt(make([]byte, mib), 512)
 	require.ErrorIs(t, err, io.EOF)
 	require.Zero(t, n)

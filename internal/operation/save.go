@@ -52,9 +52,9 @@ func (v *View) render() error {
 	}
 	object := v.Object()
 	for key, value := range is {
-		switch {
-		case value == was[key]:
-		case value == "":
+		switch value {
+		case was[key]:
+		case "":
 			annotations := object.GetAnnotations()
 			delete(annotations, key)
 			object.SetAnnotations(annotations)

@@ -18,7 +18,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/identity"
 )
 
@@ -53,7 +52,7 @@ type Settings struct {
 	// FullEvery is the age at which a full image is due; 0 is never.
 	FullEvery time.Duration
 	// Audit is the share of the unchanged chunks that is read and compared.
-	Audit audit.Percent
+	Audit Percent
 	// SnapshotClass overrides the VolumeSnapshotClass or VolumeGroupSnapshotClass; ""
 	// is Velero's choice.
 	SnapshotClass string
@@ -104,7 +103,7 @@ func MatchParameters() []map[string]any {
 // Parse checks the parameters of a policy that IsOurs. YAML gives strings,
 // numbers and booleans; each of our values is a string, but for an audit of 0.
 func Parse(params map[string]any) (Settings, error) {
-	s := Settings{Audit: audit.Default}
+	s := Settings{Audit: DefaultAudit}
 	// In order of the keys, so that of two mistakes always the same is reported.
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		if err := s.set(key, params[key]); err != nil {
@@ -135,7 +134,7 @@ func (s *Settings) set(key string, value any) error {
 		}
 		s.FullEvery = d
 	case keyAudit:
-		p, err := audit.ParsePercent(fmt.Sprint(value))
+		p, err := ParsePercent(fmt.Sprint(value))
 		if err != nil {
 			return fmt.Errorf("%s: %v: %w", key, value, err)
 		}
@@ -226,7 +225,7 @@ func (s Settings) ToConfig() map[string]string {
 	if s.FullEvery > 0 {
 		config[identity.ConfigFullEvery] = s.FullEvery.String()
 	}
-	if s.Audit != audit.Default {
+	if s.Audit != DefaultAudit {
 		config[identity.ConfigAudit] = s.Audit.String()
 	}
 	if s.Retain != "" {
@@ -240,7 +239,7 @@ func (s Settings) ToConfig() map[string]string {
 // business. A DataUpload of Velero's built-in action has no key of ours:
 // incremental, with the usual audit.
 func FromConfig(config map[string]string) (Settings, error) {
-	s := Settings{BackupType: Incremental, Audit: audit.Default}
+	s := Settings{BackupType: Incremental, Audit: DefaultAudit}
 	parent, set := config[identity.ConfigParentSnapshot]
 	if set && parent == "" {
 		return Settings{}, fmt.Errorf("parse data mover config: %s: %q: want %q, %q or a repo snapshot ID",
@@ -255,7 +254,7 @@ func FromConfig(config map[string]string) (Settings, error) {
 		s.FullEvery = d
 	}
 	if text, set := config[identity.ConfigAudit]; set {
-		p, err := audit.ParsePercent(text)
+		p, err := ParsePercent(text)
 		if err != nil {
 			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: %w", identity.ConfigAudit, text, err)
 		}

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/blockmover/blockmover/internal/audit"
+	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -28,6 +28,10 @@ const EnvRequest = "BLOCKMOVER_TASK"
 
 // MaxReportBytes is how much of a termination message the kubelet keeps.
 const MaxReportBytes = 4096
+
+// MinRateLimit is the lowest rate limit, in bytes per second. With less, one chunk of an
+// image would take longer than anyone waits.
+const MinRateLimit = 64 << 10
 
 // Request tells a mover pod what to do. Exactly one of Backup and Restore is
 // set.
@@ -44,8 +48,8 @@ type Request struct {
 	// BackupRepository is the name of Velero's object in Namespace.
 	BackupRepository string               `json:"backupRepository"`
 	Volume           repository.VolumeKey `json:"volume"`
-	// RateLimit is how many bytes a second are read from the device or written to
-	// it at most; 0 is no limit.
+	// RateLimit is how many bytes a second are read from the device or written to it at
+	// most. 0 is no limit; otherwise it is MinRateLimit or more.
 	RateLimit int64    `json:"rateLimit,omitempty"`
 	Backup    *Backup  `json:"backup,omitempty"`
 	Restore   *Restore `json:"restore,omitempty"`
@@ -57,7 +61,7 @@ type Backup struct {
 	ParentSnapshot string `json:"parentSnapshot"`
 	// FullEvery is the age at which a full image is due; 0 is never.
 	FullEvery time.Duration `json:"fullEvery,omitempty"`
-	// Audit is an audit.Percent as text.
+	// Audit is a policy.Percent as text.
 	Audit string `json:"audit"`
 	// Failed are the operation IDs of uploads of this volume that failed or were
 	// canceled: what one of them may have saved is no backup.
@@ -169,8 +173,8 @@ func (r Request) check() error {
 		return errors.New("backup repository is missing")
 	case r.Volume.Namespace == "" || r.Volume.PVC == "":
 		return errors.New("volume is missing")
-	case r.RateLimit < 0:
-		return fmt.Errorf("rate limit is %d, want 0 or more", r.RateLimit)
+	case r.RateLimit != 0 && r.RateLimit < MinRateLimit:
+		return fmt.Errorf("rate limit is %d, want 0 for none, or %d or more", r.RateLimit, MinRateLimit)
 	case (r.Backup == nil) == (r.Restore == nil):
 		return errors.New("want exactly one of backup and restore")
 	case r.Backup != nil:
@@ -200,7 +204,7 @@ func (b Backup) check() error {
 }
 
 func isPercent(text string) bool {
-	_, err := audit.ParsePercent(text)
+	_, err := policy.ParsePercent(text)
 	return err == nil
 }
 

@@ -81,6 +81,7 @@ func TestRequestCheck(t *testing.T) {
 		"no volume namespace":  func(r *Request) { r.Volume.Namespace = "" },
 		"no PVC":               func(r *Request) { r.Volume.PVC = "" },
 		"negative rate limit":  func(r *Request) { r.RateLimit = -1 },
+		"rate limit too low":   func(r *Request) { r.RateLimit = MinRateLimit - 1 },
 		"neither":              func(r *Request) { r.Backup = nil },
 		"both":                 func(r *Request) { r.Restore = &Restore{SnapshotID: "k1"} },
 		"restore of nothing":   func(r *Request) { r.Backup, r.Restore = nil, &Restore{} },

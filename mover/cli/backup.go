@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/blockmover/blockmover/internal/backup"
 	"github.com/blockmover/blockmover/internal/cbt"
@@ -77,7 +78,7 @@ Ranges are JSON lines {"offset":N,"length":N}, in ascending order.`,
 	flags.StringVar(&o.parent, "parent", identity.ParentAuto, "`image` that this one is based on: auto, none or an ID")
 	flags.StringVar(&o.operation, "operation", "", "`name` of this backup, by which it goes on when it is run again")
 	o.interval.least = repository.MinCheckpointInterval
-	flags.Var(&o.interval, "checkpoint-interval", "record what is finished after each `size` that was read; the default is "+formatBytes(repository.DefaultCheckpointInterval))
+	flags.Var(&o.interval, "checkpoint-interval", "record what is finished after each `size` that was read; the default is "+resource.NewQuantity(repository.DefaultCheckpointInterval, resource.BinarySI).String())
 	flags.StringVar(&o.compression, "compression", string(repository.DefaultCompression), "`method`: s2, zstd for less space and more CPU time, or none")
 	addRateLimit(flags, &o.rateLimit)
 	flags.BoolVar(&o.json, "json", false, "print the result as a JSON object")

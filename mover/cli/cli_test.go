@@ -340,7 +340,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 	r := b.run("", "image", "verify", "--snapshot", id)
 	require.ErrorContains(t, r.err, "1 of 1 images are damaged")
 	require.Contains(t, r.out, id+"  damaged in [")
-	require.Contains(t, r.out, "damaged: 64.0 KiB of 9.0 MiB cannot be read, in 1 ranges")
+	require.Contains(t, r.out, "damaged: 64 KiB of 9.0 MiB cannot be read, in 1 ranges")
 
 	target := filepath.Join(b.dir, "target")
 	require.NoError(t, os.WriteFile(target, make([]byte, len(b.data)), 0o600))
@@ -400,14 +400,14 @@ func TestBadInput(t *testing.T) {
 		{"directory as a device", "", []string{"image", "backup", "--volume", volume, "--device", b.dir}, "neither a block device nor a regular file"},
 		{"no namespace", "", []string{"image", "backup", "--volume", "db-0", "--device", b.disk}, "is not NAMESPACE/PVC"},
 		{"climbing volume", "", []string{"image", "backup", "--volume", "shop/..", "--device", b.disk}, "is not NAMESPACE/PVC"},
-		{"interval too small", "", append(backup, "--checkpoint-interval", "383M"), "want 384 MiB or more"},
+		{"interval too small", "", append(backup, "--checkpoint-interval", "383Mi"), "want 384Mi or more"},
 		{"compression", "", append(backup, "--compression", "gzip"), `--compression is "gzip": want s2, zstd or none`},
-		{"interval without a number", "", append(backup, "--checkpoint-interval", "much"), "want a whole number with a unit"},
+		{"interval without a number", "", append(backup, "--checkpoint-interval", "much"), "want a quantity of bytes"},
 		{"no name of an operation", "", append(backup, "--operation", ""), `--operation "": want`},
 		{"name of an operation", "", append(backup, "--operation", "a b"), `--operation "a b": want`},
-		{"rate too low", "", append(backup, "--rate-limit", "50"), "want 64.0 KiB or more"},
-		{"negative rate", "", append(backup, "--rate-limit", "-1M"), "want a whole number with a unit"},
-		{"rate of a restore", "", []string{"image", "restore", "--snapshot", id, "--device", small, "--rate-limit", "fast"}, "want a whole number with a unit"},
+		{"rate too low", "", append(backup, "--rate-limit", "50"), "want 64Ki or more"},
+		{"negative rate", "", append(backup, "--rate-limit", "-1M"), "want 64Ki or more"},
+		{"rate of a restore", "", []string{"image", "restore", "--snapshot", id, "--device", small, "--rate-limit", "fast"}, "want a quantity of bytes"},
 		{"wrong password", "", append(backup, "--password-file", wrong), "invalid repository password"},
 		{"target too small", "", []string{"image", "restore", "--snapshot", id, "--device", small}, "smaller than the volume: 8 bytes, want 9441280"},
 		{"no such image", "", []string{"image", "restore", "--snapshot", "0123456789abcdef0123456789abcdef", "--device", small}, "not found"},

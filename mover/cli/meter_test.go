@@ -22,8 +22,8 @@ func TestMeterStatus(t *testing.T) {
 
 func TestFormatBytes(t *testing.T) {
 	for n, want := range map[int64]string{
-		0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 200 << 10: "200 KiB",
-		1<<20 - 1: "1.0 MiB", 64 << 40: "64.0 TiB", 1 << 50: "1.0 PiB",
+		-1: "0 B", 0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 200 << 10: "200 KiB",
+		64 << 40: "64 TiB", 1 << 50: "1.0 PiB",
 	} {
 		require.Equal(t, want, formatBytes(n), n)
 	}

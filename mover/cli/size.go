@@ -1,21 +1,22 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"math"
-	"regexp"
-	"strconv"
 	"strings"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/api/resource"
 
-	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/task"
 )
 
-// sizeFlag is a number of bytes, such as 512MiB or 4G; 0 is none given.
+// sizeFlag is a number of bytes as a quantity of Kubernetes, such as 512Mi (a power of
+// 1024) or 4G (a power of 1000). 0 stands for none given.
 type sizeFlag struct {
 	bytes int64
+	// least is the least value that is accepted.
 	least int64
 }
 
@@ -23,23 +24,30 @@ var _ pflag.Value = (*sizeFlag)(nil)
 
 // Set implements pflag.Value.
 func (s *sizeFlag) Set(text string) error {
-	n, err := parseSize(text)
-	if err != nil {
-		return err
+	q, err := resource.ParseQuantity(text)
+	if err == nil && !strings.ContainsAny(text, "0123456789") {
+		err = resource.ErrFormatWrong // a unit alone is 0 to ParseQuantity
 	}
-	if n < s.least {
-		return fmt.Errorf("want %s or more", formatBytes(s.least))
+	if err != nil {
+		return fmt.Errorf("want a quantity of bytes, such as 512Mi or 4G: %w", err)
+	}
+	n := q.Value() // rounded up
+	switch {
+	case q.CmpInt64(n) != 0, n == math.MaxInt64: // ParseQuantity cuts what is larger
+		return fmt.Errorf("%s is not a whole number of bytes, or too large", text)
+	case n < s.least:
+		return fmt.Errorf("want %s or more", resource.NewQuantity(s.least, resource.BinarySI))
 	}
 	s.bytes = n
 	return nil
 }
 
-// String implements pflag.Value; "" keeps a default out of the help.
+// String implements pflag.Value. "" keeps a default out of the help.
 func (s *sizeFlag) String() string {
 	if s.bytes == 0 {
 		return ""
 	}
-	return formatBytes(s.bytes)
+	return resource.NewQuantity(s.bytes, resource.BinarySI).String()
 }
 
 // Type implements pflag.Value.
@@ -47,26 +55,9 @@ func (s *sizeFlag) Type() string { return "size" }
 
 // addRateLimit adds --rate-limit.
 func addRateLimit(flags *pflag.FlagSet, s *sizeFlag) {
-	s.least = device.MinRate
-	flags.Var(s, "rate-limit", "read or write at most this `size` a second on the device, such as 50MiB")
+	s.least = task.MinRateLimit
+	flags.Var(s, "rate-limit", "read or write at most this `size` a second on the device, such as 50Mi")
 }
 
-var sizePattern = regexp.MustCompile(`^([0-9]+)([KMGT]?)(i|iB)?$`)
-
-// parseSize reads a whole number with a unit: K, M, G or T, which are powers of
-// 1024 with or without "iB" after them, or none for bytes.
-func parseSize(text string) (int64, error) {
-	parts := sizePattern.FindStringSubmatch(text)
-	if len(parts) == 0 || parts[2] == "" && parts[3] != "" {
-		return 0, errors.New("want a whole number with a unit, such as 512MiB or 4G (both powers of 1024)")
-	}
-	n, err := strconv.ParseInt(parts[1], 10, 64)
-	shift := 10 * (strings.Index("KMGT", parts[2]) + 1)
-	if parts[2] == "" {
-		shift = 0
-	}
-	if err != nil || n > math.MaxInt64>>shift {
-		return 0, errors.New("that is more than there can be")
-	}
-	return n << shift, nil
-}
+// formatBytes renders a size for people. A negative one is 0.
+func formatBytes(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

@@ -46,21 +46,3 @@ func peakRSS() int64 {
 	}
 	return 0
 }
-
-// formatBytes renders a size with three digits at most.
-func formatBytes(n int64) string {
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	units := "KMGTP"
-	v := float64(n) / (1 << 10)
-	for v >= 999.5 && len(units) > 1 {
-		v /= 1 << 10
-		units = units[1:]
-	}
-	digits := 0
-	if v < 99.5 {
-		digits = 1
-	}
-	return fmt.Sprintf("%.*f %ciB", digits, v, units[0])
-}

@@ -74,7 +74,7 @@ func AddToScheme(scheme *runtime.Scheme) error {
 
 // Setup adds the controllers and the sweep to a manager whose cache has
 // CacheOptions.
-func Setup(mgr ctrl.Manager, opts Options) error {
+func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	counters, err := newMetrics(ctrlmetrics.Registry)
 	if err != nil {
 		return fmt.Errorf("register metrics: %w", err)
@@ -102,7 +102,7 @@ func Setup(mgr ctrl.Manager, opts Options) error {
 	if err := sweep.setup(mgr); err != nil {
 		return fmt.Errorf("set up sweep: %w", err)
 	}
-	if err := addIndexes(context.Background(), mgr.GetFieldIndexer()); err != nil {
+	if err := addIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
 	}
 	makeEngine := func(kind string, f flow) *engine {

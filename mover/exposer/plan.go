@@ -13,7 +13,6 @@ import (
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
-	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
 )
 
@@ -379,86 +378,4 @@ func token(volume, audience string) corev1.Volume {
 			Audience: audience, ExpirationSeconds: &seconds, Path: tokenFile,
 		}}},
 	}}}
-}
-
-// SelectedNode returns the node that the scheduler chose for a PVC, or "".
-func SelectedNode(pvc *corev1.PersistentVolumeClaim) string {
-	return pvc.Annotations[annotationSelectedNode]
-}
-
-// targetLabels are what the selector of a target PVC asks of its PV: Velero's
-// restore gives it one with velero.io/dynamic-pv-restore, so that nothing else
-// provides a volume in the meantime.
-func targetLabels(target *corev1.PersistentVolumeClaim) map[string]string {
-	if target.Spec.Selector == nil {
-		return nil
-	}
-	return target.Spec.Selector.MatchLabels
-}
-
-// PlanRebind is the PV that gives the restored volume to the target PVC: the
-// same volume with the mode that the target wants. It is parked: reserved for a
-// PVC that never exists, and retained, until Rebind commits it.
-//
-// Finalizers are not copied: each controller sets its own again (the provisioner
-// when the PV is bound and to be deleted), and one whose controller is not there
-// would hold the PV forever. filesystem is what a Filesystem volume is mounted as.
-func PlanRebind(op identity.Operation, namespace string, restored *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
-	if restored.Spec.CSI == nil {
-		return nil, fmt.Errorf("plan rebind PV: %w: PV %s is not a CSI volume", phase.ErrBroken, restored.Name)
-	}
-	pv := &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{
-			Name:        op.RebindVolumeName(),
-			Labels:      map[string]string{},
-			Annotations: map[string]string{},
-		},
-		Spec: *restored.Spec.DeepCopy(),
-	}
-	maps.Copy(pv.Labels, restored.Labels)
-	maps.Copy(pv.Labels, targetLabels(target))
-	maps.Copy(pv.Annotations, restored.Annotations)
-	delete(pv.Annotations, "pv.kubernetes.io/bound-by-controller")
-	pv.Annotations[identity.AnnotationRestoredVolume] = restored.Name
-	mode := corev1.PersistentVolumeFilesystem
-	if target.Spec.VolumeMode != nil {
-		mode = *target.Spec.VolumeMode
-	}
-	pv.Spec.VolumeMode = &mode
-	pv.Spec.CSI.FSType = ""
-	if mode == corev1.PersistentVolumeFilesystem {
-		pv.Spec.CSI.FSType = filesystem
-	}
-	pv.Spec.AccessModes = slices.Clone(target.Spec.AccessModes)
-	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
-	pv.Spec.ClaimRef = parking(op, namespace)
-	return pv, nil
-}
-
-// parking is a claim that never exists.
-func parking(op identity.Operation, namespace string) *corev1.ObjectReference {
-	return &corev1.ObjectReference{
-		APIVersion: "v1",
-		Kind:       "PersistentVolumeClaim",
-		Namespace:  namespace,
-		Name:       op.RebindVolumeName(),
-	}
-}
-
-func isParked(pv *corev1.PersistentVolume, namespace string) bool {
-	ref := pv.Spec.ClaimRef
-	return ref != nil && ref.Namespace == namespace && ref.Name == pv.Name
-}
-
-// FilesystemOf is what the external provisioner would write into the PV of a
-// Filesystem volume of the class. Its own default, for classes that do not say,
-// is nearly everywhere set to ext4; and without any value Kubernetes would not
-// apply fsGroup.
-func FilesystemOf(parameters map[string]string) string {
-	for key, value := range parameters {
-		if value != "" && (strings.EqualFold(key, "fstype") || key == "csi.storage.k8s.io/fstype") {
-			return value
-		}
-	}
-	return "ext4"
 }

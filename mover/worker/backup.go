@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/backup"
 	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/mover/heap"
@@ -99,7 +99,7 @@ func reportOf(b backup.Result) task.Report {
 
 // plan returns what the choice of the parent works with.
 func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
-	share, err := audit.ParsePercent(r.Backup.Audit)
+	share, err := policy.ParsePercent(r.Backup.Audit)
 	if err != nil {
 		return chain.Input{}, fmt.Errorf("read audit %q: %w", r.Backup.Audit, err)
 	}

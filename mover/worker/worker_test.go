@@ -467,7 +467,7 @@ func TestRateLimit(t *testing.T) {
 
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
-		r.RateLimit = device.MinRate
+		r.RateLimit = task.MinRateLimit
 		start = time.Now()
 		_, err := f.Run(ctx, r)
 		require.ErrorIs(t, err, context.Canceled)
