@@ -23,7 +23,7 @@
 // RoaringBitmap v2.30.0 needs less for scattered pages (22 MiB for 1 %) and as much for
 // runs. It takes 27 times as long for the isolated ranges and 100 times as long for AnyIn,
 // and its NextAbsentValue returns wrong values for runs that cross a container: see
-// docs/decisions/own-bitmap.md.
+// docs/decisions/2026-11-25-bitmap.md.
 package block
 
 import "fmt"
