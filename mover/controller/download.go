@@ -18,19 +18,20 @@ import (
 
 // downloads is the flow of a DataDownload:
 //
-//	secure  wait for the target PVC and, where it binds late, for its node
-//	expose  BackupRepository, empty PVC as the target asks for, mover pod
-//	finish  rebind the volume to the target PVC, delete the rest
+//	secure  wait for the target PVC and, if it binds late, for its node
+//	expose  BackupRepository, empty PVC like the target, mover pod
+//	finish  hand the volume over to the target PVC, delete the rest
 type downloads struct {
 	surroundings
 }
 
-// secure checks the request and waits for the target without taking a slot: a
-// target whose pod never comes must not hold up others.
+// secure checks the request and waits for the target without taking a slot: a target whose
+// pod is never created must not hold up others.
 func (d *downloads) secure(ctx context.Context, op *operation.View) (phase.Work, error) {
 	dd := op.Download
 	if dd.Spec.SnapshotID == "" {
-		// Never "the latest": a canceled DataUpload yields such a DataDownload.
+		// This must not become "the latest": Velero creates such a DataDownload from a
+		// canceled DataUpload.
 		return phase.Work{}, fmt.Errorf("%w: the backup of this volume did not complete: there is no snapshot ID to restore", phase.ErrBroken)
 	}
 	if _, _, err := d.repositoryFor(ctx, dd.Spec.SourceNamespace, dd.Spec.BackupStorageLocation); err != nil {
@@ -46,7 +47,7 @@ func (d *downloads) secure(ctx context.Context, op *operation.View) (phase.Work,
 // place is where a restored volume has to be.
 type place struct {
 	target *corev1.PersistentVolumeClaim
-	// node, unless "", is the only one.
+	// node is the only node that will do, or "" if any will.
 	node    string
 	waiting string
 }
@@ -89,7 +90,7 @@ func targetOf(dd *velerov2alpha1.DataDownload) types.NamespacedName {
 	return types.NamespacedName{Namespace: dd.Spec.TargetVolume.Namespace, Name: dd.Spec.TargetVolume.PVC}
 }
 
-// expose goes on until the mover pod is made, and says what it waits for.
+// expose creates what leads to the mover pod, and the pod, and returns what it waits for.
 func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work, error) {
 	dd := op.Download
 	repositoryName, waiting, err := d.repositoryFor(ctx, dd.Spec.SourceNamespace, dd.Spec.BackupStorageLocation)
@@ -135,8 +136,7 @@ func (d *downloads) complete(op *operation.View, report task.Report) error {
 	return nil
 }
 
-// finish hands the restored volume over if there is one to hand over, and
-// releases the rest.
+// finish hands the restored volume over, if there is one, and releases the rest.
 func (d *downloads) finish(ctx context.Context, op *operation.View) (ending, error) {
 	dd := op.Download
 	end := ending{committed: true, delivered: true}
@@ -157,8 +157,8 @@ func (d *downloads) finish(ctx context.Context, op *operation.View) (ending, err
 	return end, err
 }
 
-// filesystemFor is what the volume is to be mounted as: what it holds, or else
-// what the target's class makes.
+// filesystemFor returns the file system to mount the volume as: the one that it holds, or
+// else the one of the target's class.
 func (d *downloads) filesystemFor(ctx context.Context, op *operation.View) (string, error) {
 	if op.Status.Filesystem != "" {
 		return op.Status.Filesystem, nil

@@ -13,10 +13,10 @@ import (
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
-// ensureRepository returns Velero's BackupRepository for the volumes of a
-// namespace at a location, creating it as Velero itself would (the same name and
-// labels, or there would be two). Velero's server then connects or initialises
-// it. Until it is ready, waiting says so.
+// ensureRepository returns Velero's BackupRepository for the volumes of a namespace at a
+// location. It creates one if there is none, with the name and labels that Velero would use:
+// otherwise there would be two. Velero's server then connects or initialises it. Until it is
+// ready, waiting says what is missing.
 func ensureRepository(ctx context.Context, c client.Client, namespace, volumeNamespace, location string) (name, waiting string, err error) {
 	const repositoryType = velerov1.BackupRepositoryTypeKopia
 	labels := map[string]string{

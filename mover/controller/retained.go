@@ -60,8 +60,8 @@ func (u *uploads) keep(ctx context.Context, op *operation.View) error {
 	return nil
 }
 
-// wantsSnapshot says whether the storage snapshot of a completed upload stays. By
-// RetainAuto it does where the next delta needs it: not where there is no delta.
+// wantsSnapshot reports whether the storage snapshot of a completed upload stays. With
+// RetainAuto it stays if the driver needs it as the base of the next delta.
 func (u *uploads) wantsSnapshot(ctx context.Context, by policy.Retain, driver string) (bool, error) {
 	if by != policy.RetainAuto {
 		return by == policy.RetainAlways, nil
@@ -104,8 +104,8 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained,
 	return errors.Join(errs...)
 }
 
-// releaseRetained takes the note off the DataUpload first: with it, the deletion
-// of the backup would look for the storage snapshot once more.
+// releaseRetained removes the note from the DataUpload first. Otherwise the deletion of the
+// backup would look for the storage snapshot again.
 func (s *sweeper) releaseRetained(ctx context.Context, r rehome.Retained, uploads []*operation.View) error {
 	for _, op := range uploads {
 		if op.ObjectName() != r.Name {
@@ -120,18 +120,18 @@ func (s *sweeper) releaseRetained(ctx context.Context, r rehome.Retained, upload
 	return err
 }
 
-// needs is what decides which retained snapshots are needed.
+// needs has what decides which retained snapshots are needed.
 type needs struct {
 	// backups are those that are not being deleted, by name.
 	backups map[string]*velerov1.Backup
 	// uploading has the volumes of which an upload runs.
 	uploading map[client.ObjectKey]bool
-	// volumes are the claims of the CSI volumes that exist; that of a volume
-	// without one is empty.
+	// volumes are the CSI volumes that exist, with their claims. A volume without a claim
+	// has an empty one.
 	volumes map[volumeID][]client.ObjectKey
 }
 
-// volumeID is a volume as the storage knows it.
+// volumeID is how the storage names a volume.
 type volumeID struct{ driver, handle string }
 
 func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
@@ -167,10 +167,10 @@ func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 	return n, nil
 }
 
-// needless says why nobody needs a retained snapshot, or returns "".
+// needless returns why nobody needs a retained snapshot, or "" if somebody does.
 //
-// An upload of the volume that runs may have chosen it as the base of a delta,
-// or may yet, whatever else there is by now: so it stays until that has ended.
+// While an upload of the volume runs, the snapshot stays: the upload may have chosen it as
+// the base of its delta, or may still do so.
 func (n needs) needless(r rehome.Retained, all []rehome.Retained) string {
 	switch {
 	case n.uploading[client.ObjectKey{Namespace: r.Namespace, Name: r.PVC}]:
@@ -190,17 +190,17 @@ func (n needs) needless(r rehome.Retained, all []rehome.Retained) string {
 	return ""
 }
 
-// isOfChain says whether the backup after both would look for its parent among
-// them: images of one volume in one repository. A volume that is backed up to two
-// storage locations has a base for each.
+// isOfChain reports whether two retained snapshots belong to images of one volume in one
+// repository, so that the next backup would choose its parent among them. A volume that is
+// backed up to two storage locations has a base for each.
 func isOfChain(a, b rehome.Retained) bool {
 	return a.Namespace == b.Namespace && a.PVC == b.PVC && a.Location == b.Location &&
 		a.Driver == b.Driver && a.VolumeHandle == b.VolumeHandle
 }
 
-// hasBackup looks for the backup of a snapshot. One that Velero has synced back
-// from the storage location has another UID; one that was made later under its
-// name is another backup.
+// hasBackup reports whether the backup of a snapshot exists. A backup that Velero synced back
+// from the storage location has another UID. A backup of the same name that started later is
+// another one.
 func (n needs) hasBackup(r rehome.Retained) bool {
 	b := n.backups[r.Backup]
 	if b == nil {
@@ -209,8 +209,8 @@ func (n needs) hasBackup(r rehome.Retained) bool {
 	return string(b.UID) == r.BackupUID || b.Status.StartTimestamp != nil && b.Status.StartTimestamp.Time.Before(r.SnapshotTime)
 }
 
-// hasVolume says whether the next backup of the PVC may be one of this volume:
-// it is the PVC's, or may become so again.
+// hasVolume reports whether the next backup of the PVC may read this volume: the PVC has it,
+// or may get it again.
 func (n needs) hasVolume(r rehome.Retained) bool {
 	for _, claim := range n.volumes[volumeID{r.Driver, r.VolumeHandle}] {
 		if claim == (client.ObjectKey{}) || claim == (client.ObjectKey{Namespace: r.Namespace, Name: r.PVC}) {

@@ -10,15 +10,15 @@
 //
 // One reconciliation observes, lets package phase decide, acts, and patches:
 //
-//	engine     what both kinds have in common, from reading to patching
+//	engine     the steps of both kinds, from reading to patching
 //	uploads    re-home the VolumeSnapshot, expose it, release
-//	downloads  expose an empty volume, rebind it to its user, release
-//	sweeper    releases what operations and backups left that cannot do so
-//	           themselves, and retained snapshots that are needed no more
+//	downloads  expose an empty volume, hand it over, release
+//	grants     who gets the next slot
+//	sweeper    releases what ended operations and backups left, and retained snapshots
+//	           that no backup needs any more
 //
-// Not promised: that a storage which refuses to delete a volume or a snapshot is
-// waited for longer than a minute. The operation ends, its message names what is
-// left, and the sweep goes on trying.
+// If the storage does not delete a volume or a snapshot within a minute, the operation ends
+// all the same. Its message names what is left, and the sweep keeps trying.
 package controller
 
 import (

@@ -18,7 +18,7 @@ import (
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
-// surroundings is what both flows use.
+// surroundings has what both flows use.
 type surroundings struct {
 	// client reads from the cache, reader from the API server.
 	client       client.Client
@@ -34,7 +34,7 @@ func (s *surroundings) repositoryFor(ctx context.Context, volumeNamespace, locat
 	return ensureRepository(ctx, s.client, s.namespace, volumeNamespace, location)
 }
 
-// storageClass returns nil for a class that is not there or not named.
+// storageClass returns nil if the name is empty or the class does not exist.
 func (s *surroundings) storageClass(ctx context.Context, name string) (*storagev1.StorageClass, error) {
 	if name == "" {
 		return nil, nil
@@ -73,7 +73,7 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 	return phase.Work{Detail: "the mover pod was created"}, nil
 }
 
-// secretsOf returns what a location refers to, each once.
+// secretsOf returns the Secrets that a location refers to, each once.
 func secretsOf(location *velerov1.BackupStorageLocation) []corev1.SecretKeySelector {
 	var secrets []corev1.SecretKeySelector
 	if s := location.Spec.Credential; s != nil {

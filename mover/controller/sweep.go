@@ -120,8 +120,8 @@ func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
 	)
 }
 
-// owners are what the objects of the cluster can belong to. They are those of each
-// Velero in it: what a backup of another one needs does not look different.
+// owners are what the objects of the cluster can belong to, of every Velero in it: the
+// objects of another Velero's backup look the same.
 type owners struct {
 	uploads, downloads []*operation.View
 	backups            []velerov1.Backup
@@ -142,7 +142,7 @@ func (o owners) running() []*operation.View {
 	return slices.DeleteFunc(slices.Clone(o.uploads), func(op *operation.View) bool { return op.Status.Phase.Terminal() })
 }
 
-// hasEnded says whether a backup has, or is gone.
+// hasEnded reports whether a backup has ended or does not exist.
 func (o owners) hasEnded(backupUID string) bool {
 	for i := range o.backups {
 		if string(o.backups[i].UID) == backupUID {
@@ -188,8 +188,7 @@ func (s *sweeper) release(ctx context.Context, op identity.Operation) (int, erro
 	return len(left), nil
 }
 
-// findOperations returns the operations of our Velero that any object is labelled
-// with.
+// findOperations returns the operations of our Velero that have a labelled object.
 func (s *sweeper) findOperations(ctx context.Context) (map[string]identity.Operation, error) {
 	found := map[string]identity.Operation{}
 	for _, kind := range []struct {
@@ -235,9 +234,9 @@ func (s *sweeper) findSnapshots(ctx context.Context) ([]snapshotv1.VolumeSnapsho
 	return snapshots.Items, nil
 }
 
-// sweepBackups deletes the VolumeSnapshots that our action took for a backup
-// that has ended, unless a DataUpload still needs them: a plugin that died
-// between the two leaves such. Members of a group go with that.
+// sweepBackups deletes the VolumeSnapshots that our action took for a backup that has ended,
+// unless a DataUpload still needs them. A plugin that died before it created the DataUpload
+// leaves such a VolumeSnapshot. Members of a group are released with the group.
 func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot, o owners) error {
 	needed := map[types.NamespacedName]bool{}
 	for _, op := range o.running() {

@@ -11,9 +11,9 @@ import (
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 )
 
-// sweepGroups takes away the groups of backups that have ended. The plugin does so
-// itself in the finalize phase; what is left here is of a backup that never came to
-// that, or of a Velero that died, or took longer than the plugin waits.
+// sweepGroups releases the groups of backups that have ended. The plugin does so in the
+// finalize phase. A group is left if the backup did not reach that phase, if Velero died, or
+// if the release took longer than the plugin waits.
 //
 // It returns how many objects are going away.
 func (s *sweeper) sweepGroups(ctx context.Context, found []groupsnapshot.Group, o owners) (int, error) {
@@ -35,7 +35,7 @@ func (s *sweeper) sweepGroups(ctx context.Context, found []groupsnapshot.Group, 
 	return goingAway, errors.Join(errs...)
 }
 
-// uploadsFrom are those whose VolumeSnapshot is in a namespace.
+// uploadsFrom returns the uploads whose VolumeSnapshot is in a namespace.
 func uploadsFrom(namespace string, uploads []*operation.View) []groupsnapshot.Upload {
 	var from []groupsnapshot.Upload
 	for _, op := range uploads {

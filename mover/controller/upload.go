@@ -38,8 +38,8 @@ type uploads struct {
 	rehomer rehome.Rehomer
 }
 
-// secure re-homes the VolumeSnapshot the moment that the DataUpload is seen,
-// and has the repository made in the meantime.
+// secure re-homes the VolumeSnapshot as soon as the DataUpload is seen, and creates the
+// BackupRepository, which Velero initialises in the meantime.
 func (u *uploads) secure(ctx context.Context, op *operation.View) (phase.Work, error) {
 	du := op.Upload
 	if du.Spec.SnapshotType != velerov2alpha1.SnapshotTypeCSI || du.Spec.CSISnapshot == nil {
@@ -75,7 +75,7 @@ func originOf(du *velerov2alpha1.DataUpload) rehome.Origin {
 	}
 }
 
-// expose goes on until the mover pod is made, and says what it waits for.
+// expose creates what leads to the mover pod, and the pod, and returns what it waits for.
 func (u *uploads) expose(ctx context.Context, op *operation.View) (phase.Work, error) {
 	du := op.Upload
 	repositoryName, waiting, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation)
@@ -117,7 +117,7 @@ func (u *uploads) expose(ctx context.Context, op *operation.View) (phase.Work, e
 	return u.createPod(ctx, plan, request, du.Spec.BackupStorageLocation)
 }
 
-// request is the task of the mover pod.
+// request returns the task of the mover pod.
 func (u *uploads) request(ctx context.Context, op *operation.View, pair rehome.Rehomed, repositoryName string, plan *exposer.PodPlan) (task.Request, error) {
 	du := op.Upload
 	settings, err := u.settings(ctx, du)
@@ -163,8 +163,8 @@ func (u *uploads) request(ctx context.Context, op *operation.View, pair rehome.R
 // 128 that the kernel allows.
 const maxFailed = 1000
 
-// failed are the operation IDs of the uploads of the same volume that have not
-// become a backup and never will, the newest first.
+// failed returns the operation IDs of the uploads of the same volume that failed or were
+// canceled, the newest first.
 func (u *uploads) failed(ctx context.Context, du *velerov2alpha1.DataUpload) ([]string, error) {
 	all, err := operation.List(ctx, u.client, identity.KindDataUpload, client.InNamespace(u.namespace))
 	if err != nil {
@@ -183,8 +183,8 @@ func (u *uploads) failed(ctx context.Context, du *velerov2alpha1.DataUpload) ([]
 	return ids, nil
 }
 
-// settings are what was asked for. A DataUpload of our own action carries them;
-// for one of Velero's the Backup is asked.
+// settings returns what the user asked for. A DataUpload of our own action has it; for one
+// of Velero's action it is read from the Backup.
 func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (policy.Settings, error) {
 	parent, err := veleroapi.ParentSnapshot(ctx, u.reader, client.ObjectKeyFromObject(du))
 	if err != nil {
@@ -220,8 +220,8 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	return settings, nil
 }
 
-// topologyOf says where the source volume can be reached, for classes that bind
-// late: where they bind at once, the scheduler knows it from the bound PV.
+// topologyOf returns the nodes that can use the source volume, for classes that bind late.
+// With immediate binding, the scheduler reads them from the bound PV.
 func (u *uploads) topologyOf(ctx context.Context, du *velerov2alpha1.DataUpload) (*corev1.NodeSelector, error) {
 	class, err := u.storageClass(ctx, du.Spec.CSISnapshot.StorageClass)
 	if err != nil || class == nil || !bindsLate(class) {
@@ -263,8 +263,8 @@ func (u *uploads) complete(op *operation.View, report task.Report) error {
 	return nil
 }
 
-// resultOf renders every field of a report that has a value as text, under its
-// name in the report.
+// resultOf renders the fields of a report that have a value as text, under their names in
+// the report.
 func resultOf(report task.Report) (map[string]string, error) {
 	b, err := json.Marshal(report)
 	if err != nil {
@@ -289,9 +289,9 @@ func resultOf(report task.Report) (map[string]string, error) {
 	return result, nil
 }
 
-// finish decides whether the storage snapshot stays, now that the image is in the
-// repository, and releases what else the DataUpload holds: the volume before the
-// snapshot that it was made from.
+// finish keeps the storage snapshot if it is wanted, now that the image is in the
+// repository, and releases the rest: the volume before the snapshot that it was created
+// from.
 func (u *uploads) finish(ctx context.Context, op *operation.View) (ending, error) {
 	end := ending{committed: true, delivered: true}
 	if op.Status.Outcome.Phase == phase.Completed {

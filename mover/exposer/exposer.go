@@ -1,20 +1,19 @@
-// Package exposer presents a volume as a block device to a mover pod, and takes
-// the volume away again: to its end for a backup, to its user for a restore.
+// Package exposer presents a volume as a block device to a mover pod. Afterwards it deletes
+// the volume of a backup, and hands the volume of a restore over to its PVC.
 //
-// For one operation (a DataUpload or DataDownload) there are, in Velero's
-// namespace and all under identity.OperationName of its UID:
+// An operation (a DataUpload or DataDownload) has these objects in Velero's namespace, all
+// with the name that is derived from its UID:
 //
-//	volume   a Block-mode PVC, made from the re-homed VolumeSnapshot, or empty
+//	volume   a Block-mode PVC, created from the re-homed VolumeSnapshot, or empty
 //	pod      the mover pod, which has the volume as DevicePath
 //
 // and, while a restored volume changes hands, the rebind PV (see Rebind).
 //
-// Each Ensure makes what is missing and returns what is there; each Release
-// deletes what is there and returns what still is. None of them waits: they are
-// called again when something changes. Everything made has the label of the
-// operation, so that Release needs to know nothing but its UID. The PV of the
-// volume is labelled too, and set to be deleted with its PVC whatever its class
-// says, for it is nobody's but the operation's.
+// Each Ensure creates what is missing. Each Release deletes what exists, and returns what
+// still does. Neither waits: the caller calls again when something changes. All objects have
+// the label of the operation, so Release needs only its UID. The PV of the volume has the
+// label as well, and is deleted with its PVC whatever its class says: only the operation
+// uses it.
 package exposer
 
 import (
@@ -32,20 +31,20 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 )
 
-// Exposer makes and releases. The zero value of no field is usable.
+// Exposer creates and releases the objects of operations. All fields are required.
 type Exposer struct {
-	// Client writes, and reads from a cache of the objects with the label of an
+	// Client writes, and reads from a cache that has the objects with the label of an
 	// operation.
 	Client client.Client
-	// Reader answers from the API server, where a stale answer would lose or leak a
+	// Reader reads from the API server. It is used if a stale answer could lose or leak a
 	// volume.
 	Reader client.Reader
 	// Namespace is Velero's.
 	Namespace string
 }
 
-// metaOf is the metadata of an object of the operation. The owner reference is a
-// second net: the first are Release and the sweep.
+// metaOf is the metadata of an object of the operation. Release and the sweep delete the
+// object; the owner reference is there in case neither can.
 func metaOf(op identity.Operation) metav1.ObjectMeta {
 	controls := true
 	meta := metav1.ObjectMeta{
@@ -65,8 +64,8 @@ func metaOf(op identity.Operation) metav1.ObjectMeta {
 	return meta
 }
 
-// EnsureVolume creates the PVC of the operation as planned when it is not
-// there, and takes charge of its PV once it is bound.
+// EnsureVolume creates the planned PVC of the operation if it does not exist, and adopts
+// its PV once it is bound.
 func (e *Exposer) EnsureVolume(ctx context.Context, op identity.Operation, plan func() (*corev1.PersistentVolumeClaim, error)) error {
 	key := e.keyOf(op)
 	pvc := &corev1.PersistentVolumeClaim{}
@@ -86,8 +85,8 @@ func (e *Exposer) EnsureVolume(ctx context.Context, op identity.Operation, plan 
 	return nil
 }
 
-// AdoptVolume takes charge of the PV of the operation's PVC once it is bound,
-// which for a WaitForFirstConsumer class is only when the pod is scheduled.
+// AdoptVolume adopts the PV of the operation's PVC once it is bound. With a
+// WaitForFirstConsumer class, that is after the pod was scheduled.
 func (e *Exposer) AdoptVolume(ctx context.Context, op identity.Operation) error {
 	key := e.keyOf(op)
 	pvc := &corev1.PersistentVolumeClaim{}
@@ -106,7 +105,7 @@ func (e *Exposer) adoptVolumeOf(ctx context.Context, op identity.Operation, pvc 
 	return e.adopt(ctx, op, pvc.Spec.VolumeName)
 }
 
-// adopt marks a PV as the operation's and sets it to be deleted with its PVC.
+// adopt labels a PV as the operation's, and lets it be deleted with its PVC.
 func (e *Exposer) adopt(ctx context.Context, op identity.Operation, name string) error {
 	pv := &corev1.PersistentVolume{}
 	if err := e.Client.Get(ctx, client.ObjectKey{Name: name}, pv); err == nil && pv.Labels[identity.LabelOperation] == op.UID {
@@ -119,8 +118,8 @@ func (e *Exposer) adopt(ctx context.Context, op identity.Operation, name string)
 	return e.takeCharge(ctx, op, pv, corev1.PersistentVolumeReclaimDelete)
 }
 
-// takeCharge sets the reclaim policy of a PV of the operation, and remembers the
-// one that it came with.
+// takeCharge sets the reclaim policy of a PV of the operation, and records the original
+// one.
 func (e *Exposer) takeCharge(ctx context.Context, op identity.Operation, pv *corev1.PersistentVolume, policy corev1.PersistentVolumeReclaimPolicy) error {
 	if pv.Spec.PersistentVolumeReclaimPolicy == policy && pv.Labels[identity.LabelOperation] == op.UID {
 		return nil
@@ -154,8 +153,7 @@ func (e *Exposer) GetPod(ctx context.Context, op identity.Operation, attempt int
 	return nil, false, e.deletePod(ctx, pod)
 }
 
-// CreatePod creates the mover pod, unless the cache has not seen yet that it is
-// there.
+// CreatePod creates the mover pod. It is no error if the pod exists: the cache may be late.
 func (e *Exposer) CreatePod(ctx context.Context, pod *corev1.Pod) error {
 	if err := e.Client.Create(ctx, pod); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("create pod %s/%s: %w", pod.Namespace, pod.Name, err)
@@ -163,8 +161,8 @@ func (e *Exposer) CreatePod(ctx context.Context, pod *corev1.Pod) error {
 	return nil
 }
 
-// A mover pod that is deleted has nothing to say any more; it gets the time to
-// close what it holds open.
+// podGraceSeconds is the time that a deleted mover pod has to close what it has open. Its
+// report is not needed any more.
 const podGraceSeconds = 5
 
 func (e *Exposer) deletePod(ctx context.Context, pod *corev1.Pod) error {
@@ -178,7 +176,7 @@ func (e *Exposer) deletePod(ctx context.Context, pod *corev1.Pod) error {
 	return nil
 }
 
-// getVolume returns nil for a PV that is not there.
+// getVolume returns nil if the PV does not exist.
 func (e *Exposer) getVolume(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
 	pv := &corev1.PersistentVolume{}
 	if err := e.Reader.Get(ctx, client.ObjectKey{Name: name}, pv); apierrors.IsNotFound(err) {
@@ -189,7 +187,7 @@ func (e *Exposer) getVolume(ctx context.Context, name string) (*corev1.Persisten
 	return pv, nil
 }
 
-// getClaim returns nil for a PVC that is not there.
+// getClaim returns nil if the PVC does not exist.
 func (e *Exposer) getClaim(ctx context.Context, key client.ObjectKey) (*corev1.PersistentVolumeClaim, error) {
 	pvc := &corev1.PersistentVolumeClaim{}
 	if err := e.Reader.Get(ctx, key, pvc); apierrors.IsNotFound(err) {

@@ -13,25 +13,25 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// MetadataService is what a SnapshotMetadataService object says of its driver.
+// MetadataService is the content of a SnapshotMetadataService object.
 type MetadataService struct {
 	Address  string
 	Audience string
 	CACert   []byte
-	// BaseRequired says that the base snapshot of a delta has to exist.
+	// BaseRequired is set if the base snapshot of a delta has to exist.
 	BaseRequired bool
 }
 
-// metadataKind is looked up without a version: the API server says which of
-// them it prefers, and all have the same spec.
+// metadataKind has no version. The API server names the version that it prefers, and all
+// have the same spec.
 var metadataKind = schema.GroupKind{Group: "cbt.storage.k8s.io", Kind: "SnapshotMetadataService"}
 
-// FindMetadataService returns the CSI SnapshotMetadata service of a driver, or
-// why there is none: no changed-block tracking is no error.
+// FindMetadataService returns the CSI SnapshotMetadata service of a driver, or the reason
+// why there is none, which is not an error.
 //
-// apiAudiences are the audiences that the API server accepts. A service that
-// asks for one of them could use the mover's tokens against the cluster, so it is
-// not asked.
+// apiAudiences are the audiences that the API server accepts. A service that asks for a
+// token with one of them could use it against the cluster, so it gets none and counts as
+// unavailable.
 func FindMetadataService(ctx context.Context, c client.Reader, mapper meta.RESTMapper, driver string, apiAudiences []string) (*MetadataService, string, error) {
 	mapping, err := mapper.RESTMapping(metadataKind)
 	if meta.IsNoMatchError(err) {
@@ -49,7 +49,7 @@ func FindMetadataService(ctx context.Context, c client.Reader, mapper meta.RESTM
 	}
 	var fields [3]string
 	for i, name := range []string{"address", "audience", "caCert"} {
-		value, _, _ := unstructured.NestedString(object.Object, "spec", name) // "" is all that is wrong with it
+		value, _, _ := unstructured.NestedString(object.Object, "spec", name) // an error leaves it empty
 		if value == "" {
 			return nil, fmt.Sprintf("SnapshotMetadataService %s has no spec.%s", driver, name), nil
 		}
@@ -62,8 +62,7 @@ func FindMetadataService(ctx context.Context, c client.Reader, mapper meta.RESTM
 	if slices.Contains(apiAudiences, fields[1]) {
 		return nil, fmt.Sprintf("SnapshotMetadataService %s asks for tokens of the API server's own audience %s: refused", driver, fields[1]), nil
 	}
-	// The field is newer than the API: where it is absent, the driver may be one
-	// that needs the base.
+	// The field is newer than the API. A driver without it may need the base.
 	required, stated, _ := unstructured.NestedBool(object.Object, "spec", "requireBaseSnapshotForDelta")
 	return &MetadataService{Address: fields[0], Audience: fields[1], CACert: ca, BaseRequired: required || !stated}, "", nil
 }

@@ -10,11 +10,11 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// Observe reads a mover pod: how far it is, and its report once there is one.
+// Observe returns the state of a mover pod, and its report if there is one.
 //
-// A report decides, whatever else is said of the pod. A report that cannot be
-// read is a failure, never an empty success. A pod that ended without any was
-// lost and may be tried again: evicted, killed, out of memory, its node gone.
+// A report decides, whatever the status of the pod says. A report that cannot be read is a
+// failure. A pod that ended without a report was lost, and another attempt may succeed: it
+// was evicted or killed, ran out of memory, or its node is gone.
 func Observe(pod *corev1.Pod) (phase.Work, *task.Report) {
 	if ended := terminated(pod); ended != nil && ended.Message != "" {
 		return readReport(ended)

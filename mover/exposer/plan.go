@@ -16,7 +16,7 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// What the mover pod finds where.
+// Paths in the mover pod.
 const (
 	// DevicePath is the volume.
 	DevicePath = "/dev/blockmover"
@@ -24,10 +24,10 @@ const (
 	HomePath = "/home/blockmover"
 	// RepositoryPath has the file repository-password.
 	RepositoryPath = "/credentials/repository"
-	// LocationPath has <secret>/<key> where the BackupStorageLocation names its own
-	// credential or CA.
+	// LocationPath has <secret>/<key> for the credential and the CA that the
+	// BackupStorageLocation names.
 	LocationPath = "/credentials/location"
-	// CloudPath has the file cloud where Velero has a default credential.
+	// CloudPath has the file cloud if Velero has a default credential.
 	CloudPath = "/credentials/cloud"
 	// TokenPath is the service account token for the SnapshotMetadata service.
 	TokenPath      = tokenDirectory + "/" + tokenFile
@@ -35,7 +35,7 @@ const (
 	tokenFile      = "token"
 )
 
-// Secrets as `velero install` makes them.
+// The Secrets that `velero install` creates.
 const (
 	repositorySecret = "velero-repo-credentials"
 	repositoryKey    = "repository-password"
@@ -47,7 +47,7 @@ const (
 // ContainerName is the name of the mover pod's only container.
 const ContainerName = "worker"
 
-// evictionGraceSeconds is the time that a mover pod has to keep what it has when
+// evictionGraceSeconds is the time that a mover pod has to record what it has finished when
 // its node is drained.
 const evictionGraceSeconds = 30
 
@@ -63,8 +63,8 @@ const (
 	component      = "worker"
 )
 
-// PlanBackupVolume is the PVC that a backup reads: the content of the re-homed
-// VolumeSnapshot, as a block device whatever the source is.
+// PlanBackupVolume returns the PVC that a backup reads. It has the content of the re-homed
+// VolumeSnapshot, as a block device whatever the mode of the source.
 func PlanBackupVolume(op identity.Operation, snapshot, class string, size int64, pvcConfig config.BackupPVC) *corev1.PersistentVolumeClaim {
 	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metaOf(op)}
 	for key, value := range pvcConfig.Annotations {
@@ -95,9 +95,8 @@ func PlanBackupVolume(op identity.Operation, snapshot, class string, size int64,
 	return pvc
 }
 
-// PlanRestoreVolume is the empty PVC that a restore writes: as the target asks
-// for it, but a block device. node is the one that the target's first pod was
-// given, or "".
+// PlanRestoreVolume returns the empty PVC that a restore writes. It is what the target asks
+// for, but as a block device. node is where the target's first pod was scheduled, or "".
 func PlanRestoreVolume(op identity.Operation, target *corev1.PersistentVolumeClaim, node string) *corev1.PersistentVolumeClaim {
 	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metaOf(op)}
 	for key, value := range target.Annotations {
@@ -110,7 +109,7 @@ func PlanRestoreVolume(op identity.Operation, target *corev1.PersistentVolumeCla
 	}
 	mode, access := corev1.PersistentVolumeBlock, slices.Clone(target.Spec.AccessModes)
 	if !slices.ContainsFunc(access, func(m corev1.PersistentVolumeAccessMode) bool { return m != corev1.ReadOnlyMany }) {
-		access = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce} // it has to be written once
+		access = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce} // the mover pod writes it
 	}
 	pvc.Spec = corev1.PersistentVolumeClaimSpec{
 		AccessModes:               access,
@@ -122,9 +121,8 @@ func PlanRestoreVolume(op identity.Operation, target *corev1.PersistentVolumeCla
 	return pvc
 }
 
-// isForDriver says whether an annotation of a PVC may be meant for its storage
-// driver. Those of Kubernetes, of Velero and of this program are state, not
-// intent.
+// isForDriver reports whether an annotation of a PVC may be for its storage driver. Those
+// of Kubernetes, Velero and Blockmover record state.
 func isForDriver(key string) bool {
 	domain, _, _ := strings.Cut(key, "/")
 	for _, other := range []string{"kubernetes.io", "k8s.io", "velero.io", "blockmover.io"} {
@@ -139,21 +137,21 @@ func requestStorage(size resource.Quantity) corev1.VolumeResourceRequirements {
 	return corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: size}}
 }
 
-// PodPlan is all that a mover pod depends on.
+// PodPlan has what a mover pod depends on.
 type PodPlan struct {
 	Operation identity.Operation
 	Image     string
 	Config    config.Config
-	// Attempt is the number of this try, from 1.
+	// Attempt is the number of the attempt, from 1.
 	Attempt int
 	// Task is an encoded task.Request.
 	Task string
 	// ReadOnly is set for a volume that cannot be written.
 	ReadOnly bool
-	// Relabel is false where SELinux must not relabel the volume.
+	// Relabel is false if SELinux must not relabel the volume.
 	Relabel bool
-	// Node, if not empty, is where the pod has to run, else Topology says where the
-	// volume can be, and StorageClass selects the configured affinity.
+	// Node is where the pod has to run. If it is empty, Topology is where the volume can be
+	// used, and StorageClass selects the configured affinity.
 	Node         string
 	Topology     *corev1.NodeSelector
 	StorageClass string
@@ -162,12 +160,12 @@ type PodPlan struct {
 	// LocationSecrets are the credential and the CA that the BackupStorageLocation
 	// names.
 	LocationSecrets []corev1.SecretKeySelector
-	// Cloud is set where Velero has a default credential.
+	// Cloud is set if Velero has a default credential.
 	Cloud bool
 }
 
-// Pod builds the mover pod: one process, without privileges or capabilities,
-// nothing of the host, the root file system read-only.
+// Pod builds the mover pod: one process without privileges or capabilities, without access
+// to the host, and with a read-only root file system.
 func (p PodPlan) Pod() (*corev1.Pod, error) {
 	resources, err := p.Config.PodResources.Requirements()
 	if err != nil {
@@ -218,7 +216,7 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 	return pod, nil
 }
 
-// decorate adds the configured labels and annotations; they never replace ours.
+// decorate adds the configured labels and annotations. They do not replace ours.
 func (p PodPlan) decorate(meta *metav1.ObjectMeta) {
 	ours := maps.Clone(meta.Labels)
 	ours[labelAppName], ours[labelComponent] = appName, component

@@ -18,9 +18,9 @@ func SelectedNode(pvc *corev1.PersistentVolumeClaim) string {
 	return pvc.Annotations[annotationSelectedNode]
 }
 
-// targetLabels are what the selector of a target PVC asks of its PV: Velero's
-// restore gives it one with velero.io/dynamic-pv-restore, so that nothing else
-// provides a volume in the meantime.
+// targetLabels are the labels that the selector of a target PVC requires of its PV. Velero's
+// restore sets a selector with velero.io/dynamic-pv-restore, so that no other volume is
+// provisioned in the meantime.
 func targetLabels(target *corev1.PersistentVolumeClaim) map[string]string {
 	if target.Spec.Selector == nil {
 		return nil
@@ -28,13 +28,13 @@ func targetLabels(target *corev1.PersistentVolumeClaim) map[string]string {
 	return target.Spec.Selector.MatchLabels
 }
 
-// PlanRebind is the PV that gives the restored volume to the target PVC: the
-// same volume with the mode that the target wants. It is parked: reserved for a
-// PVC that never exists, and retained, until Rebind commits it.
+// PlanRebind returns the PV that gives the restored volume to the target PVC: the same
+// volume with the mode of the target. It is parked until Rebind commits it: it is retained,
+// and reserved for a PVC that never exists.
 //
-// Finalizers are not copied: each controller sets its own again (the provisioner
-// when the PV is bound and to be deleted), and one whose controller is not there
-// would hold the PV forever. filesystem is what a Filesystem volume is mounted as.
+// Finalizers are not copied. Each controller sets its own again (the provisioner once the PV
+// is bound and has the policy Delete), and a finalizer without its controller would keep the
+// PV forever. filesystem is what a Filesystem volume is mounted as.
 func PlanRebind(op identity.Operation, namespace string, restored *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
 	if restored.Spec.CSI == nil {
 		return nil, fmt.Errorf("plan rebind PV: %w: PV %s is not a CSI volume", phase.ErrBroken, restored.Name)
@@ -82,10 +82,9 @@ func isParked(pv *corev1.PersistentVolume, namespace string) bool {
 	return ref != nil && ref.Namespace == namespace && ref.Name == pv.Name
 }
 
-// FilesystemOf is what the external provisioner would write into the PV of a
-// Filesystem volume of the class. Its own default, for classes that do not say,
-// is nearly everywhere set to ext4; and without any value Kubernetes would not
-// apply fsGroup.
+// FilesystemOf returns what the external provisioner would write into the PV of a Filesystem
+// volume of the class. For classes without a value this is ext4, which nearly all drivers
+// set as the provisioner's default. Without any value Kubernetes would not apply fsGroup.
 func FilesystemOf(parameters map[string]string) string {
 	for key, value := range parameters {
 		if value != "" && (strings.EqualFold(key, "fstype") || key == "csi.storage.k8s.io/fstype") {

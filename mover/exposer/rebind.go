@@ -13,13 +13,13 @@ import (
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
-// Handover is how far a restored volume is on its way to its user.
+// Handover is how far the hand-over of a restored volume has come.
 type Handover struct {
-	// Committed: it belongs to the target PVC and is never taken back.
+	// Committed is set once the volume belongs to the target PVC. It is never taken back.
 	Committed bool
-	// Delivered: the target PVC is bound to it.
+	// Delivered is set once the target PVC is bound to the volume.
 	Delivered bool
-	// Waiting says what for, until then.
+	// Waiting is what the hand-over waits for until then.
 	Waiting string
 }
 
@@ -31,11 +31,10 @@ type Handover struct {
 //	commit   the rebind PV is reserved for the target PVC
 //	settle   once bound, the rebind PV gets the reclaim policy of its class
 //
-// From park on there is always an object that holds the volume's handle, so no
-// crash orphans it. The two PVs never serve pods at the same time: the restored
-// one is gone, and with it its attachment to the node, before the target's pod
-// can start. The reclaim policy comes last: a provisioner that saw Delete on a PV
-// not bound yet might act on it.
+// From park on, an object always holds the volume's handle, so no crash orphans the volume.
+// The two PVs never serve pods at the same time: the restored one, and its attachment to the
+// node, are gone before the target's pod can start. The reclaim policy comes last: a
+// provisioner that sees Delete on an unbound PV might act on it.
 //
 // filesystem is what a Filesystem target is mounted as.
 func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey client.ObjectKey, filesystem string) (Handover, error) {
@@ -108,8 +107,8 @@ func (e *Exposer) park(ctx context.Context, op identity.Operation, target *corev
 	return rebind, nil
 }
 
-// retire deletes pod, PVC and restored PV one after the other, and says what it
-// waits for.
+// retire deletes the pod, the PVC and the restored PV one after the other, and returns what
+// it waits for.
 func (e *Exposer) retire(ctx context.Context, op identity.Operation, restoredName string) (string, error) {
 	if left, err := e.releasePod(ctx, op); err != nil || left != "" {
 		return left, err
@@ -131,9 +130,8 @@ func (e *Exposer) retire(ctx context.Context, op identity.Operation, restoredNam
 	return "PV " + restoredName + " is being detached and deleted", e.deleteVolume(ctx, restored)
 }
 
-// commit reserves the rebind PV for the target. The UID is part of it: should
-// the target be deleted, the volume goes the way of its reclaim policy instead
-// of being bound to another PVC of that name.
+// commit reserves the rebind PV for the target, including its UID. If the target is deleted,
+// the reclaim policy applies to the volume; it is not bound to another PVC of the same name.
 func (e *Exposer) commit(ctx context.Context, rebind *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim) error {
 	before := rebind.DeepCopy()
 	rebind.Spec.ClaimRef = &corev1.ObjectReference{
@@ -149,7 +147,8 @@ func (e *Exposer) commit(ctx context.Context, rebind *corev1.PersistentVolume, t
 	return nil
 }
 
-// settle lets go of a committed PV once it is bound, or once it never will be.
+// settle lets go of a committed PV once it is bound, or once it is clear that it never will
+// be.
 func (e *Exposer) settle(ctx context.Context, rebind *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim) (Handover, error) {
 	if target == nil || target.UID != rebind.Spec.ClaimRef.UID {
 		if err := e.letGo(ctx, rebind); err != nil {
@@ -170,8 +169,8 @@ func (e *Exposer) settle(ctx context.Context, rebind *corev1.PersistentVolume, t
 	return Handover{Committed: true, Delivered: true}, nil
 }
 
-// letGo gives a committed PV the reclaim policy of its class and removes every
-// mark of the operation from it.
+// letGo gives a committed PV the reclaim policy of its class, and removes the labels and
+// annotations of the operation.
 func (e *Exposer) letGo(ctx context.Context, rebind *corev1.PersistentVolume) error {
 	if _, ours := rebind.Labels[identity.LabelOperation]; !ours {
 		return nil
@@ -191,9 +190,9 @@ func (e *Exposer) letGo(ctx context.Context, rebind *corev1.PersistentVolume) er
 	return nil
 }
 
-// Release deletes what the operation has: pod, PVC with its volume, and the
-// rebind PV unless it is committed. It returns what is still there. It never
-// touches a volume that was committed to a user's PVC.
+// Release deletes the objects of the operation: the pod, the PVC with its volume, and the
+// rebind PV unless it is committed. It returns what still exists. It never touches a volume
+// that was committed to a user's PVC.
 func (e *Exposer) Release(ctx context.Context, op identity.Operation) ([]string, error) {
 	if left, err := e.releasePod(ctx, op); err != nil || left != "" {
 		return nonEmpty(left), err
@@ -234,8 +233,7 @@ func (e *Exposer) Release(ctx context.Context, op identity.Operation) ([]string,
 	return append(left, nonEmpty(still)...), nil
 }
 
-// volumesOf returns the PVs in the operation's charge: the rebind PV, or nil,
-// and the others.
+// volumesOf returns the PVs of the operation: the rebind PV, or nil, and the others.
 func (e *Exposer) volumesOf(ctx context.Context, op identity.Operation) (rebind *corev1.PersistentVolume, own []*corev1.PersistentVolume, err error) {
 	volumes := &corev1.PersistentVolumeList{}
 	if err := e.Reader.List(ctx, volumes, client.MatchingLabels{identity.LabelOperation: op.UID}); err != nil {
@@ -251,25 +249,25 @@ func (e *Exposer) volumesOf(ctx context.Context, op identity.Operation) (rebind 
 	return rebind, own, nil
 }
 
-// releaseRebind undoes a rebinding that was begun. A committed one is let go.
+// releaseRebind undoes a hand-over that is not committed. It lets go of a committed PV.
 func (e *Exposer) releaseRebind(ctx context.Context, op identity.Operation, rebind *corev1.PersistentVolume, restored []*corev1.PersistentVolume) (string, error) {
 	if !isParked(rebind, e.Namespace) {
 		return "", e.letGo(ctx, rebind)
 	}
 	for _, pv := range restored {
 		if pv.DeletionTimestamp != nil {
-			return "PV " + pv.Name, nil // the volume can only go with the rebind PV now
+			return "PV " + pv.Name, nil // from now on, only the rebind PV can delete the volume
 		}
 	}
 	if rebind.DeletionTimestamp != nil {
 		return "PV " + rebind.Name, nil
 	}
 	if len(restored) > 0 {
-		// The restored PV has the volume; the rebind PV, retained, is a mere object.
+		// The restored PV still holds the volume, so the rebind PV can be deleted.
 		return "PV " + rebind.Name, e.deleteVolume(ctx, rebind)
 	}
-	// The rebind PV is all that has the volume. With a claim that is known to be
-	// gone it is released, and its provisioner deletes it.
+	// Only the rebind PV holds the volume. With a claim that does not exist it becomes
+	// Released, and its provisioner deletes it.
 	before := rebind.DeepCopy()
 	rebind.Spec.ClaimRef.UID = types.UID(op.UID)
 	rebind.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete

@@ -24,7 +24,6 @@ import (
 	"runtime"
 	"sort"
 	"strings"
-
 )
 
 // Versions that the binaries report, and that the go.mod files pin.
