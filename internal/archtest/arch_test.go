@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/yaml"
 )
 
 const (
@@ -30,17 +33,36 @@ var pure = []string{
 	"internal/blake2b",
 	"internal/block",
 	"internal/cbt",
+	"internal/cbt/cbttest",
 	"internal/cbt/rangefile",
 	"internal/chain",
 	"internal/datapath",
 	"internal/device",
+	"internal/device/devicetest",
 	"internal/group",
 	"internal/identity",
 	"internal/phase",
 	"internal/policy",
 	"internal/repository",
+	"internal/repository/ledger",
+	"internal/repository/repositorytest",
 	"internal/restore",
 	"internal/task",
+}
+
+// adapters know Kubernetes, Velero or kopia.
+var adapters = []string{
+	"internal/archtest", // runs the go command
+	"internal/cbt/snapshotmetadata",
+	"internal/config",
+	"internal/kube",
+	"internal/operation",
+	"internal/repository/kopia",
+	"internal/veleroapi",
+	"internal/volumesnapshot",
+	"internal/volumesnapshot/groupsnapshot",
+	"internal/volumesnapshot/internal/content",
+	"internal/volumesnapshot/rehome",
 }
 
 // goPackage is what go list says of a package.
@@ -114,5 +136,44 @@ func TestArrows(t *testing.T) {
 				t.Errorf("%s is part of the plugin and depends on %s", p.ImportPath, d)
 			}
 		}
+	}
+}
+
+// TestEveryPackageIsListed: a new package is pure, or somebody has decided that it is
+// not.
+func TestEveryPackageIsListed(t *testing.T) {
+	var found []string
+	for path := range load(t) {
+		if name := strings.TrimPrefix(path, module+"/"); within(name, "internal") {
+			found = append(found, name)
+		}
+	}
+	require.ElementsMatch(t, found, slices.Concat(pure, adapters))
+}
+
+// TestLinterKnowsPurePackages: the list of the linter is this one.
+func TestLinterKnowsPurePackages(t *testing.T) {
+	text, err := os.ReadFile("../../.golangci.yml")
+	require.NoError(t, err)
+	var config struct {
+		Linters struct {
+			Settings struct {
+				Depguard struct {
+					Rules struct {
+						Pure struct{ Files []string }
+					}
+				}
+			}
+		}
+	}
+	require.NoError(t, yaml.Unmarshal(text, &config))
+	files := config.Linters.Settings.Depguard.Rules.Pure.Files
+	require.NotEmpty(t, files)
+	for _, name := range slices.Concat(pure, adapters) {
+		listed := slices.ContainsFunc(files, func(pattern string) bool {
+			whole, below := strings.CutSuffix(strings.TrimPrefix(pattern, "**/"), "/**")
+			return below && within(name, whole) || !below && strings.TrimSuffix(whole, "/*.go") == name
+		})
+		require.Equal(t, slices.Contains(pure, name), listed, name)
 	}
 }

@@ -24,14 +24,15 @@
 //	after the last step            the repo snapshot   returns it
 //
 // A run that fails discards its checkpoint: what failed may be what it recorded. A
-// committed image is whole, and a run that is canceled has not failed. Package repository says which runs can resume: the
-// target must have a SnapshotHandle.
+// committed image is whole, and a run that is canceled has not failed. Package
+// repository says which runs can resume: the target must have a SnapshotHandle.
 //
 // The package is pure: device and repository are behind interfaces.
 package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -99,7 +100,7 @@ type Deleted struct {
 }
 
 // Run makes the backup.
-func Run(ctx context.Context, job Job) (Result, error) {
+func Run(ctx context.Context, job Job) (result Result, err error) {
 	start := job.Now()
 	history, err := job.Store.List(ctx, job.Volume)
 	if err != nil {
@@ -108,7 +109,6 @@ func Run(ctx context.Context, job Job) (Result, error) {
 	if saved, ok := repository.FindOperation(history, job.Operation); ok {
 		return job.savedBefore(saved)
 	}
-	var result Result
 	history, result.Deleted = job.deleteFailed(ctx, history)
 	dev, err := job.Open()
 	if err != nil {
@@ -119,7 +119,7 @@ func Run(ctx context.Context, job Job) (Result, error) {
 	if err != nil {
 		return result, err
 	}
-	defer end(ctx, run.Writer)
+	defer func() { err = errors.Join(err, run.Writer.Close(ctx, ending(ctx))) }()
 	result.Decision = run.Decision
 	result.ToRead = run.Read.Bytes()
 	result.Resumed = min(run.Writer.Resumed()*run.Writer.Meta().ChunkSize, result.Size)
@@ -143,14 +143,13 @@ func Run(ctx context.Context, job Job) (Result, error) {
 	return result, err
 }
 
-// end ends a writer that did not commit; it does nothing after Commit. See the package
+// ending says what becomes of an image that is not committed. See the package
 // documentation.
-func end(ctx context.Context, w repository.VolumeWriter) {
+func ending(ctx context.Context) repository.Ending {
 	if ctx.Err() != nil {
-		w.Suspend()
-		return
+		return repository.Suspend
 	}
-	w.Abort()
+	return repository.Discard
 }
 
 // savedBefore returns the result of an earlier run.

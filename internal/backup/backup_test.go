@@ -209,16 +209,11 @@ func (w *faultyWriter) Commit(ctx context.Context) (img repository.Image, stats 
 	return img, stats, err
 }
 
-func (w *faultyWriter) Abort() {
-	if !w.f.dead {
-		w.VolumeWriter.Abort()
+func (w *faultyWriter) Close(ctx context.Context, how repository.Ending) error {
+	if w.f.dead {
+		return nil
 	}
-}
-
-func (w *faultyWriter) Suspend() {
-	if !w.f.dead {
-		w.VolumeWriter.Suspend()
-	}
+	return w.VolumeWriter.Close(ctx, how)
 }
 
 // TestInterruptions interrupts a run at each call of the repository, in each way, and

@@ -148,7 +148,7 @@ func TestAuditCatchesAsOftenAsTheSampleSizePredicts(t *testing.T) {
 	for i := range runs {
 		run, err := chain.Begin(t.Context(), l.input(t, fmt.Sprint("op-", i), now, 5))
 		require.NoError(t, err)
-		run.Writer.Abort()
+		require.NoError(t, run.Writer.Close(t.Context(), repository.Discard))
 		if run.Reason == chain.AuditFailed {
 			caught++
 		}
@@ -170,7 +170,7 @@ func TestAuditIsRepeated(t *testing.T) {
 		for range 3 {
 			run, err := chain.Begin(t.Context(), l.input(t, operation, now, 5))
 			require.NoError(t, err)
-			run.Writer.Suspend()
+			require.NoError(t, run.Writer.Close(t.Context(), repository.Suspend))
 			reasons = append(reasons, run.Reason)
 		}
 		require.Equal(t, []chain.Reason{reasons[0], reasons[0], reasons[0]}, reasons, operation)

@@ -68,7 +68,7 @@ type Decision struct {
 }
 
 // Begin finds the best way to make the image in.Target, of Target.Size bytes,
-// and starts it. The caller commits or aborts the writer.
+// and starts it. The caller commits or closes the writer.
 //
 // An error is one of writing a full image, of reading the device, or the
 // context's: whatever else goes wrong leads one rung down.

@@ -21,7 +21,7 @@ type BackupStats struct {
 
 // Backup reads what the bitmap touches, from where the writer resumes on, and
 // puts it into the writer: whole chunks, or of a chunk that an incremental image's
-// parent has in pages, the pages. It neither commits nor aborts.
+// parent has in pages, the pages. It neither commits nor closes the writer.
 func Backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w repository.VolumeWriter, o Options) (BackupStats, error) {
 	stats, err := backup(ctx, dev, read, w, o)
 	if err != nil {

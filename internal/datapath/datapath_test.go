@@ -23,10 +23,9 @@ import (
 
 const chunkSize = 4096
 
-// image is a volume image in memory: a writer and a reader.
+// image is a volume image in memory that is written.
 type image struct {
 	repository.VolumeWriter
-	repository.VolumeReader
 	meta repository.Meta
 
 	mu     sync.Mutex
@@ -45,7 +44,6 @@ func newImage(size int64) *image {
 }
 
 func (m *image) Meta() repository.Meta { return m.meta }
-func (m *image) Close() error          { return nil }
 
 func (m *image) Resumed() int64 { return m.resumed }
 
@@ -287,8 +285,13 @@ func TestBackupStopsAtTheFirstError(t *testing.T) {
 	})
 }
 
+// reader reads an image.
+type reader struct{ *image }
+
+func (reader) Close() error { return nil }
+
 // filled returns an image with data in the given chunks.
-func filled(size int64, chunks ...int64) (*image, []byte) {
+func filled(size int64, chunks ...int64) (reader, []byte) {
 	img := newImage(size)
 	want := make([]byte, size)
 	for _, c := range chunks {
@@ -296,7 +299,7 @@ func filled(size int64, chunks ...int64) (*image, []byte) {
 		clear(data[copy(want[c*chunkSize:], data):])
 		img.chunks[c] = data
 	}
-	return img, want
+	return reader{img}, want
 }
 
 func TestRestoreOverwritesEverything(t *testing.T) {

@@ -28,13 +28,13 @@ func (m *image) Matches(_ context.Context, chunk int64, data []byte) (bool, erro
 
 // counted is an image that counts what is fetched of it.
 type counted struct {
-	*image
+	reader
 	bytes atomic.Int64
 }
 
 func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 	c.bytes.Add(int64(len(p)))
-	return c.image.ReadAt(p, off)
+	return c.reader.ReadAt(p, off)
 }
 
 // TestRestoreGoesOn: whatever part of the device is right already, all of it is
@@ -60,7 +60,7 @@ func TestRestoreGoesOn(t *testing.T) {
 			}
 		}
 		got[len(got)-1] = 1
-		c := &counted{image: img}
+		c := &counted{reader: img}
 		o := datapath.Options{
 			Workers: 1 + rnd.IntN(4), ReadSize: int64(1+rnd.IntN(5)) * chunkSize,
 			Verify: rnd.IntN(2) == 0, Resume: true, Progress: &datapath.Progress{},

@@ -273,8 +273,7 @@ type WriterOptions struct {
 // have a SnapshotHandle, and may have another SnapshotTime: the handle alone says
 // what the device holds.
 //
-// After Commit, Abort or Suspend, or after any error, only Abort and Suspend may
-// be called. The first of both counts; after Commit they do nothing.
+// Every writer is closed. After Commit, or after any error, only Close may be called.
 type VolumeWriter interface {
 	// Meta is the image's, with what NewWriter has filled in.
 	Meta() Meta
@@ -299,11 +298,21 @@ type VolumeWriter interface {
 	Advance(ctx context.Context, chunk int64) error
 	// Commit completes the image and makes it durable, without naming it.
 	Commit(ctx context.Context) (Image, WriteStats, error)
-	// Abort gives the image up, with what was recorded of it.
-	Abort()
-	// Suspend leaves what was recorded to a later run of the operation.
-	Suspend()
+	// Close ends a writer whose image is not committed. It does nothing after Commit,
+	// nor when it is called again. It works for a context that is over.
+	Close(ctx context.Context, how Ending) error
 }
+
+// Ending says what becomes of what a writer has recorded.
+type Ending int
+
+// The endings.
+const (
+	// Discard gives the image up. A later run of the operation starts anew.
+	Discard Ending = iota
+	// Suspend leaves what is recorded to a later run of the operation.
+	Suspend
+)
 
 // VolumeReader reads one image. It is safe for concurrent use.
 type VolumeReader interface {
@@ -342,12 +351,13 @@ type Catalog interface {
 // Store is an open repository.
 type Store interface {
 	Catalog
-	// NewWriter starts an image. From its return until Save or Abort, what the
-	// image inherits is in use: deleting the parent does not take it away. A ChunkSize or SegmentSize of 0 in meta means the parent's, or the
-	// default; another one than the parent's is an error. A PageSize of 0 means the
-	// default, or the chunk size where that is less. Version, Kind and Parent
-	// in meta are set by the writer. The error wraps ErrNotFound or ErrCorrupt when
-	// the parent, or something that it consists of, is not there or not whole.
+	// NewWriter starts an image. What the image inherits is in use until the image is
+	// saved or discarded: deleting the parent does not take it away. A ChunkSize or
+	// SegmentSize of 0 in meta means the parent's, or the default; another one than the
+	// parent's is an error. A PageSize of 0 means the default, or the chunk size where
+	// that is less. The writer sets Version, Kind and Parent in meta. The error wraps
+	// ErrNotFound or ErrCorrupt when the parent, or something that it consists of, is
+	// not there or not whole.
 	//
 	// Where the size differs from the parent's, the chunk that holds the smaller of
 	// both ends must be put unless that end is the end of a chunk.

@@ -189,7 +189,7 @@ func TestBackupsOfOneVolumeAtOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, full, run.Parent)
 	require.Equal(t, chain.ParentNotOlder, run.Reason)
-	run.Writer.Abort()
+	require.NoError(t, run.Writer.Close(t.Context(), repository.Discard))
 }
 
 // TestMatchesDownloadsNothing: the packs of data need not even be there. And

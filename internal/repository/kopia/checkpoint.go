@@ -11,6 +11,7 @@ import (
 	"github.com/kopia/kopia/snapshot"
 
 	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/repository/ledger"
 )
 
 // The entries of a checkpoint's directory beside those of an image. Nobody
@@ -20,27 +21,16 @@ const (
 	looseName  = "unfinished.raw"
 )
 
-// checkpointIfDue makes a checkpoint when enough was put since the last one.
-func (w *writer) checkpointIfDue(ctx context.Context) error {
-	w.sealing.Lock()
-	defer w.sealing.Unlock()
-	w.mu.Lock()
-	due := w.unrecorded >= w.threshold()
-	w.mu.Unlock()
-	if due {
-		return w.checkpoint(ctx)
+// record makes a checkpoint where one is due, or else shows that the operation is
+// alive. The caller holds w.sealing.
+func (w *writer) record(ctx context.Context) error {
+	if !w.ledger.Due() {
+		return w.hold.renew(ctx, w.objects.w)
 	}
-	return w.hold.renew(ctx, w.objects.w)
-}
-
-// threshold leaves room in the interval for what a checkpoint does not record: the segment
-// that is written, and what is in flight.
-func (w *writer) threshold() int64 {
-	interval := w.interval
-	if interval == 0 {
-		interval = repository.DefaultCheckpointInterval
+	if err := w.checkpoint(ctx); err != nil {
+		return fmt.Errorf("record what is finished: %w", err)
 	}
-	return max(interval-w.layout.segment-repository.MaxInFlight, w.layout.segment)
+	return nil
 }
 
 // checkpoint makes the hold refer to all that is stored: as an image that ends
@@ -49,43 +39,62 @@ func (w *writer) threshold() int64 {
 func (w *writer) checkpoint(ctx context.Context) error {
 	w.storing.Lock()
 	defer w.storing.Unlock()
-	segments, loose, err := w.progress()
-	if err != nil || segments == 0 {
+	done, err := w.ledger.Progress()
+	if err != nil || done.Sealed == 0 {
 		return err
 	}
-	disk, err := w.writeRoot(ctx, segments)
+	disk, err := w.writeRoot(ctx, done.Sealed)
 	if err != nil {
 		return err
 	}
 	var others []*snapshot.DirEntry
 	modified := fs.UTCTimestampFromTime(w.doc.SnapshotTime)
-	if w.parent != nil {
+	if parent := w.sealer.parent; parent != nil {
 		others = append(others, &snapshot.DirEntry{
 			Name: parentName, Type: snapshot.EntryTypeDirectory, Permissions: 0o700, ModTime: modified,
-			ObjectID: w.parent.image.root, DirSummary: w.parent.manifest.Summary,
+			ObjectID: parent.image.root, DirSummary: parent.image.manifest.Summary,
 		})
 	}
+	loose := w.loose(done)
 	unfinished, _, err := w.objects.writeIndex(ctx, len(loose), func(i int) entry { return loose[i] })
 	if err != nil {
 		return fmt.Errorf("write index of unfinished segments: %w", err)
 	}
 	last := loose[len(loose)-1]
 	others = append(others, fileEntry(looseName, last.Start+last.Length, unfinished, modified))
-	dir, summary, err := writeDirectory(ctx, w.objects, disk, w.layout.end(segments), w.doc, others...)
+	dir, summary, err := writeDirectory(ctx, w.objects, disk, w.layout.EndOf(done.Sealed), w.doc, others...)
 	if err != nil {
 		return err
 	}
 	if err := w.keep(ctx, dir, summary); err != nil {
 		return err
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.unrecorded = 0
+	w.ledger.Recorded()
 	return nil
 }
 
-// keep makes the hold refer to a directory, and looks whether all that it
-// consists of is there. Where it is not, nobody is to go on from there.
+// loose lists what is stored of segments that are not finished, after the zeros, which
+// any segment may come to need.
+func (w *writer) loose(done ledger.Progress[object.ID]) []entry {
+	chunkSize, page := w.layout.ChunkSize(), w.layout.PageSize()
+	zero := w.sealer.zero
+	loose := []entry{{Length: chunkSize, Object: zero.chunk}, {Start: chunkSize, Length: page, Object: zero.page}}
+	add := func(ids []object.ID, length int64) {
+		for _, id := range ids {
+			if !zero.has(id) {
+				last := loose[len(loose)-1]
+				loose = append(loose, entry{Start: last.Start + last.Length, Length: length, Object: id})
+			}
+		}
+	}
+	add(done.Chunks, chunkSize)
+	add(done.Pages, page)
+	return loose
+}
+
+// keep makes the hold refer to a directory, and looks whether all that it consists of
+// is there. Where something is lost, the hold goes, so that no later run continues from
+// it. The caller holds w.sealing.
 func (w *writer) keep(ctx context.Context, dir object.ID, summary *fs.DirectorySummary) error {
 	if err := w.hold.take(ctx, w.objects.w, dir, summary); err != nil {
 		return err
@@ -97,45 +106,17 @@ func (w *writer) keep(ctx context.Context, dir object.ID, summary *fs.DirectoryS
 	return err
 }
 
-// progress is how many segments are finished, and what is stored of those beyond
-// them, beginning with the zeros, which any segment may come to need.
-func (w *writer) progress() (int64, []entry, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	// A segment without an object is one that another goroutine has failed to finish.
-	if w.state != writing || slices.Contains(w.root[:w.frontier], object.EmptyID) {
-		return 0, nil, errNotWriting
-	}
-	chunkSize, page := w.layout.ChunkSize(), w.layout.page
-	loose := []entry{{Length: chunkSize, Object: w.zero}, {Start: chunkSize, Length: page, Object: w.zeroPage}}
-	add := func(ids []object.ID, length int64) {
-		for _, id := range ids {
-			if id != object.EmptyID && id != w.zero && id != w.zeroPage {
-				last := loose[len(loose)-1]
-				loose = append(loose, entry{Start: last.Start + last.Length, Length: length, Object: id})
-			}
-		}
-	}
-	for _, s := range w.open {
-		add(s.chunks, chunkSize)
-		for _, pages := range s.pages {
-			add(pages, page)
-		}
-	}
-	return w.frontier, loose, nil
-}
-
 // findCheckpoint returns what an earlier run of the operation has recorded of
 // the image, or nothing.
-func (s *Store) findCheckpoint(ctx context.Context, h *hold, meta repository.Meta) (image, error) {
-	if meta.SnapshotHandle == "" {
+func (w *writer) findCheckpoint(ctx context.Context) (image, error) {
+	if w.doc.SnapshotHandle == "" {
 		return image{}, nil // the device may hold anything
 	}
-	for _, id := range slices.Backward(h.ids) {
-		m, err := snapshot.LoadSnapshot(ctx, s.rep, id)
+	for _, id := range slices.Backward(w.hold.ids) {
+		m, err := snapshot.LoadSnapshot(ctx, w.rep, id)
 		if err == nil && m.RootEntry != nil {
 			var img image
-			if img, err = readDirectory(ctx, s.rep, m.RootEntry.ObjectID); err == nil && sameMeta(img.document.Meta, meta) {
+			if img, err = readDirectory(ctx, w.rep, m.RootEntry.ObjectID); err == nil && sameMeta(img.document.Meta, w.doc.Meta) {
 				return img, nil
 			}
 		}
@@ -154,35 +135,27 @@ func sameMeta(a, b repository.Meta) bool {
 	return a == b
 }
 
-// resume takes over the segments that an earlier run has finished. Where one
-// of them is not there any more, the writer starts from the beginning.
-func (w *writer) resume(ctx context.Context, earlier image) error {
-	n := (earlier.diskSize + w.layout.segment - 1) / w.layout.segment
-	if earlier.diskSize <= 0 || earlier.diskSize != w.layout.end(n) {
-		return nil
+// resume returns what an earlier run has recorded, and the segments that it has
+// finished. There are none where one of them is not there any more: the writer starts
+// from the beginning.
+func (w *writer) resume(ctx context.Context) (image, []object.ID, error) {
+	earlier, err := w.findCheckpoint(ctx)
+	if err != nil || earlier.root == object.EmptyID {
+		return image{}, nil, err
 	}
-	root, err := loadSegments(ctx, w.rep, earlier.disk, w.layout, n)
-	for i := 0; err == nil && i < len(root); i++ {
-		if i == 0 || root[i] != root[i-1] {
-			err = checkPresent(ctx, w.rep, root[i])
-		}
+	n := (earlier.diskSize + w.layout.SegmentSize() - 1) / w.layout.SegmentSize()
+	if earlier.diskSize <= 0 || earlier.diskSize != w.layout.EndOf(n) {
+		return image{}, nil, nil
+	}
+	finished, err := loadSegments(ctx, w.rep, earlier.disk, w.layout, n)
+	if err == nil {
+		_, err = checkSegments(ctx, w.rep, finished)
 	}
 	switch {
 	case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrCorrupt):
-		return nil
+		return image{}, nil, nil
 	case err != nil:
-		return fmt.Errorf("load finished segments: %w", err)
+		return image{}, nil, fmt.Errorf("load finished segments: %w", err)
 	}
-	copy(w.root, root)
-	w.resumed, w.frontier = n, n
-	w.doc.Zero = earlier.document.Zero
-	if w.tail < w.Resumed() {
-		w.tail = -1
-	}
-	return nil
-}
-
-// Resumed implements repository.VolumeWriter.
-func (w *writer) Resumed() int64 {
-	return min(w.resumed*w.layout.perSegment(), w.layout.Chunks())
+	return earlier, finished, nil
 }

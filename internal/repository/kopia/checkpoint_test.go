@@ -84,7 +84,7 @@ func TestKilledBackupsGoOn(t *testing.T) {
 			again, err := openStore(t, dir).NewWriter(t.Context(), meta, o)
 			require.NoError(t, err)
 			require.Equal(t, int64(len(allChunks(t, meta))), again.Resumed(), "a commit is the last checkpoint")
-			again.Suspend()
+			require.NoError(t, again.Close(t.Context(), repository.Suspend))
 			id := save(t, s, img)
 			requireImage(t, openStore(t, dir), id, data)
 			done = true
@@ -139,7 +139,7 @@ func TestHoldsAreRenewed(t *testing.T) {
 	full, _ := backup(t, s, meta, "", make([]byte, meta.Size), allChunks(t, meta))
 	w, err := s.NewWriter(t.Context(), meta, nextOperation(full))
 	require.NoError(t, err)
-	defer w.Abort()
+	defer w.Close(t.Context(), repository.Discard) //nolint:errcheck // it may be committed
 	inner, ok := w.(*writer)
 	require.True(t, ok)
 	before := holdsIn(t, s)

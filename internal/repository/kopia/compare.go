@@ -30,7 +30,7 @@ func (s *Store) compare(ctx context.Context, a, b repository.SnapshotID, emit fu
 	if c.a.meta.ChunkSize != c.b.meta.ChunkSize || c.a.meta.SegmentSize != c.b.meta.SegmentSize {
 		return emit(block.Extent{Length: c.end}) // nothing of one is at its place in the other
 	}
-	for i := int64(0); i*c.a.layout.segment < c.end; i++ {
+	for i := int64(0); i*c.a.layout.SegmentSize() < c.end; i++ {
 		if c.a.root[i] == c.b.root[i] {
 			continue
 		}
@@ -54,15 +54,15 @@ type comparison struct {
 // segment compares the entries of one segment, which need not have the same
 // lengths in both images.
 func (c *comparison) segment(ctx context.Context, index int64) error {
-	x, err := c.a.segment(ctx, c.a.root[index], c.a.layout.length(index))
+	x, err := c.a.segment(ctx, c.a.root[index], c.a.layout.SegmentLength(index))
 	if err != nil {
 		return err
 	}
-	y, err := c.b.segment(ctx, c.b.root[index], c.b.layout.length(index))
+	y, err := c.b.segment(ctx, c.b.root[index], c.b.layout.SegmentLength(index))
 	if err != nil {
 		return err
 	}
-	base := index * c.a.layout.segment
+	base := index * c.a.layout.SegmentSize()
 	for i, j := 0, 0; i < len(x.entries) && j < len(y.entries); {
 		e, f := x.entries[i], y.entries[j]
 		start, end := max(e.Start, f.Start), min(e.Start+e.Length, f.Start+f.Length)

@@ -64,42 +64,42 @@
 //
 // # What a running operation holds
 //
-// An incremental image refers to contents that it does not write, so kopia sees
-// that they are in use only when the image has a manifest. Until then the
-// operation has one that is incomplete, the hold: NewWriter writes it before it
-// looks at the parent's segments, with the parent's directory as its root; Commit
-// makes it refer to the new image; Save replaces it, in one flush, by the real one;
-// Abort deletes it. Stock kopia takes it for a checkpoint: hidden from its lists,
-// respected by its garbage collection. It is never a repo snapshot of the Catalog.
+// An incremental image refers to contents that it does not write. kopia sees that they
+// are in use only when a manifest refers to them, and the image has none before it is
+// saved. So the operation has an incomplete manifest until then, the hold. NewWriter
+// writes it before it looks at the segments of the parent, with the directory of the
+// parent as its root. Commit makes it refer to the new image. Save replaces it by the
+// real one in one flush. Discarding the image deletes it. Stock kopia takes a hold for
+// one of its own checkpoints: it hides the hold from its lists, and its garbage
+// collection keeps what the hold refers to. A hold is never a repo snapshot of the
+// Catalog.
 //
-// Holds belong to one operation. Two operations on one volume each have their
-// own and do not touch the other's; a later run of the same operation takes over
-// what it finds. An operation that is never repeated leaves its hold behind: the
-// next NewWriter in the repository, for any volume, deletes holds that are older
-// than 24 hours. That an operation is dead cannot be known here, but a living one
-// writes its hold anew every quarter of an hour. Were a hold deleted too early, the
-// operation would be as unprotected as it was without it, until it renews it.
+// A hold belongs to one operation. Two operations on one volume have two, and neither
+// touches that of the other. A later run of the same operation takes over the hold that
+// it finds. An operation that is never repeated leaves its hold behind. NewWriter deletes
+// every hold that is older than 24 hours, whatever its volume: nobody here can know that
+// an operation is dead, but a living one writes its hold anew every quarter of an hour.
+// An operation whose hold is deleted too early is unprotected until it renews it.
 //
 // # Checkpoints
 //
-// After every few GiB that were put, and in Advance only, the writer flushes and
-// makes its hold refer to a directory of what is stored so far:
+// After every few GiB that were put, Advance flushes the session and makes the hold refer
+// to a directory of what is stored so far:
 //
 //	disk.raw        the image, ending after the last finished segment
 //	volume.json     that of the image
-//	parent          the parent's directory; only in an incremental image
+//	parent          the directory of the parent; only in an incremental image
 //	unfinished.raw  the zero chunk and the chunks of unfinished segments
 //
-// A later run of the operation that is to make the same image, by all of its
-// volume.json but snapshotTime, goes on after the end of disk.raw. The last two entries are there
-// for garbage collection alone. An image that is committed and not saved is a
-// checkpoint too, the one that has all segments.
+// A later run of the operation continues after the end of disk.raw if it makes the same
+// image: its volume.json differs in snapshotTime at most. The last two entries are there
+// for garbage collection alone. An image that is committed and not saved is a checkpoint
+// too: one with all segments.
 //
 // # What is not promised
 //
-// What is uploaded and not yet referred to is protected by kopia's safety
-// delays, as it is with every kopia client: maintenance without them, at the
-// moment at which a backup uploads, may delete packs that are being written. The
-// writer looks for its packs at each checkpoint and at Commit, and fails where
-// some are gone: there is no image, and not one that lacks something.
+// Contents that are uploaded and that no manifest refers to are protected by the safety
+// delays of kopia's maintenance, as with every kopia client. Maintenance without them may
+// delete packs while a backup writes them. So the writer looks for its packs at each
+// checkpoint and at Commit. Where one is gone, it fails, and there is no image.
 package kopia

@@ -11,7 +11,6 @@ import (
 	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
 
-	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -21,8 +20,6 @@ const (
 	maxDocumentBytes = 64 << 10
 	// maxZeroObjects: one for each length, and for each way of compressing.
 	maxZeroObjects = 32
-	// maxSegmentSize is what a stock reader of the repository may have to buffer.
-	maxSegmentSize = 256 << 20
 )
 
 // document is volume.json.
@@ -91,13 +88,7 @@ func decodeDocument(r io.Reader) (document, error) {
 }
 
 func (d document) check() error {
-	if _, err := block.NewGeometry(d.Size, d.ChunkSize); err != nil {
-		return err
-	}
-	if err := checkSegmentSize(d.SegmentSize, d.ChunkSize); err != nil {
-		return err
-	}
-	if err := checkPageSize(d.PageSize, d.ChunkSize); err != nil {
+	if _, err := repository.NewLayout(d.Meta); err != nil {
 		return err
 	}
 	switch {
@@ -117,20 +108,6 @@ func (d document) check() error {
 		if z.Length <= 0 || z.Length > d.ChunkSize {
 			return fmt.Errorf("zero object has length %d, want 1 to %d", z.Length, d.ChunkSize)
 		}
-	}
-	return nil
-}
-
-func checkPageSize(page, chunk int64) error {
-	if page < minEntry || page > chunk || chunk%page != 0 {
-		return fmt.Errorf("page size is %d bytes, want a divisor of the chunk size %d from %d", page, chunk, minEntry)
-	}
-	return nil
-}
-
-func checkSegmentSize(segment, chunk int64) error {
-	if segment < chunk || segment > maxSegmentSize || segment%chunk != 0 {
-		return fmt.Errorf("segment size is %d bytes, want a multiple of the chunk size %d up to %d", segment, chunk, maxSegmentSize)
 	}
 	return nil
 }

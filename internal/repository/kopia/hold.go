@@ -33,10 +33,6 @@ const (
 	// a hundred of them must fail to come.
 	holdLife    = 24 * time.Hour
 	holdRenewal = holdLife / 100
-
-	// holdTimeout bounds the removal of a hold by an operation that is over and has
-	// no context left.
-	holdTimeout = 30 * time.Second
 )
 
 var errNoOperation = errors.New("operation ID is missing")
@@ -56,9 +52,15 @@ type hold struct {
 	taken   time.Time
 }
 
-// newHold finds what earlier runs of the operation have left, without touching
-// it.
+// newHold removes the holds of dead operations, and finds what earlier runs of this
+// one have left, without touching it.
 func (s *Store) newHold(ctx context.Context, volume repository.VolumeKey, operation string) (*hold, error) {
+	if err := s.rep.Refresh(ctx); err != nil {
+		return nil, fmt.Errorf("refresh repository index: %w", err)
+	}
+	if err := s.sweepHolds(ctx); err != nil {
+		return nil, err
+	}
 	ids, err := s.findHolds(ctx, volume, operation)
 	if err != nil {
 		return nil, err
@@ -167,11 +169,4 @@ func (s *Store) sweepHolds(ctx context.Context) error {
 		ids[i] = m.ID
 	}
 	return (&hold{ids: ids}).release(ctx, s.rep)
-}
-
-// abandon removes the hold of a writer that is over.
-func (h *hold) abandon(rep repo.Repository) error {
-	ctx, cancel := context.WithTimeout(context.Background(), holdTimeout)
-	defer cancel()
-	return h.release(ctx, rep)
 }

@@ -69,7 +69,7 @@ func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
 		o := nextOperation(full)
 		w, err := s.NewWriter(t.Context(), meta, o)
 		require.NoError(t, err)
-		defer w.Abort()
+		defer w.Close(t.Context(), repository.Discard) //nolint:errcheck // it may be committed
 		inner, ok := w.(*writer)
 		require.True(t, ok)
 		if !protected {
@@ -131,7 +131,7 @@ func TestUploadedPacksAreDeleted(t *testing.T) {
 			o.CheckpointInterval = c.interval
 			w, err := s.NewWriter(t.Context(), meta, o)
 			require.NoError(t, err)
-			defer w.Abort()
+			defer w.Close(t.Context(), repository.Discard) //nolint:errcheck // it may be committed
 			for chunk := range meta.Size / meta.ChunkSize {
 				require.NoError(t, w.Put(t.Context(), chunk, chunkOf(meta, data, chunk)))
 			}
@@ -205,14 +205,14 @@ func TestHoldsComeAndGo(t *testing.T) {
 	second, err := s.NewWriter(t.Context(), meta, other)
 	require.NoError(t, err)
 	require.Len(t, holdsIn(t, s), 2)
-	second.Abort()
-	require.Len(t, holdsIn(t, s), 1, "deleted at Abort")
+	require.NoError(t, second.Close(t.Context(), repository.Discard))
+	require.Len(t, holdsIn(t, s), 1, "discarded")
 
 	// A second run of the operation takes over what the first has left.
 	again, err := openStore(t, dir).NewWriter(t.Context(), meta, o)
 	require.NoError(t, err)
 	require.Len(t, holdsIn(t, s), 1)
-	again.Abort()
+	require.NoError(t, again.Close(t.Context(), repository.Discard))
 	require.Empty(t, holdsIn(t, s))
 
 	img, _, err := w.Commit(t.Context())
@@ -244,7 +244,7 @@ func TestDeadOperationsAreSwept(t *testing.T) {
 		o := repository.WriterOptions{Volume: repository.VolumeKey{Namespace: "shop", PVC: "log"}, Operation: "next"}
 		w, err := later.NewWriter(t.Context(), meta, o)
 		require.NoError(t, err)
-		w.Abort()
+		require.NoError(t, w.Close(t.Context(), repository.Discard))
 		return len(holdsIn(t, s))
 	}
 	require.Equal(t, 1, next(time.Now().Add(holdLife-time.Minute)))

@@ -90,7 +90,7 @@ func FuzzParseDocument(f *testing.F) {
 		same, err := parseDocument(bytes.NewReader(again))
 		require.NoError(t, err)
 		require.True(t, doc.SnapshotTime.Equal(same.SnapshotTime))
-		_, err = newLayout(doc.Meta)
+		_, err = repository.NewLayout(doc.Meta)
 		require.NoError(t, err)
 	})
 }
@@ -288,9 +288,9 @@ func TestHostileRepositoryContent(t *testing.T) {
 	requireImage(t, s, healthy, data)
 }
 
-func mustLayout(t *testing.T, m repository.Meta) layout {
+func mustLayout(t *testing.T, m repository.Meta) repository.Layout {
 	t.Helper()
-	l, err := newLayout(m)
+	l, err := repository.NewLayout(m)
 	require.NoError(t, err)
 	return l
 }
@@ -369,13 +369,13 @@ func TestLostChunksAreFoundInTouchedSegments(t *testing.T) {
 	l := mustLayout(t, img.document.Meta)
 	root, err := loadRoot(t.Context(), s.rep, img.disk, l)
 	require.NoError(t, err)
-	seg, err := loadSegment(t.Context(), s.rep, root[1], l.length(1), l.ChunkSize())
+	seg, err := loadSegment(t.Context(), s.rep, root[1], l.SegmentLength(1), l.ChunkSize())
 	require.NoError(t, err)
 	deleteContent(t, s, seg.entries[3].Object)
 
 	w, err := s.NewWriter(t.Context(), meta, nextOperation(full))
 	require.NoError(t, err)
-	defer w.Abort()
+	defer w.Close(t.Context(), repository.Discard) //nolint:errcheck // it may be committed
 	require.NoError(t, w.Put(t.Context(), 4, chunkOf(meta, data, 4)))
 	_, _, err = w.Commit(t.Context())
 	require.ErrorIs(t, err, repository.ErrNotFound)

@@ -253,7 +253,7 @@ func (h *history) backup() {
 	h.done[string(run.Kind)]++
 	if h.rnd.IntN(10) == 0 {
 		h.done["abort"]++
-		run.Writer.Abort()
+		require.NoError(h.t, run.Writer.Close(h.t.Context(), repository.Discard))
 		return
 	}
 	options := datapath.Options{Workers: 1 + h.rnd.IntN(4), ReadSize: int64(1+h.rnd.IntN(3)) * h.cut.ChunkSize}
@@ -275,7 +275,7 @@ func (h *history) countPages(img repository.Image) {
 	root, err := loadRoot(h.t.Context(), h.store.rep, dir.disk, l)
 	require.NoError(h.t, err)
 	for i, id := range root {
-		seg, err := loadSegment(h.t.Context(), h.store.rep, id, l.length(int64(i)), l.ChunkSize())
+		seg, err := loadSegment(h.t.Context(), h.store.rep, id, l.SegmentLength(int64(i)), l.ChunkSize())
 		require.NoError(h.t, err)
 		for c := range seg.count() {
 			if len(seg.chunk(c)) > 1 {

@@ -24,7 +24,7 @@ type reader struct {
 	ctx    context.Context //nolint:containedctx // it is that of OpenReader: io.ReaderAt takes none
 	rep    repo.Repository
 	meta   repository.Meta
-	layout layout
+	layout repository.Layout
 	root   []object.ID
 	zero   map[object.ID]bool
 	ranges *rangeReader
@@ -48,7 +48,7 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 	if err != nil {
 		return nil, err
 	}
-	l, err := newLayout(img.document.Meta)
+	l, err := repository.NewLayout(img.document.Meta)
 	if err != nil {
 		return nil, corrupt(err)
 	}
@@ -208,12 +208,12 @@ func (r *reader) readContent(ctx context.Context, p []byte, skip int64, e entry)
 
 // chunk returns the entries of a chunk. There is always at least one.
 func (r *reader) chunk(ctx context.Context, chunk int64) ([]entry, error) {
-	index := chunk / r.layout.perSegment()
-	s, err := r.segment(ctx, r.root[index], r.layout.length(index))
+	index, within := r.layout.SegmentAt(chunk)
+	s, err := r.segment(ctx, r.root[index], r.layout.SegmentLength(index))
 	if err != nil {
 		return nil, fmt.Errorf("segment %d: %w", index, err)
 	}
-	return s.chunk(int(chunk % r.layout.perSegment())), nil
+	return s.chunk(int(within)), nil
 }
 
 // segment returns a parsed segment, from the cache where it is there. Two

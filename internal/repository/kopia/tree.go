@@ -8,62 +8,21 @@ import (
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/object"
 
-	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// minEntry is the shortest entry that a segment may have; it bounds how much of
-// a hostile index is read.
-const minEntry = 4 << 10
-
-// layout is how an image is cut.
-type layout struct {
-	block.Geometry
-	segment int64
-	page    int64
-}
-
-func newLayout(m repository.Meta) (layout, error) {
-	g, err := block.NewGeometry(m.Size, m.ChunkSize)
-	if err != nil {
-		return layout{}, err
-	}
-	if err := checkSegmentSize(m.SegmentSize, m.ChunkSize); err != nil {
-		return layout{}, err
-	}
-	if err := checkPageSize(m.PageSize, m.ChunkSize); err != nil {
-		return layout{}, err
-	}
-	return layout{Geometry: g, segment: m.SegmentSize, page: m.PageSize}, nil
-}
-
-// perSegment is how many chunks a whole segment has.
-func (l layout) perSegment() int64 { return l.segment / l.ChunkSize() }
-
-// segments is the number of segments, the short one at the end included.
-func (l layout) segments() int64 { return (l.PaddedSize() + l.segment - 1) / l.segment }
-
-// length is how many bytes of the padded volume a segment holds; 0 for a
-// segment that is not the volume's.
-func (l layout) length(segment int64) int64 {
-	return max(0, min(l.segment, l.PaddedSize()-segment*l.segment))
-}
-
-// end is where the given number of segments ends in the padded volume.
-func (l layout) end(segments int64) int64 { return min(segments*l.segment, l.PaddedSize()) }
-
 // loadRoot reads the object IDs of all segments.
-func loadRoot(ctx context.Context, rep repo.Repository, disk object.ID, l layout) ([]object.ID, error) {
-	return loadSegments(ctx, rep, disk, l, l.segments())
+func loadRoot(ctx context.Context, rep repo.Repository, disk object.ID, l repository.Layout) ([]object.ID, error) {
+	return loadSegments(ctx, rep, disk, l, l.Segments())
 }
 
 // loadSegments reads the object IDs of the first n segments; disk ends with
 // them.
-func loadSegments(ctx context.Context, rep repo.Repository, disk object.ID, l layout, n int64) ([]object.ID, error) {
+func loadSegments(ctx context.Context, rep repo.Repository, disk object.ID, l repository.Layout, n int64) ([]object.ID, error) {
 	root := make([]object.ID, 0, n)
-	err := readIndex(ctx, rep, disk, l.end(n), int(n), func(e entry) error {
-		if e.Length != l.length(int64(len(root))) {
-			return fmt.Errorf("segment has length %d, want %d", e.Length, l.length(int64(len(root))))
+	err := readIndex(ctx, rep, disk, l.EndOf(n), int(n), func(e entry) error {
+		if e.Length != l.SegmentLength(int64(len(root))) {
+			return fmt.Errorf("segment has length %d, want %d", e.Length, l.SegmentLength(int64(len(root))))
 		}
 		if _, ok := e.Object.IndexObjectID(); !ok {
 			return fmt.Errorf("segment %v has no index", e.Object)
@@ -87,7 +46,7 @@ type segment struct {
 // loadSegment reads the entries of a segment of length bytes.
 func loadSegment(ctx context.Context, rep repo.Repository, id object.ID, length, chunkSize int64) (segment, error) {
 	var s segment
-	err := readIndex(ctx, rep, id, length, int(length/min(minEntry, chunkSize)), func(e entry) error {
+	err := readIndex(ctx, rep, id, length, int(length/min(repository.MinPageSize, chunkSize)), func(e entry) error {
 		if _, _, direct := e.Object.ContentID(); !direct {
 			return fmt.Errorf("chunk %v is not a content", e.Object)
 		}
