@@ -106,7 +106,7 @@ func TestOf(t *testing.T) {
 				BytesDone: 3, BytesTotal: 7,
 				Attempt: phase.Attempt{Number: 2, Started: true},
 				Outcome: &phase.Outcome{Phase: phase.Completed, At: noon},
-				Secured: true, Filesystem: "xfs", Retain: policy.RetainAlways, Retained: `{"name":"pair"}`,
+				Secured: true, Filesystem: "xfs", Retention: policy.RetentionAlways, Retained: `{"name":"pair"}`,
 			}, v.Status)
 		})
 	}
@@ -213,7 +213,7 @@ func TestSave(t *testing.T) {
 				BytesDone: 3, BytesTotal: 7,
 				Attempt: phase.Attempt{Number: 2, Since: noon, Started: true, Reason: "evicted"},
 				Outcome: &phase.Outcome{Phase: phase.Completed, Message: "done", At: noon},
-				Secured: true, Filesystem: "xfs", Retain: policy.RetainNever, Retained: `{"name":"pair"}`,
+				Secured: true, Filesystem: "xfs", Retention: policy.RetentionNever, Retained: `{"name":"pair"}`,
 			}
 			v.Status = want
 			v.SetCancel()

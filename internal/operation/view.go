@@ -85,8 +85,8 @@ type Status struct {
 	Secured bool
 	// Filesystem is the file system found on a restored volume, or "".
 	Filesystem string
-	// Retain is the retention rule of the storage snapshot, or "".
-	Retain policy.Retain
+	// Retention is the rule of the storage snapshot, or "".
+	Retention policy.Retention
 	// Retained describes the retained storage snapshot as JSON, or is "".
 	Retained string
 }
@@ -192,7 +192,7 @@ func (s *Status) Apply(t phase.Transition, now time.Time) {
 func (s *Status) readAnnotations(annotations map[string]string) error {
 	s.Secured = annotations[identity.AnnotationSecured] != ""
 	s.Filesystem = annotations[identity.AnnotationFilesystem]
-	s.Retain = policy.Retain(annotations[identity.AnnotationRetention])
+	s.Retention = policy.Retention(annotations[identity.AnnotationRetention])
 	s.Retained = annotations[identity.AnnotationRetained]
 
 	s.Attempt = phase.Attempt{Number: 1}
@@ -235,7 +235,7 @@ func (s Status) annotations() (map[string]string, error) {
 	values := map[string]string{
 		identity.AnnotationSecured:    "",
 		identity.AnnotationFilesystem: s.Filesystem,
-		identity.AnnotationRetention:  string(s.Retain),
+		identity.AnnotationRetention:  string(s.Retention),
 		identity.AnnotationRetained:   s.Retained,
 		identity.AnnotationOutcome:    "",
 	}

@@ -31,18 +31,18 @@ const (
 	Incremental BackupType = "Incremental"
 )
 
-// Retain says how long the storage snapshot of a backup stays after the upload.
-type Retain string
+// Retention says how long the storage snapshot of a backup stays after the upload.
+type Retention string
 
 // The ways to retain. They are parsed in any case.
 const (
-	// RetainAuto keeps one per volume, the newest, where the storage needs it to
+	// RetentionAuto keeps one per volume, the newest, where the storage needs it to
 	// tell what changed since.
-	RetainAuto Retain = "auto"
-	// RetainAlways keeps it until its backup is deleted.
-	RetainAlways Retain = "always"
-	// RetainNever keeps none.
-	RetainNever Retain = "never"
+	RetentionAuto Retention = "auto"
+	// RetentionAlways keeps it until its backup is deleted.
+	RetentionAlways Retention = "always"
+	// RetentionNever keeps none.
+	RetentionNever Retention = "never"
 )
 
 // Settings of one volume's backup.
@@ -56,8 +56,8 @@ type Settings struct {
 	// SnapshotClass overrides the VolumeSnapshotClass or VolumeGroupSnapshotClass; ""
 	// is Velero's choice.
 	SnapshotClass string
-	// Retain is "" where nobody says: RetainAuto.
-	Retain Retain
+	// Retention is "" where nobody says: RetentionAuto.
+	Retention Retention
 	// GroupRequired makes it an error when a volume with the label of a group is not
 	// snapshotted as a member of one.
 	GroupRequired bool
@@ -74,7 +74,7 @@ const (
 	keyBackupType    = "backupType"
 	keyFullEvery     = "fullEvery"
 	keyAudit         = "audit"
-	keyRetain        = "retainSnapshot"
+	keyRetention     = "retainSnapshot"
 	keySnapshotClass = "snapshotClass"
 	keyGroup         = "group"
 )
@@ -139,12 +139,12 @@ func (s *Settings) set(key string, value any) error {
 			return fmt.Errorf("%s: %v: %w", key, value, err)
 		}
 		s.Audit = p
-	case keyRetain:
-		r, err := parseRetain(text)
+	case keyRetention:
+		r, err := parseRetention(text)
 		if err != nil {
 			return fmt.Errorf("%s: %v: %w", key, value, err)
 		}
-		s.Retain = r
+		s.Retention = r
 	case keySnapshotClass:
 		if !isString {
 			return fmt.Errorf("%s: %v: want the name of a VolumeSnapshotClass, in quotes", key, value)
@@ -157,7 +157,7 @@ func (s *Settings) set(key string, value any) error {
 		s.GroupRequired = strings.EqualFold(text, groupRequired)
 	default:
 		return fmt.Errorf("%s: %v: unknown key, want one of %s", key, value,
-			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keyRetain, keySnapshotClass, keyGroup}, ", "))
+			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keyRetention, keySnapshotClass, keyGroup}, ", "))
 	}
 	return nil
 }
@@ -191,13 +191,13 @@ func Resolve(backupSpecType, annotation string, s Settings) (BackupType, error) 
 	return chosen, nil
 }
 
-// ResolveRetain chooses how long the storage snapshot stays: as the annotation of
+// ResolveRetention chooses how long the storage snapshot stays: as the annotation of
 // the Backup says, or else the policy; "" where neither does.
-func ResolveRetain(annotation string, s Settings) (Retain, error) {
+func ResolveRetention(annotation string, s Settings) (Retention, error) {
 	if annotation == "" {
-		return s.Retain, nil
+		return s.Retention, nil
 	}
-	r, err := parseRetain(annotation)
+	r, err := parseRetention(annotation)
 	if err != nil {
 		return "", fmt.Errorf("resolve what to retain: annotation %s of the Backup: %q: %w", identity.AnnotationRetainSnapshot, annotation, err)
 	}
@@ -228,8 +228,8 @@ func (s Settings) ToConfig() map[string]string {
 	if s.Audit != DefaultAudit {
 		config[identity.ConfigAudit] = s.Audit.String()
 	}
-	if s.Retain != "" {
-		config[identity.ConfigRetainSnapshot] = string(s.Retain)
+	if s.Retention != "" {
+		config[identity.ConfigRetainSnapshot] = string(s.Retention)
 	}
 	return config
 }
@@ -261,11 +261,11 @@ func FromConfig(config map[string]string) (Settings, error) {
 		s.Audit = p
 	}
 	if text, set := config[identity.ConfigRetainSnapshot]; set {
-		r, err := parseRetain(text)
+		r, err := parseRetention(text)
 		if err != nil {
 			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: %w", identity.ConfigRetainSnapshot, text, err)
 		}
-		s.Retain = r
+		s.Retention = r
 	}
 	return s, nil
 }
@@ -301,13 +301,13 @@ func FromDataUpload(config map[string]string, parentSnapshot string) (s Settings
 	return s, s.BackupType == Full || s.Parent != "", nil
 }
 
-func parseRetain(text string) (Retain, error) {
-	for _, r := range []Retain{RetainAuto, RetainAlways, RetainNever} {
+func parseRetention(text string) (Retention, error) {
+	for _, r := range []Retention{RetentionAuto, RetentionAlways, RetentionNever} {
 		if strings.EqualFold(text, string(r)) {
 			return r, nil
 		}
 	}
-	return "", fmt.Errorf("want %s, %s or %s", RetainAuto, RetainAlways, RetainNever)
+	return "", fmt.Errorf("want %s, %s or %s", RetentionAuto, RetentionAlways, RetentionNever)
 }
 
 func parseType(text string) (BackupType, error) {

@@ -18,7 +18,7 @@ func TestParse(t *testing.T) {
 		"both and equal": {map[string]any{"mover": "blockmover", "dataMover": "blockmover"}, Settings{Audit: 1}},
 		"everything": {
 			map[string]any{"mover": "blockmover", "backupType": "full", "fullEvery": "168h", "audit": "2.5%", "retainSnapshot": "never", "snapshotClass": "fast"},
-			Settings{Audit: 2.5, BackupType: Full, FullEvery: 168 * time.Hour, Retain: RetainNever, SnapshotClass: "fast"},
+			Settings{Audit: 2.5, BackupType: Full, FullEvery: 168 * time.Hour, Retention: RetentionNever, SnapshotClass: "fast"},
 		},
 		"any case":               {map[string]any{"mover": "blockmover", "backupType": "INCREMENTAL"}, Settings{Audit: 1, BackupType: Incremental}},
 		"empty snapshot class":   {map[string]any{"mover": "blockmover", "snapshotClass": ""}, Settings{Audit: 1}},
@@ -27,7 +27,7 @@ func TestParse(t *testing.T) {
 		"duration with fraction": {map[string]any{"mover": "blockmover", "fullEvery": "1.5h"}, Settings{Audit: 1, FullEvery: 90 * time.Minute}},
 		"group":                  {map[string]any{"mover": "blockmover", "group": "Required"}, Settings{Audit: 1, GroupRequired: true}},
 		"group, if possible":     {map[string]any{"mover": "blockmover", "group": "preferred"}, Settings{Audit: 1}},
-		"retain in any case":     {map[string]any{"mover": "blockmover", "retainSnapshot": "Always"}, Settings{Audit: 1, Retain: RetainAlways}},
+		"retain in any case":     {map[string]any{"mover": "blockmover", "retainSnapshot": "Always"}, Settings{Audit: 1, Retention: RetentionAlways}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -134,21 +134,21 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-func TestResolveRetain(t *testing.T) {
+func TestResolveRetention(t *testing.T) {
 	tests := map[string]struct {
 		annotation string
-		policy     Retain
-		want       Retain
+		policy     Retention
+		want       Retention
 		wantErr    string
 	}{
 		"nothing said":             {},
-		"policy":                   {policy: RetainNever, want: RetainNever},
-		"annotation before policy": {annotation: "ALWAYS", policy: RetainNever, want: RetainAlways},
-		"unknown in annotation":    {annotation: "yes", policy: RetainNever, wantErr: `blockmover.io/retain-snapshot of the Backup: "yes": want auto, always or never`},
+		"policy":                   {policy: RetentionNever, want: RetentionNever},
+		"annotation before policy": {annotation: "ALWAYS", policy: RetentionNever, want: RetentionAlways},
+		"unknown in annotation":    {annotation: "yes", policy: RetentionNever, wantErr: `blockmover.io/retain-snapshot of the Backup: "yes": want auto, always or never`},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := ResolveRetain(test.annotation, Settings{Retain: test.policy})
+			got, err := ResolveRetention(test.annotation, Settings{Retention: test.policy})
 			if test.wantErr != "" {
 				require.ErrorContains(t, err, test.wantErr)
 				return
@@ -172,7 +172,7 @@ func TestConfigRoundTrip(t *testing.T) {
 			map[string]string{"parentSnapshot": "auto", "fullEvery": "36h0m0s", "audit": "0%"},
 		},
 		"retain": {
-			Settings{BackupType: Incremental, Retain: RetainAlways},
+			Settings{BackupType: Incremental, Retention: RetentionAlways},
 			map[string]string{"parentSnapshot": "auto", "retainSnapshot": "always", "audit": "0%"},
 		},
 	}

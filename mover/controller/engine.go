@@ -206,10 +206,12 @@ func isFinal(err error) bool {
 // no pod yet, it takes the next steps to create one.
 func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *task.Report, error) {
 	attempt := op.Status.Attempt
-	pod, gone, err := e.exposer.GetPod(ctx, op.Operation, attempt.Number)
+	pod, err := e.exposer.FindPod(ctx, op.Operation)
 	switch {
 	case err != nil:
 		return phase.Work{}, nil, err
+	case pod != nil && exposer.AttemptOf(pod) != attempt.Number:
+		return phase.Work{Detail: "the mover pod of the attempt before is being deleted"}, nil, e.exposer.DeletePod(ctx, pod)
 	case pod != nil:
 		work, report := exposer.Observe(pod)
 		if pod.Spec.NodeName != "" {
@@ -220,8 +222,6 @@ func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *
 			return work, nil, err
 		}
 		return work, report, nil
-	case !gone:
-		return phase.Work{Detail: "the mover pod of the attempt before is being deleted"}, nil, nil
 	case attempt.Started:
 		return phase.Work{State: phase.Lost, Detail: "the mover pod is gone"}, nil, nil
 	}

@@ -25,9 +25,9 @@ func (u *uploads) keep(ctx context.Context, op *operation.View) error {
 	if err != nil || pair == nil {
 		return err
 	}
-	by := op.Status.Retain
+	by := op.Status.Retention
 	if by == "" {
-		by = policy.RetainAuto
+		by = policy.RetentionAuto
 	}
 	if !pair.Retained {
 		if wanted, err := u.wantsSnapshot(ctx, by, pair.Driver); err != nil || !wanted {
@@ -39,7 +39,7 @@ func (u *uploads) keep(ctx context.Context, op *operation.View) error {
 		return nil // nothing would ever release it
 	}
 	kept, err := u.rehomer.Keep(ctx, op.Operation, rehome.Keeping{
-		Retain:    by,
+		Retention:    by,
 		Namespace: op.Upload.Spec.SourceNamespace,
 		PVC:       op.Upload.Spec.SourcePVC,
 		Location:  op.Upload.Spec.BackupStorageLocation,
@@ -61,10 +61,10 @@ func (u *uploads) keep(ctx context.Context, op *operation.View) error {
 }
 
 // wantsSnapshot reports whether the storage snapshot of a completed upload stays. With
-// RetainAuto it stays if the driver needs it as the base of the next delta.
-func (u *uploads) wantsSnapshot(ctx context.Context, by policy.Retain, driver string) (bool, error) {
-	if by != policy.RetainAuto {
-		return by == policy.RetainAlways, nil
+// RetentionAuto it stays if the driver needs it as the base of the next delta.
+func (u *uploads) wantsSnapshot(ctx context.Context, by policy.Retention, driver string) (bool, error) {
+	if by != policy.RetentionAuto {
+		return by == policy.RetentionAlways, nil
 	}
 	service, _, err := exposer.FindMetadataService(ctx, u.reader, u.client.RESTMapper(), driver, u.apiAudiences)
 	return service != nil && service.BaseRequired, err
@@ -177,7 +177,7 @@ func (n needs) needless(r rehome.Retained, all []rehome.Retained) string {
 		return ""
 	case !n.hasBackup(r):
 		return "its backup is gone"
-	case r.Retain == policy.RetainAlways:
+	case r.Retention == policy.RetentionAlways:
 		return ""
 	case !n.hasVolume(r):
 		return "its volume is gone"

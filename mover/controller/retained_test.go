@@ -38,7 +38,7 @@ func TestNeedless(t *testing.T) {
 		r := rehome.Retained{
 			Name: name, Driver: "driver", VolumeHandle: "volume", SnapshotTime: at(minutes),
 			Keeping: rehome.Keeping{
-				Retain: policy.RetainAuto, Namespace: "app", PVC: "data", Location: "default",
+				Retention: policy.RetentionAuto, Namespace: "app", PVC: "data", Location: "default",
 				Backup: "backup-" + name, BackupUID: "uid-" + name,
 			},
 		}
@@ -47,7 +47,7 @@ func TestNeedless(t *testing.T) {
 		}
 		return r
 	}
-	always := func(r *rehome.Retained) { r.Retain = policy.RetainAlways }
+	always := func(r *rehome.Retained) { r.Retention = policy.RetentionAlways }
 	claim := client.ObjectKey{Namespace: "app", Name: "data"}
 	for name, tc := range map[string]struct {
 		all    []rehome.Retained
@@ -143,7 +143,7 @@ func TestNeedless(t *testing.T) {
 }
 
 // retainingWorld is uploadWorld with a policy that says what to retain.
-func retainingWorld(retain policy.Retain) func(*testing.T, ...client.Object) *world {
+func retainingWorld(retain policy.Retention) func(*testing.T, ...client.Object) *world {
 	return func(t *testing.T, more ...client.Object) *world {
 		t.Helper()
 		w := uploadWorld(t, more...)
@@ -174,20 +174,20 @@ func (w *world) addMetadataService(required *bool) {
 func TestUploadRetains(t *testing.T) {
 	yes, no := true, false
 	for name, tc := range map[string]struct {
-		retain     policy.Retain
+		retain     policy.Retention
 		annotation string
 		service    func(w *world)
-		want       policy.Retain
+		want       policy.Retention
 	}{
-		"auto, base required":     {retain: policy.RetainAuto, service: func(w *world) { w.addMetadataService(&yes) }, want: policy.RetainAuto},
-		"auto, nothing said":      {retain: policy.RetainAuto, service: func(w *world) { w.addMetadataService(nil) }, want: policy.RetainAuto},
-		"auto, base not required": {retain: policy.RetainAuto, service: func(w *world) { w.addMetadataService(&no) }},
-		"auto, no service":        {retain: policy.RetainAuto},
-		"always":                  {retain: policy.RetainAlways, want: policy.RetainAlways},
-		"never":                   {retain: policy.RetainNever, service: func(w *world) { w.addMetadataService(&yes) }},
-		"door 1":                  {service: func(w *world) { w.addMetadataService(&yes) }, want: policy.RetainAuto},
+		"auto, base required":     {retain: policy.RetentionAuto, service: func(w *world) { w.addMetadataService(&yes) }, want: policy.RetentionAuto},
+		"auto, nothing said":      {retain: policy.RetentionAuto, service: func(w *world) { w.addMetadataService(nil) }, want: policy.RetentionAuto},
+		"auto, base not required": {retain: policy.RetentionAuto, service: func(w *world) { w.addMetadataService(&no) }},
+		"auto, no service":        {retain: policy.RetentionAuto},
+		"always":                  {retain: policy.RetentionAlways, want: policy.RetentionAlways},
+		"never":                   {retain: policy.RetentionNever, service: func(w *world) { w.addMetadataService(&yes) }},
+		"door 1":                  {service: func(w *world) { w.addMetadataService(&yes) }, want: policy.RetentionAuto},
 		"door 1, never":           {annotation: "Never", service: func(w *world) { w.addMetadataService(&yes) }},
-		"door 1, always":          {annotation: "always", want: policy.RetainAlways},
+		"door 1, always":          {annotation: "always", want: policy.RetentionAlways},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := uploadWorld(t)
@@ -217,7 +217,7 @@ func TestUploadRetains(t *testing.T) {
 
 // requireRetained checks that the storage snapshot is there with its pair, and
 // nothing else is.
-func (w *world) requireRetained(by policy.Retain) {
+func (w *world) requireRetained(by policy.Retention) {
 	w.t.Helper()
 	require.Equal(w.t, []string{"snapshot-1"}, slices.Collect(maps.Keys(w.snapshots)))
 	name := identity.OperationName(string(w.dataUpload().UID))
@@ -247,7 +247,7 @@ func (w *world) requireRetained(by policy.Retain) {
 		Name: name, Driver: driver, VolumeHandle: "volume-src", SnapshotHandle: "snapshot-1",
 		SnapshotTime: time.Date(2026, 3, 1, 11, 59, 0, 5, time.UTC), Class: "snapclass", SecretName: "secret",
 		Keeping: rehome.Keeping{
-			Retain: by, Namespace: appNamespace, PVC: "data", Location: "default", Backup: "backup", BackupUID: "backup-uid",
+			Retention: by, Namespace: appNamespace, PVC: "data", Location: "default", Backup: "backup", BackupUID: "backup-uid",
 		},
 	}, noted)
 }
@@ -268,10 +268,10 @@ func (w *world) requireReleasedWithBackup() {
 // TestRetainSurvivesAnyFault lets each call fail in turn, before and after it had
 // its effect.
 func TestRetainSurvivesAnyFault(t *testing.T) {
-	eachFault(t, retainingWorld(policy.RetainAlways), func(w *world) {
+	eachFault(t, retainingWorld(policy.RetentionAlways), func(w *world) {
 		require.Equal(w.t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
 		w.sweepUp()
-		w.requireRetained(policy.RetainAlways)
+		w.requireRetained(policy.RetentionAlways)
 		w.requireReleasedWithBackup()
 	})
 }
@@ -282,10 +282,10 @@ func TestRetainChaos(t *testing.T) {
 	kept := 0
 	for seed := range uint64(seeds) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			w := retainingWorld(policy.RetainAlways)(t)
+			w := retainingWorld(policy.RetentionAlways)(t)
 			w.chaos(seed, w.uploads, "du", func() client.Object { return w.dataUpload() })
 			if du := w.dataUpload(); du != nil && du.Status.Phase == velerov2alpha1.DataUploadPhaseCompleted {
-				w.requireRetained(policy.RetainAlways)
+				w.requireRetained(policy.RetentionAlways)
 				kept++
 			}
 			w.requireReleasedWithBackup()
@@ -297,12 +297,12 @@ func TestRetainChaos(t *testing.T) {
 // TestRetainedOfGroupMember: the sidecar leaves members to their group, which is
 // long gone.
 func TestRetainedOfGroupMember(t *testing.T) {
-	for _, retain := range []policy.Retain{policy.RetainNever, policy.RetainAlways} {
+	for _, retain := range []policy.Retention{policy.RetentionNever, policy.RetentionAlways} {
 		t.Run(string(retain), func(t *testing.T) {
 			w := retainingWorld(retain)(t)
 			w.groups["snapshot-1"] = "group-1"
 			require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
-			if retain == policy.RetainAlways {
+			if retain == policy.RetentionAlways {
 				w.requireRetained(retain)
 			}
 			w.requireReleasedWithBackup()
@@ -312,7 +312,7 @@ func TestRetainedOfGroupMember(t *testing.T) {
 
 // TestRetainedOfDeletedDataUpload: it is the backup that decides.
 func TestRetainedOfDeletedDataUpload(t *testing.T) {
-	w := retainingWorld(policy.RetainAlways)(t)
+	w := retainingWorld(policy.RetentionAlways)(t)
 	w.run(w.uploads, "du")
 	require.NoError(t, w.c.Delete(w.ctx, w.dataUpload()))
 	w.sweepUp()
@@ -323,7 +323,7 @@ func TestRetainedOfDeletedDataUpload(t *testing.T) {
 // TestSweepLeavesUnreadable: what does not say whose it is stays, and the sweep
 // says so.
 func TestSweepLeavesUnreadable(t *testing.T) {
-	w := retainingWorld(policy.RetainAlways)(t)
+	w := retainingWorld(policy.RetentionAlways)(t)
 	w.run(w.uploads, "du")
 	content := &list[snapshotv1.VolumeSnapshotContentList](w).Items[0]
 	delete(content.Annotations, identity.LabelBackup)
@@ -345,12 +345,12 @@ func TestRetainedOverTime(t *testing.T) {
 			require.NoError(t, w.c.Delete(w.ctx, w.dataUpload()))
 			w.sweepUp()
 			w.removeOrigin()
-			s := series{world: w, retains: map[int]policy.Retain{}}
+			s := series{world: w, retains: map[int]policy.Retention{}}
 			for step := range 20 {
 				if live := s.live(); len(live) > 0 && random.IntN(3) == 0 {
 					s.delete(live[random.IntN(len(live))])
 				} else {
-					s.backup(step, []policy.Retain{policy.RetainAuto, policy.RetainAuto, policy.RetainAlways, policy.RetainNever}[random.IntN(4)])
+					s.backup(step, []policy.Retention{policy.RetentionAuto, policy.RetentionAuto, policy.RetentionAlways, policy.RetentionNever}[random.IntN(4)])
 				}
 				w.sweepUp()
 				s.check()
@@ -372,8 +372,8 @@ func TestRunningUploadHoldsBase(t *testing.T) {
 	require.NoError(t, w.c.Delete(w.ctx, w.dataUpload()))
 	w.sweepUp()
 	w.removeOrigin()
-	s := series{world: w, retains: map[int]policy.Retain{}}
-	s.backup(0, policy.RetainAuto)
+	s := series{world: w, retains: map[int]policy.Retention{}}
+	s.backup(0, policy.RetentionAuto)
 	polls := 0
 	w.podEnds = func(*corev1.Pod) bool {
 		if polls++; polls == 1 {
@@ -385,7 +385,7 @@ func TestRunningUploadHoldsBase(t *testing.T) {
 		const enoughToDelete = 6
 		return polls > enoughToDelete
 	}
-	s.backup(1, policy.RetainAuto)
+	s.backup(1, policy.RetentionAuto)
 	require.Greater(t, polls, 1)
 	w.sweepUp()
 	s.check()
@@ -407,14 +407,14 @@ func (w *world) removeOrigin() {
 type series struct {
 	*world
 	// retains has the rules of the backups that exist.
-	retains map[int]policy.Retain
+	retains map[int]policy.Retention
 	// last is the newest that ever was with a snapshot that stayed.
 	last int
 }
 
 func (s *series) live() []int { return slices.Sorted(maps.Keys(s.retains)) }
 
-func (s *series) backup(n int, retain policy.Retain) {
+func (s *series) backup(n int, retain policy.Retention) {
 	s.t.Helper()
 	name := fmt.Sprintf("backup-%d", n)
 	uid := types.UID(name + "-uid")
@@ -446,7 +446,7 @@ func (s *series) backup(n int, retain policy.Retain) {
 	}
 	require.Equal(s.t, phase.Completed, s.run(s.uploads, name).Status.Phase)
 	s.retains[n] = retain
-	if retain != policy.RetainNever {
+	if retain != policy.RetentionNever {
 		s.last = n
 	}
 }
@@ -466,7 +466,7 @@ func (s *series) delete(n int) {
 func (s *series) check() {
 	s.t.Helper()
 	for n, retain := range s.retains {
-		want := retain == policy.RetainAlways || retain == policy.RetainAuto && n == s.last
+		want := retain == policy.RetentionAlways || retain == policy.RetentionAuto && n == s.last
 		require.Equal(s.t, want, s.snapshots[fmt.Sprintf("snapshot-backup-%d", n)], "backup %d, %s, newest is %d", n, retain, s.last)
 	}
 	require.Len(s.t, list[snapshotv1.VolumeSnapshotContentList](s.world).Items, len(s.snapshots))

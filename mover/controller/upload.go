@@ -57,8 +57,8 @@ func (u *uploads) secure(ctx context.Context, op *operation.View) (phase.Work, e
 	if err != nil {
 		return phase.Work{}, err
 	}
-	if settings.Retain != "" {
-		op.Status.Retain = settings.Retain
+	if settings.Retention != "" {
+		op.Status.Retention = settings.Retention
 	}
 	if _, _, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
@@ -213,7 +213,7 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 			return policy.Settings{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 		}
 	}
-	settings.Retain, err = policy.ResolveRetain(asked.Annotations[identity.AnnotationRetainSnapshot], settings)
+	settings.Retention, err = policy.ResolveRetention(asked.Annotations[identity.AnnotationRetainSnapshot], settings)
 	if err != nil {
 		return policy.Settings{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 	}
@@ -254,8 +254,10 @@ func (u *uploads) complete(op *operation.View, report task.Report) error {
 		return err
 	}
 	du.Status.SnapshotID = string(report.SnapshotID)
-	if group := du.Spec.DataMoverConfig[identity.ConfigGroup]; group != "" {
-		result[identity.ConfigGroup] = group
+	for _, key := range []string{identity.ConfigGroup, identity.ConfigGroupReason} {
+		if value := du.Spec.DataMoverConfig[key]; value != "" {
+			result[key] = value
+		}
 	}
 	du.Status.DataMoverResult = &result
 	du.Status.IncrementalBytes = report.BytesUploaded

@@ -19,6 +19,7 @@ package exposer
 import (
 	"context"
 	"fmt"
+	"strconv"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
@@ -29,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
 )
 
 // Exposer creates and releases the objects of operations. All fields are required.
@@ -67,20 +69,18 @@ func metaOf(op identity.Operation) metav1.ObjectMeta {
 // EnsureVolume creates the planned PVC of the operation if it does not exist, and adopts
 // its PV once it is bound.
 func (e *Exposer) EnsureVolume(ctx context.Context, op identity.Operation, plan func() (*corev1.PersistentVolumeClaim, error)) error {
-	key := e.keyOf(op)
-	pvc := &corev1.PersistentVolumeClaim{}
-	err := e.Client.Get(ctx, key, pvc)
-	switch {
-	case err == nil:
+	pvc, err := kube.Find(ctx, e.Client, e.keyOf(op), &corev1.PersistentVolumeClaim{})
+	if err != nil {
+		return err
+	}
+	if pvc != nil {
 		return e.adoptVolumeOf(ctx, op, pvc)
-	case !apierrors.IsNotFound(err):
-		return fmt.Errorf("get PVC %s: %w", key, err)
 	}
 	if pvc, err = plan(); err != nil {
 		return err
 	}
 	if err := e.Client.Create(ctx, pvc); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create PVC %s: %w", key, err)
+		return fmt.Errorf("create PVC %s: %w", e.keyOf(op), err)
 	}
 	return nil
 }
@@ -88,12 +88,9 @@ func (e *Exposer) EnsureVolume(ctx context.Context, op identity.Operation, plan 
 // AdoptVolume adopts the PV of the operation's PVC once it is bound. With a
 // WaitForFirstConsumer class, that is after the pod was scheduled.
 func (e *Exposer) AdoptVolume(ctx context.Context, op identity.Operation) error {
-	key := e.keyOf(op)
-	pvc := &corev1.PersistentVolumeClaim{}
-	if err := e.Client.Get(ctx, key, pvc); apierrors.IsNotFound(err) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("get PVC %s: %w", key, err)
+	pvc, err := kube.Find(ctx, e.Client, e.keyOf(op), &corev1.PersistentVolumeClaim{})
+	if err != nil || pvc == nil {
+		return err
 	}
 	return e.adoptVolumeOf(ctx, op, pvc)
 }
@@ -137,20 +134,20 @@ func (e *Exposer) takeCharge(ctx context.Context, op identity.Operation, pv *cor
 	return nil
 }
 
-// GetPod returns the mover pod of an attempt, or nil when it is not there. A pod
-// of an earlier attempt is deleted, and gone reports false until it is.
-func (e *Exposer) GetPod(ctx context.Context, op identity.Operation, attempt int) (pod *corev1.Pod, gone bool, err error) {
-	pod = &corev1.Pod{}
-	key := e.keyOf(op)
-	if err := e.Client.Get(ctx, key, pod); apierrors.IsNotFound(err) {
-		return nil, true, nil
-	} else if err != nil {
-		return nil, false, fmt.Errorf("get pod %s: %w", key, err)
+// FindPod returns the mover pod of the operation, or nil if it does not exist. It may be
+// the pod of an earlier attempt; see AttemptOf.
+func (e *Exposer) FindPod(ctx context.Context, op identity.Operation) (*corev1.Pod, error) {
+	return kube.Find(ctx, e.Client, e.keyOf(op), &corev1.Pod{})
+}
+
+// AttemptOf returns the number of the attempt that a mover pod was created for, or 0 if
+// the pod does not say.
+func AttemptOf(pod *corev1.Pod) int {
+	n, err := strconv.Atoi(pod.Annotations[identity.AnnotationAttemptNumber])
+	if err != nil {
+		return 0
 	}
-	if pod.Annotations[identity.AnnotationAttemptNumber] == fmt.Sprint(attempt) {
-		return pod, false, nil
-	}
-	return nil, false, e.deletePod(ctx, pod)
+	return n
 }
 
 // CreatePod creates the mover pod. It is no error if the pod exists: the cache may be late.
@@ -165,37 +162,19 @@ func (e *Exposer) CreatePod(ctx context.Context, pod *corev1.Pod) error {
 // report is not needed any more.
 const podGraceSeconds = 5
 
-func (e *Exposer) deletePod(ctx context.Context, pod *corev1.Pod) error {
-	if pod.DeletionTimestamp != nil {
-		return nil
-	}
-	err := e.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID}, client.GracePeriodSeconds(podGraceSeconds))
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("delete pod %s/%s: %w", pod.Namespace, pod.Name, err)
-	}
-	return nil
+// DeletePod deletes a mover pod. It does not wait until the pod is gone.
+func (e *Exposer) DeletePod(ctx context.Context, pod *corev1.Pod) error {
+	return kube.Delete(ctx, e.Client, pod, client.GracePeriodSeconds(podGraceSeconds))
 }
 
 // getVolume returns nil if the PV does not exist.
 func (e *Exposer) getVolume(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
-	pv := &corev1.PersistentVolume{}
-	if err := e.Reader.Get(ctx, client.ObjectKey{Name: name}, pv); apierrors.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("get PV %s: %w", name, err)
-	}
-	return pv, nil
+	return kube.Find(ctx, e.Reader, client.ObjectKey{Name: name}, &corev1.PersistentVolume{})
 }
 
 // getClaim returns nil if the PVC does not exist.
 func (e *Exposer) getClaim(ctx context.Context, key client.ObjectKey) (*corev1.PersistentVolumeClaim, error) {
-	pvc := &corev1.PersistentVolumeClaim{}
-	if err := e.Reader.Get(ctx, key, pvc); apierrors.IsNotFound(err) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("get PVC %s: %w", key, err)
-	}
-	return pvc, nil
+	return kube.Find(ctx, e.Reader, key, &corev1.PersistentVolumeClaim{})
 }
 
 // keyOf is the key of the operation's objects.

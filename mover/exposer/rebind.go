@@ -5,11 +5,11 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
@@ -25,7 +25,7 @@ type Handover struct {
 
 // Rebind gives the restored volume to the target PVC, step by step:
 //
-//	retain   the restored PV is set to Retain
+//	protect  the restored PV is set to Retain
 //	park     the rebind PV is created: the same volume, reserved for nobody, Retain
 //	retire   pod, PVC and restored PV are deleted, and gone
 //	commit   the rebind PV is reserved for the target PVC
@@ -127,7 +127,7 @@ func (e *Exposer) retire(ctx context.Context, op identity.Operation, restoredNam
 	if restored == nil {
 		return "", nil
 	}
-	return "PV " + restoredName + " is being detached and deleted", e.deleteVolume(ctx, restored)
+	return "PV " + restoredName + " is being detached and deleted", kube.Delete(ctx, e.Client, restored)
 }
 
 // commit reserves the rebind PV for the target, including its UID. If the target is deleted,
@@ -264,7 +264,7 @@ func (e *Exposer) releaseRebind(ctx context.Context, op identity.Operation, rebi
 	}
 	if len(restored) > 0 {
 		// The restored PV still holds the volume, so the rebind PV can be deleted.
-		return "PV " + rebind.Name, e.deleteVolume(ctx, rebind)
+		return "PV " + rebind.Name, kube.Delete(ctx, e.Client, rebind)
 	}
 	// Only the rebind PV holds the volume. With a claim that does not exist it becomes
 	// Released, and its provisioner deletes it.
@@ -278,44 +278,22 @@ func (e *Exposer) releaseRebind(ctx context.Context, op identity.Operation, rebi
 	return "PV " + rebind.Name, nil
 }
 
-// deleteVolume deletes a PV object.
-func (e *Exposer) deleteVolume(ctx context.Context, pv *corev1.PersistentVolume) error {
-	if pv.DeletionTimestamp != nil {
-		return nil
-	}
-	err := e.Client.Delete(ctx, pv, client.Preconditions{UID: &pv.UID})
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("delete PV %s: %w", pv.Name, err)
-	}
-	return nil
-}
-
 // releasePod deletes the mover pod and names it until it is gone.
 func (e *Exposer) releasePod(ctx context.Context, op identity.Operation) (string, error) {
-	key := e.keyOf(op)
-	pod := &corev1.Pod{}
-	if err := e.Reader.Get(ctx, key, pod); apierrors.IsNotFound(err) {
-		return "", nil
-	} else if err != nil {
-		return "", fmt.Errorf("get pod %s: %w", key, err)
+	pod, err := kube.Find(ctx, e.Reader, e.keyOf(op), &corev1.Pod{})
+	if err != nil || pod == nil {
+		return "", err
 	}
-	return "pod " + key.String(), e.deletePod(ctx, pod)
+	return "pod " + e.keyOf(op).String(), e.DeletePod(ctx, pod)
 }
 
 // releaseClaim deletes the PVC and names it until it is gone.
 func (e *Exposer) releaseClaim(ctx context.Context, op identity.Operation) (string, error) {
-	key := e.keyOf(op)
-	claim, err := e.getClaim(ctx, key)
+	claim, err := e.getClaim(ctx, e.keyOf(op))
 	if err != nil || claim == nil {
 		return "", err
 	}
-	if claim.DeletionTimestamp == nil {
-		err := e.Client.Delete(ctx, claim, client.Preconditions{UID: &claim.UID})
-		if client.IgnoreNotFound(err) != nil {
-			return "", fmt.Errorf("delete PVC %s: %w", key, err)
-		}
-	}
-	return "PVC " + key.String(), nil
+	return "PVC " + e.keyOf(op).String(), kube.Delete(ctx, e.Client, claim)
 }
 
 func nonEmpty(text string) []string {

@@ -87,7 +87,7 @@ func (a *PVCAction) adviseExhausted(ctx context.Context, err error, wanted *vele
 	}
 	names := make([]string, len(retained))
 	for i, r := range retained {
-		names[i] = fmt.Sprintf("%s of backup %s (retainSnapshot %s)", r.Name, r.Backup, r.Retain)
+		names[i] = fmt.Sprintf("%s of backup %s (retainSnapshot %s)", r.Name, r.Backup, r.Retention)
 	}
 	return fmt.Errorf("%w; blockmover retains %d snapshots of volume %s/%s in namespace %s: [%s]: "+
 		"raise the limit of the storage, or delete backups, or set retainSnapshot to auto or never",

@@ -412,7 +412,8 @@ func TestAlone(t *testing.T) {
 			r := g.executeOn(g.start(&faulty.Fault{}), g.pvcs["a"])
 			require.NoError(t, r.err)
 			require.Len(t, r.afterwards, 1)
-			require.Equal(t, string(want), g.uploads()[0].Spec.DataMoverConfig[identity.ConfigGroup])
+			require.Equal(t, string(want), g.uploads()[0].Spec.DataMoverConfig[identity.ConfigGroupReason])
+			require.NotContains(t, g.uploads()[0].Spec.DataMoverConfig, identity.ConfigGroup)
 			require.Contains(t, g.logged(), "is snapshotted by itself: "+string(want))
 			require.Empty(t, g.taken)
 

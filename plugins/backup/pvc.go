@@ -108,7 +108,7 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	// Velero reads the DataUpload again when the operation has ended, and stores
 	// it with the backup: its status is what a restore starts from.
 	afterwards := []velero.ResourceIdentifier{{GroupResource: kuberesource.DataUploads, Namespace: upload.Namespace, Name: upload.Name}}
-	if name := upload.Spec.DataMoverConfig[identity.ConfigGroup]; identity.IsGroupName(name) {
+	if name := upload.Spec.DataMoverConfig[identity.ConfigGroup]; name != "" {
 		// For GroupSnapshotAction, which takes the group away when all is over.
 		afterwards = append(afterwards, velero.ResourceIdentifier{GroupResource: groupSnapshots, Namespace: pvc.Namespace, Name: name})
 	}
@@ -171,7 +171,7 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	vsKey := client.ObjectKeyFromObject(vs)
 	wanted := newDataUpload(pvc, pv, backup, vs.Name, class, settings)
 	if alone != "" {
-		wanted.Spec.DataMoverConfig[identity.ConfigGroup] = string(alone)
+		wanted.Spec.DataMoverConfig[identity.ConfigGroupReason] = string(alone)
 	}
 	upload, err := a.upload(ctx, vsKey, wanted, snapshotTimeout)
 	if err != nil {
@@ -205,7 +205,7 @@ func (a *PVCAction) settings(ctx context.Context, backup *velerov1.Backup, param
 	if settings.BackupType, err = policy.Resolve(asked.Type, asked.Annotations[identity.AnnotationBackupType], settings); err != nil {
 		return policy.Settings{}, err
 	}
-	settings.Retain, err = policy.ResolveRetain(asked.Annotations[identity.AnnotationRetainSnapshot], settings)
+	settings.Retention, err = policy.ResolveRetention(asked.Annotations[identity.AnnotationRetainSnapshot], settings)
 	return settings, err
 }
 

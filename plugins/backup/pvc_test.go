@@ -511,7 +511,7 @@ func TestExecuteExhausted(t *testing.T) {
 	for name, pvc := range map[string]string{"pair-1": "data", "pair-2": "other"} {
 		require.NoError(t, rehome.New(w.api, w.api, veleroNS).Rebuild(t.Context(), rehome.Retained{
 			Name: name, Driver: driver, VolumeHandle: "v1", SnapshotHandle: "handle-of-" + name, SnapshotTime: w.now,
-			Keeping: rehome.Keeping{Retain: policy.RetainAuto, Namespace: appNS, PVC: pvc, Backup: "weekly"},
+			Keeping: rehome.Keeping{Retention: policy.RetentionAuto, Namespace: appNS, PVC: pvc, Backup: "weekly"},
 		}))
 	}
 	r := w.execute(action)

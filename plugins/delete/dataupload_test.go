@@ -279,7 +279,7 @@ func (w *world) retain() rehome.Retained {
 	retained := rehome.Retained{
 		Name: "blockmover-upload-uid", Driver: "driver", VolumeHandle: "volume-1", SnapshotHandle: "snapshot-1", SnapshotTime: time.Unix(1, 0).UTC(),
 		Keeping: rehome.Keeping{
-			Retain: policy.RetainAuto, Namespace: "app", PVC: "data", Location: "default", Backup: "nightly", BackupUID: "backup-uid",
+			Retention: policy.RetentionAuto, Namespace: "app", PVC: "data", Location: "default", Backup: "nightly", BackupUID: "backup-uid",
 		},
 	}
 	require.NoError(w.t, rehome.New(w.api, w.api, "velero").Rebuild(w.t.Context(), retained))

@@ -39,7 +39,7 @@ type Retained struct {
 
 // Keeping says by which rule and for which backup a pair is kept.
 type Keeping struct {
-	Retain policy.Retain `json:"retain"`
+	Retention policy.Retention `json:"retain"`
 	// Namespace and PVC name the volume.
 	Namespace string `json:"namespace"`
 	PVC       string `json:"pvc"`
@@ -101,7 +101,7 @@ func (r Rehomer) Keep(ctx context.Context, op identity.Operation, k Keeping) (*R
 
 func (k Keeping) mark(pair *snapshotv1.VolumeSnapshotContent) {
 	kube.SetLabel(pair, velerov1.ExcludeFromBackupLabel, "true")
-	kube.SetLabel(pair, identity.LabelRetained, string(k.Retain))
+	kube.SetLabel(pair, identity.LabelRetained, string(k.Retention))
 	for key, name := range map[string]string{
 		identity.LabelVolumeNamespace: k.Namespace,
 		identity.LabelVolume:          k.PVC,
@@ -128,7 +128,7 @@ func readRetained(pair *snapshotv1.VolumeSnapshotContent) (Retained, error) {
 	retained := Retained{
 		Name: pair.Name,
 		Keeping: Keeping{
-			Retain:    policy.Retain(pair.Labels[identity.LabelRetained]),
+			Retention: policy.Retention(pair.Labels[identity.LabelRetained]),
 			Namespace: a[identity.LabelVolumeNamespace],
 			PVC:       a[identity.LabelVolume],
 			Location:  a[identity.AnnotationLocation],

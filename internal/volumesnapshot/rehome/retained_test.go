@@ -21,7 +21,7 @@ import (
 // mover/controller; here is what it looks like.
 
 var keeping = rehome.Keeping{
-	Retain: policy.RetainAuto, Namespace: "app", PVC: "data", Location: "default", Backup: "nightly", BackupUID: "backup-uid",
+	Retention: policy.RetentionAuto, Namespace: "app", PVC: "data", Location: "default", Backup: "nightly", BackupUID: "backup-uid",
 }
 
 func retainedMember(t *testing.T) (rehomer, rehome.Retained) {
@@ -58,7 +58,7 @@ func TestKeep(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, &rehome.Pair{Driver: "driver", Retained: true}, pair)
 
-	again, err := r.Keep(t.Context(), operation, rehome.Keeping{Retain: policy.RetainAlways})
+	again, err := r.Keep(t.Context(), operation, rehome.Keeping{Retention: policy.RetentionAlways})
 	require.NoError(t, err)
 	require.Equal(t, retained, *again, "the first word counts")
 
