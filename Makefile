@@ -94,6 +94,15 @@ bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4Gi BENCH
 	@$(BENCH)/bench --blockmover $(BENCH)/blockmover --kopia $(BENCH)/kopia \
 		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS) --out $(BENCH)/bench.json
 
+QUEUE_MANAGERS ?= now=$(BENCH)/blockmover
+
+.PHONY: bench-queue
+bench-queue: cluster-build ## what 1,000 queued DataUploads cost the API server (QUEUE_MANAGERS="now=PATH before=PATH")
+	@mkdir -p $(BENCH)
+	@go build -o $(BENCH)/blockmover ./mover
+	@go build -o $(BENCH)/benchqueue ./hack/benchqueue
+	@$(BENCH)/benchqueue --kube $(CACHE)/bin/kube --crds $(CACHE)/crds $(addprefix --manager ,$(QUEUE_MANAGERS))
+
 .PHONY: lint
 lint: ## golangci-lint on all modules
 	@mkdir -p $(CACHE)/bin

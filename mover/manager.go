@@ -10,10 +10,12 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/manager/signals"
@@ -23,9 +25,13 @@ import (
 	"github.com/blockmover/blockmover/mover/controller"
 )
 
-// envWorkerImage is the default of --worker-image: a Deployment knows its image,
-// a process does not.
-const envWorkerImage = "WORKER_IMAGE"
+// What the Deployment tells the manager about itself.
+const (
+	envPodName     = "POD_NAME"
+	envWorkerImage = "WORKER_IMAGE"
+	// managerContainer is the container of the manager in its pod.
+	managerContainer = "manager"
+)
 
 // managerOptions are the flags of `blockmover manager`.
 type managerOptions struct {
@@ -53,7 +59,8 @@ func newManagerCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.namespace, "namespace", "velero", "`namespace` of Velero")
 	flags.StringVar(&o.configFile, "config", "", "`file` with the configuration; none is the defaults")
-	flags.StringVar(&o.workerImage, "worker-image", os.Getenv(envWorkerImage), "`image` of mover pods; the default is in $"+envWorkerImage)
+	flags.StringVar(&o.workerImage, "worker-image", os.Getenv(envWorkerImage),
+		"`image` of mover pods; the default is in $"+envWorkerImage+", or else the image of the manager's own pod, $"+envPodName)
 	flags.StringVar(&o.metricsAddr, "metrics-bind-address", ":8080", "`address` of the metrics; 0 is off")
 	flags.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "`address` of /healthz and /readyz; 0 is off")
 	flags.BoolVar(&o.leaderElect, "leader-elect", true, "let only one of several managers work")
@@ -68,9 +75,6 @@ func (o *managerOptions) run(ctx context.Context) error {
 	ctrl.SetLogger(logger)
 	klog.SetLogger(logger)
 
-	if o.workerImage == "" {
-		return fmt.Errorf("no worker image: set --worker-image or $%s", envWorkerImage)
-	}
 	settings, err := config.Load(o.configFile)
 	if err != nil {
 		return err
@@ -109,6 +113,11 @@ func (o *managerOptions) run(ctx context.Context) error {
 	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping)); err != nil {
 		return fmt.Errorf("add health checks: %w", err)
 	}
+	if o.workerImage == "" {
+		if o.workerImage, err = ownImage(ctx, mgr.GetAPIReader(), client.ObjectKey{Namespace: o.namespace, Name: os.Getenv(envPodName)}); err != nil {
+			return err
+		}
+	}
 	err = controller.Setup(ctx, mgr, controller.Options{
 		Namespace:    o.namespace,
 		WorkerImage:  o.workerImage,
@@ -122,6 +131,24 @@ func (o *managerOptions) run(ctx context.Context) error {
 		return fmt.Errorf("run manager: %w", err)
 	}
 	return nil
+}
+
+// ownImage returns the image of the manager's container in its own pod. Only the pod
+// knows it for sure: kustomize overlays, Helm values and admission webhooks can set it.
+func ownImage(ctx context.Context, r client.Reader, key client.ObjectKey) (string, error) {
+	if key.Name == "" {
+		return "", fmt.Errorf("find worker image: set --worker-image, or $%s to the name of the manager's pod", envPodName)
+	}
+	pod := &corev1.Pod{}
+	if err := r.Get(ctx, key, pod); err != nil {
+		return "", fmt.Errorf("find worker image: get pod %s, which $%s names: %w", key, envPodName, err)
+	}
+	for i := range pod.Spec.Containers {
+		if c := &pod.Spec.Containers[i]; c.Name == managerContainer {
+			return c.Image, nil
+		}
+	}
+	return "", fmt.Errorf("find worker image: pod %s has no container named %s: set --worker-image", key, managerContainer)
 }
 
 // apiAudiences returns the audiences of tokens that the API server accepts. The API server

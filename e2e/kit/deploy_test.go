@@ -1,0 +1,63 @@
+package kit_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/api/types"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
+)
+
+// TestDeployBase builds the kustomize base below an overlay as docs/install.md has it: the
+// namespace and the image of the overlay reach every object, and no field is deprecated.
+func TestDeployBase(t *testing.T) {
+	base, err := filepath.Abs("../../deploy")
+	require.NoError(t, err)
+	for _, file := range []string{"kustomization.yaml", "crds/kustomization.yaml"} {
+		text, err := os.ReadFile(filepath.Join(base, file))
+		require.NoError(t, err)
+		var k types.Kustomization
+		require.NoError(t, k.Unmarshal(text))
+		require.Empty(t, *k.CheckDeprecatedFields(), file)
+	}
+
+	overlay, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	relative, err := filepath.Rel(overlay, base)
+	require.NoError(t, err)
+	text := "namespace: backups\nresources: [" + relative + "]\nimages: [{name: blockmover, newName: registry.example.com/bm, newTag: v9}]\n"
+	require.NoError(t, os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o600))
+	objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), overlay)
+	require.NoError(t, err)
+
+	cluster := map[string]bool{"ClusterRole": true, "ClusterRoleBinding": true}
+	deployments := 0
+	for _, object := range objects.Resources() {
+		if !cluster[object.GetKind()] {
+			require.Equal(t, "backups", object.GetNamespace(), "%s %s", object.GetKind(), object.GetName())
+		}
+		if object.GetKind() != "Deployment" {
+			continue
+		}
+		deployments++
+		rendered, err := object.AsYAML()
+		require.NoError(t, err)
+		require.NotContains(t, string(rendered), "$(BLOCKMOVER_IMAGE)")
+		var deployment struct {
+			Spec struct {
+				Template struct {
+					Spec struct {
+						Containers []struct{ Name, Image string }
+					}
+				}
+			}
+		}
+		require.NoError(t, yaml.Unmarshal(rendered, &deployment))
+		require.Equal(t, []struct{ Name, Image string }{{"manager", "registry.example.com/bm:v9"}}, deployment.Spec.Template.Spec.Containers)
+	}
+	require.Equal(t, 1, deployments)
+}
