@@ -1,20 +1,19 @@
-// Package audit looks whether a storage tells the truth about changed blocks: it
-// reads a sample of the chunks that are called unchanged and compares them with
-// the parent's image.
+// Package audit checks whether a storage tells the truth about changed blocks. It reads a
+// sample of the chunks that the storage calls unchanged, and compares them with the image of
+// the parent.
 //
-// An incremental image inherits what it is not told has changed. One block that
-// the storage forgets is wrong in this image and in all that build on it, and
-// nobody notices before a restore. A sample cannot prove that nothing is
-// forgotten. It finds a storage that forgets much at once, and one that forgets
-// little in the course of some backups, as each takes another sample: of N
-// chunks that are called unchanged, of which k have changed, a sample of n misses
-// all with a probability of about (1-k/N)^n.
+// An incremental image inherits every chunk that the storage does not report. A block that
+// the storage forgets is wrong in this image and in all images that build on it, and nobody
+// notices before a restore. A sample cannot prove that nothing is forgotten. It finds a
+// storage that forgets much at once. It finds one that forgets little over some backups,
+// because each takes another sample: if k of N chunks have changed, a sample of n misses all
+// of them with a probability of about (1-k/N)^n.
 //
 //	chunks that no changed block touches ── cut into n runs of equal length ──▶ one at random of each
 //	each: read from the device ── the parent's image holds the same? ── no ──▶ Result.Differs, and the end
 //
-// Not promised: what of a chunk has not changed while another part of it has is
-// not looked at.
+// A chunk that changed in part is not audited: the part that the storage calls unchanged is
+// not compared.
 //
 // The package is pure: device and image are behind interfaces.
 package audit
@@ -37,16 +36,15 @@ import (
 )
 
 const (
-	// minChunks are read also where the share of a small volume is less.
+	// minChunks is the least number of chunks, for small volumes.
 	minChunks = 16
-	// maxBytes are read at most: seconds, whatever the size of the volume.
+	// maxBytes bounds the time to some seconds, whatever the size of the volume.
 	maxBytes = 1 << 30
-	// workers read at once, so that the time of one access to a storage at the other
-	// end of a network is not waited for a thousand times.
+	// workers read at once. So a remote storage costs less than a thousand round trips.
 	workers = 4
 )
 
-// countChunks returns how many of the unchanged chunks of a size are looked at.
+// countChunks returns how many of the unchanged chunks are audited. size is that of a chunk.
 func countChunks(p policy.Percent, unchanged, size int64) int64 {
 	if p <= 0 {
 		return 0
@@ -55,7 +53,7 @@ func countChunks(p policy.Percent, unchanged, size int64) int64 {
 	return min(max(share, minChunks), max(maxBytes/size, 1), unchanged)
 }
 
-// Image is what the audit needs of the parent's.
+// Image is what the audit needs of the parent.
 type Image interface {
 	// Matches reports whether a chunk holds exactly these bytes; see
 	// repository.VolumeReader.
@@ -64,33 +62,32 @@ type Image interface {
 
 // Input of Run.
 type Input struct {
-	// Percent is the share of the unchanged chunks to look at.
+	// Percent is the share of the unchanged chunks to audit.
 	Percent policy.Percent
-	// Seed chooses the sample: the same again for the same seed, and another one for
-	// another.
+	// Seed chooses the sample. The same seed gives the same sample.
 	Seed   string
 	Device io.ReaderAt
-	// Geometry is the device's, in chunks as the image has them. What Changed does
-	// not touch the image has in the same place.
+	// Geometry is that of the device, with the chunk size of the image. A chunk that Changed
+	// does not touch is at the same place in the image.
 	Geometry block.Geometry
 	Changed  *block.Bitmap
 	Image    Image
 }
 
-// Result says what was looked at, and what was found.
+// Result says what was compared, and what was found.
 type Result struct {
 	Chunks, Bytes int64
-	// Differs is set when a chunk has changed that is called unchanged; Offset is
-	// where that chunk begins.
+	// Differs is set if a chunk that is called unchanged has changed. Offset is where that
+	// chunk begins.
 	Differs bool
 	Offset  int64
 }
 
-// ErrDevice is wrapped by the errors of reading the device. All others are the
-// image's or the context's.
+// ErrDevice is wrapped by errors of the device. All other errors come from the image or the
+// context.
 var ErrDevice = errors.New("device cannot be read")
 
-// Run audits, up to the first difference.
+// Run audits. It ends at the first difference.
 func Run(ctx context.Context, in Input) (Result, error) {
 	r := run{Input: in, sample: in.sample()}
 	group, ctx := errgroup.WithContext(ctx)
@@ -103,13 +100,13 @@ func Run(ctx context.Context, in Input) (Result, error) {
 	return r.result, nil
 }
 
-// sample is the chunks to look at, in ascending order.
+// sample returns the chunks to compare, in ascending order.
 func (in Input) sample() []int64 {
 	g := in.Geometry
 	unchanged := g.Chunks() - in.Changed.CountChunks(g)
 	n := countChunks(in.Percent, unchanged, g.ChunkSize())
 	rnd := rand.New(rand.NewChaCha8(sha256.Sum256([]byte(in.Seed)))) //nolint:gosec // it is a sample, not a secret
-	// Places among the unchanged chunks, one in each of n runs.
+	// One place in each of n runs of unchanged chunks.
 	places := make([]int64, n)
 	for i := range n {
 		first, end := i*unchanged/n, (i+1)*unchanged/n
@@ -117,7 +114,7 @@ func (in Input) sample() []int64 {
 	}
 	sample := make([]int64, 0, n)
 	var passed, next int64
-	// until takes the chosen ones of the unchanged chunks from next to end.
+	// until takes those of the unchanged chunks from next to end that are in the sample.
 	until := func(end int64) {
 		for ; len(places) > 0 && places[0] < passed+end-next; places = places[1:] {
 			sample = append(sample, next+places[0]-passed)
@@ -137,11 +134,11 @@ type run struct {
 	Input
 
 	mu     sync.Mutex
-	sample []int64 // that is not taken yet
+	sample []int64 // not taken yet
 	result Result
 }
 
-// take returns the next chunk to look at.
+// take returns the next chunk to compare.
 func (r *run) take() (int64, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

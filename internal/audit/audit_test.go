@@ -39,7 +39,7 @@ func TestChunks(t *testing.T) {
 
 const chunk = 4 << 10
 
-// volume is a device of n chunks of ones and the image of it.
+// volume is a device of n chunks of ones, and its image.
 type volume struct {
 	data  []byte
 	image []byte
@@ -69,8 +69,8 @@ func (v *volume) input(t *testing.T, percent policy.Percent, seed string, change
 	return Input{Percent: percent, Seed: seed, Device: bytes.NewReader(v.data), Geometry: g, Changed: b, Image: v}
 }
 
-// TestSample: as many as asked for, spread over the volume, none that has
-// changed; the same again for one seed, others for another.
+// TestSample: the sample has the right number of chunks, spread over the volume, and none
+// that has changed. The same seed gives the same sample.
 func TestSample(t *testing.T) {
 	v := newVolume(1000)
 	changed := []block.Extent{{Offset: 0, Length: 1}, {Offset: 500*chunk - 1, Length: 2}, {Offset: 999 * chunk, Length: chunk}}
@@ -92,7 +92,7 @@ func TestSample(t *testing.T) {
 	require.Empty(t, v.input(t, 100, "op", block.Extent{Length: 1000 * chunk}).sample(), "all is read anyway")
 }
 
-// TestEachChunkHasItsTurn: what one backup does not look at another one does.
+// TestEachChunkHasItsTurn: over many backups, every chunk is compared.
 func TestEachChunkHasItsTurn(t *testing.T) {
 	v := newVolume(300)
 	seen := map[int64]bool{}
@@ -146,8 +146,8 @@ func TestRunFails(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// TestRunFindsAsOftenAsTheSampleSizePredicts: of N chunks that are called
-// unchanged k have changed; a sample of n misses all with (1-k/N)^n.
+// TestRunFindsAsOftenAsTheSampleSizePredicts: if k of N chunks have changed, a sample of n
+// misses all of them with a probability of (1-k/N)^n.
 func TestRunFindsAsOftenAsTheSampleSizePredicts(t *testing.T) {
 	const chunks, runs = 1000, 2000
 	for _, c := range []struct {

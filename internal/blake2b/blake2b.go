@@ -1,8 +1,8 @@
-// Package blake2b computes the keyed BLAKE2b-256 of eight messages at once, each in
-// lanes of the processor's vector registers: the hash of one message is a chain of
-// dependent steps, that of eight is work that fills the processor. It gives the same
-// sums as golang.org/x/crypto/blake2b, which is the way to go where the processor has
-// neither AVX2 nor AVX-512.
+// Package blake2b computes the keyed BLAKE2b-256 of eight messages at once, each in lanes of
+// the processor's vector registers. The hash of one message is a chain of dependent steps.
+// Eight chains fill the processor. The sums are those of golang.org/x/crypto/blake2b, which
+// callers use on processors without AVX2 and AVX-512. docs/decisions/2026-11-21-blake2b.md
+// says why this package exists.
 //
 // Source: RFC 7693.
 package blake2b
@@ -21,11 +21,11 @@ const (
 	Lanes = 8
 	// Size is the length of a sum in bytes.
 	Size = blake2b.Size256
-	// BlockSize is what the length of a message is a multiple of, in bytes.
+	// BlockSize divides the length of every message, in bytes.
 	BlockSize = blake2b.BlockSize
 )
 
-// state is the chain value of each message: word by word, and in a word lane by lane.
+// state has the chain values of all messages: eight words, each for all lanes.
 type state [8][Lanes]uint64
 
 // iv is the initialization vector.
@@ -34,12 +34,12 @@ var iv = [8]uint64{
 	0x510e527fade682d1, 0x9b05688c2b3e6c1f, 0x1f83d9abfb41bd6b, 0x5be0cd19137e2179,
 }
 
-// implementation is a way to take so many whole blocks, one or more, of each message
-// into the state. counter is how many bytes of each came before; last is xored into the
-// finalization flag of the last block.
+// implementation compresses whole blocks, one or more, of each message into the state.
+// counter is how many bytes of each message came before. last is xored into the finalization
+// flag of the last block.
 type implementation struct {
 	name string
-	// least is how many messages take less time at once than one by one.
+	// least is from how many messages on one call is faster than one call for each.
 	least    int
 	compress func(s *state, data *[Lanes]*byte, blocks, counter, last uint64)
 }
@@ -54,8 +54,8 @@ type Hasher struct {
 	keyed state
 }
 
-// New returns a Hasher. The key has 1 to 64 bytes. It fails where Available is false,
-// and where the processor computes other sums than the reference.
+// New returns a Hasher. The key has 1 to 64 bytes. New fails if Available is false, and if
+// the processor computes other sums than the reference.
 func New(key []byte) (*Hasher, error) {
 	usable := implementations()
 	if len(usable) == 0 {
@@ -64,8 +64,7 @@ func New(key []byte) (*Hasher, error) {
 	return newHasher(key, usable[0])
 }
 
-// Least is how many messages must be at hand, from 1 to Lanes, for Sum to take less time
-// than to hash them one by one.
+// Least is from how many messages on, 1 to Lanes, Sum is faster than hashing one by one.
 func (h *Hasher) Least() int { return h.least }
 
 func newHasher(key []byte, i implementation) (*Hasher, error) {
@@ -95,8 +94,8 @@ func newHasher(key []byte, i implementation) (*Hasher, error) {
 	return h, nil
 }
 
-// check compares what the lanes make of two blocks with the reference: bytes that get a
-// wrong name may be taken for others, and be lost.
+// check compares the sums of two blocks in each lane with the reference. A wrong sum would
+// name contents wrongly, and data would be lost.
 func (h *Hasher) check(key []byte) error {
 	var messages [Lanes][]byte
 	for lane := range messages {

@@ -2,8 +2,8 @@ package blake2b
 
 import "golang.org/x/sys/cpu"
 
-// implementations are the ways to compress on this processor, the fastest first: by
-// BenchmarkSum five times and 1.8 times as fast as one by one.
+// implementations returns the ways to compress on this processor, the fastest first. In
+// BenchmarkSum AVX-512 is 5 times as fast as one by one, AVX2 1.8 times.
 func implementations() []implementation {
 	var usable []implementation
 	if cpu.X86.HasAVX512F {
@@ -25,7 +25,7 @@ func compressHalves(s *state, data *[Lanes]*byte, blocks, counter, last uint64) 
 //go:noescape
 func compressAVX512(s *state, data *[Lanes]*byte, blocks, counter, last uint64)
 
-// compressAVX2 takes four lanes from the given ones on.
+// compressAVX2 takes four lanes, beginning at the given ones.
 //
 //go:noescape
 func compressAVX2(s *uint64, data **byte, blocks, counter, last uint64)

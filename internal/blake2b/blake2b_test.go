@@ -100,7 +100,7 @@ func TestMisuse(t *testing.T) {
 	}
 }
 
-// TestWrongProcessor has one lane computed wrong.
+// TestWrongProcessor: New notices one wrong lane.
 func TestWrongProcessor(t *testing.T) {
 	for _, h := range hashers(t, []byte("key")) {
 		for lane := range Lanes {

@@ -8,9 +8,9 @@ import (
 	"sort"
 )
 
-// Small pages keep what is uploaded for small changes near what they changed,
-// where their number allows it. Those of 64 KiB are no larger than the blocks that
-// most storage systems track.
+// A small page makes a small change cost little. Large volumes have larger pages, so that
+// their number stays small. 64 KiB is no more than the blocks that most storage systems
+// track.
 const (
 	smallPageSize = 8 << 10
 	pageSize      = 16 << 10
@@ -20,7 +20,7 @@ const (
 	largeVolume = 16 << 40
 )
 
-// PageSize is the usual granularity of the Bitmap of a volume of size bytes.
+// PageSize returns the page size for the Bitmap of a volume of size bytes.
 func PageSize(size int64) int64 {
 	switch {
 	case size <= smallVolume:
@@ -100,8 +100,8 @@ func (b *Bitmap) SetAll() {
 	}
 }
 
-// AnyIn reports whether a page of the set touches the extent. Parts of the
-// extent outside the volume count as not set.
+// AnyIn reports whether the extent touches a page of the set. Parts of the extent outside the
+// volume count as not set.
 func (b *Bitmap) AnyIn(e Extent) bool {
 	if e.Length <= 0 || e.End() <= 0 || e.Offset >= b.size {
 		return false
@@ -124,8 +124,8 @@ func (b *Bitmap) Bytes() int64 {
 	return n
 }
 
-// Chunks yields, in ascending order, every chunk that a page of the set
-// touches. g must describe the same volume.
+// Chunks yields every chunk that touches a page of the set, in ascending order. g must
+// describe the same volume.
 func (b *Bitmap) Chunks(g Geometry) iter.Seq[int64] {
 	return func(yield func(int64) bool) {
 		for chunk := int64(0); chunk < g.Chunks(); chunk++ {
@@ -197,7 +197,7 @@ func (b *Bitmap) nextClear(p int64) int64 {
 	return min(p, b.pages)
 }
 
-// container is a set of up to 65,536 pages: runs, or bitmap where it is not nil.
+// container is a set of up to 65,536 pages: runs, or the bitmap if it is not nil.
 type container struct {
 	count int32
 	// runs are in ascending order, and at least one page is between two of them.

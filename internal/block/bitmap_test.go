@@ -121,7 +121,7 @@ func TestNewBitmapRefusesBadSizes(t *testing.T) {
 	}
 }
 
-// TestBitmapMemory holds the promise about a volume of 64 TiB.
+// TestBitmapMemory keeps the promise about a volume of 64 TiB.
 func TestBitmapMemory(t *testing.T) {
 	const size = 64 << 40
 	page := block.PageSize(size)

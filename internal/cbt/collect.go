@@ -13,34 +13,32 @@ import (
 type Options struct {
 	// PageSize of the bitmap; default block.PageSize.
 	PageSize int64
-	// Attempts is how often in a row a stream may break without having delivered a
-	// block; default 5.
+	// Attempts is how often in a row a stream may break before it has delivered a block;
+	// default 5.
 	Attempts int
-	// Backoff is the wait before the first resumption; it doubles with each one
-	// that brings no block, up to 30 times. Default 1 s.
+	// Backoff is the wait before the first resumption. It doubles with each resumption that
+	// brings no block, up to 30 times. Default 1 s.
 	Backoff time.Duration
-	// Sleep waits, or returns the context's error; default is the real clock.
-	Sleep func(ctx context.Context, d time.Duration) error
 }
 
 const (
 	defaultAttempts = 5
 	defaultBackoff  = time.Second
 	maxBackoffs     = 30
-	// maxResumptions bounds a stream that breaks again and again after a few
-	// blocks. A server that cuts streams after a minute may take 16 hours.
+	// maxResumptions bounds a stream that breaks again and again after a few blocks. With
+	// 1000, a server that cuts streams after a minute may take 16 hours.
 	maxResumptions = 1000
 )
 
-// Stats says how a stream went.
+// Stats says how a stream went, resumptions included.
 type Stats struct {
 	Messages    int64
 	Blocks      int64
 	Resumptions int64
 }
 
-// CollectAllocated folds the allocated blocks of the target into a bitmap of a
-// device of size bytes.
+// CollectAllocated collects the allocated blocks of the target into the bitmap of a device of
+// size bytes.
 func CollectAllocated(ctx context.Context, src Source, size int64, o Options) (*block.Bitmap, Stats, error) {
 	b, stats, err := collect(ctx, size, o, src.Allocated)
 	if err != nil {
@@ -49,8 +47,8 @@ func CollectAllocated(ctx context.Context, src Source, size int64, o Options) (*
 	return b, stats, nil
 }
 
-// CollectChanged folds the blocks that differ between base and target into a
-// bitmap of a device of size bytes.
+// CollectChanged collects the blocks that differ between base and target into the bitmap of a
+// device of size bytes.
 func CollectChanged(ctx context.Context, src Source, base ChangeID, size int64, o Options) (*block.Bitmap, Stats, error) {
 	if base == "" {
 		return nil, Stats{}, errors.New("collect changed blocks: change ID is empty")
@@ -83,7 +81,7 @@ func collect(ctx context.Context, size int64, o Options, run stream) (*block.Bit
 		case !errors.Is(err, ErrInterrupted) || ctx.Err() != nil:
 			return nil, c.stats, err
 		case c.next >= size:
-			// It broke after the last block that there can be.
+			// The stream broke after the last block of the volume.
 			return bitmap, c.stats, nil
 		case c.stats.Blocks > blocks:
 			barren = 0
@@ -92,7 +90,7 @@ func collect(ctx context.Context, size int64, o Options, run stream) (*block.Bit
 			return nil, c.stats, fmt.Errorf("give up at offset %d after %d resumptions: %w", c.next, c.stats.Resumptions, err)
 		}
 		c.stats.Resumptions++
-		if err := o.Sleep(ctx, o.Backoff*time.Duration(min(1<<(barren-1), maxBackoffs))); err != nil {
+		if err := sleep(ctx, o.Backoff*time.Duration(min(1<<(barren-1), maxBackoffs))); err != nil {
 			return nil, c.stats, err
 		}
 	}
@@ -108,12 +106,10 @@ func (o Options) withDefaults(size int64) Options {
 	if o.Backoff == 0 {
 		o.Backoff = defaultBackoff
 	}
-	if o.Sleep == nil {
-		o.Sleep = sleep
-	}
 	return o
 }
 
+// sleep waits, or returns the error of the context.
 func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -131,15 +127,15 @@ type collector struct {
 	size   int64
 	stats  Stats
 
-	// started is whether a batch has come, so that fixed is known.
+	// started says that a batch has come, so that fixed is known.
 	started bool
 	fixed   bool
-	// length of the blocks, where it is fixed and one has come.
+	// length of the blocks, if it is fixed and a block has come.
 	length int64
 	// next is the end of the last block.
 	next int64
-	// resumed is set until the first block of a stream has come: that one may begin
-	// before the offset that was asked for.
+	// resumed is set until the first block of a stream has come. That block may begin before
+	// the offset that was asked for.
 	resumed bool
 }
 
@@ -179,13 +175,12 @@ func (c *collector) block(e block.Extent) error {
 	return c.bitmap.Set(e)
 }
 
-// fixedBlock checks the length of a block where all have one length, and cuts
-// off what is not there.
+// fixedBlock checks the length of a block if all have one length, and cuts off what is not
+// there.
 //
-// CSI says that the length "MUST be constant", so in a volume that is no
-// multiple of it the last block reaches over the end: what is beyond does not
-// exist and is cut off. A driver that shortens that block instead means the same
-// and is let pass. Any other difference is an error.
+// CSI says that the length "MUST be constant". So if the size of the volume is no multiple of
+// it, the last block reaches over the end of the volume, and is cut off there. A driver that
+// shortens the last block instead means the same. Any other difference is an error.
 func (c *collector) fixedBlock(e block.Extent) (block.Extent, error) {
 	if e.Length <= 0 || e.Offset < 0 || e.Offset >= c.size {
 		return e, e.CheckWithin(c.size)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -110,42 +111,49 @@ func TestCollectResumes(t *testing.T) {
 	for p := int64(0); p < 100; p += 2 {
 		blocks = append(blocks, block.Extent{Offset: p * page, Length: page})
 	}
-	source := &cbttest.Faulty{
-		Source: cbttest.Memory{Volume: cbttest.Volume{Capacity: size, Fixed: true, Allocated: blocks, PerMessage: 5}},
-		// Two messages, then nothing three times over, then two messages.
-		After: []int{2, 0, 0, 0, 2},
-		Err:   fmt.Errorf("connection reset: %w", cbt.ErrInterrupted),
-	}
-	var slept []time.Duration
-	b, stats, err := cbt.CollectAllocated(t.Context(), source, size, cbt.Options{Sleep: func(_ context.Context, d time.Duration) error {
-		slept = append(slept, d)
-		return nil
-	}})
-	require.NoError(t, err)
-	require.Equal(t, int64(50*page), b.Bytes())
-	require.Equal(t, cbt.Stats{Messages: 10, Blocks: 50, Resumptions: 5}, stats)
-	require.Equal(t, 6, source.Streams())
-	s := time.Second
-	require.Equal(t, []time.Duration{s, 2 * s, 4 * s, 8 * s, s}, slept)
+	synctest.Test(t, func(t *testing.T) {
+		source := &cbttest.Faulty{
+			Source: cbttest.Memory{Volume: cbttest.Volume{Capacity: size, Fixed: true, Allocated: blocks, PerMessage: 5}},
+			// Two messages, then three times none, then two messages.
+			After: []int{2, 0, 0, 0, 2},
+			Err:   fmt.Errorf("connection reset: %w", cbt.ErrInterrupted),
+		}
+		var waited []time.Duration
+		last := time.Now()
+		timed := sourceFunc(func(ctx context.Context, from int64, record func(cbt.Batch) error) error {
+			waited = append(waited, time.Since(last))
+			defer func() { last = time.Now() }()
+			return source.Allocated(ctx, from, record)
+		})
+		b, stats, err := cbt.CollectAllocated(t.Context(), timed, size, cbt.Options{})
+		require.NoError(t, err)
+		require.Equal(t, int64(50*page), b.Bytes())
+		require.Equal(t, cbt.Stats{Messages: 10, Blocks: 50, Resumptions: 5}, stats)
+		require.Equal(t, 6, source.Streams())
+		s := time.Second
+		require.Equal(t, []time.Duration{0, s, 2 * s, 4 * s, 8 * s, s}, waited)
+	})
 }
 
-// TestCollectAcceptsTheBlockAroundTheOffset: a storage may answer with the
-// block that holds the offset, though it begins before it.
+// TestCollectAcceptsTheBlockAroundTheOffset: a storage may answer with the block that holds
+// the offset, even if the block begins before it.
 func TestCollectAcceptsTheBlockAroundTheOffset(t *testing.T) {
-	const size = 10 * page
-	calls := 0
-	source := sourceFunc(func(_ context.Context, from int64, record func(cbt.Batch) error) error {
-		calls++
-		if calls == 1 {
-			require.Zero(t, from)
-			return errors.Join(record(cbt.Batch{Capacity: size, Blocks: []block.Extent{{Offset: 0, Length: page}}}), cbt.ErrInterrupted)
-		}
-		require.Equal(t, int64(page), from)
-		return record(cbt.Batch{Capacity: size, Blocks: []block.Extent{{Offset: 0, Length: 2 * page}, {Offset: 2 * page, Length: page}}})
+	synctest.Test(t, func(t *testing.T) {
+		const size = 10 * page
+		calls := 0
+		source := sourceFunc(func(_ context.Context, from int64, record func(cbt.Batch) error) error {
+			calls++
+			if calls == 1 {
+				require.Zero(t, from)
+				return errors.Join(record(cbt.Batch{Capacity: size, Blocks: []block.Extent{{Offset: 0, Length: page}}}), cbt.ErrInterrupted)
+			}
+			require.Equal(t, int64(page), from)
+			return record(cbt.Batch{Capacity: size, Blocks: []block.Extent{{Offset: 0, Length: 2 * page}, {Offset: 2 * page, Length: page}}})
+		})
+		b, _, err := cbt.CollectAllocated(t.Context(), source, size, cbt.Options{})
+		require.NoError(t, err)
+		require.Equal(t, int64(3*page), b.Bytes())
 	})
-	b, _, err := cbt.CollectAllocated(t.Context(), source, size, noWait)
-	require.NoError(t, err)
-	require.Equal(t, int64(3*page), b.Bytes())
 }
 
 func TestCollectDoesNotAskBeyondTheEnd(t *testing.T) {
@@ -155,7 +163,7 @@ func TestCollectDoesNotAskBeyondTheEnd(t *testing.T) {
 		calls++
 		return errors.Join(record(cbt.Batch{Capacity: size, Blocks: []block.Extent{{Offset: 9 * page, Length: page}}}), cbt.ErrInterrupted)
 	})
-	b, _, err := cbt.CollectAllocated(t.Context(), source, size, noWait)
+	b, _, err := cbt.CollectAllocated(t.Context(), source, size, cbt.Options{})
 	require.NoError(t, err)
 	require.Equal(t, int64(page), b.Bytes())
 	require.Equal(t, 1, calls)
@@ -165,35 +173,35 @@ func TestCollectGivesUp(t *testing.T) {
 	const size = 10 * page
 	memory := cbttest.Memory{Volume: cbttest.Volume{Capacity: size, Allocated: []block.Extent{{Offset: 0, Length: page}}}}
 	t.Run("after attempts in a row", func(t *testing.T) {
-		source := &cbttest.Faulty{Source: memory, After: slices.Repeat([]int{0}, 100), Err: cbt.ErrInterrupted}
-		_, stats, err := cbt.CollectAllocated(t.Context(), source, size, noWait)
-		require.ErrorIs(t, err, cbt.ErrInterrupted)
-		require.Equal(t, int64(4), stats.Resumptions)
-		require.Equal(t, 5, source.Streams())
+		synctest.Test(t, func(t *testing.T) {
+			source := &cbttest.Faulty{Source: memory, After: slices.Repeat([]int{0}, 100), Err: cbt.ErrInterrupted}
+			_, stats, err := cbt.CollectAllocated(t.Context(), source, size, cbt.Options{})
+			require.ErrorIs(t, err, cbt.ErrInterrupted)
+			require.Equal(t, int64(4), stats.Resumptions)
+			require.Equal(t, 5, source.Streams())
+		})
 	})
 	t.Run("at once on a lasting error", func(t *testing.T) {
 		lasting := errors.New("permission denied")
 		source := &cbttest.Faulty{Source: memory, After: []int{0}, Err: lasting}
-		_, _, err := cbt.CollectAllocated(t.Context(), source, size, noWait)
+		_, _, err := cbt.CollectAllocated(t.Context(), source, size, cbt.Options{})
 		require.ErrorIs(t, err, lasting)
 		require.Equal(t, 1, source.Streams())
 	})
 	t.Run("when told to", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		source := &cbttest.Faulty{Source: memory, After: []int{0}, Err: cbt.ErrInterrupted}
-		_, _, err := cbt.CollectAllocated(ctx, source, size, cbt.Options{Sleep: func(ctx context.Context, _ time.Duration) error {
-			cancel()
-			return ctx.Err()
-		}})
-		require.ErrorIs(t, err, context.Canceled)
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Second/2, cancel) // while it waits
+			source := &cbttest.Faulty{Source: memory, After: []int{0}, Err: cbt.ErrInterrupted}
+			_, _, err := cbt.CollectAllocated(ctx, source, size, cbt.Options{})
+			require.ErrorIs(t, err, context.Canceled)
+		})
 	})
 	t.Run("without a base", func(t *testing.T) {
-		_, _, err := cbt.CollectChanged(t.Context(), memory, "", size, noWait)
+		_, _, err := cbt.CollectChanged(t.Context(), memory, "", size, cbt.Options{})
 		require.ErrorContains(t, err, "change ID is empty")
 	})
 }
-
-var noWait = cbt.Options{Sleep: func(context.Context, time.Duration) error { return nil }}
 
 type sourceFunc func(ctx context.Context, from int64, record func(cbt.Batch) error) error
 

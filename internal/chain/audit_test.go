@@ -29,13 +29,12 @@ const (
 	auditedChunk  = 4 << 10
 )
 
-// liar is a volume with backups in a Store, and a storage that says nothing of
-// what has changed since.
+// liar is a volume with backups in a Store, and a storage that reports no changes.
 type liar struct {
 	*repositorytest.Memory
 	data   []byte
 	source cbt.Source
-	// openErr is what opening an image fails with.
+	// openErr is the error of opening an image.
 	openErr error
 }
 
@@ -75,7 +74,7 @@ func (l *liar) input(t *testing.T, operation string, at time.Time, percent polic
 	}
 }
 
-// backup makes an image and returns how, and what a restore of it gives.
+// backup makes an image. It returns the decision, and what a restore gives.
 func (l *liar) backup(t *testing.T, in chain.Input) (chain.Decision, []byte) {
 	t.Helper()
 	run, err := chain.Begin(t.Context(), in)
@@ -102,8 +101,8 @@ func (l *liar) first(t *testing.T) {
 	l.backup(t, in)
 }
 
-// TestAuditCatchesALiar: and the image is right all the same. Without the audit
-// it is not, and nobody notices.
+// TestAuditCatchesALiar: the image is right despite the liar. Without the audit it is wrong,
+// and nobody notices.
 func TestAuditCatchesALiar(t *testing.T) {
 	l := newLiar()
 	l.first(t)
@@ -124,7 +123,7 @@ func TestAuditCatchesALiar(t *testing.T) {
 	require.Equal(t, l.data, restored)
 }
 
-// TestAuditOfAnHonestStorage costs what it says and changes nothing.
+// TestAuditOfAnHonestStorage: the audit reads what it reports, and changes nothing.
 func TestAuditOfAnHonestStorage(t *testing.T) {
 	l := newLiar()
 	l.first(t)
@@ -135,8 +134,8 @@ func TestAuditOfAnHonestStorage(t *testing.T) {
 	require.Equal(t, l.data, restored)
 }
 
-// TestAuditCatchesAsOftenAsTheSampleSizePredicts with a storage that forgets 20
-// of 1000 chunks: 50 that are looked at find one of them 64 times in 100.
+// TestAuditCatchesAsOftenAsTheSampleSizePredicts: a storage forgets 20 of 1000 chunks. A
+// sample of 50 finds one of them 64 times in 100.
 func TestAuditCatchesAsOftenAsTheSampleSizePredicts(t *testing.T) {
 	const runs, forgotten, sample = 1000, 20, 50
 	l := newLiar()
@@ -158,7 +157,7 @@ func TestAuditCatchesAsOftenAsTheSampleSizePredicts(t *testing.T) {
 	require.InDelta(t, p*runs, caught, 3*math.Sqrt(p*(1-p)*runs))
 }
 
-// TestAuditIsRepeated: a run that repeats another one decides as that did.
+// TestAuditIsRepeated: a repeated run decides the same.
 func TestAuditIsRepeated(t *testing.T) {
 	l := newLiar()
 	l.first(t)
@@ -177,7 +176,8 @@ func TestAuditIsRepeated(t *testing.T) {
 	}
 }
 
-// TestAuditFailedComesFirst: also where something else went wrong before it.
+// TestAuditFailedComesFirst: AuditFailed is the reason even if something else went wrong
+// before.
 func TestAuditFailedComesFirst(t *testing.T) {
 	l := newLiar()
 	l.first(t)

@@ -25,27 +25,27 @@ type Store interface {
 type Input struct {
 	Request
 	Volume repository.VolumeKey
-	// History are the repo snapshots of the volume as a Catalog lists them, without
-	// those that are no backups.
+	// History has the repo snapshots of the volume as a Catalog lists them. It has no repo
+	// snapshots of failed operations.
 	History []repository.Snapshot
 	// Operation is the ID that the repo snapshot will be saved with.
 	Operation string
 	Store     Store
-	// Source tells what changed and what is allocated. Where there is none it is
-	// nil, and Unavailable says why.
+	// Source tells what changed and what is allocated. If it is nil, Unavailable says why
+	// there is none.
 	Source      cbt.Source
 	Unavailable string
 	Collect     cbt.Options
 	// Compression and CheckpointInterval are those of repository.WriterOptions.
 	Compression        repository.Compression
 	CheckpointInterval int64
-	// Audit is how much of what the storage calls unchanged is read from Device and
-	// compared with the parent.
+	// Audit is the share of the unchanged chunks that are read from Device and compared with
+	// the parent.
 	Audit  policy.Percent
 	Device io.ReaderAt
 }
 
-// Run is a backup that has begun: Writer takes the chunks that Read touches.
+// Run is a backup that has begun. Writer takes the chunks that Read touches.
 type Run struct {
 	Decision
 	Writer repository.VolumeWriter
@@ -56,22 +56,22 @@ type Run struct {
 type Decision struct {
 	Kind   repository.Kind
 	Parent repository.SnapshotID
-	// Reason and Detail are empty for an increment on the newest repo snapshot.
-	// Reasons are those of all steps, each once; Reason is one of them.
+	// Reason and Detail are empty for an increment on the newest repo snapshot. Reasons has
+	// the reasons of all steps, each once; Reason is one of them.
 	Reason  Reason
 	Reasons []Reason
 	Detail  string
-	// Source counts what the storage said, failed attempts included.
+	// Source counts what the storage said, including failed attempts.
 	Source cbt.Stats
-	// Audited is what was compared, failed attempts included.
+	// Audited counts what was compared, including failed attempts.
 	Audited audit.Result
 }
 
-// Begin finds the best way to make the image in.Target, of Target.Size bytes,
-// and starts it. The caller commits or closes the writer.
+// Begin finds the best way to make the image in.Target, of Target.Size bytes, and starts it.
+// The caller commits or closes the writer.
 //
-// An error is one of writing a full image, of reading the device, or the
-// context's: whatever else goes wrong leads one rung down.
+// Errors come from writing a full image, from the device, or from the context. Anything else
+// that goes wrong leads one rung down.
 func Begin(ctx context.Context, in Input) (Run, error) {
 	run, err := begin(ctx, in)
 	if err != nil {
@@ -102,7 +102,7 @@ func begin(ctx context.Context, in Input) (Run, error) {
 	return l.full(ctx)
 }
 
-// ladder is one walk down; see the package comment.
+// ladder is one way down the ladder; see the package documentation.
 type ladder struct {
 	Input
 	steps   []Step
@@ -120,7 +120,7 @@ func (l *ladder) count(s cbt.Stats) {
 	l.stats.Resumptions += s.Resumptions
 }
 
-// incremental tries a parent. An error is one that leaves nothing else to try.
+// incremental tries a parent. After an error nothing else can be tried.
 func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (Run, bool, error) {
 	read, stats, err := cbt.CollectChanged(ctx, l.Source, cbt.ChangeID(parent.Meta.ChangeID), l.Target.Size, l.Collect)
 	l.count(stats)
@@ -144,8 +144,8 @@ func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (R
 	return l.run(w, read, repository.Incremental, parent.ID), true, nil
 }
 
-// unusable notes why nothing can be inherited from a parent, or returns the
-// error if it is not the parent's.
+// unusable records why a parent cannot be inherited from. It returns the error if the parent
+// is not the cause.
 func (l *ladder) unusable(ctx context.Context, parent repository.Snapshot, err error) error {
 	switch {
 	case ctx.Err() != nil:
@@ -161,9 +161,9 @@ func (l *ladder) unusable(ctx context.Context, parent repository.Snapshot, err e
 	return nil
 }
 
-// audit compares some of what is not to be read with a parent. It comes before
-// the writer: a run that repeats this one and finds the same difference then
-// finds the checkpoints of the full image, too.
+// audit compares some of the unchanged chunks with a parent. It runs before the writer
+// starts: then a repeated run that finds the same difference also finds the checkpoints of
+// the full image.
 func (l *ladder) audit(ctx context.Context, parent repository.Snapshot, read *block.Bitmap) error {
 	if l.Audit == 0 {
 		return nil
@@ -197,7 +197,7 @@ func (l *ladder) writer(ctx context.Context, parent repository.SnapshotID) (repo
 	})
 }
 
-// failure is the reason for an error of a Source.
+// failure returns the reason for an error of a Source.
 func failure(err error, otherwise Reason) Reason {
 	if errors.Is(err, cbt.ErrUnavailable) {
 		return CBTUnavailable
@@ -205,10 +205,9 @@ func failure(err error, otherwise Reason) Reason {
 	return otherwise
 }
 
-// addResized adds what the parent does not have or has as padding: from the
-// start of the chunk in which the smaller of both volumes ends. What a volume
-// has grown by is read in full: storage systems differ in whether they call it
-// changed, and a volume grows seldom.
+// addResized adds what the parent does not have, or has as padding: everything from the chunk
+// on in which the smaller volume ends. What a volume has grown by is read in full. Storage
+// systems differ in whether they report it as changed, and volumes grow seldom.
 func addResized(read *block.Bitmap, parent repository.Meta, size int64) error {
 	if parent.Size == size {
 		return nil
@@ -216,7 +215,7 @@ func addResized(read *block.Bitmap, parent repository.Meta, size int64) error {
 	end := min(parent.Size, size)
 	start := end - end%parent.ChunkSize
 	if start == size {
-		return nil // shrunk to a whole chunk
+		return nil // the smaller volume ends with a whole chunk
 	}
 	return read.Set(block.Extent{Offset: start, Length: size - start})
 }
@@ -233,7 +232,7 @@ func (l *ladder) full(ctx context.Context) (Run, error) {
 	return l.run(w, read, repository.Full, ""), nil
 }
 
-// allocated is what a full image reads.
+// allocated returns what a full image reads.
 func (l *ladder) allocated(ctx context.Context) (*block.Bitmap, error) {
 	if l.Source != nil && !l.audited.Differs {
 		read, stats, err := cbt.CollectAllocated(ctx, l.Source, l.Target.Size, l.Collect)

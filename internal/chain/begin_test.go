@@ -16,7 +16,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// fakeStore hands out writers, except for parents that fail.
+// fakeStore returns writers, or the error for a parent.
 type fakeStore struct {
 	fail map[repository.SnapshotID]error
 }
@@ -172,8 +172,8 @@ func TestBegin(t *testing.T) {
 	}
 }
 
-// TestBeginReadsTheTailOfAShrunkVolume: the chunk in which the volume ends now
-// held other bytes behind that end.
+// TestBeginReadsTheTailOfAShrunkVolume: before, the last chunk had other bytes after what is
+// now the end of the volume.
 func TestBeginReadsTheTailOfAShrunkVolume(t *testing.T) {
 	const shrunk = 50<<20 + 512
 	in := chain.Input{

@@ -51,7 +51,7 @@ func TestChoose(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		parent string
-		// size, if not 0, is the target's, and its chunk size is nobody's wish.
+		// size, if not 0, is that of the target, and the target has no chunk size.
 		size    int64
 		every   time.Duration
 		history history

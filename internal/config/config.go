@@ -1,7 +1,6 @@
-// Package config reads the one configuration document of the mover, which a
-// ConfigMap holds. Names and meanings of the fields follow Velero's node-agent
-// configuration where that has them, so that one who knows it knows this; the
-// document is strict: an unknown field or a malformed value is an error.
+// Package config reads the configuration document of the mover, which is in a ConfigMap.
+// Where Velero's node-agent configuration has a field, the name and the meaning here are the
+// same. The document is strict: an unknown field or a malformed value is an error.
 package config
 
 import (
@@ -19,16 +18,15 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// Config is the whole document. The zero value of each field is replaced by
-// its default when the document is parsed.
+// Config is the whole document. Parse replaces the zero value of a field by its default.
 type Config struct {
-	// LoadConcurrency limits how many operations are exposed at once; backups and
-	// restores are counted apart.
+	// LoadConcurrency limits how many operations are exposed at once. Backups and restores
+	// are counted apart.
 	LoadConcurrency LoadConcurrency `json:"loadConcurrency,omitempty"`
 	// LoadAffinity says on which nodes mover pods may run.
 	LoadAffinity []LoadAffinity `json:"loadAffinity,omitempty"`
-	// BackupPVC configures the intermediate PVC of a backup, by the storage class
-	// of the source.
+	// BackupPVC configures the intermediate PVC of a backup, by the storage class of the
+	// source PVC.
 	BackupPVC map[string]BackupPVC `json:"backupPVC,omitempty"`
 	// RestorePVC configures the intermediate PVC of a restore.
 	RestorePVC RestorePVC `json:"restorePVC,omitempty"`
@@ -46,11 +44,10 @@ type Config struct {
 	SecurityContext    SecurityContext               `json:"securityContext,omitempty"`
 	// ScratchSize bounds the disk that a mover pod may use for caches.
 	ScratchSize resource.Quantity `json:"scratchSize,omitempty"`
-	// RateLimit is how many bytes a second a mover pod reads from the volume, or
-	// writes to it, at most; 0 is no limit.
+	// RateLimit is how many bytes per second a mover pod reads from the volume or writes to
+	// it, at most. 0 is no limit.
 	RateLimit resource.Quantity `json:"rateLimit,omitempty"`
-	// PreparingTimeout bounds the time from accepting an operation, or retrying it,
-	// until its mover pod runs.
+	// PreparingTimeout bounds the time from the start of an attempt until its mover pod runs.
 	PreparingTimeout metav1.Duration `json:"preparingTimeout,omitempty"`
 	// PodDeadline bounds the life of a mover pod.
 	PodDeadline metav1.Duration `json:"podDeadline,omitempty"`
@@ -61,13 +58,12 @@ type Config struct {
 
 // LoadConcurrency limits simultaneous operations.
 type LoadConcurrency struct {
-	// GlobalConfig is the number for each node that no rule of PerNodeConfig
-	// matches. The limit that counts is the sum over all nodes; the scheduler
-	// spreads the pods.
+	// GlobalConfig is the number for each node that no rule of PerNodeConfig matches. The
+	// limit is the sum over all nodes. The scheduler spreads the pods.
 	GlobalConfig  int           `json:"globalConfig,omitempty"`
 	PerNodeConfig []RuledConfig `json:"perNodeConfig,omitempty"`
-	// PrepareQueueLength limits the operations that are exposed but do not run yet;
-	// 0 is no limit of its own.
+	// PrepareQueueLength limits the operations that are exposed and do not run yet. 0 is no
+	// limit of its own.
 	PrepareQueueLength int `json:"prepareQueueLength,omitempty"`
 }
 
@@ -77,8 +73,8 @@ type RuledConfig struct {
 	Number       int                  `json:"number"`
 }
 
-// LoadAffinity selects nodes, for the volumes of one storage class or, without
-// one, for all others.
+// LoadAffinity selects nodes for the volumes of one storage class, or, without a class, for
+// all others.
 type LoadAffinity struct {
 	NodeSelector metav1.LabelSelector `json:"nodeSelector"`
 	StorageClass string               `json:"storageClass,omitempty"`
@@ -86,7 +82,7 @@ type LoadAffinity struct {
 
 // BackupPVC configures the intermediate PVC of a backup.
 type BackupPVC struct {
-	// StorageClass to use instead of the source's.
+	// StorageClass replaces that of the source PVC.
 	StorageClass string `json:"storageClass,omitempty"`
 	// ReadOnly makes the PVC ReadOnlyMany.
 	ReadOnly bool `json:"readOnly,omitempty"`
@@ -97,8 +93,8 @@ type BackupPVC struct {
 
 // RestorePVC configures the intermediate PVC of a restore.
 type RestorePVC struct {
-	// IgnoreDelayBinding restores a WaitForFirstConsumer volume without waiting for
-	// the pod that will use it; the volume may then end where that pod cannot run.
+	// IgnoreDelayBinding restores a WaitForFirstConsumer volume without waiting for the pod
+	// that will use it. The volume may then be where that pod cannot run.
 	IgnoreDelayBinding bool `json:"ignoreDelayBinding,omitempty"`
 }
 
@@ -112,12 +108,11 @@ type PodResources struct {
 	EphemeralStorageLimit   string `json:"ephemeralStorageLimit,omitempty"`
 }
 
-// SecurityContext says who a mover pod runs as. Block devices belong to
-// root:disk in a container unless the container runtime gives them to the pod's
-// user (containerd: device_ownership_from_security_context). So the default is
-// user 0, without any capability: it may open the device because it owns it.
-// Where the runtime is set up for it, or with group 6 (disk) as a supplemental
-// group, another user works too.
+// SecurityContext says who a mover pod runs as. In a container, block devices belong to
+// root:disk, unless the container runtime gives them to the user of the pod (containerd:
+// device_ownership_from_security_context). So the default is user 0 without any capability:
+// it may open the device because it owns it. Other users work with such a runtime, or with
+// group 6 (disk) as a supplemental group.
 type SecurityContext struct {
 	RunAsUser          int64   `json:"runAsUser,omitempty"`
 	RunAsGroup         int64   `json:"runAsGroup,omitempty"`
@@ -214,7 +209,7 @@ func (c *Config) check() error {
 	return err
 }
 
-// checkSelectors checks the rules that choose nodes.
+// checkSelectors checks the rules that select nodes.
 func (c *Config) checkSelectors() error {
 	for i, rule := range c.LoadConcurrency.PerNodeConfig {
 		if rule.Number < 0 {
@@ -271,8 +266,8 @@ func (p PodResources) Requirements() (corev1.ResourceRequirements, error) {
 	return r, nil
 }
 
-// AffinityFor returns the node selector for volumes of a storage class: the
-// entry for the class, else the first entry without a class, else nil.
+// AffinityFor returns the node selector for the volumes of a storage class: that of the entry
+// for the class, else of the first entry without a class, else nil.
 func (c Config) AffinityFor(class string) *metav1.LabelSelector {
 	var fallback *metav1.LabelSelector
 	for i := range c.LoadAffinity {

@@ -19,9 +19,9 @@ type BackupStats struct {
 	BytesRead int64
 }
 
-// Backup reads what the bitmap touches, from where the writer resumes on, and
-// puts it into the writer: whole chunks, or of a chunk that an incremental image's
-// parent has in pages, the pages. It neither commits nor closes the writer.
+// Backup reads what the bitmap touches, from Resumed of the writer on, and puts it into the
+// writer: whole chunks, or, of a chunk that the parent has in pages, the pages that changed.
+// It neither commits nor closes the writer.
 func Backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w repository.VolumeWriter, o Options) (BackupStats, error) {
 	stats, err := backup(ctx, dev, read, w, o)
 	if err != nil {
@@ -79,7 +79,7 @@ func touched(read *block.Bitmap, g block.Geometry, from int64) iter.Seq[int64] {
 	}
 }
 
-// chunkBytes is how many bytes of the volume the chunks hold.
+// chunkBytes returns how many bytes of the volume the chunks hold.
 func chunkBytes(chunks iter.Seq[int64], g block.Geometry) int64 {
 	var n int64
 	for c := range chunks {
@@ -95,16 +95,16 @@ type item struct {
 	first, end int64
 }
 
-// window returns how many items may be begun while an earlier one is not complete. Without
-// a bound, one slow read lets the others run away from the frontier, and what the writer
-// cannot finish piles up behind it.
+// window returns how many items may be under way at once. Without a bound, one slow read
+// would let the others run ahead of the frontier, and the writer would have to hold all that
+// they put.
 func window(o Options) int64 {
 	const perWorker = 2
 	return max(1, min(perWorker*int64(o.Workers), repository.MaxInFlight/o.ReadSize))
 }
 
-// produce joins neighbouring chunks to items of at most limit chunks. Each
-// item takes a place in the window, which the frontier gives back.
+// produce joins neighbouring chunks into items of at most limit chunks. Each item takes a
+// place in the window. The frontier gives the place back.
 func produce(ctx context.Context, chunks iter.Seq[int64], limit int64, window chan<- struct{}, items chan<- item) error {
 	send := func(it item) error {
 		select {
@@ -143,8 +143,8 @@ type backupRun struct {
 	dev      device.Reader
 	w        repository.VolumeWriter
 	geometry block.Geometry
-	// partial says which parts of a chunk have changed; it is nil where the rest of
-	// a chunk could not be inherited.
+	// partial says which parts of a chunk have changed. It is nil if the rest of a chunk
+	// cannot be inherited.
 	partial  *block.Bitmap
 	pageSize int64
 	progress *Progress
@@ -197,8 +197,8 @@ func (b *backupRun) moveChunks(ctx context.Context, first, end int64, buf []byte
 	return nil
 }
 
-// movePages reads and puts the given pages of a chunk, or all of them where the
-// parent does not have the chunk in pages.
+// movePages reads and puts the given pages of a chunk, or all of them if the parent does not
+// have the chunk in pages.
 func (b *backupRun) movePages(ctx context.Context, chunk int64, runs []block.Extent, buf []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -225,7 +225,7 @@ func (b *backupRun) movePages(ctx context.Context, chunk int64, runs []block.Ext
 	return nil
 }
 
-// fill reads from the device, and zeros beyond its end.
+// fill reads from the device, and fills with zeros beyond its end.
 func (b *backupRun) fill(p []byte, off int64) error {
 	n := max(min(int64(len(p)), b.geometry.Size()-off), 0)
 	clear(p[n:])
@@ -236,8 +236,8 @@ func (b *backupRun) fill(p []byte, off int64) error {
 	return nil
 }
 
-// changedPages lists the runs of pages of a chunk that have changed, relative
-// to the chunk. It returns nil for a chunk that is to be put as a whole.
+// changedPages returns the runs of pages of a chunk that have changed, relative to the chunk.
+// It returns nil for a chunk that has to be put whole.
 func (b *backupRun) changedPages(chunk int64) []block.Extent {
 	if b.partial == nil {
 		return nil
@@ -263,21 +263,21 @@ func (b *backupRun) changedPages(chunk int64) []block.Extent {
 	return runs
 }
 
-// frontier finds up to where all items are complete, while they complete in
-// any order.
+// frontier finds the place before which all items are complete. Items complete in any order.
 type frontier struct {
-	// window has a place taken for each item from next on that was sent out.
+	// window has a taken place for each item from next on that was sent out.
 	window chan struct{}
 
 	mu sync.Mutex
 	// next is the first item that is not complete.
 	next int64
-	// ends of the complete items after it, by number: never more than the window.
+	// ends of the complete items after it, by number. There are never more than the window
+	// allows.
 	ends map[int64]int64
 }
 
-// complete notes an item. Where it was the first one missing, complete returns
-// the chunk before which nothing is missing now.
+// complete records an item. If the item was the first that was missing, complete returns the
+// chunk before which nothing is missing now.
 func (f *frontier) complete(it item) (int64, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

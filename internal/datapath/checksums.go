@@ -7,15 +7,14 @@ import (
 	"github.com/blockmover/blockmover/internal/block"
 )
 
-// regionSize is the range that shares one checksum: 8 bytes for 64 MiB are
-// 8 MiB for 64 TiB.
+// regionSize is the range that shares one checksum: 8 bytes for 64 MiB, 8 MiB for 64 TiB.
 const regionSize = 64 << 20
 
-// checksums remembers what a device should hold, in little memory and in any
-// order: each cell (a chunk's worth of the device) is hashed together with its
-// place, and the hashes of a region are added by exclusive or.
+// checksums says what a device should hold, in little memory. Data may be added in any order:
+// each cell (a range of the size of a chunk) is hashed together with its offset, and the
+// hashes of a region are combined by exclusive or.
 //
-// A nil *checksums takes everything and remembers nothing.
+// A nil *checksums accepts everything and remembers nothing.
 type checksums struct {
 	seed    maphash.Seed
 	size    int64
@@ -32,9 +31,8 @@ func newChecksums(size, cell int64) *checksums {
 	}
 }
 
-// add notes data at an offset, which is the start of a cell. Where data ends
-// inside a cell the rest of that cell is zeros; buf is memory that starts with
-// data and has room for them.
+// add adds data at an offset, which is the start of a cell. If data ends inside a cell, the
+// rest of that cell is zeros. buf is memory that starts with data and has room for the zeros.
 func (c *checksums) add(offset int64, data, buf []byte) {
 	if c == nil {
 		return
@@ -50,8 +48,7 @@ func (c *checksums) add(offset int64, data, buf []byte) {
 	}
 }
 
-// addZeros notes a range of zeros. The part of a cell that it starts in was
-// noted by add.
+// addZeros adds a range of zeros. If the range starts inside a cell, add has added that cell.
 func (c *checksums) addZeros(e block.Extent) {
 	if c == nil {
 		return
@@ -69,7 +66,7 @@ func (c *checksums) addZeros(e block.Extent) {
 
 // note adds the hash of the cell at an offset.
 func (c *checksums) note(offset int64, hash uint64) {
-	// The finaliser of splitmix64, so that cells which change places are seen.
+	// The finaliser of splitmix64. It makes swapped cells change the checksum.
 	h := hash + uint64(offset/c.cell)*0x9e3779b97f4a7c15 //nolint:gosec // an offset is not negative
 	h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
 	h = (h ^ h>>27) * 0x94d049bb133111eb
@@ -82,7 +79,7 @@ func (c *checksums) note(offset int64, hash uint64) {
 	}
 }
 
-// difference is the first region in which two sets of checksums differ.
+// difference returns the first region in which two sets of checksums differ.
 func (c *checksums) difference(other *checksums) (block.Extent, bool) {
 	for i := range c.regions {
 		if c.regions[i].Load() != other.regions[i].Load() {

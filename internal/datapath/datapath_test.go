@@ -187,7 +187,7 @@ func TestBackupResumes(t *testing.T) {
 	require.NotContains(t, img.chunks, int64(39))
 }
 
-// slow holds the first read of a device up until the test lets it go.
+// slow blocks the first read of a device until the test releases it.
 type slow struct {
 	device.Reader
 	release chan struct{}
@@ -380,7 +380,7 @@ func TestRestoreReportsFaults(t *testing.T) {
 	})
 }
 
-// liar is a device that loses what it is given.
+// liar is a device that loses what is written to it.
 type liar struct {
 	device.Writer
 	lose func(off int64) bool

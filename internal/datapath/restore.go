@@ -13,27 +13,27 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// ErrTooSmall is wrapped by the error of a Restore onto a device that is
-// smaller than the volume was. Nothing has been written then.
+// ErrTooSmall is wrapped by the error of a Restore onto a device that is smaller than the
+// volume was. Restore has written nothing then.
 var ErrTooSmall = errors.New("device is smaller than the volume")
 
-// maxZeroRun bounds one call of Zero, which cannot be canceled: a device that
-// has to write the zeros does 4 GiB in seconds.
+// maxZeroRun bounds one call of Zero, which cannot be canceled. A device that has to write
+// the zeros writes 4 GiB in seconds.
 const maxZeroRun = 4 << 30
 
-// RestoreStats says what a Restore did.
+// RestoreStats says what a Restore did, in bytes.
 type RestoreStats struct {
-	// BytesWritten came from the repository, ZeroBytes did not: they are the holes
-	// of the image, and what the device has beyond it.
+	// BytesWritten came from the repository. ZeroBytes did not: they are the holes of the
+	// image, and what the device has beyond its end.
 	BytesWritten int64
 	ZeroBytes    int64
-	// BytesFound were on the device already: see Options.Resume.
+	// BytesFound were on the device before; see Options.Resume.
 	BytesFound int64
 }
 
-// Restore makes the device equal to the image: every byte of it is written, found
-// equal, or zeroed, and whatever lies beyond the image's size is zeroed. It
-// returns after Sync; it does not close the device.
+// Restore makes the device equal to the image. Every byte is written, found equal, or zeroed,
+// and everything beyond the size of the image is zeroed. Restore returns after Sync. It does
+// not close the device.
 func Restore(ctx context.Context, r repository.VolumeReader, dev device.Writer, o Options) (RestoreStats, error) {
 	stats, err := restore(ctx, r, dev, o)
 	if err != nil {
@@ -123,8 +123,8 @@ func (r *restoreRun) write(ctx context.Context) (RestoreStats, error) {
 	return stats, err
 }
 
-// plan walks the image and hands out pieces in ascending order: runs of data of
-// at most ReadSize bytes, runs of zeros of at most maxZeroRun.
+// plan walks through the image and sends pieces in ascending order: runs of data of at most
+// ReadSize bytes, and runs of zeros of at most maxZeroRun.
 func (r *restoreRun) plan(ctx context.Context, send func(piece) error) error {
 	var run piece
 	flush := func() error {
@@ -202,8 +202,7 @@ func (r *restoreRun) move(ctx context.Context, p piece, buf []byte) error {
 	return nil
 }
 
-// verify reads the whole device and compares its checksums with those of what
-// was written.
+// verify reads the whole device and compares its checksums with those of what was written.
 func (r *restoreRun) verify(ctx context.Context) error {
 	got := newChecksums(r.dev.Size(), r.geometry.ChunkSize())
 	got.seed = r.sums.seed

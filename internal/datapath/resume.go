@@ -6,10 +6,9 @@ import (
 	"github.com/blockmover/blockmover/internal/block"
 )
 
-// missing reads a piece from the device into buf and lists the runs of chunks
-// that are not the image's yet. It compares what is there with the image and
-// believes no record, so that it does not matter who has written it, when, and
-// whether all of it was durable.
+// missing reads a piece from the device into buf, and returns the runs of chunks that differ
+// from the image. It trusts no record of an earlier run. So it does not matter who wrote what
+// is on the device, when, and whether all of it was durable.
 func (r *restoreRun) missing(ctx context.Context, p piece, buf []byte) ([]block.Extent, error) {
 	if _, err := r.dev.ReadAt(buf[:p.Length], p.Offset); err != nil {
 		return nil, err
@@ -19,7 +18,7 @@ func (r *restoreRun) missing(ctx context.Context, p piece, buf []byte) ([]block.
 	for off := int64(0); off < p.Length; off += chunkSize {
 		chunk := buf[off : off+chunkSize]
 		e := block.Extent{Offset: p.Offset + off, Length: min(chunkSize, p.Length-off)}
-		clear(chunk[e.Length:]) // the last one may end before
+		clear(chunk[e.Length:]) // the last chunk may end before
 		same, err := r.reader.Matches(ctx, e.Offset/chunkSize, chunk)
 		switch n := len(runs); {
 		case err != nil:

@@ -26,7 +26,7 @@ func (m *image) Matches(_ context.Context, chunk int64, data []byte) (bool, erro
 	return bytes.Equal(want, data), m.fail
 }
 
-// counted is an image that counts what is fetched of it.
+// counted is an image that counts the bytes that are fetched.
 type counted struct {
 	reader
 	bytes atomic.Int64
@@ -37,8 +37,8 @@ func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 	return c.reader.ReadAt(p, off)
 }
 
-// TestRestoreGoesOn: whatever part of the device is right already, all of it is
-// in the end, and no more is fetched than is wrong.
+// TestRestoreGoesOn: whatever part of the device is right before, all of it is right in the
+// end, and only what was wrong is fetched.
 func TestRestoreGoesOn(t *testing.T) {
 	const size = 100*chunkSize + 512
 	rnd := rand.New(rand.NewPCG(1, 1))

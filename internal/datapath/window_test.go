@@ -8,7 +8,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// TestWindow: what is in flight is what a checkpoint reckons with.
+// TestWindow: the bytes in flight are those that a checkpoint leaves room for.
 func TestWindow(t *testing.T) {
 	for _, o := range []Options{{}, {Workers: 1}, {Workers: 16}, {Workers: 64}, {ReadSize: 64 << 20}, {ReadSize: 1 << 30}, {ReadSize: 1}} {
 		o = o.withDefaults(1 << 20)

@@ -1,13 +1,10 @@
-// Package device reads and writes block devices and the files that stand in
-// for them.
+// Package device reads and writes block devices, and regular files in their place.
 //
-// A device has a fixed size in bytes and a logical block size. Any offset and
-// length inside the device may be read and written; what is aligned to the
-// logical block, in a buffer from NewBuffer, goes past the page cache
-// (O_DIRECT) where the system allows it.
+// A device has a fixed size in bytes and a logical block size. Any range inside the device
+// can be read and written. An access that is aligned to the logical block, with a buffer from
+// NewBuffer, bypasses the page cache (O_DIRECT) if the system allows it.
 //
-// A device that is written is complete only after Sync and Close have returned
-// without an error.
+// A device is complete only after Sync and Close have returned without an error.
 package device
 
 import (
@@ -22,8 +19,8 @@ import (
 // ErrReadOnly is wrapped by the errors of a device that cannot be written.
 var ErrReadOnly = errors.New("device is read-only")
 
-// Reader reads a device. It is safe for concurrent use. An access that is not
-// wholly inside the device is an error, io.EOF included only as the cause.
+// Reader reads a device. It is safe for concurrent use. An access that is not wholly inside
+// the device is an error that is not io.EOF itself.
 type Reader interface {
 	io.ReaderAt
 	// Size is the size in bytes.
@@ -33,21 +30,19 @@ type Reader interface {
 	io.Closer
 }
 
-// Writer reads and writes a device. It is safe for concurrent use on ranges
-// that do not overlap.
+// Writer reads and writes a device. It is safe for concurrent use on ranges that do not
+// overlap.
 type Writer interface {
 	Reader
 	io.WriterAt
-	// Zero makes the range read as zeros, whatever it held before, without
-	// sending zeros where the device knows a shorter way.
+	// Zero makes the range read as zeros. It sends no zeros if the device has a shorter way.
 	Zero(e block.Extent) error
-	// Sync returns when everything written is durable. Reading it afterwards asks
-	// the device, not a cache, where the system allows it.
+	// Sync returns when everything written is durable. If the system allows it, later reads
+	// come from the device and not from a cache.
 	Sync() error
 }
 
-// bufferAlign suits every logical block size in use, and the page size that
-// memory is handed to a device in.
+// bufferAlign suits every logical block size in use, and the page size.
 const bufferAlign = 4096
 
 // NewBuffer returns a buffer that is aligned for direct access.
@@ -60,7 +55,7 @@ func NewBuffer(size int) []byte {
 	return b[skip : skip+size : skip+size]
 }
 
-// aligned reports whether a buffer and its place on a device suit direct access.
+// aligned reports whether a buffer and its offset suit direct access.
 func aligned(p []byte, off int64, blockSize int) bool {
 	return off%int64(blockSize) == 0 && len(p)%blockSize == 0 && len(p) > 0 &&
 		uintptr(unsafe.Pointer(unsafe.SliceData(p)))%bufferAlign == 0

@@ -48,7 +48,7 @@ func TestContract(t *testing.T) {
 		t.Run("loop device "+strconv.Itoa(blockSize), func(t *testing.T) {
 			devicetest.Contract(t, func(t *testing.T, data []byte) device.Writer {
 				t.Helper()
-				// The kernel cannot reach a last block that is not whole.
+				// The kernel cannot access a last block that is not whole.
 				data = data[:len(data)/blockSize*blockSize]
 				d := openWriter(t, loopDevice(t, writeFile(t, t.TempDir(), data), blockSize))
 				require.Equal(t, blockSize, d.BlockSize())
@@ -68,7 +68,7 @@ func TestWriterRefusesADeviceInUse(t *testing.T) {
 	require.NoError(t, first.Close())
 }
 
-// TestZeroTakesNoSpace: thin storage does not have to allocate what is zero.
+// TestZeroTakesNoSpace: thin storage allocates nothing for zeros.
 func TestZeroTakesNoSpace(t *testing.T) {
 	const size = 16 << 20
 	file := writeFile(t, t.TempDir(), bytes.Repeat([]byte{1}, size))
@@ -89,7 +89,7 @@ func TestZeroTakesNoSpace(t *testing.T) {
 func TestWriterRefusesAReadOnlyDevice(t *testing.T) {
 	loop := loopDevice(t, writeFile(t, t.TempDir(), make([]byte, 1<<20)), 512, "--read-only")
 	d, err := device.OpenWriter(loop)
-	if err == nil { // the kernel lets the opening pass and refuses the write
+	if err == nil { // the kernel allows the open and refuses the write
 		_, err = d.WriteAt(make([]byte, 512), 0)
 		require.NoError(t, d.Close())
 	}

@@ -7,18 +7,18 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Accesses are cut into slices, each of which waits for its turn: 16 a second, so
-// that the traffic is smooth at any limit. Larger ones than 1 MiB would not save
-// time, and smaller ones than a page could not go past the page cache.
+// Accesses are cut into slices, each of which waits for its turn. 16 slices a second make the
+// traffic smooth at any limit. A slice has at most 1 MiB, above which no time is saved, and
+// at least one page, which is the least that can bypass the page cache.
 const (
 	slicesPerSecond = 16
 	minSlice        = bufferAlign
 	maxSlice        = 1 << 20
 )
 
-// LimitReader returns a device that reads at most bytesPerSecond, all its users together.
-// 0 is no limit; otherwise the limit is 64 KiB or more. An access that waits for its turn
-// ends with the error of ctx when ctx ends.
+// LimitReader returns a device that reads at most bytesPerSecond, all its users together. 0
+// is no limit; otherwise the limit is 64 KiB or more. An access that waits for its turn ends
+// with the error of ctx when ctx ends.
 func LimitReader(ctx context.Context, d Reader, bytesPerSecond int64) Reader {
 	if bytesPerSecond == 0 {
 		return d
@@ -26,9 +26,8 @@ func LimitReader(ctx context.Context, d Reader, bytesPerSecond int64) Reader {
 	return &limitedReader{d, newLimit(ctx, bytesPerSecond)}
 }
 
-// LimitWriter is LimitReader for a device that is written: what is read and what
-// is written counts together. Zero counts nothing, as it sends nothing to a device
-// that knows how to zero.
+// LimitWriter is LimitReader for a device that is written. Reads and writes share the limit.
+// Zero does not count: it sends nothing to a device that can zero by itself.
 func LimitWriter(ctx context.Context, d Writer, bytesPerSecond int64) Writer {
 	if bytesPerSecond == 0 {
 		return d
@@ -73,10 +72,10 @@ func newLimit(ctx context.Context, bytesPerSecond int64) limit {
 	return limit{ctx: ctx, limiter: rate.NewLimiter(rate.Limit(bytesPerSecond), int(slice)), slice: int(slice)}
 }
 
-// slices does an access of a device of size bytes piece by piece.
+// slices does an access to a device of size bytes slice by slice.
 func (l *limit) slices(size int64, p []byte, off int64, access func(p []byte, off int64) (int, error)) (int, error) {
 	if checkRange(size, p, off) != nil || len(p) == 0 {
-		return access(p, off) // which says what is wrong, before any of it is done
+		return access(p, off) // it says what is wrong, before anything is done
 	}
 	done := 0
 	for done < len(p) {

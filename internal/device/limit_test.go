@@ -19,7 +19,7 @@ const minRate = 64 << 10
 
 const mib = 1 << 20
 
-// The clock of these tests is that of synctest: it moves when all wait.
+// The clock of these tests is that of synctest: it moves when all goroutines wait.
 
 func TestLimitedReads(t *testing.T) {
 	for _, bytesPerSecond := range []int64{minRate, mib, 50 * mib} {
@@ -58,8 +58,8 @@ func TestLimitIsSmooth(t *testing.T) {
 	})
 }
 
-// TestLimitCountsBothWays: what is written and what is read again share the
-// limit, what is zeroed does not count.
+// TestLimitCountsBothWays: writes and the reads of the verification share the limit. Zeroing
+// does not count.
 func TestLimitCountsBothWays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := device.LimitWriter(t.Context(), device.NewMemory(make([]byte, 4*mib), 512), mib)
@@ -87,7 +87,7 @@ func TestLimitEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// TestLimitChecksFirst: an access outside does not do a part of it.
+// TestLimitChecksFirst: an access that is partly outside does nothing.
 func TestLimitChecksFirst(t *testing.T) {
 	disk := devicetest.NewFaulty(device.NewMemory(make([]byte, mib), 512))
 	limited := device.LimitWriter(t.Context(), disk, minRate)

@@ -17,7 +17,7 @@ type Memory struct {
 
 var _ Writer = (*Memory)(nil)
 
-// NewMemory returns a device that holds data, which it owns from here on.
+// NewMemory returns a device that holds data. The device owns data from then on.
 func NewMemory(data []byte, blockSize int) *Memory {
 	return &Memory{data: data, blockSize: blockSize}
 }

@@ -11,18 +11,18 @@ import (
 	"github.com/blockmover/blockmover/internal/block"
 )
 
-// fileBlockSize is what a regular file counts as its logical block: what
-// O_DIRECT asks for on every file system in use.
+// fileBlockSize is the logical block of a regular file. O_DIRECT works with it on every file
+// system in use.
 const fileBlockSize = 4096
 
 // File is a block device or a regular file.
 //
-// It is opened twice: for direct access, and, for what is not aligned, through
-// the page cache. The kernel keeps both views the same: direct writes drop the
-// cached pages, direct reads write dirty pages back first.
+// It is opened twice: for direct access, and through the page cache for what is not aligned.
+// The kernel keeps both views the same: direct writes drop the cached pages, and direct reads
+// write dirty pages back first.
 type File struct {
 	buffered *os.File
-	// direct is nil where the file system refuses O_DIRECT.
+	// direct is nil if the file system refuses O_DIRECT.
 	direct    *os.File
 	isDevice  bool
 	size      int64
@@ -40,8 +40,8 @@ func Open(path string) (Reader, error) {
 	return f, nil
 }
 
-// OpenWriter opens a block device or regular file for reading and writing. A
-// block device that something else has mounted or claimed is refused.
+// OpenWriter opens a block device or regular file for reading and writing. It refuses a block
+// device that is mounted or claimed by something else.
 func OpenWriter(path string) (Writer, error) {
 	f, err := open(path, os.O_RDWR)
 	switch {
@@ -61,8 +61,8 @@ func open(path string, flag int) (*File, error) {
 	f := &File{isDevice: info.Mode().Type() == os.ModeDevice}
 	switch {
 	case f.isDevice && flag == os.O_RDWR:
-		// On a block device O_EXCL fails with EBUSY while the device is in use by
-		// the kernel. It holds for one opening only, the first.
+		// On a block device, O_EXCL fails with EBUSY while the kernel uses the device. Only
+		// one open file can have it, the first.
 		f.buffered, err = os.OpenFile(path, flag|unix.O_EXCL, 0)
 	case f.isDevice || info.Mode().IsRegular():
 		f.buffered, err = os.OpenFile(path, flag, 0)
@@ -83,7 +83,7 @@ func open(path string, flag int) (*File, error) {
 	return f, nil
 }
 
-// inspect finds size and logical block size.
+// inspect reads the size and the logical block size.
 func (f *File) inspect() error {
 	if !f.isDevice {
 		info, err := f.buffered.Stat()
@@ -127,10 +127,10 @@ func (f *File) Size() int64 { return f.size }
 // BlockSize implements Reader.
 func (f *File) BlockSize() int { return f.blockSize }
 
-// Direct reports whether aligned accesses go past the page cache.
+// Direct reports whether aligned accesses bypass the page cache.
 func (f *File) Direct() bool { return f.direct != nil }
 
-// through picks the way for one access.
+// through chooses the file for one access.
 func (f *File) through(p []byte, off int64) *os.File {
 	if f.direct != nil && aligned(p, off, f.blockSize) {
 		return f.direct
@@ -174,7 +174,7 @@ func (f *File) Zero(e block.Extent) error {
 	unit := int64(f.blockSize)
 	start, end := (e.Offset+unit-1)/unit*unit, e.End()/unit*unit
 	if !f.isDevice {
-		start, end = e.Offset, e.End() // any range will do
+		start, end = e.Offset, e.End() // no part is aligned
 	}
 	if start >= end {
 		return f.writeZeros(e)
@@ -183,15 +183,15 @@ func (f *File) Zero(e block.Extent) error {
 	if err := f.zeroAligned(inner); err != nil {
 		return fmt.Errorf("zero %s: %w", inner, err)
 	}
-	// The ends that are no whole blocks.
+	// The two ends that are not whole blocks.
 	return errors.Join(
 		f.writeZeros(block.Extent{Offset: e.Offset, Length: start - e.Offset}),
 		f.writeZeros(block.Extent{Offset: end, Length: e.End() - end}),
 	)
 }
 
-// zeroAligned punches a hole, which reads as zeros: thin storage gives the space
-// back, where BLKZEROOUT would have it allocate all of a sparse volume.
+// zeroAligned punches a hole, which reads as zeros. Thin storage then frees the space. With
+// BLKZEROOUT it would allocate all of a sparse volume.
 func (f *File) zeroAligned(e block.Extent) error {
 	err := f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e)
 	if f.isDevice && isUnsupported(err) {
@@ -235,7 +235,7 @@ func (f *File) Sync() error {
 	if err := f.buffered.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", f.buffered.Name(), err)
 	}
-	// Advice only: where it is not taken, a later read comes from the cache.
+	// This is advice only. If the kernel ignores it, later reads come from the cache.
 	_ = unix.Fadvise(int(f.buffered.Fd()), 0, 0, unix.FADV_DONTNEED)
 	return nil
 }

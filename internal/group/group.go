@@ -1,12 +1,11 @@
-// Package group plans group snapshots: which volumes are snapshotted at one
-// instant, by which class, and why the others are not.
+// Package group plans group snapshots: which volumes are snapshotted at one instant, by which
+// class, and why the others are not.
 //
-// A group is what has one label value in one namespace on one CSI driver. Volumes
-// of one label value on two drivers are two groups, each of one instant: no
-// storage can do better. Nothing here asks the cluster; the caller gathers what
-// there is, and the same input gives the same plan.
+// A group has the volumes with one label value in one namespace on one CSI driver. Volumes
+// with the same label value on two drivers are two groups, each with an instant of its own,
+// because no storage can snapshot both at once. The same input gives the same plan.
 //
-// The package is pure.
+// The package is pure: the caller collects the input.
 package group
 
 import (
@@ -16,16 +15,16 @@ import (
 	"strings"
 )
 
-// Volume is a PVC with the label of the group, whether or not it is to be a member.
+// Volume is a PVC with the label of the group. It may be a member or not.
 type Volume struct {
 	PVC string
-	// Driver is the CSI driver, "" where the volume has none.
+	// Driver is the CSI driver, or "" if the volume has none.
 	Driver string
-	// Bound is set for a PVC that has its volume.
+	// Bound is set if the PVC is bound.
 	Bound bool
-	// Excluded is set for a PVC that the backup leaves out.
+	// Excluded is set if the backup leaves the PVC out.
 	Excluded bool
-	// Ours is set when the volume policy gives the volume to Blockmover.
+	// Ours is set if the volume policy gives the volume to Blockmover.
 	Ours bool
 }
 
@@ -35,8 +34,8 @@ type LeftOut struct {
 	Why string
 }
 
-// Plan returns the PVCs that are snapshotted together with self, in order of their
-// names and with self among them, and those that are not.
+// Plan returns the PVCs that are snapshotted together with self, ordered by name and
+// including self, and the others.
 func Plan(self Volume, volumes []Volume) (members []string, leftOut []LeftOut) {
 	members = []string{self.PVC}
 	for _, v := range volumes {
@@ -54,7 +53,7 @@ func Plan(self Volume, volumes []Volume) (members []string, leftOut []LeftOut) {
 	return members, leftOut
 }
 
-// stranger says why a volume is no member of a group of the driver.
+// stranger says why a volume is not a member of a group of the driver.
 func (v Volume) stranger(driver string) string {
 	switch {
 	case v.Excluded:
@@ -75,24 +74,24 @@ func (v Volume) stranger(driver string) string {
 type Class struct {
 	Name   string
 	Driver string
-	// Default is set when the class has Velero's label.
+	// Default is set if the class has Velero's label.
 	Default bool
 }
 
-// Wish is a class that somebody asks for by name.
+// Wish is a class that is asked for by name.
 type Wish struct {
 	// Source says where it is written.
 	Source string
 	Class  string
 }
 
-// ErrNoClass is returned where the driver has no class at all: it does not take
-// group snapshots, as far as the cluster knows.
+// ErrNoClass is returned if the driver has no class: as far as the cluster knows, it takes no
+// group snapshots.
 var ErrNoClass = errors.New("the driver has no VolumeGroupSnapshotClass")
 
-// ChooseClass chooses the class for a group of the driver: what is wished for, the
-// first level that has wishes, which must agree; else the driver's default, else its
-// only class. It returns ErrNoClass only where nothing is wished for.
+// ChooseClass chooses the class for a group of the driver. The first level that has wishes
+// decides; its wishes must agree. Without wishes, it is the driver's default, or its only
+// class. ChooseClass returns ErrNoClass only if there are no wishes.
 func ChooseClass(driver string, levels [][]Wish, classes []Class) (string, error) {
 	for _, wishes := range levels {
 		if len(wishes) > 0 {

@@ -7,11 +7,10 @@ import (
 	"strings"
 )
 
-// Percent is how much of what the storage calls unchanged an audit reads, from 0 (no
-// audit) to 100.
+// Percent is the share of the unchanged chunks that an audit reads, from 0 (no audit) to 100.
 type Percent float64
 
-// DefaultAudit is the share if none is asked for.
+// DefaultAudit is the share if nobody asks for one.
 const DefaultAudit Percent = 1
 
 // ParsePercent reads a share such as "1%" or "0.5%". "0" is "0%".

@@ -1,7 +1,7 @@
-// Package policy turns the parameters of a volume policy, and what a Backup
-// asks for, into Settings, or into an error that names the key, the value and
-// what is allowed. Nothing is ever ignored or defaulted in silence: a backup
-// that does something else than its policy says is worse than one that fails.
+// Package policy turns the parameters of a volume policy, and what a Backup asks for, into
+// Settings, or into an error that names the key, the value and the allowed values. Nothing is
+// ignored or defaulted silently: a backup that does something else than its policy says is
+// worse than one that fails.
 //
 // The way of a setting:
 //
@@ -21,11 +21,10 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 )
 
-// BackupType is what was asked for: a full image or, where possible, an
-// incremental one.
+// BackupType is what is asked for: a full image, or an incremental one if possible.
 type BackupType string
 
-// The backup types. They are parsed in any case.
+// The backup types. Parsing ignores case.
 const (
 	Full        BackupType = "Full"
 	Incremental BackupType = "Incremental"
@@ -34,10 +33,10 @@ const (
 // Retention says how long the storage snapshot of a backup stays after the upload.
 type Retention string
 
-// The ways to retain. They are parsed in any case.
+// The retentions. Parsing ignores case.
 const (
-	// RetentionAuto keeps one per volume, the newest, where the storage needs it to
-	// tell what changed since.
+	// RetentionAuto keeps the newest one of a volume, if the storage needs it to tell what
+	// changed since.
 	RetentionAuto Retention = "auto"
 	// RetentionAlways keeps it until its backup is deleted.
 	RetentionAlways Retention = "always"
@@ -47,23 +46,22 @@ const (
 
 // Settings of one volume's backup.
 type Settings struct {
-	// BackupType is "" where the policy does not say.
+	// BackupType is "" if the policy does not say.
 	BackupType BackupType
 	// FullEvery is the age at which a full image is due; 0 is never.
 	FullEvery time.Duration
 	// Audit is the share of the unchanged chunks that is read and compared.
 	Audit Percent
-	// SnapshotClass overrides the VolumeSnapshotClass or VolumeGroupSnapshotClass; ""
-	// is Velero's choice.
+	// SnapshotClass overrides the VolumeSnapshotClass or VolumeGroupSnapshotClass. "" is
+	// Velero's choice.
 	SnapshotClass string
-	// Retention is "" where nobody says: RetentionAuto.
+	// Retention is "" if nobody says. The mover then uses RetentionAuto.
 	Retention Retention
-	// GroupRequired makes it an error when a volume with the label of a group is not
+	// GroupRequired makes it an error if a volume with the label of a group is not
 	// snapshotted as a member of one.
 	GroupRequired bool
-	// Parent is the ID of the repo snapshot that an incremental image has to
-	// build on; "" lets the mover choose. A policy cannot name one: it is set only
-	// by whoever writes a DataUpload by hand.
+	// Parent is the ID of the repo snapshot that an incremental image has to build on. With
+	// "" the mover chooses. A policy cannot name one; only the author of a DataUpload can.
 	Parent string
 }
 
@@ -85,14 +83,14 @@ const (
 	groupPreferred = "preferred"
 )
 
-// IsOurs says whether the parameters name Blockmover as the mover. A policy
-// `custom` for which it is false belongs to another plugin.
+// IsOurs reports whether the parameters name Blockmover as the mover. If not, the `custom`
+// policy is for another plugin.
 func IsOurs(params map[string]any) bool {
 	return params[keyMover] == identity.DataMover || params[keyDataMover] == identity.DataMover
 }
 
-// MatchParameters are the alternatives of parameters by which a policy names
-// Blockmover, for callers that can only ask whether a policy has them.
+// MatchParameters returns the parameters by which a policy may name Blockmover, for callers
+// that can only ask whether a policy has them.
 func MatchParameters() []map[string]any {
 	return []map[string]any{
 		{keyMover: identity.DataMover},
@@ -100,11 +98,11 @@ func MatchParameters() []map[string]any {
 	}
 }
 
-// Parse checks the parameters of a policy that IsOurs. YAML gives strings,
-// numbers and booleans; each of our values is a string, but for an audit of 0.
+// Parse checks the parameters of a policy that IsOurs. YAML gives strings, numbers and
+// booleans. All our values are strings, except an audit of 0.
 func Parse(params map[string]any) (Settings, error) {
 	s := Settings{Audit: DefaultAudit}
-	// In order of the keys, so that of two mistakes always the same is reported.
+	// In order of the keys: of two mistakes, always the same is reported.
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		if err := s.set(key, params[key]); err != nil {
 			return Settings{}, fmt.Errorf("parse volume policy parameters: %w", err)
@@ -162,10 +160,9 @@ func (s *Settings) set(key string, value any) error {
 	return nil
 }
 
-// Resolve chooses between full and incremental; the first of these that is set
-// decides: Backup.spec.backupType, the annotation of the Backup, the policy, and
-// in the end Incremental. What is set and not understood is an error, whether or
-// not it would have decided.
+// Resolve chooses between full and incremental. The first of these that is set decides:
+// Backup.spec.backupType, the annotation of the Backup, the policy. The default is
+// Incremental. A value that is not valid is an error, even if it would not decide.
 func Resolve(backupSpecType, annotation string, s Settings) (BackupType, error) {
 	sources := []struct{ name, value string }{
 		{"Backup.spec.backupType", backupSpecType},
@@ -191,8 +188,8 @@ func Resolve(backupSpecType, annotation string, s Settings) (BackupType, error) 
 	return chosen, nil
 }
 
-// ResolveRetention chooses how long the storage snapshot stays: as the annotation of
-// the Backup says, or else the policy; "" where neither does.
+// ResolveRetention chooses the retention: that of the annotation of the Backup, else that of
+// the policy, else "".
 func ResolveRetention(annotation string, s Settings) (Retention, error) {
 	if annotation == "" {
 		return s.Retention, nil
@@ -204,8 +201,8 @@ func ResolveRetention(annotation string, s Settings) (Retention, error) {
 	return r, nil
 }
 
-// ParentSnapshot is the choice of parent as a DataUpload and a task spell it:
-// "auto", "none", or a repo snapshot ID.
+// ParentSnapshot returns the choice of parent as a DataUpload and a task spell it: "auto",
+// "none", or a repo snapshot ID.
 func (s Settings) ParentSnapshot() string {
 	switch {
 	case s.BackupType == Full:
@@ -217,9 +214,9 @@ func (s Settings) ParentSnapshot() string {
 	}
 }
 
-// ToConfig renders what the mover needs as DataUpload.spec.dataMoverConfig. The
-// snapshot class is not in it, it has its own field in the DataUpload; nor is what
-// ends with the snapshot.
+// ToConfig renders what the mover needs as DataUpload.spec.dataMoverConfig. It leaves out the
+// snapshot class, which has its own field in the DataUpload, and settings that end with the
+// snapshot.
 func (s Settings) ToConfig() map[string]string {
 	config := map[string]string{identity.ConfigParentSnapshot: s.ParentSnapshot()}
 	if s.FullEvery > 0 {
@@ -234,10 +231,9 @@ func (s Settings) ToConfig() map[string]string {
 	return config
 }
 
-// FromConfig reads DataUpload.spec.dataMoverConfig. Our keys are checked; keys
-// of others (Velero puts ParallelFilesUpload and the like there) are none of our
-// business. A DataUpload of Velero's built-in action has no key of ours:
-// incremental, with the usual audit.
+// FromConfig reads DataUpload.spec.dataMoverConfig. It checks our keys and ignores others,
+// such as Velero's ParallelFilesUpload. A DataUpload of Velero's built-in action has no key
+// of ours: it is incremental, with the default audit.
 func FromConfig(config map[string]string) (Settings, error) {
 	s := Settings{BackupType: Incremental, Audit: DefaultAudit}
 	parent, set := config[identity.ConfigParentSnapshot]
@@ -270,7 +266,7 @@ func FromConfig(config map[string]string) (Settings, error) {
 	return s, nil
 }
 
-// setParent is the inverse of ParentSnapshot. "" says nothing, as "auto" does.
+// setParent is the inverse of ParentSnapshot. "" means the same as "auto".
 func (s *Settings) setParent(parent string) {
 	switch parent {
 	case identity.ParentNone:
@@ -281,10 +277,9 @@ func (s *Settings) setParent(parent string) {
 	}
 }
 
-// FromDataUpload is FromConfig for a DataUpload whose CRD may have
-// spec.parentSnapshot, where Velero puts "none" for a full image. It reports
-// whether the DataUpload has decided between full and incremental; where it has
-// not, the Backup is to be asked.
+// FromDataUpload is FromConfig for a DataUpload whose CRD may have spec.parentSnapshot, where
+// Velero puts "none" for a full image. It reports whether the DataUpload decides between full
+// and incremental. If not, the caller asks the Backup.
 func FromDataUpload(config map[string]string, parentSnapshot string) (s Settings, decided bool, err error) {
 	if s, err = FromConfig(config); err != nil {
 		return Settings{}, false, err

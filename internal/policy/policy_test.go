@@ -250,8 +250,8 @@ func TestFromDataUpload(t *testing.T) {
 	}
 }
 
-// FuzzParse: whatever a policy says, it is an error that names its key, or it
-// survives the way to the mover.
+// FuzzParse: every policy is either an error that names its key, or reaches the mover
+// unchanged.
 func FuzzParse(f *testing.F) {
 	f.Add("backupType", "full", "fullEvery", "168h")
 	f.Add("snapshotClass", "", "dataMover", "blockmover")
@@ -276,7 +276,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			t.Fatalf("FromConfig(ToConfig()) after Parse(%v): %v", params, err)
 		}
-		s.SnapshotClass = "" // travels in its own field of the DataUpload
+		s.SnapshotClass = "" // it has its own field in the DataUpload
 		if back != s {
 			t.Fatalf("Parse(%v): %+v became %+v on the way to the mover", params, s, back)
 		}

@@ -26,30 +26,29 @@ const Version = 1
 // Request.
 const EnvRequest = "BLOCKMOVER_TASK"
 
-// MaxReportBytes is how much of a termination message the kubelet keeps.
+// MaxReportBytes is the most of a termination message that the kubelet keeps.
 const MaxReportBytes = 4096
 
-// MinRateLimit is the lowest rate limit, in bytes per second. With less, one chunk of an
-// image would take longer than anyone waits.
+// MinRateLimit is the lowest rate limit, in bytes per second. Below it, one chunk of an image
+// would take longer than the timeouts.
 const MinRateLimit = 64 << 10
 
-// Request tells a mover pod what to do. Exactly one of Backup and Restore is
-// set.
+// Request tells a mover pod what to do. Exactly one of Backup and Restore is set.
 type Request struct {
 	Version int `json:"version"`
 	// Namespace (Velero's) and Name of the DataUpload or DataDownload.
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
-	// OperationID is stored with the repo snapshot, so that a repeated operation
-	// finds what it did before.
+	// OperationID is stored with the repo snapshot. A repeated operation finds by it what it
+	// saved before.
 	OperationID string `json:"operationID"`
 	// Device is the path of the block device in the pod.
 	Device string `json:"device"`
 	// BackupRepository is the name of Velero's object in Namespace.
 	BackupRepository string               `json:"backupRepository"`
 	Volume           repository.VolumeKey `json:"volume"`
-	// RateLimit is how many bytes a second are read from the device or written to it at
-	// most. 0 is no limit; otherwise it is MinRateLimit or more.
+	// RateLimit is the most bytes per second that are read from the device or written to it.
+	// 0 is no limit; otherwise it is MinRateLimit or more.
 	RateLimit int64    `json:"rateLimit,omitempty"`
 	Backup    *Backup  `json:"backup,omitempty"`
 	Restore   *Restore `json:"restore,omitempty"`
@@ -63,8 +62,8 @@ type Backup struct {
 	FullEvery time.Duration `json:"fullEvery,omitempty"`
 	// Audit is a policy.Percent as text.
 	Audit string `json:"audit"`
-	// Failed are the operation IDs of uploads of this volume that failed or were
-	// canceled: what one of them may have saved is no backup.
+	// Failed are the operation IDs of uploads of this volume that failed or were canceled.
+	// Repo snapshots that they saved are no backups.
 	Failed         []string  `json:"failed,omitempty"`
 	Driver         string    `json:"driver"`
 	VolumeHandle   string    `json:"volumeHandle"`
@@ -72,14 +71,13 @@ type Backup struct {
 	SnapshotTime   time.Time `json:"snapshotTime"`
 	// VolumeSnapshot is the name of the re-homed VolumeSnapshot in Namespace.
 	VolumeSnapshot string `json:"volumeSnapshot"`
-	// Metadata is where the driver's SnapshotMetadata service answers; nil where
-	// there is none, and MetadataUnavailable says why.
+	// Metadata says where the SnapshotMetadata service of the driver answers. If it is nil,
+	// MetadataUnavailable says why.
 	Metadata            *MetadataService `json:"metadata,omitempty"`
 	MetadataUnavailable string           `json:"metadataUnavailable,omitempty"`
 }
 
-// MetadataService is one CSI SnapshotMetadataService as its custom resource
-// describes it.
+// MetadataService is a SnapshotMetadataService as its custom resource describes it.
 type MetadataService struct {
 	Address string `json:"address"`
 	// CACert is the PEM bundle that signs the service's certificate.
@@ -101,15 +99,15 @@ type Report struct {
 	Version int `json:"version"`
 	// Error is empty when the operation succeeded.
 	Error string `json:"error,omitempty"`
-	// SnapshotID, Kind, Reason and Parent describe a backup. Reason says why an
-	// image is Full although an incremental one was asked for, or why blocks were
-	// read that CBT might have excused.
+	// SnapshotID, Kind, Reason and Parent describe a backup. Reason says why an image is Full
+	// although an incremental one was asked for, or why blocks were read that CBT could have
+	// excluded.
 	SnapshotID repository.SnapshotID `json:"snapshotID,omitempty"`
 	Kind       repository.Kind       `json:"kind,omitempty"`
 	Reason     string                `json:"reason,omitempty"`
-	// Reasons are all that there were, Reason among them.
+	// Reasons are all reasons, including Reason.
 	Reasons []string `json:"reasons,omitempty"`
-	// Detail is the text behind the reasons: the storage's own errors, for people.
+	// Detail explains the reasons to people, with the storage's own errors.
 	Detail string                `json:"detail,omitempty"`
 	Parent repository.SnapshotID `json:"parent,omitempty"`
 	// VolumeSize and what follows are bytes and counts.
@@ -123,13 +121,13 @@ type Report struct {
 	ChunksWritten   int64         `json:"chunksWritten"`
 	ChunksInherited int64         `json:"chunksInherited"`
 	Duration        time.Duration `json:"duration"`
-	// Filesystem is what a restored volume holds ("ext4", "xfs", "btrfs"), or empty
-	// where it is nothing known.
+	// Filesystem is what a restored volume holds ("ext4", "xfs", "btrfs"). It is empty if it
+	// is none of them.
 	Filesystem string `json:"filesystem,omitempty"`
 	// Resumptions is how often a stream of block metadata broke and was resumed.
 	Resumptions int64 `json:"resumptions,omitempty"`
-	// ChunksAudited and BytesAudited were read although the storage called them
-	// unchanged, and compared with the parent. They are not in BytesRead.
+	// ChunksAudited and BytesAudited were called unchanged by the storage, read all the same,
+	// and compared with the parent. BytesRead does not include them.
 	ChunksAudited int64 `json:"chunksAudited,omitempty"`
 	BytesAudited  int64 `json:"bytesAudited,omitempty"`
 }
@@ -208,8 +206,7 @@ func isPercent(text string) bool {
 	return err == nil
 }
 
-// Encode renders the report in at most MaxReportBytes: the texts for people
-// are cut where they are longer.
+// Encode renders the report in at most MaxReportBytes. It shortens long texts for people.
 func (r Report) Encode() (string, error) {
 	r.Version = Version
 	for {
@@ -227,8 +224,8 @@ func (r Report) Encode() (string, error) {
 	}
 }
 
-// DecodeReport parses a report. A report that cannot be parsed is a failure of
-// the operation, so the caller must not treat an error here as an empty report.
+// DecodeReport parses a report. An error means that the operation failed; it does not mean
+// that the report is empty.
 func DecodeReport(s string) (Report, error) {
 	var r Report
 	if err := decodeStrict(s, &r); err != nil {
@@ -246,7 +243,7 @@ func shorten(s string) string {
 	if len(s) <= limit {
 		return s
 	}
-	// What the cut leaves of a character is dropped with it.
+	// The cut may leave a part of a character, which is dropped.
 	return strings.ToValidUTF8(s[:max(limit, len(s)/2)-len("…")], "") + "…"
 }
 

@@ -69,8 +69,7 @@ func TestEncodeSetsTheVersion(t *testing.T) {
 	}
 }
 
-// Each field that is left out, and each combination that makes no sense, is
-// refused by both sides.
+// Both sides refuse each missing field, and each combination that makes no sense.
 func TestRequestCheck(t *testing.T) {
 	for name, spoil := range map[string]func(*Request){
 		"no namespace":         func(r *Request) { r.Namespace = "" },
@@ -164,8 +163,8 @@ func TestReportRoundTrip(t *testing.T) {
 	}
 }
 
-// The kubelet cuts a termination message off, and a report that is cut off
-// cannot be parsed: what is for people gives way, the rest stays.
+// The kubelet cuts off a long termination message, and a report that is cut off cannot be
+// parsed. So Encode shortens the texts for people, and keeps the rest.
 func TestReportFits(t *testing.T) {
 	for name, long := range map[string]string{
 		"plain":         strings.Repeat("x", 100_000),

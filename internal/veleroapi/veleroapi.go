@@ -1,14 +1,13 @@
-// Package veleroapi reads and writes the fields of Velero's objects that newer
-// versions of its CRDs have, and the Go types that this program is built with
-// have not:
+// Package veleroapi reads and writes fields of Velero's objects that newer CRDs have, and
+// that the Go types of this program do not have:
 //
 //	Backup      spec.backupType              Full or Incremental
 //	Schedule    spec.template.backupType     the same, for the Backups that it makes
 //	DataUpload  spec.parentSnapshot          auto, none, or the ID of a repo snapshot
 //
-// A typed object drops what its type does not know, so these are read as
-// unstructured objects. Where a CRD does not have a field, the API server has
-// dropped it before: it is read as "" and written without an effect.
+// A typed object drops fields that its type does not have, so this package uses unstructured
+// objects. If the CRD does not have a field, the API server has dropped it: it is read as "",
+// and writing it has no effect.
 package veleroapi
 
 import (
@@ -30,10 +29,10 @@ const (
 	fieldParentSnapshot = "parentSnapshot"
 )
 
-// Backup is what a Backup asks of a data mover, as it is spelled there.
+// Backup is what a Backup asks of a data mover, in the spelling of the user.
 type Backup struct {
-	// Type is spec.backupType, of the Backup or else of its Schedule's template; ""
-	// is neither.
+	// Type is spec.backupType of the Backup, else that of the template of its Schedule, else
+	// "".
 	Type        string
 	Annotations map[string]string
 }
@@ -51,12 +50,12 @@ func GetBackup(ctx context.Context, r client.Reader, key client.ObjectKey) (Back
 	return b, err
 }
 
-// ofSchedule is the backup type in the template of a Schedule. A Velero that does
-// not know the field loses it when it makes a Backup of the template.
+// ofSchedule returns the backup type in the template of a Schedule. A Velero that does not
+// know the field loses it when it makes a Backup from the template.
 func ofSchedule(ctx context.Context, r client.Reader, key client.ObjectKey) (string, error) {
 	s, err := get(ctx, r, velerov1.SchemeGroupVersion.WithKind("Schedule"), key)
 	if apierrors.IsNotFound(err) {
-		return "", nil // it was deleted, its Backups stay
+		return "", nil // the Schedule was deleted, its Backups stay
 	}
 	if err != nil {
 		return "", err
@@ -64,7 +63,7 @@ func ofSchedule(ctx context.Context, r client.Reader, key client.ObjectKey) (str
 	return text(s, "spec", "template", fieldBackupType), nil
 }
 
-// ParentSnapshot is spec.parentSnapshot of a DataUpload.
+// ParentSnapshot returns spec.parentSnapshot of a DataUpload.
 func ParentSnapshot(ctx context.Context, r client.Reader, dataUpload client.ObjectKey) (string, error) {
 	u, err := get(ctx, r, velerov2alpha1.SchemeGroupVersion.WithKind("DataUpload"), dataUpload)
 	if err != nil {
@@ -85,7 +84,7 @@ func CreateDataUpload(ctx context.Context, c client.Client, du *velerov2alpha1.D
 	if err := unstructured.SetNestedField(u.Object, parentSnapshot, "spec", fieldParentSnapshot); err != nil {
 		return fmt.Errorf("render DataUpload %s: %w", du.Name, err)
 	}
-	// Without the warning that the CRD does not have the field.
+	// This silences the warning that the CRD does not have the field.
 	if err := c.Create(ctx, u, client.FieldValidation(metav1.FieldValidationIgnore)); err != nil {
 		return err
 	}
@@ -104,8 +103,8 @@ func get(ctx context.Context, r client.Reader, kind schema.GroupVersionKind, key
 	return u, nil
 }
 
-// text is a field of an object as text, "" where it is not set. What is no
-// string becomes one that nobody understands.
+// text returns a field of an object as text, or "" if it is not set. A value that is no
+// string becomes a text that no parser accepts.
 func text(u *unstructured.Unstructured, path ...string) string {
 	value, found, err := unstructured.NestedFieldNoCopy(u.Object, path...)
 	if err != nil || !found || value == nil {

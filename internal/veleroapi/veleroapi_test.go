@@ -16,8 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
 
-// object is one of a CRD that has the new fields: the fake API server keeps what
-// its scheme has no types for.
+// object has the new fields. The fake API server keeps what its scheme has no types for.
 func object(apiVersion, kind, name string, content map[string]any) *unstructured.Unstructured {
 	u := &unstructured.Unstructured{Object: content}
 	u.SetAPIVersion(apiVersion)

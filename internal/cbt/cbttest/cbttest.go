@@ -14,7 +14,7 @@ import (
 	"github.com/blockmover/blockmover/internal/cbt"
 )
 
-// Volume is what a Source knows of one target snapshot.
+// Volume is what a Source reports of one target snapshot.
 type Volume struct {
 	Capacity int64
 	Fixed    bool
@@ -25,7 +25,7 @@ type Volume struct {
 	PerMessage int
 }
 
-// ErrNoBase is what the Source in memory says to an unknown change ID.
+// ErrNoBase is the error of the Source in memory for an unknown change ID.
 var ErrNoBase = errors.New("no such base snapshot")
 
 // Memory is a Source in memory.
@@ -71,10 +71,10 @@ func (m Memory) stream(ctx context.Context, blocks []block.Extent, from int64, r
 // Faulty is a Source whose streams end early.
 type Faulty struct {
 	cbt.Source
-	// After is how many messages each stream delivers before it fails; one number
-	// for each stream in turn. Streams beyond the list do not fail.
+	// After is how many messages each stream delivers before it fails, one number for each
+	// stream in turn. Later streams do not fail.
 	After []int
-	// Err is what they fail with.
+	// Err is the failure.
 	Err error
 
 	mu      sync.Mutex
@@ -120,7 +120,7 @@ func (f *Faulty) run(record func(cbt.Batch) error, stream func(func(cbt.Batch) e
 	return err
 }
 
-// Contract runs the suite against Sources that tell of the given volume.
+// Contract runs the suite against Sources that report the given volume.
 func Contract(t *testing.T, open func(t *testing.T, v Volume) cbt.Source) {
 	t.Helper()
 	const mib = 1 << 20

@@ -1,14 +1,13 @@
-// Package rangefile reads and writes lists of byte ranges of a volume as JSON
-// lines, and makes a cbt.Source of such lists: what a storage system would tell
-// of its snapshots, for a volume that has none to tell it.
+// Package rangefile reads and writes lists of byte ranges of a volume as JSON lines, and
+// makes a cbt.Source of such lists. The lists stand for what a storage system would report.
 //
 // One line is one range:
 //
 //	{"offset":1048576,"length":65536}
 //
-// Ranges are in ascending order, do not overlap and are not empty; they may
-// touch. The form is strict: both keys once, numbers in plain decimal, no other
-// key, no blank line. A list without a line says that there is no range.
+// Ranges are in ascending order, do not overlap and are not empty. They may touch. The form
+// is strict: both keys once, numbers in plain decimal, no other key, no blank line. A list
+// without a line has no range.
 package rangefile
 
 import (
@@ -83,8 +82,8 @@ func Append(buf []byte, e block.Extent) []byte {
 	return append(buf, "}\n"...)
 }
 
-// parseLine reads one object. encoding/json would let pass keys that occur
-// twice or are spelled in capitals.
+// parseLine reads one object. encoding/json would accept keys that occur twice or are spelled
+// in capitals.
 func parseLine(text []byte) (block.Extent, error) {
 	var (
 		e    block.Extent
@@ -124,7 +123,7 @@ func parseLine(text []byte) (block.Extent, error) {
 	return e, nil
 }
 
-// scanner walks over the tokens of a line.
+// scanner reads the tokens of a line.
 type scanner struct{ rest []byte }
 
 func (s *scanner) skipSpace() {

@@ -43,8 +43,7 @@ func extents(t testing.TB, size int64, list *rangefile.List) []block.Extent {
 	return got
 }
 
-// perBase chooses, as the suite asks for several bases, among Sources for one
-// base each.
+// perBase has a Source for each base, because the suite asks for several.
 type perBase struct {
 	t *testing.T
 	v cbttest.Volume
@@ -125,8 +124,8 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// FuzzParse compares with encoding/json, which accepts more, and checks that
-// what was accepted survives being written.
+// FuzzParse compares with encoding/json, which accepts more, and checks that what was
+// accepted can be written and read again.
 func FuzzParse(f *testing.F) {
 	f.Add(`{"offset":0,"length":1}`)
 	f.Add("{\"offset\":10,\"length\":1}\n{\"length\":5,\"offset\":20}\n")

@@ -15,7 +15,7 @@ const batch = 4096
 type Source struct {
 	// Capacity is the size that the lists were checked against.
 	Capacity int64
-	// AllocatedRanges and ChangedRanges are nil where there is no such list.
+	// AllocatedRanges and ChangedRanges are nil if there is no such list.
 	AllocatedRanges *List
 	ChangedRanges   *List
 	// Base is the only base that ChangedRanges are relative to.

@@ -1,24 +1,21 @@
-// Package snapshotmetadata is the cbt.Source of CSI: it asks the
-// SnapshotMetadata service that the external-snapshot-metadata sidecar serves
-// beside a CSI driver.
+// Package snapshotmetadata is the cbt.Source of CSI. It calls the SnapshotMetadata service,
+// which the external-snapshot-metadata sidecar serves beside a CSI driver.
 //
-// The target is named as a VolumeSnapshot in Kubernetes, the base by its CSI
-// snapshot handle, so that the base needs no Kubernetes object. The caller's
-// right to read comes with each call: a service account token for the audience
-// of the driver's SnapshotMetadataService, read from its file each time because
-// the kubelet renews it there.
+// The target is named as a VolumeSnapshot in Kubernetes. The base is named by its CSI
+// snapshot handle, so it needs no Kubernetes object. Each call carries the caller's right to
+// read: a service account token for the audience of the driver's SnapshotMetadataService. It
+// is read from its file each time, because the kubelet renews it there.
 //
-// Each call has a connection of its own, which is closed with it. A stream that
-// broke is therefore resumed over a new connection, to wherever the service now
-// answers, and nothing has to be closed at the end.
+// Each call has a connection of its own, which is closed with it. So a stream that broke is
+// resumed over a new connection, to wherever the service now answers, and nothing has to be
+// closed at the end.
 //
 // # Which errors may be resumed
 //
-// The codes that a broken transport or a restarting sidecar leaves behind
-// (Unavailable, Aborted, Internal, Canceled, DeadlineExceeded) wrap
-// cbt.ErrInterrupted. The sidecar also answers Unavailable and Internal to what
-// will not change by itself, such as a VolumeSnapshot without a class, and a
-// certificate that the CA did not sign arrives as Unavailable too. No code tells
+// A broken transport or a restarting sidecar causes the codes Unavailable, Aborted, Internal,
+// Canceled and DeadlineExceeded. They wrap cbt.ErrInterrupted. The sidecar also answers
+// Unavailable and Internal to what will not change by itself, such as a VolumeSnapshot
+// without a class. A certificate that the CA did not sign is Unavailable, too. No code tells
 // these apart, so the caller must bound its attempts.
 package snapshotmetadata
 
@@ -46,23 +43,21 @@ import (
 )
 
 const (
-	// DefaultMaxResults is the number of blocks in a message that is asked for:
-	// about 20 KiB, which is little to repeat after a break and enough to make a
-	// million blocks a thousand messages.
+	// DefaultMaxResults is the number of blocks to ask for in a message. It is about 20 KiB:
+	// little to repeat after a break, and a thousand messages for a million blocks.
 	DefaultMaxResults = 1024
 
-	// maxMessageBytes bounds one message. A block takes at most 24 bytes on the
-	// wire, so this is room for 700,000 blocks from a driver that disregards the
-	// number asked for.
+	// maxMessageBytes bounds one message. A block takes at most 24 bytes on the wire, so
+	// there is room for 700,000 blocks from a driver that sends more than it is asked for.
 	maxMessageBytes = 16 << 20
 
-	// tcpKeepAlive finds a node that is gone: with the kernel's nine probes, in
-	// 150 s.
+	// tcpKeepAlive finds a node that is gone. With the kernel's nine probes, that takes 150
+	// s.
 	tcpKeepAlive = 15 * time.Second
 
-	// pingInterval finds a peer that holds the connection but is gone behind it.
-	// A gRPC server without a policy of its own, as the sidecar is, ends
-	// connections that ping more often than every 5 minutes.
+	// pingInterval finds a peer that is gone behind a connection that still exists. A gRPC
+	// server with the default policy, such as the sidecar, ends connections that ping more
+	// often than every 5 minutes.
 	pingInterval = 6 * time.Minute
 	pingTimeout  = 20 * time.Second
 )
@@ -203,8 +198,8 @@ func (s *Source) dial() (*grpc.ClientConn, error) {
 	dialer := &net.Dialer{KeepAlive: tcpKeepAlive}
 	conn, err := grpc.NewClient(s.config.Address,
 		grpc.WithTransportCredentials(s.credentials),
-		// Our own dialer also means that no proxy of the environment comes between
-		// two pods.
+		// A dialer of our own also ignores the proxies of the environment: they do not belong
+		// between two pods.
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "tcp", address)
 		}),
@@ -217,20 +212,19 @@ func (s *Source) dial() (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// message is what the responses of both calls have in common.
+// message is what the responses of both calls share.
 type message interface {
 	GetBlockMetadataType() api.BlockMetadataType
 	GetVolumeCapacityBytes() int64
 	GetBlockMetadata() []*api.BlockMetadata
 }
 
-// recordError carries an error of the caller's record past classify.
+// recordError passes an error of the caller's record through classify.
 type recordError struct{ err error }
 
 func (e *recordError) Error() string { return e.err.Error() }
 
-// receive hands each message of a stream to record, until the stream ends by
-// itself.
+// receive hands each message of a stream to record, until the stream ends by itself.
 func receive[M message](next func() (M, error), record func(cbt.Batch) error) error {
 	for {
 		m, err := next()
@@ -266,7 +260,7 @@ func batch(m message) (cbt.Batch, error) {
 	return b, nil
 }
 
-// classify wraps the sentinel that a gRPC status stands for.
+// classify wraps the sentinel error for a gRPC status.
 func classify(err error) error {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.Aborted, codes.Internal, codes.Canceled, codes.DeadlineExceeded:

@@ -293,8 +293,8 @@ func waitClosed(t *testing.T, svc *service) {
 	}
 }
 
-// A stream that breaks after every message is walked to its end by resuming
-// where the last block ended.
+// A stream that breaks after every message is read to its end by resuming after the last
+// block.
 func TestResumeAfterBreak(t *testing.T) {
 	svc := &service{blocks: isolatedMiB(7), failFrom: 1, failWith: status.Error(codes.Unavailable, "sidecar restarts")}
 	start(t, svc)
@@ -368,7 +368,7 @@ func TestErrorClasses(t *testing.T) {
 	}
 }
 
-// TestUnknownType: a block whose length means nobody knows what is no data.
+// TestUnknownType: nobody knows what the length of such a block means, so it is no data.
 func TestUnknownType(t *testing.T) {
 	const noType = 7
 	svc := &service{blocks: isolatedMiB(1), kind: noType}

@@ -14,8 +14,8 @@ import (
 	"github.com/blockmover/blockmover/internal/device"
 )
 
-// Contract runs the suite. open returns the device whose bytes are given; a
-// device of another size, because its block size asks for it, is no failure.
+// Contract runs the suite. open returns a device that holds the given bytes. If the block
+// size asks for it, the device may have another size.
 func Contract(t *testing.T, open func(t *testing.T, data []byte) device.Writer) {
 	t.Helper()
 	t.Run("reads what it holds", func(t *testing.T) {
@@ -41,7 +41,7 @@ func Contract(t *testing.T, open func(t *testing.T, data []byte) device.Writer) 
 		for range 300 {
 			off := rnd.Int64N(d.Size())
 			e := block.Extent{Offset: off, Length: 1 + rnd.Int64N(min(d.Size()-off, 64<<10))}
-			if rnd.IntN(3) > 0 { // aligned accesses take other ways
+			if rnd.IntN(3) > 0 { // aligned accesses take another path
 				e = align(e, d.Size())
 			}
 			if rnd.IntN(2) == 0 {
