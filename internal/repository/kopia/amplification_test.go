@@ -11,8 +11,8 @@ import (
 	"github.com/blockmover/blockmover/internal/device"
 )
 
-// TestAmplification writes here and there, as a database does: most writes to
-// few places. What is uploaded in the steady state must stay near what changed.
+// TestAmplification writes like a database: most writes go to few places. In the steady
+// state, uploads must stay near what changed.
 func TestAmplification(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it hashes some 100 MiB")

@@ -8,15 +8,15 @@ import (
 	"github.com/kopia/kopia/repo"
 )
 
-// writeConnection writes a connection file without any caching, and with ranges.
+// writeConnection writes a connection file without caching, and with ranges.
 //
-// Caching options of size 0, which are kopia's own way, are not enough: where
-// $KOPIA_CACHE_DIRECTORY is set, for stock kopia beside this program,
-// repo.LoadConfigFromFile gives its directory to whatever caching options there
-// are. A cache with a directory and without a size has no storage
+// Caching options of size 0, as kopia writes them, are not enough. If $KOPIA_CACHE_DIRECTORY
+// is set, for stock kopia beside this program, repo.LoadConfigFromFile adds its directory to
+// any caching options. A cache with a directory and without a size has no storage
 // (cache.NewStorageOrNil, cache.NewPersistentCache), and reading a blob through it
-// dereferences nil (contentCacheImpl.fetchBlobInternal). Worse, repo.Connect with
-// a wrong password removes that directory, which is not ours, with all that is in
+// dereferences nil (contentCacheImpl.fetchBlobInternal). Worse, repo.Connect with a wrong
+// password removes that directory, which is not ours, with everything in it. If a file has no
+// caching options, kopia ignores the variable.
 // it. Where a file has no caching options, kopia looks at neither.
 func writeConnection(file string, c repo.LocalConfig) error {
 	c.Caching = nil
@@ -31,13 +31,13 @@ func writeConnection(file string, c repo.LocalConfig) error {
 	return nil
 }
 
-// withoutCache takes the caching options out of a connection file.
+// withoutCache removes the caching options from a connection file.
 func withoutCache(file string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return fmt.Errorf("read connection file: %w", err)
 	}
-	// Not LoadConfigFromFile, which would bring the directory in.
+	// LoadConfigFromFile would add the directory.
 	var c repo.LocalConfig
 	if err := json.Unmarshal(text, &c); err != nil {
 		return fmt.Errorf("read connection file: %w", err)

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestBesideStockKopia: the cache directory of stock kopia's environment is
-// none of ours, and does not crash kopia's library.
+// TestBesideStockKopia: stock kopia's cache directory in the environment is not used, and
+// does not crash kopia's library.
 func TestBesideStockKopia(t *testing.T) {
 	dir := newRepository(t)
 	meta := testMeta(64<<10, testTime)
@@ -35,8 +35,8 @@ func TestBesideStockKopia(t *testing.T) {
 	require.FileExists(t, precious)
 }
 
-// TestKopiaCrashesWithoutCache is why there is writeConnection. The crash is in a
-// goroutine of kopia's, so it takes a process of its own.
+// TestKopiaCrashesWithoutCache is the reason for writeConnection. The crash is in a goroutine
+// of kopia, so the test needs a process of its own.
 func TestKopiaCrashesWithoutCache(t *testing.T) {
 	const (
 		envDir  = "BLOCKMOVER_TEST_REPOSITORY"

@@ -20,7 +20,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// How a manifest looks, as far as Velero's own data movers have a say in it.
+// The look of a manifest, which is that of Velero's own data movers.
 const (
 	snapshotUser = "default"
 	snapshotHost = "default"
@@ -33,8 +33,8 @@ const (
 	tagRequester = "snapshot-requester"
 	tagUploader  = "snapshot-uploader"
 
-	// pin keeps kopia's retention policies away: Velero alone decides how long a
-	// backup lives.
+	// pin protects from kopia's retention policies: only Velero decides how long a backup
+	// lives.
 	pin = "velero-pin"
 
 	description = "Blockmover volume image"
@@ -140,7 +140,7 @@ func (s *Store) save(ctx context.Context, snap repository.Snapshot, img reposito
 	return repository.SnapshotID(id), nil
 }
 
-// findOperation returns the repo snapshot that an operation has saved, or "".
+// findOperation returns the repo snapshot that an operation saved, or "".
 func (s *Store) findOperation(ctx context.Context, v repository.VolumeKey, operation string) (repository.SnapshotID, error) {
 	manifests, err := s.manifests(ctx, v)
 	if err != nil {
@@ -154,8 +154,8 @@ func (s *Store) findOperation(ctx context.Context, v repository.VolumeKey, opera
 	return "", nil
 }
 
-// manifests loads the complete manifests of a volume, those included that other
-// processes have written since.
+// manifests loads the complete manifests of a volume, including those that other processes
+// have written since the repository was opened.
 func (s *Store) manifests(ctx context.Context, v repository.VolumeKey) ([]*snapshot.Manifest, error) {
 	if err := s.rep.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("refresh repository index: %w", err)
@@ -247,8 +247,8 @@ func (s *Store) loadManifest(ctx context.Context, id repository.SnapshotID) (*sn
 	return m, nil
 }
 
-// describe reads the documents of a manifest. The Snapshot that it returns
-// beside an error holds what the manifest alone says.
+// describe reads the documents of a manifest. With an error, it returns a Snapshot with what
+// the manifest alone says.
 func (s *Store) describe(ctx context.Context, m *snapshot.Manifest) (repository.Snapshot, image, error) {
 	snap := repository.Snapshot{
 		ID:    repository.SnapshotID(m.ID),
@@ -318,15 +318,14 @@ type image struct {
 	manifest *snapshot.DirManifest
 	document document
 	disk     object.ID
-	// diskSize is less than the volume's only in a checkpoint.
+	// diskSize is less than that of the volume only in a checkpoint.
 	diskSize int64
 }
 
 // directoryCompressor is kopia's own choice for directories.
 const directoryCompressor = "zstd-fastest"
 
-// writeDirectory stores volume.json, and the directory of it, the disk and
-// what else is given.
+// writeDirectory stores volume.json, and the directory that has it, the disk and the others.
 func writeDirectory(ctx context.Context, o *objectWriter, disk object.ID, diskSize int64, doc document, others ...*snapshot.DirEntry) (object.ID, *fs.DirectorySummary, error) {
 	text, err := doc.encode()
 	if err != nil {

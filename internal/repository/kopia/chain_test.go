@@ -24,13 +24,12 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// chained is a volume whose backups are made the way that a mover pod makes
-// them.
+// chained is a volume that is backed up as a mover pod does it.
 type chained struct {
 	*Store
 	data []byte
 	rnd  *rand.Rand
-	// changed is what the storage says of any base.
+	// changed is what the storage reports for any base.
 	changed []block.Extent
 	at      time.Time
 	edit    func(*chain.Input)
@@ -103,8 +102,8 @@ func segmentOf(t *testing.T, s *Store, id repository.SnapshotID, index int64) ob
 	return root[index]
 }
 
-// TestReasonsByTheirCauses reaches the reasons that lie in the repository: the
-// others are the storage's or the user's, and the scenarios have them.
+// TestReasonsByTheirCauses covers the reasons that lie in the repository. The scenarios cover
+// those of the storage and of the user.
 func TestReasonsByTheirCauses(t *testing.T) {
 	for name, test := range map[string]struct {
 		cause  func(t *testing.T, c *chained, first, second repository.SnapshotID)
@@ -153,8 +152,8 @@ func TestReasonsByTheirCauses(t *testing.T) {
 	}
 }
 
-// TestBackupsOfOneVolumeAtOnce: each builds on an image that is complete, and
-// neither on the other. What comes after them builds on the later one.
+// TestBackupsOfOneVolumeAtOnce: each builds on a complete image, and neither on the other.
+// Later backups build on the newer one.
 func TestBackupsOfOneVolumeAtOnce(t *testing.T) {
 	dir := newRepository(t)
 	c, other := newChained(t, openStore(t, dir)), openStore(t, dir)
@@ -180,7 +179,7 @@ func TestBackupsOfOneVolumeAtOnce(t *testing.T) {
 	d, _ := later.backup(t, "op-4")
 	require.Equal(t, newest, d.Parent)
 
-	// One whose VolumeSnapshot is older than what others have saved since.
+	// The VolumeSnapshot of this one is older than what the others have saved.
 	c.at = testTime.Add(90 * time.Minute)
 	c.data, c.changed = bytes.Clone(later.data), later.changed
 	late := c.input(t, "op-5")
@@ -192,8 +191,8 @@ func TestBackupsOfOneVolumeAtOnce(t *testing.T) {
 	require.NoError(t, run.Writer.Close(t.Context(), repository.Discard))
 }
 
-// TestMatchesDownloadsNothing: the packs of data need not even be there. And
-// nothing is uploaded.
+// TestMatchesDownloadsNothing: Matches works without the packs of the data, and uploads
+// nothing.
 func TestMatchesDownloadsNothing(t *testing.T) {
 	dir := newRepository(t)
 	meta := testMeta(400<<10, testTime)

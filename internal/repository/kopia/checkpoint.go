@@ -14,15 +14,15 @@ import (
 	"github.com/blockmover/blockmover/internal/repository/ledger"
 )
 
-// The entries of a checkpoint's directory beside those of an image. Nobody
-// reads them: they keep what they refer to.
+// The entries of the directory of a checkpoint beside those of an image. Nothing reads them:
+// they protect what they refer to from garbage collection.
 const (
 	parentName = "parent"
 	looseName  = "unfinished.raw"
 )
 
-// record makes a checkpoint where one is due, or else shows that the operation is
-// alive. The caller holds w.sealing.
+// record makes a checkpoint if one is due. Otherwise it renews the hold. The caller holds
+// w.sealing.
 func (w *writer) record(ctx context.Context) error {
 	if !w.ledger.Due() {
 		return w.hold.renew(ctx, w.objects.w)
@@ -73,8 +73,8 @@ func (w *writer) checkpoint(ctx context.Context) error {
 	return nil
 }
 
-// loose lists what is stored of segments that are not finished, after the zeros, which
-// any segment may come to need.
+// loose returns what is stored of segments that are not finished, and first the zeros, which
+// any segment may need.
 func (w *writer) loose(done ledger.Progress[object.ID]) []entry {
 	chunkSize, page := w.layout.ChunkSize(), w.layout.PageSize()
 	zero := w.sealer.zero
@@ -92,9 +92,9 @@ func (w *writer) loose(done ledger.Progress[object.ID]) []entry {
 	return loose
 }
 
-// keep makes the hold refer to a directory, and looks whether all that it consists of
-// is there. Where something is lost, the hold goes, so that no later run continues from
-// it. The caller holds w.sealing.
+// keep makes the hold refer to a directory, and checks that everything in it is in the
+// repository. If something is lost, keep releases the hold, so that no later run continues
+// from it. The caller holds w.sealing.
 func (w *writer) keep(ctx context.Context, dir object.ID, summary *fs.DirectorySummary) error {
 	if err := w.hold.take(ctx, w.objects.w, dir, summary); err != nil {
 		return err
@@ -106,11 +106,10 @@ func (w *writer) keep(ctx context.Context, dir object.ID, summary *fs.DirectoryS
 	return err
 }
 
-// findCheckpoint returns what an earlier run of the operation has recorded of
-// the image, or nothing.
+// findCheckpoint returns the checkpoint of an earlier run of the operation, or nothing.
 func (w *writer) findCheckpoint(ctx context.Context) (image, error) {
 	if w.doc.SnapshotHandle == "" {
-		return image{}, nil // the device may hold anything
+		return image{}, nil // nothing says what the device holds
 	}
 	for _, id := range slices.Backward(w.hold.ids) {
 		m, err := snapshot.LoadSnapshot(ctx, w.rep, id)
@@ -127,17 +126,15 @@ func (w *writer) findCheckpoint(ctx context.Context) (image, error) {
 	return image{}, nil
 }
 
-// sameMeta reports whether two runs make the same image. What the device holds is
-// named by the SnapshotHandle; a run that has no better one gives the time at which
-// it has begun.
+// sameMeta reports whether two runs make the same image. The SnapshotHandle says what the
+// device holds. The time does not: a run without a better one uses its own start.
 func sameMeta(a, b repository.Meta) bool {
 	a.SnapshotTime = b.SnapshotTime
 	return a == b
 }
 
-// resume returns what an earlier run has recorded, and the segments that it has
-// finished. There are none where one of them is not there any more: the writer starts
-// from the beginning.
+// resume returns the checkpoint of an earlier run, and the segments that it has finished. If
+// one of them is missing, it returns none, and the writer starts over.
 func (w *writer) resume(ctx context.Context) (image, []object.ID, error) {
 	earlier, err := w.findCheckpoint(ctx)
 	if err != nil || earlier.root == object.EmptyID {

@@ -15,7 +15,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// mortal is a device that kills its process at a read.
+// mortal is a device that kills its process at one of its reads.
 type mortal struct {
 	device.Reader
 	reads atomic.Int64
@@ -31,8 +31,8 @@ func (m *mortal) ReadAt(p []byte, off int64) (int, error) {
 	return m.Reader.ReadAt(p, off)
 }
 
-// TestKilledBackupsGoOn kills backups at random reads: no Abort, no Suspend, and
-// maintenance without delays before the next run.
+// TestKilledBackupsGoOn kills backups at random reads. No writer is closed, and maintenance
+// without delays runs before the next run.
 func TestKilledBackupsGoOn(t *testing.T) {
 	const (
 		segment  = 16 << 10
@@ -96,8 +96,8 @@ func TestKilledBackupsGoOn(t *testing.T) {
 	requireImage(t, openStore(t, dir), parent, parentData)
 }
 
-// TestCheckpointsHoldWhatIsStored: everything that a checkpoint has flushed
-// survives maintenance, chunks of segments that are not finished included.
+// TestCheckpointsHoldWhatIsStored: everything that a checkpoint has flushed survives
+// maintenance, including chunks of segments that are not finished.
 func TestCheckpointsHoldWhatIsStored(t *testing.T) {
 	dir := newRepository(t)
 	s := openStore(t, dir)
@@ -132,7 +132,7 @@ func TestCheckpointsHoldWhatIsStored(t *testing.T) {
 	requireImage(t, openStore(t, dir), save(t, s, img), want)
 }
 
-// TestHoldsAreRenewed: a backup that puts little shows that it is alive.
+// TestHoldsAreRenewed: a backup that puts little renews its hold.
 func TestHoldsAreRenewed(t *testing.T) {
 	s := newStore(t)
 	meta := testMeta(64<<10, testTime)

@@ -28,7 +28,7 @@ func (s *Store) compare(ctx context.Context, a, b repository.SnapshotID, emit fu
 	}
 	c.end = min(c.a.meta.Size, c.b.meta.Size)
 	if c.a.meta.ChunkSize != c.b.meta.ChunkSize || c.a.meta.SegmentSize != c.b.meta.SegmentSize {
-		return emit(block.Extent{Length: c.end}) // nothing of one is at its place in the other
+		return emit(block.Extent{Length: c.end}) // the segments of one are at other places than those of the other
 	}
 	for i := int64(0); i*c.a.layout.SegmentSize() < c.end; i++ {
 		if c.a.root[i] == c.b.root[i] {
@@ -41,7 +41,7 @@ func (s *Store) compare(ctx context.Context, a, b repository.SnapshotID, emit fu
 	return c.flush()
 }
 
-// comparison looks for the ranges in which two images are not the same objects.
+// comparison finds the ranges in which two images have different objects.
 type comparison struct {
 	a, b *reader
 	// end is that of the smaller volume.
@@ -51,8 +51,8 @@ type comparison struct {
 	last block.Extent
 }
 
-// segment compares the entries of one segment, which need not have the same
-// lengths in both images.
+// segment compares the entries of one segment. They may have different lengths in the two
+// images.
 func (c *comparison) segment(ctx context.Context, index int64) error {
 	x, err := c.a.segment(ctx, c.a.root[index], c.a.layout.SegmentLength(index))
 	if err != nil {
@@ -81,7 +81,7 @@ func (c *comparison) segment(ctx context.Context, index int64) error {
 	return nil
 }
 
-// same reports whether two entries that overlap have the same bytes where they do.
+// same reports whether two entries have the same bytes where they overlap.
 func (c *comparison) same(e, f entry) bool {
 	return e == f || c.a.zero[e.Object] && c.b.zero[f.Object]
 }
@@ -101,7 +101,7 @@ func (c *comparison) differ(start, end int64) error {
 
 func (c *comparison) flush() error {
 	e := c.last
-	e.Length = min(e.Length, c.end-e.Offset) // what is beyond is padding in one of both
+	e.Length = min(e.Length, c.end-e.Offset) // the rest is padding in one of the images
 	if e.Length <= 0 {
 		return nil
 	}

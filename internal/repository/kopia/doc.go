@@ -18,30 +18,27 @@
 //	                        bytes where a chunk is in pages
 //	chunk    <content>      the bytes
 //
-// An indirect object is a list of (start, length, object) in JSON. The list is
-// itself an object, so a long one is stored in pieces ("II"): a backup that
-// changes little writes the chunks, their segments, and the pieces of the root
-// that name these. All other pieces are found to exist already. file index.go has
-// all that is known here about that JSON.
+// An indirect object is a list of (start, length, object) in JSON. The list is itself an
+// object, so a long one is stored in pieces ("II"). A backup that changes little writes the
+// chunks, their segments, and the pieces of the root that name them. All other pieces exist
+// already. The file index.go has all that this program knows about that JSON.
 //
-// Three levels would make a backup smaller still, but stock kopia reads an
-// entry of an indirect object into memory as a whole, so no entry may be larger
-// than a segment.
+// Three levels would make a backup smaller. But stock kopia reads a whole entry of an
+// indirect object into memory, so an entry must not be larger than a segment.
 //
 // # Chunks in pages
 //
-// An entry is always a whole object, so a part of a chunk cannot be replaced. A
-// chunk of which an incremental image changes a part is therefore stored in pages,
-// all of them, once; from then on only the pages that change. Zeros are in pages
-// without being stored. A chunk that is put as a whole is one entry again, and one
-// of which all pages are zero is the zero chunk.
+// An entry is always a whole object, so a part of a chunk cannot be replaced. So when an
+// incremental image changes a part of a chunk, it stores the whole chunk in pages, once.
+// Later images store only the pages that change. Zero pages are not stored again. A chunk
+// that is put whole is one entry again. A chunk with only zero pages is the zero chunk.
 //
 // # Why these sizes
 //
-// They were chosen by measurement: 10 increments that each write 1 % of 64 MiB of
-// random bytes, in places after Zipf's law (TestAmplification). Bytes before
-// compression, as multiples of what changed; the first increment, and the mean of
-// the last five:
+// They were chosen by measurement: 10 increments, each of which writes 1 % of 64 MiB of
+// random bytes in places after Zipf's law (TestAmplification). The figures are bytes before
+// compression as multiples of what changed, for the first increment and as the mean of the
+// last five:
 //
 //	chunk     page      4 KiB writes              64 KiB writes
 //	                    first   last     index    first   last    index
@@ -54,13 +51,12 @@
 //	64 KiB    4 KiB     15.1    6.30     1.13     1.0     1.00    0.09
 //	32 KiB    8 KiB     8.0     4.53     0.61     1.0     1.00    0.11
 //
-// The first change of a chunk costs the chunk. With large ones the same places
-// become cheap sooner, since a chunk that is split covers more of them, but what all
-// ten increments cost together is far more. Below 8 KiB the index grows as fast as
-// the pages shrink.
+// The first change of a chunk costs the whole chunk. With large chunks the same places become
+// cheap sooner, because a split chunk covers more of them. But all ten increments together
+// cost far more. Below 8 KiB the index grows as fast as the pages shrink.
 //
-// What small chunks cost is index: see repository.DefaultChunkSize. They find no
-// fewer equal contents than large ones do.
+// Small chunks cost index; see repository.DefaultChunkSize. They find as many equal contents
+// as large ones.
 //
 // # What a running operation holds
 //

@@ -14,19 +14,19 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// Limits of what is read from a repository before it is trusted.
+// Limits for documents of a repository, before they are trusted.
 const (
 	// maxDocumentBytes: handles and change IDs are a few hundred bytes.
 	maxDocumentBytes = 64 << 10
-	// maxZeroObjects: one for each length, and for each way of compressing.
+	// maxZeroObjects: one for each length and each way of compressing.
 	maxZeroObjects = 32
 )
 
 // document is volume.json.
 type document struct {
 	repository.Meta
-	// Zero names the objects that hold nothing but zeros, so that a restore
-	// recognises them without reading them.
+	// Zero names the objects that hold nothing but zeros. A restore knows them by it, without
+	// reading them.
 	Zero []zeroObject `json:"zero"`
 }
 
@@ -64,8 +64,8 @@ func decodeDocument(r io.Reader) (document, error) {
 	if len(text) > maxDocumentBytes {
 		return document{}, fmt.Errorf("more than %d bytes", maxDocumentBytes)
 	}
-	// The version comes first, so that a document of another one is named as such
-	// and not by the first field that is unknown here.
+	// The version comes first: the error for a document of another version names the version,
+	// and not the first unknown field.
 	var version struct {
 		Version int `json:"version"`
 	}
@@ -112,8 +112,8 @@ func (d document) check() error {
 	return nil
 }
 
-// decodeDirectory reads the JSON of kopia's directories. It is lenient about
-// fields that it does not know: the directory is kopia's document.
+// decodeDirectory reads the JSON of kopia's directories. It ignores unknown fields, because
+// the directory is kopia's document.
 func decodeDirectory(r io.Reader, dir *snapshot.DirManifest) error {
 	if err := json.NewDecoder(io.LimitReader(r, maxDocumentBytes)).Decode(dir); err != nil {
 		return corrupt(err)

@@ -17,16 +17,16 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// maintain runs kopia's full maintenance in a process of its own, with all
-// safety delays off. It waits for the next second: of a content and its deletion in
-// the same one, kopia believes the content, and nothing would be lost that is to be.
+// maintain runs kopia's full maintenance in a process of its own, without safety delays. It
+// waits for the next second: if a content and its deletion are of the same second, kopia
+// keeps the content, and nothing would be lost.
 func maintain(t *testing.T, dir string) {
 	t.Helper()
 	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second)))
-	maintainStore(t, openStoreAt(t, dir, &clock{})) // kopia locks a file beside the connection's
+	maintainStore(t, openStoreAt(t, dir, &clock{})) // kopia locks a file beside that of the connection
 }
 
-// maintainStore is maintain for whoever has a clock of his own.
+// maintainStore is maintain for a test with a clock of its own.
 func maintainStore(t *testing.T, s *Store) {
 	t.Helper()
 	require.NoError(t, s.rep.Refresh(t.Context()))
@@ -54,8 +54,8 @@ func holdsIn(t *testing.T, s *Store) []*snapshot.Manifest {
 	return result
 }
 
-// TestParentIsDeletedWhileAnIncrementRuns is the worst that can happen to a
-// parent: its backup is deleted, and maintenance comes by, twice.
+// TestParentIsDeletedWhileAnIncrementRuns is the worst case for a parent: its backup is
+// deleted, and maintenance runs, twice.
 func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
 	run := func(t *testing.T, protected bool) (*Store, repository.SnapshotID, []byte, error) {
 		t.Helper()
@@ -109,9 +109,9 @@ func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
 	})
 }
 
-// TestUploadedPacksAreDeleted: without its safety delays, maintenance deletes what
-// was uploaded and is not referred to yet. Nothing can be done about that, but the
-// image that would lack it is not made.
+// TestUploadedPacksAreDeleted: without its safety delays, maintenance deletes what was
+// uploaded while nothing refers to it. The writer cannot prevent that, but it makes no image
+// that lacks something.
 func TestUploadedPacksAreDeleted(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -148,8 +148,8 @@ func TestUploadedPacksAreDeleted(t *testing.T) {
 	}
 }
 
-// TestZerosThatNobodyUses: volume.json names zeros that no chunk refers to, and
-// maintenance takes these.
+// TestZerosThatNobodyUses: volume.json names zeros that no chunk refers to, and maintenance
+// deletes them.
 func TestZerosThatNobodyUses(t *testing.T) {
 	dir := newRepository(t)
 	s := openStore(t, dir)
@@ -229,14 +229,14 @@ func TestHoldsComeAndGo(t *testing.T) {
 	require.Empty(t, holdsIn(t, s))
 }
 
-// TestDeadOperationsAreSwept: their holds go when the next operation of any
-// volume starts, and no sooner than they are old.
+// TestDeadOperationsAreSwept: their holds are deleted when the next operation of any volume
+// starts, and only when they are old.
 func TestDeadOperationsAreSwept(t *testing.T) {
 	dir := newRepository(t)
 	s := openStore(t, dir)
 	meta := testMeta(20<<10, testTime)
 	full, _ := backup(t, s, meta, "", make([]byte, meta.Size), allChunks(t, meta))
-	_, err := s.NewWriter(t.Context(), meta, nextOperation(full)) // and it is never heard of again
+	_, err := s.NewWriter(t.Context(), meta, nextOperation(full)) // and it never continues
 	require.NoError(t, err)
 
 	next := func(now time.Time) int {
@@ -259,8 +259,8 @@ type clockRepository struct {
 
 func (r clockRepository) Time() time.Time { return r.now }
 
-// TestOpenAfterMaintenance: a store that was opened before maintenance moved
-// everything finds it.
+// TestOpenAfterMaintenance: a store that was opened before maintenance moved everything finds
+// it.
 func TestOpenAfterMaintenance(t *testing.T) {
 	dir := newRepository(t)
 	s := openStore(t, dir)

@@ -251,7 +251,7 @@ func TestHostileRepositoryContent(t *testing.T) {
 	root0, root1, root2 := part{seg, root[0]}, part{seg, root[1]}, part{seg / 2, root[2]}
 	for name, c := range map[string]struct {
 		disk, doc object.ID
-		// late is set where only reading the segment shows it.
+		// late is set if only reading the segment shows it.
 		late bool
 	}{
 		"no JSON":                       {img.disk, writeObject(t, s, "", []byte("hello")), false},
@@ -278,7 +278,7 @@ func TestHostileRepositoryContent(t *testing.T) {
 				_, err = r.ReadAt(make([]byte, meta.Size), 0)
 			}
 			require.ErrorIs(t, err, repository.ErrCorrupt)
-			// It does not stand in the way of the others.
+			// It does not hide the others.
 			list, err := s.List(t.Context(), testVolume)
 			require.NoError(t, err)
 			require.Equal(t, healthy, list[0].ID)
@@ -325,8 +325,8 @@ func TestIncompleteManifestsAreNotBackups(t *testing.T) {
 	require.ErrorIs(t, err, repository.ErrNotFound)
 }
 
-// TestForeignManifestsAreLeftAlone: the repository holds what Velero's other
-// movers wrote, too.
+// TestForeignManifestsAreLeftAlone: the repository also has manifests of Velero's other
+// movers.
 func TestForeignManifestsAreLeftAlone(t *testing.T) {
 	s := newStore(t)
 	bad := writeObject(t, s, "", []byte("hello"))
@@ -340,8 +340,8 @@ func TestForeignManifestsAreLeftAlone(t *testing.T) {
 	require.NoError(t, err, "it is still there")
 }
 
-// TestLostPacks deletes what a parent consists of from the storage: the parent
-// must be refused when the backup starts, not found unreadable at a restore.
+// TestLostPacks deletes what a parent consists of from the storage. The backup must refuse
+// the parent when it starts, and not leave that to a restore.
 func TestLostSegmentsAreFoundAtTheStart(t *testing.T) {
 	dir := newRepository(t)
 	s := openStore(t, dir)
@@ -381,7 +381,7 @@ func TestLostChunksAreFoundInTouchedSegments(t *testing.T) {
 	require.ErrorIs(t, err, repository.ErrNotFound)
 }
 
-// deleteContent does what garbage collection does to the content of an object.
+// deleteContent does to the content of an object what garbage collection does.
 func deleteContent(t *testing.T, s *Store, id object.ID) {
 	t.Helper()
 	direct, ok := s.rep.(repo.DirectRepository)

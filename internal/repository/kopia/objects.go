@@ -18,17 +18,17 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// objectWriter writes objects of one content each, and counts the bytes that
-// the repository did not have before. It is safe for concurrent use.
+// objectWriter writes objects of one content each, and counts the bytes that the repository
+// did not have before. It is safe for concurrent use.
 //
-// It gives them to kopia's content manager as they lie in memory. kopia's own
-// writer of objects is made for streams that it cuts itself, and copies them first.
+// It passes them to kopia's content manager as they are in memory. kopia's own object writer
+// is made for streams that it cuts itself, and copies the data first.
 type objectWriter struct {
-	// committed sees what is in the repository's index, and nothing that w has
-	// written since its last flush.
+	// committed sees what is in the repository's index, and not what w has written since its
+	// last flush.
 	committed repo.Repository
 	w         repo.DirectRepositoryWriter
-	// method compresses data, where it can be; indexes always are.
+	// method compresses data that can be compressed. Indexes are always compressed.
 	method  compression.HeaderID
 	hasher  hasher
 	written written
@@ -37,8 +37,8 @@ type objectWriter struct {
 	fresh map[content.ID]struct{}
 }
 
-// maxFresh bounds the memory (about 60 MiB) for telling equal contents of one
-// run apart. Beyond it, a content that occurs twice in one run is counted twice.
+// maxFresh bounds the memory (about 60 MiB) for finding contents that occur twice in one run.
+// Beyond it, such contents are counted twice.
 const maxFresh = 1 << 20
 
 func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter, c repository.Compression) (*objectWriter, error) {
@@ -57,7 +57,7 @@ func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter, c repos
 	return &objectWriter{committed: committed, w: direct, method: method, hasher: h, fresh: map[content.ID]struct{}{}}, nil
 }
 
-// compressionMethod is kopia's name of a compression.
+// compressionMethod returns kopia's name for a compression.
 func compressionMethod(c repository.Compression) (compression.HeaderID, error) {
 	switch cmp.Or(c, repository.DefaultCompression) {
 	case repository.S2:
@@ -70,9 +70,8 @@ func compressionMethod(c repository.Compression) (compression.HeaderID, error) {
 	return content.NoCompression, fmt.Errorf("unknown compression %q", c)
 }
 
-// compressor is what one object is compressed with: nothing where that does not
-// pay, or was not wanted, or where the repository's format has objects compressed
-// in another way.
+// compressor returns the method for one object. It is none if compression does not pay or is
+// not wanted, or if the format of the repository compresses objects in another way.
 func (o *objectWriter) compressor(prefix content.IDPrefix, data []byte) compression.HeaderID {
 	switch {
 	case !o.w.ContentManager().SupportsContentCompression():
@@ -86,9 +85,9 @@ func (o *objectWriter) compressor(prefix content.IDPrefix, data []byte) compress
 }
 
 const (
-	// probes is how many places of an object are looked at to judge all of it, each
-	// of 1/64 of its length between minProbe and maxProbe: 11 µs for 1 MiB, which
-	// takes 500 µs to be compressed in vain.
+	// probes is how many samples of an object are examined. Each has 1/64 of its length,
+	// between minProbe and maxProbe. That takes 11 µs for 1 MiB; compressing 1 MiB in vain
+	// takes 500 µs.
 	probes   = 4
 	minProbe = 1 << 10
 	maxProbe = 4 << 10
@@ -98,7 +97,7 @@ const (
 	worthCompressing = 0.1
 )
 
-// compressible takes a cheap look at some places of data.
+// compressible examines some samples of data.
 func compressible(data []byte) bool {
 	length := min(max(len(data)/64, minProbe), maxProbe)
 	if len(data) <= probes*length {
@@ -112,8 +111,8 @@ func compressible(data []byte) bool {
 	return compress.Estimate(sample) > worthCompressing
 }
 
-// writeAll stores objects, and calls each with what write returns of the one of that
-// number. Many of the same length take less time together.
+// writeAll stores objects, and calls each with the number of an object and with what write
+// returns for it. Many objects of one length take less time together.
 func (o *objectWriter) writeAll(ctx context.Context, objects [][]byte, each func(i int, id object.ID, fresh int64) error) error {
 	for first := 0; first < len(objects); first += blake2b.Lanes {
 		if err := o.writeSome(ctx, first, objects[first:min(first+blake2b.Lanes, len(objects))], each); err != nil {
@@ -123,7 +122,7 @@ func (o *objectWriter) writeAll(ctx context.Context, objects [][]byte, each func
 	return nil
 }
 
-// writeSome is writeAll for as many objects as are hashed together.
+// writeSome is writeAll for objects that are hashed together.
 func (o *objectWriter) writeSome(ctx context.Context, first int, objects [][]byte, each func(i int, id object.ID, fresh int64) error) error {
 	forget, err := o.hasher.hash(objects)
 	if err != nil {
@@ -158,15 +157,15 @@ func (o *objectWriter) write(ctx context.Context, prefix content.IDPrefix, data 
 	return object.DirectObjectID(id), int64(len(data)), nil
 }
 
-// inputOfStore is an empty value of the type that the content manager takes; see
+// inputOfStore returns an empty value of the type that the content manager takes; see
 // inputOf.
 func inputOfStore[B any](func(context.Context, B, content.IDPrefix, compression.HeaderID) (content.ID, error)) (empty B) {
 	return empty
 }
 
-// isFresh reports whether this run has brought a content into the repository,
-// once for each. kopia names a content only after it has stored it, so the
-// question is put to a session that does not see this one's writes.
+// isFresh reports whether this run has added a content to the repository. It is true once for
+// each. kopia names a content only after it has stored it, so isFresh asks a session that
+// does not see the writes of this one.
 func (o *objectWriter) isFresh(ctx context.Context, id content.ID) bool {
 	o.mu.Lock()
 	_, seen := o.fresh[id]
@@ -189,8 +188,8 @@ func (o *objectWriter) isFresh(ctx context.Context, id content.ID) bool {
 	return true
 }
 
-// writeIndex stores the index of n entries and returns the object that it
-// describes, and how many bytes of index were new.
+// writeIndex stores the index of n entries. It returns the object that the index describes,
+// and how many bytes of index were new.
 func (o *objectWriter) writeIndex(ctx context.Context, n int, at func(int) entry) (object.ID, int64, error) {
 	var (
 		pieces []entry
@@ -242,7 +241,7 @@ func readIndex(ctx context.Context, rep repo.Repository, id object.ID, length in
 	return nil
 }
 
-// readObject hands the bytes of an object to a parser.
+// readObject passes the bytes of an object to a parser.
 func readObject(ctx context.Context, rep repo.Repository, id object.ID, parse func(io.Reader) error) error {
 	r, err := rep.OpenObject(ctx, id)
 	if err != nil {
@@ -253,8 +252,8 @@ func readObject(ctx context.Context, rep repo.Repository, id object.ID, parse fu
 	return in.explain(parse(in))
 }
 
-// source remembers why reading failed, so that a storage that does not answer
-// is not taken for a damaged document by the parser that reads from it.
+// source remembers why reading failed. Otherwise a parser would report a storage that does
+// not answer as a damaged document.
 type source struct {
 	r   io.Reader
 	err error
@@ -268,7 +267,7 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err //nolint:wrapcheck // an io.Reader passes io.EOF on as it is
 }
 
-// explain replaces a parser's error by that of reading, where there is one.
+// explain returns the error of reading, if there is one, instead of that of the parser.
 func (s *source) explain(parsed error) error {
 	if parsed != nil && s.err != nil {
 		return s.err

@@ -44,7 +44,7 @@ func TestCompressible(t *testing.T) {
 	}
 }
 
-// TestCompression compares what the same volume takes in the repository.
+// TestCompression compares the size of the same volume in the repository.
 func TestCompression(t *testing.T) {
 	const size = 256 << 10
 	stored := func(data []byte, c repository.Compression) int64 {

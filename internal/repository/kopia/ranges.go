@@ -13,20 +13,19 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// kopia asks the storage for each content on its own. Of an image in small
-// chunks or pages, that is one request for a page, where 4 MiB of neighbours lie in
-// one or two packs side by side. So a reader looks up where the contents are that
-// it needs next, fetches whole ranges of packs, and lets kopia find them: in the
-// context of its reads, by a storage that looks there first.
+// kopia reads each content with a request of its own. For an image in small chunks or pages,
+// that is one request for each page, although 4 MiB of neighbours lie side by side in one or
+// two packs. So a reader looks up the contents that it needs next and fetches whole ranges of
+// packs. kopia finds them in the context of its reads, by a storage that looks there first.
 
 const (
-	// maxGap is what may lie between two contents that are fetched together: it
+	// maxGap is the largest gap between two contents that are fetched together. Fetching it
 	// takes less time than another request.
 	maxGap = 64 << 10
 	// maxRange bounds the memory for one request.
 	maxRange = 8 << 20
-	// parallelRanges is how many requests one read makes at once: where it needs
-	// several packs, an image has many parents.
+	// parallelRanges is how many requests one read makes at once. It needs several packs if
+	// an image has many parents.
 	parallelRanges = 4
 )
 
@@ -68,8 +67,8 @@ func (b *rangeBuffer) Reset() { *b = (*b)[:0] }
 // Length implements blob.OutputBuffer.
 func (b *rangeBuffer) Length() int { return len(*b) }
 
-// planRanges joins the places of contents to ranges. Contents that would be
-// alone in one are left out: kopia fetches them as well.
+// planRanges joins contents into ranges. It leaves out contents that would be alone in one:
+// kopia can fetch them itself.
 func planRanges(infos []content.Info) []*packRange {
 	slices.SortFunc(infos, func(a, b content.Info) int {
 		return cmp.Or(cmp.Compare(a.PackBlobID, b.PackBlobID), cmp.Compare(a.PackOffset, b.PackOffset))
@@ -95,11 +94,11 @@ func planRanges(infos []content.Info) []*packRange {
 type rangeReader struct {
 	rep   repo.Repository
 	blobs blob.Reader
-	// buffers are those of ranges that nobody reads any more.
+	// buffers are free for reuse.
 	buffers sync.Pool
 }
 
-// newRangeReader returns nil where the repository gives no access to its packs.
+// newRangeReader returns nil if the repository gives no access to its packs.
 func newRangeReader(rep repo.Repository) *rangeReader {
 	direct, ok := rep.(repo.DirectRepository)
 	if !ok {
@@ -108,9 +107,9 @@ func newRangeReader(rep repo.Repository) *rangeReader {
 	return &rangeReader{rep: rep, blobs: direct.BlobReader()}
 }
 
-// fetch gets what it can of the contents in large requests, and returns a
-// context in which kopia finds it, until release is called. What cannot be looked
-// up is left to the read of it, which knows what to say.
+// fetch gets contents in large requests. It returns a context in which kopia finds them,
+// until release is called. A content that cannot be looked up is left to the read of it,
+// which has the better error.
 func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Context, release func(), _ error) {
 	release = func() {}
 	if f == nil || len(ids) < 2 {
@@ -161,8 +160,8 @@ func (f *rangeReader) buffer(length int) *rangeBuffer {
 	return b
 }
 
-// rangedType is the type of a storage that looks into the context first. kopia
-// opens storages by the type that its connection file gives, and in no other way.
+// rangedType is the type of a storage that looks into the context first. kopia opens a
+// storage only by the type in its connection file.
 const rangedType = "blockmover-ranged"
 
 func init() { //nolint:gochecknoinits // kopia's table of types is not to be changed while anybody reads it
@@ -176,7 +175,7 @@ func init() { //nolint:gochecknoinits // kopia's table of types is not to be cha
 		})
 }
 
-// ranged is the connection to the same storage with ranges.
+// ranged returns the connection to the same storage, with ranges.
 func ranged(inner blob.ConnectionInfo) *blob.ConnectionInfo {
 	if inner.Type == rangedType {
 		return &inner

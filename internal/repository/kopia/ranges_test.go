@@ -55,8 +55,8 @@ func TestPlanRanges(t *testing.T) {
 	}
 }
 
-// vanishing counts requests, and removes a pack once a range of it was fetched:
-// whoever asks for it again fails.
+// vanishing counts requests. It removes a pack once a range of it was fetched, so that a
+// second request fails.
 type vanishing struct {
 	blob.Reader
 	repo     string
@@ -77,8 +77,8 @@ func (v *vanishing) GetBlob(ctx context.Context, id blob.ID, offset, length int6
 	})
 }
 
-// TestReadFetchesRanges reads an image in pages, and finds each page in what a
-// few requests have brought.
+// TestReadFetchesRanges reads an image in pages, and finds every page in the answers of a few
+// requests.
 func TestReadFetchesRanges(t *testing.T) {
 	dir := newRepository(t)
 	s := openStore(t, dir)

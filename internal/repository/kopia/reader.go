@@ -15,8 +15,8 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// cachedSegments is how many parsed segments a reader keeps: at about 7 KiB
-// each, enough for all the places that a restore reads from at once.
+// cachedSegments is how many parsed segments a reader keeps, of about 7 KiB each. It is
+// enough for all places that a restore reads from at once.
 const cachedSegments = 64
 
 // reader reads one image.
@@ -64,8 +64,8 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 	if r.root, err = loadRoot(ctx, s.rep, img.disk, l); err != nil {
 		return nil, err
 	}
-	// What is called zero is never read again, so it is checked here. One that is
-	// gone is not used: garbage collection does not know volume.json.
+	// What is called zero is never read, so it is checked here. A zero object that is gone is
+	// not used: garbage collection does not know volume.json.
 	for _, z := range img.document.Zero {
 		buf := make([]byte, z.Length)
 		err := r.readContent(ctx, buf, 0, entry{Length: z.Length, Object: z.Object})
@@ -124,15 +124,15 @@ func (r *reader) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), atEnd
 }
 
-// part is what one entry has for a read.
+// part is the share of one entry in a read.
 type part struct {
 	entry
-	// skip is where in the entry it begins.
+	// skip is where the part begins in the entry.
 	skip int64
 	to   []byte
 }
 
-// read fills p from an offset; all of it is in the image.
+// read fills p from an offset. The whole range is in the image.
 func (r *reader) read(p []byte, off int64) error {
 	parts, err := r.parts(p, off)
 	if err != nil {
@@ -155,7 +155,7 @@ func (r *reader) read(p []byte, off int64) error {
 	return nil
 }
 
-// parts divides a read among entries. What is zero is done at once.
+// parts divides a read among entries, and fills in zeros at once.
 func (r *reader) parts(p []byte, off int64) ([]part, error) {
 	var parts []part
 	for len(p) > 0 {
@@ -216,8 +216,8 @@ func (r *reader) chunk(ctx context.Context, chunk int64) ([]entry, error) {
 	return s.chunk(int(within)), nil
 }
 
-// segment returns a parsed segment, from the cache where it is there. Two
-// goroutines that miss at once both load it, which is harmless.
+// segment returns a parsed segment, from the cache if possible. Two goroutines may load the
+// same one, which is harmless.
 func (r *reader) segment(ctx context.Context, id object.ID, length int64) (segment, error) {
 	r.mu.Lock()
 	s, ok := r.cache[id]

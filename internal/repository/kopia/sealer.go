@@ -43,7 +43,7 @@ func storeZeros(ctx context.Context, objects *objectWriter, l repository.Layout)
 // has reports whether an object is one of them.
 func (z zeros) has(id object.ID) bool { return id == z.chunk || id == z.page }
 
-// is reports whether a chunk is the zero chunk. Only the writer's own is recognised:
+// is reports whether a chunk is the zero chunk. It knows only the zero chunk of this writer:
 // what the parent's document calls zero was not checked.
 func (z zeros) is(chunk []entry) bool { return len(chunk) == 1 && chunk[0].Object == z.chunk }
 
@@ -71,7 +71,7 @@ func (s *sealer) paged(ctx context.Context, chunk int64) (bool, error) {
 	return !slices.ContainsFunc(entries, func(e entry) bool { return e.Length != s.layout.PageSize() }), nil
 }
 
-// seal finds or writes one segment, and says what that adds to the statistics.
+// seal finds or writes one segment. It returns what that adds to the statistics.
 func (s *sealer) seal(ctx context.Context, put ledger.Segment[object.ID]) (add repository.WriteStats, err error) {
 	defer s.parent.forget(put.Index)
 	if put.Chunks != nil {
@@ -91,7 +91,7 @@ func (s *sealer) seal(ctx context.Context, put ledger.Segment[object.ID]) (add r
 	return add, err
 }
 
-// merge writes a segment of what was put, else what the parent has, else zeros.
+// merge writes a segment: chunks that were put, else those of the parent, else zeros.
 func (s *sealer) merge(ctx context.Context, put ledger.Segment[object.ID]) (object.ID, repository.WriteStats, error) {
 	var base segment
 	if !put.Whole() {
@@ -122,7 +122,7 @@ func (s *sealer) merge(ctx context.Context, put ledger.Segment[object.ID]) (obje
 			add.ChunksInherited++
 		}
 		for _, e := range inherited {
-			// What this writer has stored need not be in the index yet.
+			// What this writer has stored may not be in the index yet.
 			if !s.zero.has(e.Object) && !slices.Contains(pages, e.Object) {
 				if err := checkPresent(ctx, s.objects.committed, e.Object); err != nil {
 					return object.EmptyID, add, fmt.Errorf("inherit chunk from parent: %w", err)
@@ -136,8 +136,8 @@ func (s *sealer) merge(ctx context.Context, put ledger.Segment[object.ID]) (obje
 	return id, add, err
 }
 
-// mergePages lists the pages of one chunk: what was put, else the parent's. The
-// parent's are in pages, or one zero, or not needed.
+// mergePages returns the pages of one chunk: those that were put, else those of the parent.
+// The chunk of the parent is in pages, or zero, or not needed.
 func (s *sealer) mergePages(start int64, pages []object.ID, inherited []entry) []entry {
 	if !slices.ContainsFunc(pages, func(id object.ID) bool { return id != s.zero.page }) {
 		return []entry{{Start: start, Length: s.layout.ChunkSize(), Object: s.zero.chunk}}
@@ -157,8 +157,8 @@ func (s *sealer) mergePages(start int64, pages []object.ID, inherited []entry) [
 	return result
 }
 
-// zeroSegment finds or writes a segment of zeros, and says how many bytes of index
-// were new.
+// zeroSegment finds or writes a segment of zeros. It returns how many bytes of index were
+// new.
 func (s *sealer) zeroSegment(ctx context.Context, length int64) (object.ID, int64, error) {
 	if id, ok := s.zeroSegments[length]; ok {
 		return id, 0, nil
@@ -174,8 +174,8 @@ func (s *sealer) zeroSegment(ctx context.Context, length int64) (object.ID, int6
 	return id, fresh, nil
 }
 
-// writeRoot stores the root of the first n segments, and says how many bytes of index
-// were new.
+// writeRoot stores the root of the first n segments. It returns how many bytes of index were
+// new.
 func (s *sealer) writeRoot(ctx context.Context, n int64) (object.ID, int64, error) {
 	disk, fresh, err := s.objects.writeIndex(ctx, int(n), func(i int) entry {
 		return entry{Start: int64(i) * s.layout.SegmentSize(), Length: s.layout.SegmentLength(int64(i)), Object: s.root[i]}

@@ -22,8 +22,7 @@ type Store struct {
 
 var _ repository.Store = (*Store)(nil)
 
-// New returns a Store over an open repository and takes ownership of it: Close
-// closes it.
+// New returns a Store over an open repository, and takes ownership of it.
 func New(rep repo.Repository) *Store { return &Store{rep} }
 
 // Open opens the repository that a kopia configuration file connects to.
@@ -43,7 +42,7 @@ func (s *Store) Close(ctx context.Context) error {
 	return nil
 }
 
-// translate gives kopia's ways of saying "not there" the package's own.
+// translate replaces kopia's errors for "not there" by repository.ErrNotFound.
 func translate(err error) error {
 	for _, missing := range []error{
 		object.ErrObjectNotFound, content.ErrContentNotFound, blob.ErrBlobNotFound, manifest.ErrNotFound, snapshot.ErrSnapshotNotFound,
@@ -55,7 +54,7 @@ func translate(err error) error {
 	return err
 }
 
-// corrupt marks what the repository holds as damaged.
+// corrupt marks an error with repository.ErrCorrupt.
 func corrupt(err error) error {
 	if errors.Is(err, repository.ErrCorrupt) {
 		return err
@@ -63,9 +62,9 @@ func corrupt(err error) error {
 	return fmt.Errorf("%w: %w", repository.ErrCorrupt, err)
 }
 
-// checkPresent reports an error that wraps repository.ErrNotFound when the
-// content that an object starts with is not in the repository. A content that
-// garbage collection has marked is as good as gone.
+// checkPresent fails if the content that an object starts with is not in the repository. The
+// error wraps repository.ErrNotFound. A content that garbage collection has marked counts as
+// gone.
 func checkPresent(ctx context.Context, rep repo.Repository, id object.ID) error {
 	cid := firstContent(id)
 	info, err := rep.ContentInfo(ctx, cid)
@@ -78,8 +77,8 @@ func checkPresent(ctx context.Context, rep repo.Repository, id object.ID) error 
 	return nil
 }
 
-// firstContent is the content that an object ID ends in: the bytes of a direct
-// object, the index of an indirect one.
+// firstContent returns the content of an object ID: the bytes of a direct object, or the
+// index of an indirect one.
 func firstContent(id object.ID) content.ID {
 	for {
 		index, ok := id.IndexObjectID()

@@ -30,8 +30,8 @@ func newStore(t testing.TB) *Store {
 	return openStore(t, newRepository(t))
 }
 
-// newRepository copies one that was made once: kopia derives its keys slowly,
-// and on purpose.
+// newRepository copies one that was made once, because kopia derives its keys slowly, and on
+// purpose.
 func newRepository(t testing.TB) string {
 	t.Helper()
 	return newRepositoryIn(t, t.TempDir())
@@ -98,7 +98,7 @@ func backup(t testing.TB, s *Store, meta repository.Meta, parent repository.Snap
 
 var operations int
 
-// nextOperation are the options of the writer whose image save will save.
+// nextOperation returns the options of the writer whose image save will save.
 func nextOperation(parent repository.SnapshotID) repository.WriterOptions {
 	operations++
 	return repository.WriterOptions{Volume: testVolume, Operation: operation(), Parent: parent}
@@ -135,7 +135,7 @@ func allChunks(t testing.TB, meta repository.Meta) []int64 {
 	return all
 }
 
-// requireImage reads an image by both readers: ours, and kopia's own.
+// requireImage reads an image with both readers, ours and kopia's.
 func requireImage(t testing.TB, s *Store, id repository.SnapshotID, want []byte) {
 	t.Helper()
 	r, err := s.OpenReader(t.Context(), id)
@@ -182,8 +182,8 @@ func randomBytes(rnd *rand.Rand, n int64) []byte {
 	return b
 }
 
-// TestStockKopiaReadsImages is the promise of the package: whatever shape an
-// image has, kopia's own reader finds the same bytes in it.
+// TestStockKopiaReadsImages is the promise of the package: kopia's own reader finds the same
+// bytes in an image of any shape.
 func TestStockKopiaReadsImages(t *testing.T) {
 	s := newStore(t)
 	rnd := rand.New(rand.NewPCG(1, 1))

@@ -36,8 +36,7 @@ func loadSegments(ctx context.Context, rep repo.Repository, disk object.ID, l re
 	return root, nil
 }
 
-// segment is the content of one segment: its entries, and where those of each
-// chunk begin.
+// segment is the content of one segment: its entries, and where those of each chunk begin.
 type segment struct {
 	entries []entry
 	chunks  []int

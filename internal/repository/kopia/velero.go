@@ -25,42 +25,41 @@ import (
 )
 
 const (
-	// writeDataCacheBytes is kept small: an upload reads metadata of its parent,
-	// and data only where it audits. kopia keeps no index on disk without it.
+	// writeDataCacheBytes is small: an upload reads the metadata of its parent, and data only
+	// for the audit. Without a data cache kopia keeps no index on disk.
 	writeDataCacheBytes = 16 << 20
-	// writeMetadataCacheBytes holds the segments of a parent of 4 TiB: one entry
-	// of about 60 bytes for each chunk of 1 MiB.
+	// writeMetadataCacheBytes has room for the segments of a parent of 4 TiB: one entry of
+	// about 60 bytes for each chunk of 1 MiB.
 	writeMetadataCacheBytes = 256 << 20
 )
 
-// VeleroOptions says which of Velero's repositories to open, and what for.
+// VeleroOptions says which of Velero's repositories to open, and for what.
 type VeleroOptions struct {
 	// Namespace is Velero's.
 	Namespace string
 	// BackupRepository is the name of the object.
 	BackupRepository string
-	// CredentialsDir is where Secrets are mounted:
-	// repository/repository-password, location/<Secret>/<key>. What the cloud's
-	// libraries find through the environment is not looked up here.
+	// CredentialsDir is where Secrets are mounted: repository/repository-password,
+	// location/<Secret>/<key>. Credentials that the cloud's libraries find in the environment
+	// are not looked up here.
 	CredentialsDir string
-	// ReadOnly opens the repository without the means to write to it.
+	// ReadOnly opens the repository for reading only.
 	ReadOnly bool
-	// OnFatal is told when kopia must not go on with an open repository, such as
-	// when its format is being upgraded.
+	// OnFatal is called when kopia must not continue with an open repository, for example
+	// because its format is being upgraded.
 	OnFatal func(error)
 	Log     logr.Logger
 }
 
-// OpenVelero opens the kopia repository of a BackupRepository with Velero's own
-// code, so that storage, credentials and the name of the repository's user are
-// Velero's. It needs the right to get the BackupRepository and its
-// BackupStorageLocation.
+// OpenVelero opens the kopia repository of a BackupRepository with Velero's own code. So
+// storage, credentials and the user name of the repository are Velero's. It needs the right
+// to get the BackupRepository and its BackupStorageLocation.
 //
-// Velero keeps the connection in a file below $HOME/udmrepo, and kopia its
-// caches below the user's cache directory: both must be writable.
+// Velero keeps the connection in a file below $HOME/udmrepo, and kopia its caches below the
+// user's cache directory. Both must be writable.
 //
-// A repository opened for reading has no cache on disk, which would cost a
-// restore a hash and a write of every byte; its index is in memory.
+// A repository that is opened for reading has no cache on disk, which would cost a restore a
+// hash and a write of every byte. Its index is in memory.
 func OpenVelero(ctx context.Context, c client.Client, o VeleroOptions) (*Store, error) {
 	rep, err := connectVelero(ctx, c, o)
 	if err != nil {
@@ -78,8 +77,8 @@ func connectVelero(ctx context.Context, c client.Client, o VeleroOptions) (repo.
 	mounted := mountedCredentials{o.CredentialsDir}
 	m := repomanager.NewManager(o.Namespace, c, velerorepo.NewRepoLocker(), mounted, mounted, log)
 
-	// Velero's manager takes no context. A caller that is told to stop must not
-	// wait for a storage that does not answer.
+	// Velero's manager takes no context. A caller whose context is over must not wait for a
+	// storage that does not answer.
 	connected := make(chan error, 1)
 	go func() { connected <- m.ConnectToRepo(object) }()
 	select {
@@ -93,7 +92,7 @@ func connectVelero(ctx context.Context, c client.Client, o VeleroOptions) (repo.
 	return openConnected(velerokopia.SetupKopiaLog(ctx, log), object, mounted, o, log)
 }
 
-// checkVelero reads the objects and refuses what cannot be opened for this
+// checkVelero reads the objects, and fails if the repository cannot be opened for this
 // purpose.
 func checkVelero(ctx context.Context, c client.Client, o VeleroOptions) (*velerov1.BackupRepository, error) {
 	object := &velerov1.BackupRepository{}
@@ -113,7 +112,7 @@ func checkVelero(ctx context.Context, c client.Client, o VeleroOptions) (*velero
 	return object, nil
 }
 
-// openConnected opens what Velero has connected, with our cache sizes.
+// openConnected opens what Velero has connected, with cache sizes of our own.
 func openConnected(
 	ctx context.Context, object *velerov1.BackupRepository, mounted mountedCredentials, o VeleroOptions, log logrus.FieldLogger,
 ) (repo.Repository, error) {
@@ -130,14 +129,14 @@ func openConnected(
 	}
 	return repo.Open(ctx, options.ConfigFilePath, strings.TrimSpace(password), &repo.Options{
 		ContentLogWriter: velerokopia.RepositoryLogger(log),
-		// It has a line for each content: 8 % of the CPU time of a backup, and it is not
-		// for reading only.
+		// The log has a line for each content, which is 8 % of the CPU time of a backup. It
+		// also needs a repository that can be written.
 		DisableRepositoryLog: true,
 		OnFatalError:         o.OnFatal,
 	})
 }
 
-// configure changes the connection file that Velero has written.
+// configure changes the connection file that Velero wrote.
 func configure(ctx context.Context, file string, readOnly bool) error {
 	local, err := repo.LoadConfigFromFile(file)
 	if err != nil {
@@ -160,7 +159,7 @@ func configure(ctx context.Context, file string, readOnly bool) error {
 	return nil
 }
 
-// explain says what a person can do about an error of kopia's.
+// explain adds what a person can do about an error of kopia.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, repo.ErrInvalidPassword):
@@ -171,12 +170,12 @@ func explain(err error) error {
 	return err
 }
 
-// mountedCredentials gives Velero's code the Secrets that are mounted in the
-// pod, instead of reading them through the API. It is both of Velero's stores:
-// of files and of Secrets.
+// mountedCredentials gives Velero's code the Secrets that are mounted in the pod, so that it
+// does not read them through the API. It implements both of Velero's stores: of files and of
+// Secrets.
 type mountedCredentials struct{ dir string }
 
-// Path is the file that holds a key of a Secret.
+// Path returns the file that holds a key of a Secret.
 func (m mountedCredentials) Path(selector *corev1.SecretKeySelector) (string, error) {
 	path := filepath.Join(m.dir, "location", selector.Name, selector.Key)
 	if own := keys.RepoKeySelector(); selector.Name == own.Name && selector.Key == own.Key {
@@ -188,7 +187,7 @@ func (m mountedCredentials) Path(selector *corev1.SecretKeySelector) (string, er
 	return path, nil
 }
 
-// Get is the value of a key of a Secret.
+// Get returns the value of a key of a Secret.
 func (m mountedCredentials) Get(selector *corev1.SecretKeySelector) (string, error) {
 	path, err := m.Path(selector)
 	if err != nil {
@@ -214,10 +213,10 @@ func newLogrus(log logr.Logger) *logrus.Logger {
 
 type logrusHook struct{ log logr.Logger }
 
-// Levels is all of them: the logger's own level decides.
+// Levels returns all levels: the level of the logger decides.
 func (logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
 
-// Fire writes one line. logr has no level for warnings: they are marked.
+// Fire writes one line. logr has no warnings, so a warning is marked.
 func (h logrusHook) Fire(e *logrus.Entry) error {
 	fields := make([]string, 0, len(e.Data))
 	for k := range e.Data {

@@ -83,7 +83,7 @@ func (f *veleroFixture) mount(t *testing.T, name, value string) {
 	}
 }
 
-// initialize does what Velero's server does before the first backup.
+// initialize does what the Velero server does before the first backup.
 func (f *veleroFixture) initialize(t *testing.T) {
 	t.Helper()
 	mounted := mountedCredentials{f.options.CredentialsDir}
@@ -123,7 +123,7 @@ func TestOpenVelero(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// For reading, also where backups are refused, the same repository.
+	// For reading, the same repository opens even if backups are refused.
 	f.location.Spec.AccessMode = velerov1.BackupStorageLocationAccessModeReadOnly
 	f.build(t)
 	if _, err := OpenVelero(t.Context(), f.client, f.options); err == nil || !strings.Contains(err.Error(), "read-only") {
@@ -231,8 +231,8 @@ func TestOpenVeleroIsCanceled(t *testing.T) {
 	reads := 0
 	f.client = interceptor.NewClient(f.client.(client.WithWatch), interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, object client.Object, opts ...client.GetOption) error {
-			// Ours are the first two reads, the third is that of Velero's manager,
-			// which has no context.
+			// The first two reads are ours. The third is that of Velero's manager, which has
+			// no context.
 			if reads++; reads == 3 {
 				cancel()
 				<-release

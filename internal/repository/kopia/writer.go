@@ -15,8 +15,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository/ledger"
 )
 
-// closeTimeout bounds what a writer does when it is closed: its operation may be over
-// and have no context left.
+// closeTimeout bounds Close, which may have to work with a context that is over.
 const closeTimeout = 30 * time.Second
 
 // writer builds one image. The ledger knows what may be put and what was put, the
@@ -88,7 +87,7 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 		return nil, err
 	}
 	defer func() {
-		if err != nil && ctx.Err() == nil { // told to stop, the next run goes on from here
+		if err != nil && ctx.Err() == nil { // a canceled run is continued by the next one
 			err = errors.Join(err, h.release(ctx, s.rep))
 		}
 	}()
@@ -114,8 +113,8 @@ func (s *Store) inherit(ctx context.Context, meta repository.Meta, parent reposi
 	return meta.WithDefaults(), from, err
 }
 
-// begin goes on from the checkpoint of an earlier run, where there is one, and makes
-// the hold refer to it or else to the parent.
+// begin continues from the checkpoint of an earlier run, if there is one. It makes the hold
+// refer to the checkpoint, or else to the parent.
 func (w *writer) begin(ctx context.Context, from image, interval int64) error {
 	earlier, finished, err := w.resume(ctx)
 	if err != nil {
@@ -128,7 +127,7 @@ func (w *writer) begin(ctx context.Context, from image, interval int64) error {
 	case from.root != object.EmptyID:
 		err = w.hold.take(ctx, w.objects.w, from.root, from.manifest.Summary)
 	default:
-		err = w.hold.release(ctx, w.rep) // what an earlier run has left is of no use
+		err = w.hold.release(ctx, w.rep) // what an earlier run left is of no use
 	}
 	if err != nil {
 		return err
@@ -140,7 +139,7 @@ func (w *writer) begin(ctx context.Context, from image, interval int64) error {
 			return fmt.Errorf("load parent %s: %w", w.doc.Parent, err)
 		}
 	}
-	// Not before the hold is taken, which flushes what nothing refers to yet.
+	// This comes after the hold is taken, which flushes: nothing refers to the zeros yet.
 	if w.sealer.zero, err = storeZeros(ctx, w.objects, w.layout); err != nil {
 		return err
 	}

@@ -13,13 +13,12 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// parallelChecks is how many packs are asked for at once.
+// parallelChecks is how many packs are looked up at once.
 const parallelChecks = 8
 
-// written remembers the contents that are in use and that no manifest refers to
-// yet: those that were stored, and those that turned out to be there already.
-// Maintenance leaves them alone by their age. Where it is told to run without its
-// safety delays, it does not, and nothing in kopia would notice before a restore.
+// written remembers the contents that are in use while no manifest refers to them: those that
+// were stored, and those that existed already. Maintenance spares them because of their age.
+// Without its safety delays it does not, and nothing in kopia would notice before a restore.
 type written struct {
 	mu  sync.Mutex
 	ids []content.ID
@@ -40,13 +39,12 @@ func (l *written) take() []content.ID {
 	return ids
 }
 
-// errLost is the error of a writer whose contents are gone.
+// errLost is the error of a writer whose contents are lost.
 var errLost = errors.New("the repository has lost it: maintenance without its safety delays (--safety=none) has deleted it meanwhile, " +
 	"or the storage has; if another backup fails likewise, `kopia content verify` lists what is gone")
 
-// checkWritten looks whether everything that was written since the last call is
-// in the repository: in its index, and in a pack that is there. It comes after a
-// hold refers to it all.
+// checkWritten checks that everything written since the last call is in the repository: in
+// its index, and in a pack that exists. It runs after a hold refers to it all.
 func (o *objectWriter) checkWritten(ctx context.Context) error {
 	if err := o.committed.Refresh(ctx); err != nil {
 		return fmt.Errorf("refresh repository index: %w", err)
