@@ -38,20 +38,20 @@ const (
 	killPassword = "correct horse"
 	killVolume   = "shop/db-0"
 
-	// killSize has room for some checkpoints. It is mostly holes: what is read counts
-	// for checkpoints, whatever it is.
+	// killSize has room for some checkpoints. It is mostly holes: a checkpoint counts
+	// everything that is read.
 	killSize     = 1283*mib + 1000
 	killInterval = repository.MinCheckpointInterval
-	// otherReads bounds what a process reads beside the device: the repository's
-	// indexes and the parent's segments.
+	// otherReads bounds what a process reads beside the device: the indexes of the repository
+	// and the segments of the parent.
 	otherReads = 16 * mib
 
 	// patience is how many runs of one operation are killed at most.
 	patience = 5
 )
 
-// TestKills kills the built program at random moments of backups and restores:
-// what was there before is whole, and the next run goes on. kill -9 leaves no
+// TestKills kills the built program at random moments of backups and restores. Earlier images
+// stay whole, and the next run continues. After kill -9 the program cannot clean up.
 // chance to clean up.
 func TestKills(t *testing.T) {
 	kills := 10
@@ -78,8 +78,8 @@ func TestKills(t *testing.T) {
 	require.Empty(t, left, "a process that was killed leaves no temporary file")
 }
 
-// TestRefusals: what is wrong is one line, the status is 1, and nothing is
-// written. What can be wrong is tested in package cli.
+// TestRefusals: the error is one line, the status is 1, and nothing is written. The tests of
+// package cli have all errors.
 func TestRefusals(t *testing.T) {
 	binary, err := build()
 	require.NoError(t, err)
@@ -143,7 +143,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// content is the chunks of a volume that are not zero.
+// content has the chunks of a volume that are not zero.
 type content map[int64][]byte
 
 // killer is a repository, a volume and a target in files.
@@ -154,14 +154,14 @@ type killer struct {
 	binary string
 	disk   *os.File
 	model  content
-	// changed is what has changed since the newest image.
+	// changed has what changed since the newest image.
 	changed []block.Extent
 	images  []killedImage
-	// took is how long a run of a command took that was not killed.
+	// took is the duration of a command that was not killed.
 	took map[string]time.Duration
 
 	kills, resumptions int
-	// read is what backups have read; again is how much of it they had read before.
+	// read is what backups have read. again is how much of it had been read before.
 	read, again int64
 }
 
@@ -186,7 +186,7 @@ func newKiller(t *testing.T) *killer {
 	t.Cleanup(func() { require.NoError(t, k.disk.Close()) })
 	require.NoError(t, k.disk.Truncate(killSize))
 	k.must("repo", "create", "--repo", k.repo())
-	const part = 128 * mib // in each of which there is data
+	const part = 128 * mib // each of them has data
 	for at := int64(0); at < killSize; at += part {
 		for range 3 {
 			k.write(block.Extent{Offset: at + k.rnd.Int64N(min(part, killSize-at)), Length: mib})
@@ -228,7 +228,7 @@ func (k *killer) change() {
 	}
 }
 
-// changes is the file for --changed: exact, or far too much.
+// changes returns the file for --changed: exact, or far too much.
 func (k *killer) changes() string {
 	k.t.Helper()
 	slices.SortFunc(k.changed, func(a, b block.Extent) int { return int(a.Offset - b.Offset) })
@@ -270,7 +270,7 @@ func (k *killer) backup(round int) {
 	for {
 		at := k.moment(kind, killed)
 		if round == 0 && killed == 0 {
-			at = moment{read: killSize/2 + k.rnd.Int64N(killSize/3)} // late enough to go on from
+			at = moment{read: killSize/2 + k.rnd.Int64N(killSize/3)} // late enough to leave a checkpoint
 		}
 		run := k.run(at, args...)
 		read += run.read
@@ -297,7 +297,7 @@ func (k *killer) backup(round int) {
 		k.images = append(k.images, killedImage{s.SnapshotID, maps.Clone(k.model)})
 		break
 	}
-	// The one thing that a process reads of the device is what it backs up.
+	// What a process reads of the device is what it backs up.
 	again := read - killSize
 	require.LessOrEqual(k.t, again, int64(killed)*killInterval+int64(killed+1)*otherReads, "%s, %d kills", kind, killed)
 	k.read += read
@@ -360,7 +360,7 @@ func (k *killer) requireEqual(f io.ReaderAt, size int64, model content) {
 	}
 }
 
-// check reads all images that there must be.
+// check reads all images that must exist.
 func (k *killer) check() {
 	k.t.Helper()
 	store, err := kopia.OpenFilesystem(k.t.Context(), k.repo(), killPassword)
@@ -368,7 +368,7 @@ func (k *killer) check() {
 	defer func() { require.NoError(k.t, store.Close(context.Background())) }()
 	list, err := store.List(k.t.Context(), repository.VolumeKey{Namespace: "shop", PVC: "db-0"})
 	require.NoError(k.t, err)
-	// An image may be saved whose process did not come to say so.
+	// A killed process may have saved an image without reporting it.
 	require.Contains(k.t, []int{len(k.images), len(k.images) + 1}, len(list))
 	for _, image := range k.images {
 		r, err := store.OpenReader(k.t.Context(), image.id)
@@ -393,14 +393,14 @@ func (k *killer) check() {
 	}
 }
 
-// moment is when to kill: after so much time, or when so much was read or
-// written; never where all are 0.
+// moment says when to kill: after some time, or after some bytes were read or written. The
+// zero value is never.
 type moment struct {
 	after       time.Duration
 	read, write int64
 }
 
-// moment picks one for a run of a command, of which some were killed already.
+// moment chooses one for a run of a command. killed is how many runs were killed before.
 func (k *killer) moment(kind string, killed int) moment {
 	took := max(k.took[kind], time.Second)
 	switch {
@@ -414,7 +414,7 @@ func (k *killer) moment(kind string, killed int) moment {
 	return moment{read: 1 + k.rnd.Int64N(killSize)}
 }
 
-// reached looks at what a process has done since it started.
+// reached reports whether a process has done so much since it started.
 func (m moment) reached(pid int, start time.Time) bool {
 	switch {
 	case m.after > 0:
@@ -427,7 +427,7 @@ func (m moment) reached(pid int, start time.Time) bool {
 	return false
 }
 
-// done is what /proc/PID/io counts; a dead process has it until it is waited for.
+// done returns what /proc/PID/io counts. A dead process has it until it is waited for.
 func done(pid int, field string) int64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
 	if err != nil {
@@ -468,7 +468,7 @@ func (k *killer) run(at moment, args ...string) killedRun {
 	pid := cmd.Process.Pid
 	dead := make(chan error, 1)
 	go func() {
-		// Without taking the process away: what it has read is asked for after.
+		// The process must stay a zombie: what it has read is asked for afterwards.
 		for {
 			err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 			if !errors.Is(err, unix.EINTR) {

@@ -1,6 +1,6 @@
-// Command blockmover is the mover side of Blockmover in one binary: the manager
-// that answers Velero's DataUploads and DataDownloads, the worker that moves the
-// data in a mover pod, and local commands that need no cluster.
+// Command blockmover is the mover side of Blockmover in one binary: the manager that
+// reconciles Velero's DataUploads and DataDownloads, the worker that moves the data in a
+// mover pod, and local commands that need no cluster.
 package main
 
 import (

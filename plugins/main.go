@@ -1,6 +1,5 @@
-// Command velero-plugin-blockmover is the plugin of Blockmover for Velero. Velero
-// starts it and talks to it over gRPC; it registers the item actions and does
-// nothing else.
+// Command velero-plugin-blockmover is the plugin of Blockmover for Velero. Velero starts it
+// and calls its item actions over gRPC.
 package main
 
 import (
@@ -21,7 +20,7 @@ import (
 func main() {
 	factory := veleroclient.NewFactory("velero-plugin-blockmover", veleroclient.VeleroConfig{})
 	server := framework.NewServer()
-	// Velero passes the flags of its server on to its plugins.
+	// Velero passes the flags of its server to its plugins.
 	server.BindFlags(pflag.CommandLine)
 	factory.BindFlags(pflag.CommandLine)
 	config := server.GetConfig()

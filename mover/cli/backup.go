@@ -25,13 +25,13 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// What CSI would call a volume that is backed up here.
+// CSI's names for a volume that is backed up here.
 const (
 	localDriver       = "local"
 	localHandlePrefix = "local:"
 )
 
-// stdin is the name of standard input as a file.
+// stdin is the file name of standard input.
 const stdin = "-"
 
 type backupOptions struct {
@@ -134,7 +134,7 @@ func (o *backupOptions) run(ctx context.Context, cmd *cobra.Command) error {
 func (o *backupOptions) backUp(ctx context.Context, messages io.Writer, store repository.Store,
 	dev device.Reader, volume repository.VolumeKey, source rangefile.Source,
 ) (summary, error) {
-	// One name for the operation and for the instant: nothing else has either.
+	// One name for the operation and the instant: a file has neither.
 	id := o.operation
 	if id == "" {
 		id = "local-" + rand.Text()
@@ -148,7 +148,7 @@ func (o *backupOptions) backUp(ctx context.Context, messages io.Writer, store re
 		Mover:        identity.DataMover,
 	}
 	if o.operation != "" {
-		target.SnapshotHandle = id // who repeats the operation says that the device has not changed
+		target.SnapshotHandle = id // the user who repeats an operation says that the device has not changed
 	}
 	progress := &datapath.Progress{}
 	stop := func() {}
@@ -191,7 +191,7 @@ func (o *backupOptions) backUp(ctx context.Context, messages io.Writer, store re
 	return summarize(result), nil
 }
 
-// summarize renders a result. What earlier runs have finished is only in ResumedBytes.
+// summarize renders a result. Only ResumedBytes includes what earlier runs have finished.
 func summarize(b backup.Result) summary {
 	return summary{
 		SnapshotID:   b.SnapshotID,
@@ -212,11 +212,10 @@ func summarize(b backup.Result) summary {
 	}
 }
 
-// operationPattern is what an operation may be called: it becomes a label in the
-// repository.
+// operationPattern matches the IDs of operations. An ID becomes a label in the repository.
 var operationPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
 
-// check looks at the options alone.
+// check checks the options, without looking at anything else.
 func (o *backupOptions) check(named bool) (repository.VolumeKey, error) {
 	switch {
 	case o.parent == "":
@@ -276,12 +275,11 @@ func (o *backupOptions) print(out io.Writer, s summary) error {
 	return err
 }
 
-// resolve finds the one image that may be the parent, and its change ID. It returns
-// "auto" if the volume has no image yet.
+// resolve finds the one image that can be the parent, and its change ID. It returns "auto" if
+// the volume has no image.
 //
-// A list of changes is true for one parent only. So "auto" is the newest image even if
-// that is damaged: an older one in its place would make an image that lacks what changed
-// between the two.
+// A list of changes belongs to one parent only. So "auto" is the newest image, even if that
+// is damaged. With an older parent, the image would lack what changed between the two.
 func resolve(ctx context.Context, store repository.Store, asked string, volume repository.VolumeKey,
 	target repository.Meta, history []repository.Snapshot,
 ) (string, cbt.ChangeID, error) {

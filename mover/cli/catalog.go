@@ -38,8 +38,7 @@ func newListCommand() *cobra.Command {
 	return cmd
 }
 
-// volumeOrAll reads the flag "volume". Where it is not given, the result is no
-// volume, which stands for all.
+// volumeOrAll reads the flag "volume". Without it, the result is no volume, which means all.
 func volumeOrAll(flags *pflag.FlagSet) (repository.VolumeKey, error) {
 	if f := flags.Lookup("volume"); f.Changed {
 		return parseVolume(f.Value.String())
@@ -47,8 +46,7 @@ func volumeOrAll(flags *pflag.FlagSet) (repository.VolumeKey, error) {
 	return repository.VolumeKey{}, nil
 }
 
-// listImages lists the images of a volume, newest first, or those of one volume
-// after the other.
+// listImages lists the images of a volume, newest first, or those of all volumes.
 func listImages(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.Snapshot, error) {
 	if volume != (repository.VolumeKey{}) {
 		return store.List(ctx, volume)
@@ -81,8 +79,7 @@ func printImages(out io.Writer, images []repository.Snapshot) error {
 	return t.Flush()
 }
 
-// printLine prints what is for people. Whether it arrives does not change what a
-// command has done.
+// printLine prints for people. An error of printing does not change the result of a command.
 func printLine(out io.Writer, format string, args ...any) {
 	_, _ = fmt.Fprintf(out, format+"\n", args...)
 }
@@ -113,7 +110,7 @@ never deleted.`,
 			return r.use(ctx, func(store repository.Store) error {
 				id := repository.SnapshotID(snapshot)
 				if !force {
-					// Delete itself is content with an image that is not there.
+					// Delete itself accepts an image that does not exist.
 					image, err := store.OpenReader(ctx, id)
 					if err != nil {
 						return fmt.Errorf("delete image, which --force does even if it cannot be read: %w", err)

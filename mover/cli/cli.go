@@ -1,21 +1,19 @@
-// Package cli holds the local commands of blockmover: they make, list, check,
-// compare, restore and delete volume images in a kopia repository in a
-// directory, with the code that runs in mover pods and without a cluster.
+// Package cli has the local commands of blockmover. They make, list, check, compare, restore
+// and delete volume images in a kopia repository in a directory. They use the code of mover
+// pods and need no cluster.
 //
-// A repository that a cluster wrote is read with the same commands, once its
-// files are in a directory; stock kopia opens it too.
+// They also read a repository that a cluster wrote, once its files are in a directory. Stock
+// kopia opens it, too.
 //
-// The storage system that tells a mover pod what changed is replaced by lists of
-// ranges (package rangefile). A volume that was backed up here has the driver
-// "local" and its name as the handle, so that no image of a cluster's volume
-// with the same name is taken for its parent.
+// Lists of ranges (package rangefile) take the place of the storage system that tells a mover
+// pod what changed. A volume that was backed up here has the driver "local" and its name as
+// the handle. So it is never the parent of a cluster's volume with the same name.
 //
 // # How commands end
 //
-// What was asked for goes to standard output, everything else to standard error.
-// Options, files, the device and the repository are checked before anything is
-// written. A command that fails prints one line, and the process ends with a
-// status other than 0.
+// The result goes to standard output, everything else to standard error. Options, files, the
+// device and the repository are checked before anything is written. A command that fails
+// prints one line, and its exit status is not 0.
 package cli
 
 import (
@@ -58,8 +56,8 @@ func NewCommands() []*cobra.Command {
 	return []*cobra.Command{repo, image}
 }
 
-// help is what a command does that has only others below it. Without it, cobra
-// does not look at Args, and a command that does not exist succeeds.
+// help runs for a command that has only subcommands. Without it, cobra does not look at Args,
+// and an unknown subcommand succeeds.
 func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 func newCreateCommand() *cobra.Command {
@@ -88,7 +86,7 @@ func newCreateCommand() *cobra.Command {
 	return cmd
 }
 
-// repoFlags say which repository is meant.
+// repoFlags say which repository is used.
 type repoFlags struct {
 	dir          string
 	passwordFile string
@@ -101,11 +99,11 @@ func (r *repoFlags) add(cmd *cobra.Command) {
 	required(flags, "repo")
 }
 
-// required marks flags of a command that cannot do without them.
+// required marks flags as required.
 func required(flags *pflag.FlagSet, names ...string) {
 	for _, name := range names {
 		if err := cobra.MarkFlagRequired(flags, name); err != nil {
-			panic(err) // a flag that was not defined
+			panic(err) // the flag is not defined
 		}
 	}
 }
@@ -125,7 +123,7 @@ func (r *repoFlags) password() (string, error) {
 	return password, nil
 }
 
-// use opens the repository for the time that work takes.
+// use opens the repository while work runs.
 func (r *repoFlags) use(ctx context.Context, work func(repository.Store) error) error {
 	password, err := r.password()
 	if err != nil {
@@ -148,8 +146,8 @@ func parseVolume(text string) (repository.VolumeKey, error) {
 	return repository.VolumeKey{Namespace: namespace, PVC: pvc}, nil
 }
 
-// interruptible makes the run function of a command: its context ends at SIGINT
-// or SIGTERM. A second one ends the process at once.
+// interruptible returns the run function of a command. Its context ends at SIGINT or SIGTERM.
+// A second signal ends the process at once.
 func interruptible(run func(ctx context.Context, cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)

@@ -40,8 +40,8 @@ type result struct {
 	err           error
 }
 
-// newWorkbench makes a repository, and a volume of random data and zeros whose size
-// is no multiple of a chunk.
+// newWorkbench makes a repository, and a volume of random data and zeros whose size is not a
+// multiple of a chunk.
 func newWorkbench(t *testing.T) *workbench {
 	t.Helper()
 	t.Setenv(cli.EnvPassword, "secret")
@@ -91,7 +91,7 @@ func (b *workbench) must(in string, args ...string) result {
 	return r
 }
 
-// summary is what --json promises.
+// summary has the fields that --json promises.
 type summary struct {
 	SnapshotID, Kind, Reason, Parent          string
 	VolumeSize, ResumedBytes                  int64
@@ -117,7 +117,7 @@ func (b *workbench) backup(in string, args ...string) summary {
 	return s
 }
 
-// restored is what a file that held other data before has after a restore.
+// restored returns what a restore makes of a file with other data.
 func (b *workbench) restored(id string, extra int, args ...string) []byte {
 	b.t.Helper()
 	target := filepath.Join(b.dir, "target")
@@ -128,8 +128,8 @@ func (b *workbench) restored(id string, extra int, args ...string) []byte {
 	return got
 }
 
-// files lists the files of the repository that kopia names with a prefix: p for
-// packs of data, q for packs of metadata. Its log is not part of any.
+// files lists the files of the repository that kopia names with a prefix: p for packs of
+// data, q for packs of metadata. kopia's log has neither.
 func (b *workbench) files(prefix string) []string {
 	b.t.Helper()
 	var files []string
@@ -161,7 +161,7 @@ func TestLifeOfImages(t *testing.T) {
 	require.Positive(t, full.BytesUploaded)
 	first := bytes.Clone(b.data)
 
-	// An increment of three changes, one of which wipes a chunk.
+	// An increment of three changes. One of them zeroes a chunk.
 	b.random(mib+8192, 4096)
 	b.random(6*mib, 4096)
 	clear(b.data[4*mib : 5*mib])
@@ -190,7 +190,7 @@ func TestLifeOfImages(t *testing.T) {
 
 	require.Equal(t, 2, strings.Count(b.must("", "image", "verify", "--volume", volume).out, "  ok, "))
 
-	// The increment stays whole without its parent.
+	// The increment is whole without its parent.
 	b.must("", "image", "delete", "--snapshot", full.SnapshotID)
 	require.NotContains(t, b.must("", "image", "list", "--volume", volume).out, full.SnapshotID+"  ")
 	require.Equal(t, b.data, b.restored(inc.SnapshotID, 0))
@@ -227,7 +227,7 @@ func TestAllVolumes(t *testing.T) {
 	}
 }
 
-// TestDiffReadsWhatDiffers: what two images share may even be damaged.
+// TestDiffReadsWhatDiffers: what two images share is not read, so it may be damaged.
 func TestDiffReadsWhatDiffers(t *testing.T) {
 	b := newWorkbench(t)
 	first := b.backup("").SnapshotID
@@ -265,7 +265,7 @@ func TestFullWithReason(t *testing.T) {
 	require.Equal(t, "ForcedFull", first.Reason)
 	require.Equal(t, int64(len(b.data)), first.BytesRead)
 
-	// Without a list of changes everything is read, and little is new.
+	// Without a list of changes everything is read, and little is uploaded.
 	b.random(0, 4096)
 	b.write()
 	second := b.backup("")
@@ -300,8 +300,8 @@ func TestGrowAndShrink(t *testing.T) {
 	require.Contains(t, diff.messages, "the first image has")
 }
 
-// TestNewestParentIsDamaged: an older parent in its place would make an image
-// that lacks what changed between both.
+// TestNewestParentIsDamaged: with an older parent, the image would lack what changed between
+// the two.
 func TestNewestParentIsDamaged(t *testing.T) {
 	b := newWorkbench(t)
 	first := b.backup("")
@@ -348,14 +348,14 @@ func TestVerifyFindsDamage(t *testing.T) {
 	require.ErrorContains(t, restore.err, "is incomplete and must not be used")
 }
 
-// damage spoils one chunk of data.
+// damage flips a bit in one chunk of data.
 func (b *workbench) damage() {
 	b.t.Helper()
 	packs := b.files("p")
 	slices.SortFunc(packs, func(x, y string) int { return int(size(b.t, y) - size(b.t, x)) })
 	text, err := os.ReadFile(packs[0])
 	require.NoError(b.t, err)
-	text[5*mib/2] ^= 1 // in a chunk, whatever order they and the few KiB of other contents came in
+	text[5*mib/2] ^= 1 // in a chunk, whatever the order of the contents in the pack
 	require.NoError(b.t, os.WriteFile(packs[0], text, 0o600))
 }
 
@@ -366,7 +366,7 @@ func size(t *testing.T, path string) int64 {
 	return info.Size()
 }
 
-// TestBadInput: one line, and nothing is written.
+// TestBadInput: the error is one line, and nothing is written.
 func TestBadInput(t *testing.T) {
 	b := newWorkbench(t)
 	id := b.backup("").SnapshotID
@@ -431,7 +431,7 @@ func TestBadInput(t *testing.T) {
 	require.Equal(t, "precious", string(precious))
 }
 
-// TestBesideStockKopia: its environment is none of ours.
+// TestBesideStockKopia: the environment of stock kopia has no effect.
 func TestBesideStockKopia(t *testing.T) {
 	b := newWorkbench(t)
 	b.backup("")
@@ -457,8 +457,8 @@ func TestBadRepository(t *testing.T) {
 	require.ErrorContains(t, b.run("", "image", "list", "--volume", volume, "--password-file", file).err, "open repository")
 }
 
-// TestDamagedRepository: where what finds images is damaged, every command says
-// so, and none writes anything.
+// TestDamagedRepository: if the index of the repository is damaged, every command says so,
+// and none writes anything.
 func TestDamagedRepository(t *testing.T) {
 	b := newWorkbench(t)
 	id := b.backup("").SnapshotID

@@ -15,8 +15,8 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// diffUnit is the granularity of a comparison: what most file systems and
-// databases write at once.
+// diffUnit is the granularity of a comparison: the block size of most file systems and
+// databases.
 const diffUnit = 4 << 10
 
 func newDiffCommand() *cobra.Command {
@@ -68,13 +68,13 @@ func printDiff(ctx context.Context, store repository.Store, first, second reposi
 	return w.Flush()
 }
 
-// differ compares two images over the length of the second one. What the first
-// one does not have differs.
+// differ compares two images over the length of the second one. What the first one does not
+// have differs.
 type differ struct {
 	a, b repository.VolumeReader
-	// may are the ranges of both in which they may differ.
+	// may are the ranges in which the two may differ.
 	may ranges
-	// done is up to where they are compared.
+	// done is the offset before which they are compared.
 	done    atomic.Int64
 	buffers [scanWorkers][2][]byte
 }
@@ -111,7 +111,7 @@ func (d *differ) run(ctx context.Context, emit func(block.Extent) error) error {
 	return flush()
 }
 
-// compare finds what differs in a range that both images have.
+// compare finds the differences in a range that both images have.
 func (d *differ) compare(_ context.Context, worker int, e block.Extent) ([]block.Extent, error) {
 	defer d.reached(e.End())
 	buf := &d.buffers[worker]
@@ -133,7 +133,7 @@ func (d *differ) compare(_ context.Context, worker int, e block.Extent) ([]block
 	return found, nil
 }
 
-// reached moves done forward; steps may end in any order.
+// reached advances done. Steps may end in any order.
 func (d *differ) reached(end int64) {
 	for {
 		old := d.done.Load()

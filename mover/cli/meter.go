@@ -10,7 +10,7 @@ import (
 	"golang.org/x/term"
 )
 
-// How often progress is shown: on a terminal, and as lines of a log.
+// How often progress is shown on a terminal, and in a log.
 const (
 	terminalInterval = 200 * time.Millisecond
 	lineInterval     = 10 * time.Second
@@ -19,8 +19,8 @@ const (
 // barWidth leaves room for the numbers on a terminal of 80 columns.
 const barWidth = 20
 
-// startMeter shows progress until it is stopped: as a bar where out is a
-// terminal, otherwise as a line now and then.
+// startMeter shows progress until it is stopped: as a bar if out is a terminal, otherwise as
+// lines.
 func startMeter(out io.Writer, verb string, done, total func() int64) (stop func()) {
 	f, ok := out.(*os.File)
 	bar := ok && term.IsTerminal(int(f.Fd()))
@@ -40,7 +40,7 @@ func startMeter(out io.Writer, verb string, done, total func() int64) (stop func
 				show(out, bar, status(verb, done(), total(), time.Since(start)))
 			case <-stopping:
 				if bar {
-					// The bar leaves no trace.
+					// Erase the bar.
 					_, _ = fmt.Fprint(out, "\r\x1b[K")
 				}
 				return
@@ -61,7 +61,7 @@ func show(out io.Writer, bar bool, s meterStatus) {
 	printLine(out, "%s", s)
 }
 
-// meterStatus is one moment of an operation.
+// meterStatus is the progress of an operation at one moment.
 type meterStatus struct {
 	verb        string
 	done, total int64
@@ -81,8 +81,8 @@ func (s meterStatus) bar() string {
 	return "[" + strings.Repeat("=", full) + strings.Repeat(" ", barWidth-full) + "] "
 }
 
-// String formats the numbers. Throughput is that of the whole operation so far,
-// and the estimate goes on with it.
+// String formats the numbers. The throughput is that of the whole operation so far. The
+// estimate is made from it.
 func (s meterStatus) String() string {
 	if s.total == 0 {
 		return s.verb + ": starting"

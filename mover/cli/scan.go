@@ -9,15 +9,15 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// scanWorkers is how many steps of a scan run at once: enough for all cores of
-// a usual machine while some wait for the storage.
+// scanWorkers is how many steps of a scan run at once. It is enough for all cores of a usual
+// machine while some steps wait for the storage.
 const scanWorkers = 8
 
-// scanStep is how much of a volume one step looks at; a multiple of every chunk
-// size. Memory is scanWorkers * scanStep for each image that is read.
+// scanStep is the length of one step, a multiple of every chunk size. Memory is scanWorkers *
+// scanStep for each image that is read.
 const scanStep = block.MaxChunkSize
 
-// ranges hands out extents in ascending order, until an error.
+// ranges yields extents in ascending order, until an error.
 type ranges func(emit func(block.Extent) error) error
 
 // whole is all of a volume of size bytes.
@@ -25,9 +25,9 @@ func whole(size int64) ranges {
 	return func(emit func(block.Extent) error) error { return emit(block.Extent{Length: size}) }
 }
 
-// scan looks at ranges step by step, several at once, and hands the results on in
-// ascending order. Workers are numbered from 0 to scanWorkers-1; no two steps that
-// run at once have the same number.
+// scan runs steps over ranges, several at once, and passes the results on in ascending order.
+// Workers have numbers from 0 to scanWorkers-1. Steps that run at once have different
+// numbers.
 func scan[R any](
 	ctx context.Context, in ranges,
 	look func(ctx context.Context, worker int, e block.Extent) (R, error),

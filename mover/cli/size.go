@@ -12,8 +12,8 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// sizeFlag is a number of bytes as a quantity of Kubernetes, such as 512Mi (a power of
-// 1024) or 4G (a power of 1000). 0 stands for none given.
+// sizeFlag is a number of bytes as a quantity of Kubernetes, such as 512Mi (powers of 1024)
+// or 4G (powers of 1000). 0 means that there is none.
 type sizeFlag struct {
 	bytes int64
 	// least is the least value that is accepted.
@@ -26,7 +26,7 @@ var _ pflag.Value = (*sizeFlag)(nil)
 func (s *sizeFlag) Set(text string) error {
 	q, err := resource.ParseQuantity(text)
 	if err == nil && !strings.ContainsAny(text, "0123456789") {
-		err = resource.ErrFormatWrong // a unit alone is 0 to ParseQuantity
+		err = resource.ErrFormatWrong // ParseQuantity reads a unit without a number as 0
 	}
 	if err != nil {
 		return fmt.Errorf("want a quantity of bytes, such as 512Mi or 4G: %w", err)
@@ -42,7 +42,7 @@ func (s *sizeFlag) Set(text string) error {
 	return nil
 }
 
-// String implements pflag.Value. "" keeps a default out of the help.
+// String implements pflag.Value. With "" the help shows no default.
 func (s *sizeFlag) String() string {
 	if s.bytes == 0 {
 		return ""

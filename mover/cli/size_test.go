@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestSizes: a size means on the command line what it means in the configuration.
+// TestSizes: a size means the same on the command line and in the configuration.
 func TestSizes(t *testing.T) {
 	for text, want := range map[string]int64{
 		"0": 0, "4096": 4096, "64k": 64_000, "64Ki": 64 << 10, "50M": 50_000_000, "50Mi": 50 << 20, "4G": 4_000_000_000, "4Gi": 4 << 30,

@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usage is what the process has taken from the machine.
+// usage is what the process has used of the machine.
 type usage struct {
 	CPUSeconds float64 `json:"cpuSeconds"`
 	// PeakRSS is bytes.
 	PeakRSS int64 `json:"peakRSS"`
 }
 
-// currentUsage is that of this process up to now. What cannot be found is 0.
+// currentUsage returns the usage of this process so far. What is not known is 0.
 func currentUsage() usage {
 	var u usage
 	var r unix.Rusage
@@ -28,8 +28,8 @@ func currentUsage() usage {
 	return u
 }
 
-// peakRSS reads the high-water mark of this program's memory. The one in rusage
-// begins with that of the process that started it.
+// peakRSS reads the high-water mark of this program's memory. The one in rusage begins with
+// that of the parent process.
 func peakRSS() int64 {
 	f, err := os.Open("/proc/self/status")
 	if err != nil {

@@ -69,8 +69,8 @@ func (o *verifyOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	})
 }
 
-// images names those to read. One that is asked for by its ID has to be there:
-// that it is not is no damage.
+// images returns the images to read. An image that is asked for by its ID must exist: a
+// missing one is an error, not damage.
 func (o *verifyOptions) images(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.SnapshotID, error) {
 	if o.snapshot == "" {
 		return imagesOf(ctx, store, volume)
@@ -82,7 +82,7 @@ func (o *verifyOptions) images(ctx context.Context, store repository.Store, volu
 	return []repository.SnapshotID{id}, nil
 }
 
-// imagesOf names the images of a volume, or all images; none is an error.
+// imagesOf returns the images of a volume, or all images. It is an error if there are none.
 func imagesOf(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.SnapshotID, error) {
 	images, err := listImages(ctx, store, volume)
 	switch {
@@ -100,8 +100,8 @@ func imagesOf(ctx context.Context, store repository.Store, volume repository.Vol
 	return ids, nil
 }
 
-// verifyImage prints what it finds and reports whether the image is whole. Its
-// error is the context's, or one of printing.
+// verifyImage prints what it finds, and reports whether the image is whole. Errors come from
+// the context or from printing.
 func verifyImage(ctx context.Context, store repository.Store, id repository.SnapshotID, out, messages io.Writer) (bool, error) {
 	image, err := store.OpenReader(ctx, id)
 	if err != nil {
@@ -131,7 +131,7 @@ func verifyImage(ctx context.Context, store repository.Store, id repository.Snap
 	return true, err
 }
 
-// damage is a range that cannot be read, and why.
+// damage is a range that cannot be read, with the cause.
 type damage struct {
 	block.Extent
 	cause error
@@ -140,7 +140,7 @@ type damage struct {
 // verification reads one image.
 type verification struct {
 	image repository.VolumeReader
-	// shown is told of the first damaged ranges.
+	// shown is called for the first damaged ranges.
 	shown func(damage) error
 
 	done atomic.Int64
@@ -173,7 +173,7 @@ func (v *verification) run(ctx context.Context) error {
 	return v.flush()
 }
 
-// read reads a range chunk by chunk, past damaged ones.
+// read reads a range chunk by chunk, and continues after damaged chunks.
 func (v *verification) read(ctx context.Context, e block.Extent, buf []byte) ([]damage, error) {
 	var bad []damage
 	for off := e.Offset; off < e.End(); {

@@ -39,7 +39,7 @@ func (u *uploads) keep(ctx context.Context, op *operation.View) error {
 		return nil // nothing would ever release it
 	}
 	kept, err := u.rehomer.Keep(ctx, op.Operation, rehome.Keeping{
-		Retention:    by,
+		Retention: by,
 		Namespace: op.Upload.Spec.SourceNamespace,
 		PVC:       op.Upload.Spec.SourcePVC,
 		Location:  op.Upload.Spec.BackupStorageLocation,

@@ -1,8 +1,8 @@
 // Package heap bounds the memory of a process that moves data.
 //
-// What the data path has in use at once is some 60 MiB, whatever the size of the
-// volume; but it is buffers that come and go, and by default the collector lets
-// the garbage of them become as large as everything else together.
+// The data path uses some 60 MiB at once, whatever the size of the volume. But its buffers
+// come and go, and by default the garbage collector lets their garbage become as large as
+// everything else together.
 package heap
 
 import (
@@ -11,13 +11,13 @@ import (
 	"runtime/debug"
 )
 
-// moving is how much a data path may have, garbage included.
+// moving is how much memory a data path may use, including garbage.
 const moving = 144 << 20
 
-// Limit allows what is in use now, such as the index of a repository that was
-// just opened, and what a data path needs beside it. It is a soft limit: where it
-// is too low, the process collects more often. The environment variable GOMEMLIMIT
-// takes precedence.
+// Limit limits the memory to what is in use now, such as the index of a repository that was
+// just opened, and what a data path needs in addition. It is a soft limit: if it is too low,
+// the garbage collector runs more often. The environment variable GOMEMLIMIT takes
+// precedence.
 func Limit() {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return

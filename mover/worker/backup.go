@@ -97,7 +97,7 @@ func reportOf(b backup.Result) task.Report {
 	return report
 }
 
-// plan returns what the choice of the parent works with.
+// plan returns the input of the choice of the parent.
 func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 	share, err := policy.ParsePercent(r.Backup.Audit)
 	if err != nil {
@@ -125,7 +125,7 @@ func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 	return in, nil
 }
 
-// source returns the changed-block tracking, or why there is none.
+// source returns the changed-block tracking, or says why there is none.
 func (w *Worker) source() (cbt.Source, string) {
 	source, err := w.Environment.Source()
 	if err != nil {

@@ -20,14 +20,14 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// stopGrace is how long a worker that was told to stop may take. A pod has 30 s
-// by default, and an access to a device that hangs cannot be interrupted.
+// stopGrace is how long a worker may take to stop. A pod has 30 s by default, and an access
+// to a device that hangs cannot be interrupted.
 const stopGrace = 10 * time.Second
 
-// ErrReported says that there is no result, and that the log says why.
+// ErrReported means that there is no result, and that the log says why.
 var ErrReported = errors.New("no result")
 
-// errStopped is wrapped by the cause that a worker stops for when it is told to.
+// errStopped is wrapped by the cause of a worker that was told to stop.
 var errStopped = errors.New("told to stop")
 
 // options are the flags of the command.
@@ -60,7 +60,7 @@ func NewCommand() *cobra.Command {
 	return cmd
 }
 
-// run works and reports.
+// run runs the task and writes the report.
 func (o *options) run(parent context.Context) error {
 	log := zap.New(zap.UseFlagOptions(&o.log))
 	ctrl.SetLogger(log)
@@ -130,7 +130,7 @@ func (o *options) work(ctx context.Context, cancel context.CancelCauseFunc, log 
 	return w.Run(ctx, request)
 }
 
-// cancelOnSignal cancels at SIGTERM and SIGINT, until it is stopped.
+// cancelOnSignal cancels at SIGTERM and SIGINT, until stop is called.
 func cancelOnSignal(cancel context.CancelCauseFunc) (stop func()) {
 	signals := make(chan os.Signal, 1)
 	stopped := make(chan struct{})
@@ -148,9 +148,8 @@ func cancelOnSignal(cancel context.CancelCauseFunc) (stop func()) {
 	}
 }
 
-// supervise runs work, and turns a panic into an error. It waits no longer than
-// grace after ctx was canceled; the error is the cause of that then, and not
-// what it broke.
+// supervise runs work, and turns a panic into an error. After ctx was canceled it waits no
+// longer than grace, and returns the cause, not the error that the cancellation led to.
 func supervise(ctx context.Context, log logr.Logger, grace time.Duration, work func() (task.Report, error)) (task.Report, error) {
 	type result struct {
 		report task.Report

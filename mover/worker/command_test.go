@@ -74,7 +74,7 @@ func TestSuperviseWaitsNoLongerThanGrace(t *testing.T) {
 	defer close(release)
 	cancel(errStopped)
 	_, err := supervise(ctx, logr.Discard(), time.Millisecond, func() (task.Report, error) {
-		<-release // as an access to a device that hangs
+		<-release // like an access to a device that hangs
 		return task.Report{}, nil
 	})
 	require.ErrorIs(t, err, errStopped)
@@ -109,7 +109,7 @@ func runCommand(t *testing.T, args ...string) (task.Report, error) {
 	return report, err
 }
 
-// Whatever is wrong with the pod, there is a report that says so.
+// Whatever is wrong with the pod, there is a report that says it.
 func TestCommandReports(t *testing.T) {
 	request := task.Request{
 		Namespace: "velero", Name: "download", OperationID: "dd-1.2", Device: "/dev/blockmover", BackupRepository: "app-default-kopia",
@@ -152,8 +152,7 @@ func TestCommandCannotReport(t *testing.T) {
 	require.NotErrorIs(t, err, ErrReported)
 }
 
-// A pod that is told to stop leaves no report: the manager decides what that
-// means.
+// A pod that is told to stop leaves no report. The manager decides what that means.
 func TestNoReportWhenToldToStop(t *testing.T) {
 	o := options{terminationLog: filepath.Join(t.TempDir(), "termination-log")}
 	err := o.conclude(logr.Discard(), task.Report{BytesRead: 1}, fmt.Errorf("%w: terminated", errStopped))

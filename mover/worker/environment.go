@@ -27,7 +27,7 @@ type pod struct {
 	client      client.Client
 	credentials string
 	maxResults  int32
-	// fatal is told when the repository must not be used any more.
+	// fatal is called when the repository must not be used any more.
 	fatal func(error)
 	log   logr.Logger
 }
@@ -64,8 +64,8 @@ func (p *pod) Source() (cbt.Source, error) {
 	})
 }
 
-// newClient is a client for the few objects that a worker reads and patches. It
-// has no cache: a worker lists and watches nothing.
+// newClient returns a client for the few objects that a worker reads and patches. It has no
+// cache, because a worker lists and watches nothing.
 func newClient() (client.Client, error) {
 	rest, err := config.GetConfig()
 	if err != nil {

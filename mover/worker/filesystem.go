@@ -5,8 +5,8 @@ import (
 	"io"
 )
 
-// superblocks are where file systems write their name, and what mounts them. ext2
-// and ext3 have the magic of ext4, whose driver mounts all three.
+// superblocks says where file systems have their magic, and what mounts them. ext2 and ext3
+// have the magic of ext4, whose driver mounts all three.
 var superblocks = []struct {
 	name   string
 	offset int64
@@ -17,9 +17,9 @@ var superblocks = []struct {
 	{"btrfs", 64<<10 + 0x40, []byte("_BHRfS_M")},
 }
 
-// filesystemOf recognizes the file system on a volume, or returns "". What is to
-// be mounted decides what mounts it: the class of the restored volume may make
-// others than the one of the source did.
+// filesystemOf recognizes the file system on a volume, or returns "". The restored volume
+// must be mounted as what it holds, and the class of the restored volume may say otherwise
+// than that of the source.
 func filesystemOf(volume io.ReaderAt) string {
 	for _, s := range superblocks {
 		found := make([]byte, len(s.magic))

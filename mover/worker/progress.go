@@ -19,7 +19,7 @@ const (
 	progressTimeout = 5 * time.Second
 )
 
-// Progress is how far an operation has come, in bytes of the volume.
+// Progress is how much of an operation is done, in bytes of the volume.
 type Progress struct {
 	Done, Total int64
 }
@@ -29,8 +29,8 @@ type ProgressSink interface {
 	Publish(ctx context.Context, p Progress) error
 }
 
-// publish sends what read returns to the sink: at each interval if it has changed
-// since, and a last time when ctx ends.
+// publish sends what read returns to the sink: at each interval if it has changed, and a last
+// time when ctx ends.
 func publish(ctx context.Context, log logr.Logger, sink ProgressSink, interval time.Duration, read func() Progress) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -63,8 +63,8 @@ func publish(ctx context.Context, log logr.Logger, sink ProgressSink, interval t
 	}
 }
 
-// statusSink patches status.progress of a DataUpload or DataDownload. The worker
-// owns this field and no other.
+// statusSink patches status.progress of a DataUpload or DataDownload. The worker owns only
+// this field.
 type statusSink struct {
 	client    client.Client
 	operation identity.Operation

@@ -21,7 +21,7 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// recorder is a ProgressSink that fails as long as it is told to.
+// recorder is a ProgressSink that can be made to fail.
 type recorder struct {
 	mu      sync.Mutex
 	got     []Progress

@@ -1,18 +1,19 @@
-// Package worker is the process in a mover pod. It moves the data of one volume,
-// once, and reports.
+// Package worker is the process in a mover pod. It moves the data of one volume, once, and
+// reports.
 //
-// Its input is a task.Request in the environment, its result a task.Report in
-// the termination message. In between it shows its progress in the status of the
-// DataUpload or DataDownload, of which it owns that field and no other.
+// Its input is a task.Request in the environment. Its result is a task.Report in the
+// termination message. In between it writes its progress into the status of the DataUpload or
+// DataDownload. It owns only that field.
 //
-// Packages backup and restore have the steps, and what holds when they are interrupted.
-// The worker opens what they work with, and renders their results.
+// Packages backup and restore have the steps, and say what holds when they are interrupted.
+// The worker opens device, repository and block metadata for them, and renders their results.
 //
 // # How it ends
 //
-// The report has every error, including a panic of the goroutine that runs the operation.
-// A worker that is told to stop (SIGTERM: its node is drained, or the operation is
-// canceled) stops where it is and leaves no report. It has not failed. The manager knows
+// Every error becomes a report, including a panic of the goroutine that runs the operation. A
+// worker that is told to stop (SIGTERM: its node is drained, or the operation is canceled)
+// stops and leaves no report. It has not failed. The manager knows whether it wanted that,
+// and decides whether another attempt follows.
 // whether it wanted that, and decides whether another attempt follows.
 package worker
 
@@ -31,18 +32,18 @@ import (
 	"github.com/blockmover/blockmover/mover/heap"
 )
 
-// closeTimeout bounds the closing of a repository whose operation is over.
+// closeTimeout bounds the closing of a repository after the operation.
 const closeTimeout = 5 * time.Second
 
-// Environment is what an operation works with.
+// Environment is what an operation works on.
 type Environment interface {
 	// OpenReader and OpenWriter open the device of the task.
 	OpenReader() (device.Reader, error)
 	OpenWriter() (device.Writer, error)
 	// OpenStore opens the backup repository of the task.
 	OpenStore(ctx context.Context) (repository.Store, error)
-	// Source is the changed-block tracking of the snapshot on the device. Its
-	// error wraps cbt.ErrUnavailable where there is none.
+	// Source is the changed-block tracking of the snapshot on the device. If there is none,
+	// the error wraps cbt.ErrUnavailable.
 	Source() (cbt.Source, error)
 }
 
@@ -58,8 +59,7 @@ type Worker struct {
 	DataPath datapath.Options
 }
 
-// Run does what the request asks for. The report says how far that went also
-// when there is an error.
+// Run does what the request asks for. With an error, the report says how far it came.
 func (w *Worker) Run(ctx context.Context, r task.Request) (task.Report, error) {
 	start := w.Now()
 	progress := &datapath.Progress{}
@@ -87,14 +87,14 @@ func (w *Worker) Run(ctx context.Context, r task.Request) (task.Report, error) {
 	return report, err
 }
 
-// closeStore closes a repository. By then everything that matters is flushed.
+// closeStore closes a repository. Everything that matters is flushed by then.
 func (w *Worker) closeStore(ctx context.Context, store repository.Store) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	w.warn("Cannot close repository", store.Close(ctx))
 }
 
-// warn logs what does not matter to the result.
+// warn logs an error that does not change the result.
 func (w *Worker) warn(message string, err error) {
 	if err != nil {
 		w.Log.Info(message, "severity", "warning", "error", err.Error())

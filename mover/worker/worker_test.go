@@ -34,7 +34,7 @@ const (
 
 var monday = time.Date(2026, 8, 3, 12, 0, 0, 0, time.UTC)
 
-// fixture is a Worker in a world in memory.
+// fixture is a Worker with everything in memory.
 type fixture struct {
 	*Worker
 	store  *repositorytest.Memory
@@ -152,8 +152,7 @@ func (w *spoiledWriter) Commit(ctx context.Context) (repository.Image, repositor
 
 var volume = repository.VolumeKey{Namespace: "app", PVC: "data"}
 
-// backupRequest is the backup of one operation, of the VolumeSnapshot that was
-// taken then.
+// backupRequest returns the backup of one operation, from the VolumeSnapshot of that time.
 func backupRequest(operation string, at time.Time) task.Request {
 	return task.Request{
 		Namespace: "velero", Name: "upload", OperationID: operation, Device: "/dev/blockmover",
@@ -277,7 +276,7 @@ func TestBackupResumesStreams(t *testing.T) {
 	f.requireRestores(t, report, data)
 }
 
-// An audit finds what the storage has forgotten; without one nobody does.
+// The audit finds what the storage forgot. Nothing else does.
 func TestBackupAudits(t *testing.T) {
 	f := newFixture(t)
 	f.run(t, backupRequest("du-1.1", monday))
@@ -318,8 +317,7 @@ func TestBackupAudits(t *testing.T) {
 	require.ErrorContains(t, err, `"much"`)
 }
 
-// requireRestores restores what a backup reported, onto a device full of
-// something else.
+// requireRestores restores what a backup reported, onto a device full of other data.
 func (f *fixture) requireRestores(t *testing.T, report task.Report, want []byte) {
 	t.Helper()
 	f.insert(random(9))
@@ -327,7 +325,7 @@ func (f *fixture) requireRestores(t *testing.T, report task.Report, want []byte)
 	require.Equal(t, want, f.content(t))
 }
 
-// A repeated operation reports what it saved, and touches nothing.
+// A repeated operation reports what it saved, and writes nothing.
 func TestBackupSavedBefore(t *testing.T) {
 	f := newFixture(t)
 	first := f.run(t, backupRequest("du-1.1", monday))
@@ -344,7 +342,7 @@ func TestBackupSavedBefore(t *testing.T) {
 	require.Len(t, all, 1)
 }
 
-// What an upload had saved before it failed is no parent, and goes.
+// What an upload saved before it failed is no parent, and is deleted.
 func TestBackupForgetsFailedUploads(t *testing.T) {
 	f := newFixture(t)
 	f.volume.Changed["handle-du-1.1"], f.volume.Changed["handle-du-2.1"] = nil, nil
@@ -428,7 +426,7 @@ func TestBackupIsCanceled(t *testing.T) {
 	require.Empty(t, all)
 	require.EqualValues(t, 1, f.closed.Load(), "stores closed")
 
-	// The next attempt starts afresh.
+	// The next attempt starts over.
 	f.before = nil
 	require.Equal(t, repository.Full, f.run(t, backupRequest("du-1.1", monday)).Kind)
 }
@@ -447,7 +445,7 @@ func TestRestoreGoesOn(t *testing.T) {
 	require.Equal(t, random(1), f.content(t))
 }
 
-// TestRateLimit runs by the clock of synctest, which moves when all wait.
+// TestRateLimit uses the clock of synctest, which moves when all goroutines wait.
 func TestRateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
@@ -475,7 +473,7 @@ func TestRateLimit(t *testing.T) {
 	})
 }
 
-// Progress that nobody takes does not matter.
+// A backup succeeds without progress.
 func TestProgressFails(t *testing.T) {
 	f := newFixture(t)
 	f.sink.failing.Store(true)

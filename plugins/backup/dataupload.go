@@ -25,8 +25,8 @@ import (
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 )
 
-// newDataUpload renders the DataUpload as Velero's built-in action would, plus
-// our settings and less the generated name.
+// newDataUpload renders the DataUpload as Velero's built-in action would, with our settings
+// and without the generated name.
 func newDataUpload(pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, backup *velerov1.Backup, volumeSnapshot, class string, settings policy.Settings) *velerov2alpha1.DataUpload {
 	return &velerov2alpha1.DataUpload{
 		ObjectMeta: metav1.ObjectMeta{
@@ -68,14 +68,14 @@ func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *vel
 	return a.create(ctx, wanted)
 }
 
-// create creates the DataUpload, or adopts the one of an earlier attempt.
+// create creates the DataUpload, or adopts that of an earlier attempt.
 func (a *PVCAction) create(ctx context.Context, wanted *velerov2alpha1.DataUpload) (*velerov2alpha1.DataUpload, error) {
 	err := veleroapi.CreateDataUpload(ctx, a.api, wanted, wanted.Spec.DataMoverConfig[identity.ConfigParentSnapshot])
 	return kube.AdoptAfter(ctx, a.api, wanted, err, adoptableAs(wanted))
 }
 
-// adviseExhausted adds to the error of a storage that takes no more snapshots of
-// the volume what can be done about those that we have there.
+// adviseExhausted adds advice to the error of a storage that takes no more snapshots of the
+// volume: which of them are ours, and how to release them.
 func (a *PVCAction) adviseExhausted(ctx context.Context, err error, wanted *velerov2alpha1.DataUpload) error {
 	if !errors.Is(err, volumesnapshot.ErrExhausted) {
 		return err
@@ -94,7 +94,7 @@ func (a *PVCAction) adviseExhausted(ctx context.Context, err error, wanted *vele
 		err, len(retained), wanted.Spec.SourceNamespace, wanted.Spec.SourcePVC, wanted.Namespace, strings.Join(names, ", "))
 }
 
-// adoptableAs returns a check for an existing DataUpload: an error says why it
+// adoptableAs returns a check for an existing DataUpload. Its error says why the DataUpload
 // cannot be the wanted one, created by an earlier attempt.
 func adoptableAs(wanted *velerov2alpha1.DataUpload) func(found *velerov2alpha1.DataUpload) error {
 	return func(found *velerov2alpha1.DataUpload) error {

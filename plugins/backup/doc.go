@@ -1,50 +1,45 @@
-// Package backup holds Velero's backup item actions for PVCs and for group snapshots.
+// Package backup holds Blockmover's backup item actions for PVCs and for group snapshots.
 //
-// A volume comes to Blockmover through one of two doors:
+// There are two ways to Blockmover. The first is a backup with snapshotMoveData and
+// dataMover: blockmover. Velero's built-in CSI action then takes the VolumeSnapshot and
+// creates the DataUpload, and this action does nothing.
 //
-//   - The backup has snapshotMoveData and dataMover: blockmover. Velero's built-in
-//     CSI action then takes the VolumeSnapshot and creates the DataUpload, and this
-//     action stays out.
+// The second is a volume policy with action `custom` and the parameter mover: blockmover.
+// Velero then skips the volume, and this action does what the built-in action would do:
 //
-//   - A volume policy says `custom` with the parameter mover: blockmover. Velero
-//     then leaves the volume alone, and this action does what the built-in would
-//     do:
+//	PVC ─▶ policy ─▶ VolumeSnapshot ─▶ wait for its handle ─▶ DataUpload ─▶ operation ID
 //
-//     PVC ─▶ policy ─▶ VolumeSnapshot ─▶ wait for its handle ─▶ DataUpload ─▶ operation ID
-//
-// The policy decides per volume and wins over what is said of the whole backup:
-// in a backup of the first kind a volume with such a policy goes through the
-// second door, and spec.snapshotVolumes: false does not stop it, just as it does
-// not stop Velero's own policy action `snapshot`.
+// The policy decides per volume and overrides the backup: in a backup of the first kind, a
+// volume with such a policy goes the second way. spec.snapshotVolumes: false does not stop
+// it, as it does not stop Velero's own policy action `snapshot`.
 //
 // # What is promised
 //
-// A volume that the policy gives to Blockmover ends with a DataUpload or with an
-// error of the backup, never with neither. When Execute returns an error, the
-// VolumeSnapshot that it took is gone, and so is the snapshot in the storage; a
-// member of a group goes with the group.
+// A volume that the policy gives to Blockmover ends with a DataUpload or with an error of the
+// backup, never with neither. If Execute returns an error, the VolumeSnapshot that it took is
+// gone, and so is the snapshot in the storage. A member of a group goes with the group.
 //
 // # Groups
 //
-// PVCs with the same value of the Backup's group label are snapshotted at one
-// instant, those of each driver:
+// PVCs with the same value of the Backup's group label are snapshotted at one instant, for
+// each driver:
 //
 //	first member ─▶ plan ─▶ stamp all members ─▶ VolumeGroupSnapshot ─▶ its VolumeSnapshot has a handle ─▶ DataUpload
 //	other members ─▶ find the VolumeGroupSnapshot ───────────────────▶ …
-//	finalize phase: VolumeGroupSnapshot ─▶ GroupSnapshotAction ─▶ stamps, group and members are taken away
+//	finalize phase: VolumeGroupSnapshot ─▶ GroupSnapshotAction ─▶ stamps, group and members are deleted
 //
-// Who is in it is settled when the VolumeGroupSnapshot is made, and written on it.
+// The members are decided when the VolumeGroupSnapshot is made, and written on it.
 //
 // # Replays
 //
-// VolumeSnapshot and DataUpload have names derived from the UIDs of the backup
-// and the PVC. Execute may be called any number of times, by any process, and
-// adopts what an earlier call made.
+// The names of VolumeSnapshot and DataUpload are derived from the UIDs of the backup and the
+// PVC. Execute may be called any number of times, by any process, and adopts what an earlier
+// call made.
 //
-// # What Velero does with it
+// # Errors
 //
-// An error that Execute returns fails the item, and the backup becomes
-// PartiallyFailed. A log line of level Error does the same, so there is none
-// here. An error that Progress returns ends the operation for good, so errors
-// that may pass are reported as a description instead.
+// An error that Execute returns fails the item, and the backup becomes PartiallyFailed. A log
+// line of level Error does the same, so this package writes none. An error that Progress
+// returns ends the operation for good. So an error that may pass becomes a description
+// instead.
 package backup

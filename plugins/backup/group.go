@@ -26,7 +26,7 @@ import (
 	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
-// Alone is why a volume whose label asks for a group is snapshotted by itself.
+// Alone is the reason why a volume whose label asks for a group is snapshotted by itself.
 type Alone string
 
 // The reasons. They are in the DataUpload's spec.dataMoverConfig and
@@ -38,12 +38,12 @@ const (
 	NoGroupClass Alone = "NoGroupClass"
 	// GroupOfOne: no other volume of the driver has the label and is backed up by us.
 	GroupOfOne Alone = "GroupOfOne"
-	// NotInGroup: the group was snapshotted before the volume came to it.
+	// NotInGroup: the group was snapshotted before the volume got the label.
 	NotInGroup Alone = "NotInGroup"
 )
 
-// join makes the group of a volume, or finds the one that another member has made.
-// Without a group, alone says why, or "" for a volume that has no label.
+// join makes the group of a volume, or finds the one that another member has made. Without a
+// group, alone is the reason, or "" if the volume has no label.
 func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup, settings policy.Settings) (*groupsnapshot.Group, Alone, error) {
 	key := backup.Spec.VolumeGroupSnapshotLabelKey
 	value := pvc.Labels[key]
@@ -99,7 +99,7 @@ func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim,
 	return &m, "", nil
 }
 
-// plan is a group that does not exist yet.
+// plan describes a group that does not exist yet.
 type plan struct {
 	members []string
 	leftOut []group.LeftOut
@@ -107,10 +107,10 @@ type plan struct {
 	annotated, inPolicy []group.Wish
 }
 
-// plan gathers the volumes with the label of a PVC and chooses among them.
+// plan collects the volumes with the label of a PVC and chooses the members.
 //
-// What the backup includes is not decided by its label selectors here: Velero backs
-// up all PVCs of a group with the first one that it selects.
+// The label selectors of the backup do not matter: Velero backs up all PVCs of a group with
+// the first one that it selects.
 func (a *PVCAction) plan(ctx context.Context, self *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup) (plan, error) {
 	key := backup.Spec.VolumeGroupSnapshotLabelKey
 	claims := &corev1.PersistentVolumeClaimList{}
@@ -148,8 +148,8 @@ func (a *PVCAction) plan(ctx context.Context, self *corev1.PersistentVolumeClaim
 	return p, nil
 }
 
-// describe looks at one PVC with the label. One whose policy is malformed is not
-// ours to snapshot: its own backup fails with the reason.
+// describe describes one PVC with the label. A PVC with a malformed policy is not ours: its
+// own backup fails with the reason.
 func (a *PVCAction) describe(ctx context.Context, pvc *corev1.PersistentVolumeClaim, included *collections.IncludesExcludes, backup *velerov1.Backup) (group.Volume, policy.Settings, error) {
 	volume := group.Volume{
 		PVC:      pvc.Name,
@@ -198,7 +198,7 @@ func (a *PVCAction) groupClass(ctx context.Context, m *groupsnapshot.Group, driv
 		for _, class := range classes {
 			named = named || class.Name == wish.Class
 		}
-		// The key is also for volumes by themselves, and may name a class of those.
+		// The key is also for single volumes, so it may name a VolumeSnapshotClass.
 		if !named && checkClass(ctx, a.api, wish.Class, driver) == nil {
 			continue
 		}
@@ -207,9 +207,9 @@ func (a *PVCAction) groupClass(ctx context.Context, m *groupsnapshot.Group, driv
 	return group.ChooseClass(driver, [][]group.Wish{p.annotated, ofBackup, ofPolicy}, classes)
 }
 
-// memberClass is the VolumeSnapshotClass for a member of a group, which has none
-// itself: the mover needs one to ask for changed blocks. Where there is none to choose,
-// the mover looks for one of the driver.
+// memberClass returns the VolumeSnapshotClass for a member of a group. The member itself has
+// none, and the mover needs one to ask for changed blocks. If there is none to choose, the
+// mover looks for a class of the driver.
 func (a *PVCAction) memberClass(ctx context.Context, named, driver string, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
 	if named != "" && checkClass(ctx, a.api, named, driver) == nil {
 		return named
@@ -222,8 +222,8 @@ func (a *PVCAction) memberClass(ctx context.Context, named, driver string, pvc *
 	return class.Name
 }
 
-// startMember waits for the VolumeSnapshot of a member and creates the DataUpload.
-// What a member that fails leaves is taken away with its group.
+// startMember waits for the VolumeSnapshot of a member and creates the DataUpload. What a
+// failed member leaves is deleted with its group.
 func (a *PVCAction) startMember(ctx context.Context, m *groupsnapshot.Group, wanted *velerov2alpha1.DataUpload, snapshotTimeout time.Duration) (*velerov2alpha1.DataUpload, error) {
 	wanted.Spec.DataMoverConfig[identity.ConfigGroup] = m.Name
 	if found, err := a.earlier(ctx, wanted); err != nil || found != nil {
@@ -242,8 +242,8 @@ func (a *PVCAction) startMember(ctx context.Context, m *groupsnapshot.Group, wan
 	return a.create(ctx, wanted)
 }
 
-// earlier returns the DataUpload of a member that an earlier attempt has made: its
-// VolumeSnapshot may be gone from the group by now.
+// earlier returns the DataUpload that an earlier attempt has made for a member. Its
+// VolumeSnapshot may have left the group by now.
 func (a *PVCAction) earlier(ctx context.Context, wanted *velerov2alpha1.DataUpload) (*velerov2alpha1.DataUpload, error) {
 	found, err := kube.Find(ctx, a.api, client.ObjectKeyFromObject(wanted), &velerov2alpha1.DataUpload{})
 	if err != nil || found == nil {
@@ -258,8 +258,8 @@ func (a *PVCAction) earlier(ctx context.Context, wanted *velerov2alpha1.DataUplo
 	return found, nil
 }
 
-// giveUp keeps the other members from waiting as long, one after the other. It has
-// its own time.
+// giveUp marks the group as failed, so that the other members do not wait as long, one after
+// the other. It has a context of its own.
 func (a *PVCAction) giveUp(ctx context.Context, m *groupsnapshot.Group, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), poll.CallTimeout)
 	defer cancel()

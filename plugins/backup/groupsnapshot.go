@@ -23,26 +23,24 @@ import (
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 )
 
-// GroupSnapshotActionName is the name that the action for group snapshots is
-// registered under.
+// GroupSnapshotActionName is the registered name of the action for group snapshots.
 const GroupSnapshotActionName = "blockmover.io/volumegroupsnapshot-backup"
 
 // groupSnapshots is the resource of VolumeGroupSnapshots.
 var groupSnapshots = schema.GroupResource{Group: groupsnapshot.APIGroup, Resource: "volumegroupsnapshots"}
 
-// releaseTimeout bounds the wait in the finalize phase for a group to be gone: the
-// snapshot controller needs about a second. What takes longer is the sweep's.
+// releaseTimeout bounds how long the finalize phase waits until a group is gone. The snapshot
+// controller needs about a second. If it takes longer, the sweep finishes it.
 const releaseTimeout = 20 * time.Second
 
-// GroupSnapshotAction takes away the groups of a backup in its finalize phase, when
-// all uploads have ended, and keeps groups of ours with their members out of every
-// backup: they are gone by the time of a restore, and Velero's own actions would
-// add contents and classes to the backup for them, and restore VolumeSnapshots of
-// storage snapshots that do not exist.
+// GroupSnapshotAction deletes the groups of a backup in its finalize phase, when all uploads
+// have ended. It also keeps our groups and their members out of every backup. They are gone
+// by the time of a restore. For them, Velero's own actions would add contents and classes to
+// the backup, and restore VolumeSnapshots of storage snapshots that do not exist.
 type GroupSnapshotAction struct {
 	log logrus.FieldLogger
 	api client.Client
-	// poll is how often a group that goes away is looked at.
+	// poll is the interval at which a group in deletion is read.
 	poll time.Duration
 }
 
@@ -61,8 +59,8 @@ func (*GroupSnapshotAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{groupSnapshots.String(), "volumesnapshots.snapshot.storage.k8s.io"}}, nil
 }
 
-// Execute implements BackupItemAction. A group that cannot be taken away now is no
-// error of the backup, which has all its data: the manager's sweep goes on with it.
+// Execute implements BackupItemAction. A group that cannot be deleted now is no error of the
+// backup, which has all its data. The manager's sweep deletes it.
 func (a *GroupSnapshotAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) (
 	runtime.Unstructured, []velero.ResourceIdentifier, string, []velero.ResourceIdentifier, error,
 ) {
@@ -85,7 +83,7 @@ func (a *GroupSnapshotAction) Execute(item runtime.Unstructured, backup *velerov
 	return object, nil, "", nil, nil
 }
 
-// isOurs says whether an object is a group of ours or a member of one.
+// isOurs reports whether an object is a group of ours or a member of one.
 func isOurs(object *unstructured.Unstructured) (bool, error) {
 	if object.GetKind() != "VolumeSnapshot" {
 		return identity.IsGroupName(object.GetName()), nil
@@ -97,7 +95,7 @@ func isOurs(object *unstructured.Unstructured) (bool, error) {
 	return groupsnapshot.IsOurMember(vs), nil
 }
 
-// release takes the group away and waits until it is.
+// release deletes the group and waits until it is gone.
 func (a *GroupSnapshotAction) release(ref groupsnapshot.Ref, veleroNamespace string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
@@ -126,8 +124,8 @@ func (a *GroupSnapshotAction) tryRelease(ctx context.Context, ref groupsnapshot.
 	return group.Release(ctx, uploads)
 }
 
-// uploads are those of the backup that run although Velero waits for none of them
-// any more.
+// uploads returns those uploads of the backup that still run, although Velero waits for none
+// of them any more.
 func (a *GroupSnapshotAction) uploads(ctx context.Context, ref groupsnapshot.Ref, veleroNamespace string) ([]groupsnapshot.Upload, error) {
 	all, err := operation.List(ctx, a.api, identity.KindDataUpload, client.InNamespace(veleroNamespace),
 		client.MatchingLabels{velerov1.BackupUIDLabel: ref.BackupUID})

@@ -13,8 +13,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// namespacedFilter is an entry of namespacedFilterPolicies in a resource policy, as
-// far as it goes by name.
+// namespacedFilter is the part of an entry of namespacedFilterPolicies in a resource policy
+// that selects by name.
 type namespacedFilter struct {
 	Namespaces      []string `json:"namespaces"`
 	ResourceFilters []struct {
@@ -24,9 +24,9 @@ type namespacedFilter struct {
 	} `json:"resourceFilters"`
 }
 
-// includedClaims returns the names of PVCs that the backup's resource policy includes
-// in a namespace. Velero asks it by name of each PVC of a group, and not by label. It
-// has checked the policy before the backup began.
+// includedClaims returns the names of the PVCs in a namespace that the resource policy of the
+// backup includes. Velero applies it to the name of each PVC of a group, and does not apply
+// its labels. Velero has checked the policy before the backup began.
 func (a *PVCAction) includedClaims(ctx context.Context, namespace string, backup *velerov1.Backup) (*collections.IncludesExcludes, error) {
 	ref := backup.Spec.ResourcePolicy
 	if ref == nil || !strings.EqualFold(ref.Kind, "configmap") {
@@ -48,8 +48,8 @@ func (a *PVCAction) includedClaims(ctx context.Context, namespace string, backup
 	return filterOf(namespace, policies.Filters).claims(), nil
 }
 
-// filterOf is the filter of a namespace: the one that names it, else the first whose
-// pattern it matches, else one that includes everything.
+// filterOf returns the filter of a namespace: the one that names it, else the first whose
+// pattern matches, else one that includes everything.
 func filterOf(namespace string, filters []namespacedFilter) namespacedFilter {
 	for _, f := range filters {
 		if slices.Contains(f.Namespaces, namespace) {
@@ -64,7 +64,7 @@ func filterOf(namespace string, filters []namespacedFilter) namespacedFilter {
 	return namespacedFilter{}
 }
 
-// claims are the names of the entry for PVCs, or of the one for all kinds.
+// claims returns the names in the entry for PVCs, or else in the entry for all kinds.
 func (f namespacedFilter) claims() *collections.IncludesExcludes {
 	names := collections.NewIncludesExcludes()
 	for _, r := range f.ResourceFilters {
@@ -75,7 +75,7 @@ func (f namespacedFilter) claims() *collections.IncludesExcludes {
 	return names // an entry for all kinds has no names
 }
 
-// isClaimKind goes by what Velero's discovery finds PVCs by.
+// isClaimKind reports whether Velero's discovery would resolve the kind to PVCs.
 func isClaimKind(kind string) bool {
 	return slices.Contains([]string{"persistentvolumeclaims", "persistentvolumeclaim", "pvc"}, strings.ToLower(kind))
 }

@@ -30,14 +30,14 @@ import (
 	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
-// PVCActionName is the name that the PVC action is registered under.
+// PVCActionName is the registered name of the PVC action.
 const PVCActionName = "blockmover.io/pvc-backup"
 
 // defaultSnapshotTimeout is Velero's default of Backup.spec.csiSnapshotTimeout.
 const defaultSnapshotTimeout = 10 * time.Minute
 
-// PVCAction backs the PVCs up that a volume policy gives to Blockmover. It is
-// safe for concurrent use: Velero runs item blocks in parallel.
+// PVCAction backs up the PVCs that a volume policy gives to Blockmover. It is safe for
+// concurrent use: Velero runs item blocks in parallel.
 type PVCAction struct {
 	log    logrus.FieldLogger
 	api    client.Client
@@ -105,20 +105,20 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 
 	updated := &unstructured.Unstructured{Object: withoutStaleMarks(item).UnstructuredContent()}
 	kube.SetAnnotation(updated, identity.AnnotationDataUpload, client.ObjectKeyFromObject(upload).String())
-	// Velero reads the DataUpload again when the operation has ended, and stores
-	// it with the backup: its status is what a restore starts from.
+	// Velero reads the DataUpload again when the operation has ended, and stores it in the
+	// backup. A restore starts from its status.
 	afterwards := []velero.ResourceIdentifier{{GroupResource: kuberesource.DataUploads, Namespace: upload.Namespace, Name: upload.Name}}
 	if name := upload.Spec.DataMoverConfig[identity.ConfigGroup]; name != "" {
-		// For GroupSnapshotAction, which takes the group away when all is over.
+		// GroupSnapshotAction deletes the group when all operations have ended.
 		afterwards = append(afterwards, velero.ResourceIdentifier{GroupResource: groupSnapshots, Namespace: pvc.Namespace, Name: name})
 	}
 	return updated, nil, upload.Labels[velerov1.AsyncOperationIDLabel], afterwards, nil
 }
 
-// withoutStaleMarks drops what must not come back with a restore: our annotation
-// from a PVC that this backup does not move, left over by a restore without our
-// plugin, which would send the next restore looking for a DataUpload that is not in
-// the backup; and the stamps of groups that are being made.
+// withoutStaleMarks removes marks that a restore must not bring back. A restore without our
+// plugin leaves our annotation on a PVC; if this backup does not move the PVC, the annotation
+// would name a DataUpload that is not in the backup. Stamps belong to groups that are being
+// made.
 func withoutStaleMarks(item runtime.Unstructured) runtime.Unstructured {
 	u := &unstructured.Unstructured{Object: item.UnstructuredContent()}
 	if annotations := u.GetAnnotations(); annotations[identity.AnnotationDataUpload] != "" {
@@ -132,8 +132,8 @@ func withoutStaleMarks(item runtime.Unstructured) runtime.Unstructured {
 	return u
 }
 
-// start takes the VolumeSnapshot, alone or with a group, and creates the DataUpload.
-// All that can be known to be wrong is found before the VolumeSnapshot is taken.
+// start takes the VolumeSnapshot, alone or with a group, and creates the DataUpload. It finds
+// every error that can be found before it takes the VolumeSnapshot.
 func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup, params map[string]any, snapshotTimeout time.Duration) (*velerov2alpha1.DataUpload, error) {
 	settings, err := a.settings(ctx, backup, params)
 	if err != nil {
@@ -180,9 +180,9 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	return upload, nil
 }
 
-// release deletes the VolumeSnapshot of an attempt that failed, unless a manager
-// has taken it over at the last moment. It has its own time: the attempt may have
-// failed because its time was up.
+// release deletes the VolumeSnapshot of a failed attempt, unless a manager has taken it over
+// at the last moment. It has a context of its own: the attempt may have failed because its
+// time was up.
 func (a *PVCAction) release(ctx context.Context, vs client.ObjectKey) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), poll.CallTimeout)
 	defer cancel()
@@ -190,14 +190,14 @@ func (a *PVCAction) release(ctx context.Context, vs client.ObjectKey) error {
 	return err
 }
 
-// settings are what policy and Backup ask for.
+// settings returns what policy and Backup ask for.
 func (a *PVCAction) settings(ctx context.Context, backup *velerov1.Backup, params map[string]any) (policy.Settings, error) {
 	settings, err := policy.Parse(params)
 	if err != nil {
 		return policy.Settings{}, err
 	}
-	// Not from the Backup that Velero passes, which has lost the fields that its
-	// version does not know.
+	// The Backup that Velero passes has lost the fields that this version of Velero does not
+	// know.
 	asked, err := veleroapi.GetBackup(ctx, a.api, client.ObjectKeyFromObject(backup))
 	if err != nil {
 		return policy.Settings{}, err
@@ -209,7 +209,8 @@ func (a *PVCAction) settings(ctx context.Context, backup *velerov1.Backup, param
 	return settings, err
 }
 
-// volumeOf returns the CSI volume of a PVC that can be snapshotted and exposed.
+// volumeOf returns the CSI volume of a PVC, or an error if it cannot be snapshotted and
+// exposed.
 func (a *PVCAction) volumeOf(ctx context.Context, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
 	if pvc.Status.Phase != corev1.ClaimBound || pvc.Spec.VolumeName == "" {
 		return nil, fmt.Errorf("the PVC is %s, want %s: it has no volume to back up", orUnknown(string(pvc.Status.Phase)), corev1.ClaimBound)
@@ -234,8 +235,8 @@ func orUnknown(phase string) string {
 	return phase
 }
 
-// snapshotClass is the class that the policy names, or else the one that Velero
-// would choose.
+// snapshotClass returns the class that the policy names, or else the one that Velero would
+// choose.
 func (a *PVCAction) snapshotClass(ctx context.Context, named, driver string, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (string, error) {
 	if named == "" {
 		class, err := csi.GetVolumeSnapshotClass(driver, backup, pvc, a.log, a.api)
@@ -269,7 +270,7 @@ func (a *PVCAction) releaseUpload(ctx context.Context, v *operation.View) error 
 	return a.release(ctx, client.ObjectKey{Namespace: spec.SourceNamespace, Name: spec.CSISnapshot.VolumeSnapshot})
 }
 
-// operationID is spelled as Velero's own action spells it.
+// operationID returns the ID in the format of Velero's own action.
 func operationID(backup *velerov1.Backup, pvc *corev1.PersistentVolumeClaim) string {
 	return label.GetValidName(string(velerov1.AsyncOperationIDPrefixDataUpload) + string(backup.UID) + "." + string(pvc.UID))
 }

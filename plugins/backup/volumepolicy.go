@@ -18,9 +18,9 @@ import (
 // actionCustom is the type of a policy action that leaves a volume to a plugin.
 const actionCustom = "custom"
 
-// policyOf returns the parameters of the volume policy that matches the PVC, and
-// whether it gives the PVC to Blockmover. The policies of the backup come before
-// those that the server applies to all backups; the first match decides.
+// policyOf returns the parameters of the volume policy that matches the PVC, and whether it
+// gives the PVC to Blockmover. The policies of the backup come before those that the server
+// applies to all backups. The first match decides.
 func (a *PVCAction) policyOf(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (params map[string]any, ours bool, err error) {
 	for _, source := range a.policySources(backup) {
 		matched, params, ours, err := a.match(item, pvc, source)
@@ -34,9 +34,8 @@ func (a *PVCAction) policyOf(item runtime.Unstructured, pvc *corev1.PersistentVo
 	return nil, false, nil
 }
 
-// policySources are copies of the backup, each with one ConfigMap of volume
-// policies: what Velero's helper takes. The helper itself knows nothing of the
-// server's policies for all backups.
+// policySources returns copies of the backup, each with one ConfigMap of volume policies.
+// Velero's helper takes a backup, and does not know the server's policies for all backups.
 func (a *PVCAction) policySources(backup *velerov1.Backup) []velerov1.Backup {
 	var sources []velerov1.Backup
 	if backup.Spec.ResourcePolicy != nil {
@@ -50,11 +49,11 @@ func (a *PVCAction) policySources(backup *velerov1.Backup) []velerov1.Backup {
 	return sources
 }
 
-// match asks one set of policies.
+// match applies one set of policies.
 //
-// A PVC without a volume can match policies with conditions on the PVC alone, and
-// the helper can then only be asked whether a policy names us: one that names
-// somebody else looks like no match.
+// A PVC without a volume can match policies with conditions on the PVC alone. For it, the
+// helper only answers whether a policy names us. A policy that names another plugin looks
+// like no match.
 func (a *PVCAction) match(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, source velerov1.Backup) (matched bool, params map[string]any, ours bool, err error) {
 	reads := &failedReads{Client: a.api}
 	helper, err := volumehelper.NewVolumeHelperWithCache(source, reads, a.log, nil)
@@ -87,9 +86,9 @@ func (a *PVCAction) match(item runtime.Unstructured, pvc *corev1.PersistentVolum
 	return false, nil, false, nil
 }
 
-// failedReads remembers the first Get that failed. Velero's helper takes a
-// PersistentVolume that it could not read for one that no policy matches, which
-// would leave a volume of ours out of the backup without a word.
+// failedReads remembers the first Get that failed. If Velero's helper cannot read a
+// PersistentVolume, it reports that no policy matches. A volume of ours would then be missing
+// in the backup, silently.
 type failedReads struct {
 	client.Client
 	first error

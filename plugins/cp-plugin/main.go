@@ -1,6 +1,6 @@
-// Command cp-plugin copies one file: Velero runs a plugin image as an init
-// container, and the copy into the shared volume is all that it has to do. The
-// image has no shell, so this is its entrypoint:
+// Command cp-plugin copies one file. Velero runs a plugin image as an init container, which
+// has to copy the plugin into the shared volume. The image has no shell, so this is its
+// entrypoint:
 //
 //	cp-plugin /plugins/velero-plugin-blockmover /target/velero-plugin-blockmover
 package main
@@ -23,9 +23,8 @@ func main() {
 	}
 }
 
-// copyFile copies a file and its permissions. The target appears under its name
-// only when it is complete, so that a restarted container never leaves half a
-// plugin.
+// copyFile copies a file and its permissions. The target gets its name only when it is
+// complete, so a restarted container never leaves a part of a plugin.
 func copyFile(source, target string) error {
 	in, err := os.Open(source)
 	if err != nil {

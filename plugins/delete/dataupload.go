@@ -1,25 +1,21 @@
-// Package delete is Velero's delete item action for DataUploads.
+// Package delete is Blockmover's delete item action for DataUploads.
 //
-// When a backup is deleted, Velero calls it for each DataUpload in the backup. It
-// names the repo snapshot to Velero's deletion controller, which then forgets it,
-// releases the storage snapshot that the backup retains, and the VolumeSnapshot
-// where the mover has left one.
+// When a backup is deleted, Velero calls it for each DataUpload in the backup. It names the
+// repo snapshot to Velero's deletion controller, which deletes it. It releases the storage
+// snapshot that the backup retains, and the VolumeSnapshot if the mover has left one.
 //
-// Velero's controller looks in two places, and which of them it looks in depends
-// on the backup:
+// Velero's controller looks in one of two places:
 //
-//	with snapshotMoveData   ConfigMaps labelled as snapshot info: the way of Velero's
-//	                        own action, which serves its own mover and no other
-//	else                    PodVolumeBackups labelled with the backup
+//	backup with snapshotMoveData   ConfigMaps labelled as snapshot info: the way of Velero's
+//	                               own action, which serves only its own mover
+//	other backups                  PodVolumeBackups labelled with the backup
 //
-// A volume of a policy is in a backup without snapshotMoveData as a rule. So for
-// those the action leaves a PodVolumeBackup that is completed from the start and
-// belongs to no pod: all that anybody ever does with it is to forget its snapshot.
-// It goes with the Backup, which owns it.
+// A volume of a policy is usually in a backup without snapshotMoveData. So for those the
+// action creates a PodVolumeBackup that is completed from the start and belongs to no pod.
+// The controller only deletes its snapshot. The Backup owns it, so it goes with the Backup.
 //
-// Velero only logs an error of this action and goes on to delete the backup, and
-// then nobody knows the repo snapshot any more. So errors that may pass are
-// retried here.
+// Velero only logs an error of this action, and deletes the backup all the same. Then nobody
+// knows the repo snapshot any more. So this action retries errors that may pass.
 package delete
 
 import (
@@ -53,18 +49,18 @@ import (
 	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
-// DataUploadActionName is the name that the action is registered under.
+// DataUploadActionName is the registered name of the action.
 const DataUploadActionName = "blockmover.io/dataupload-delete"
 
 // backoff of retries: 6 attempts within about 15 s.
 var backoff = wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 6}
 
-// cacheLag is how long the cache of the Velero server may be behind the API
-// server. Its deletion controller reads what we write from there, a moment later,
-// and does not know that it should wait.
+// cacheLag is how long the cache of the Velero server may be behind the API server. Its
+// deletion controller reads from the cache what this action wrote a moment ago, and does not
+// know that it should wait.
 const cacheLag = 250 * time.Millisecond
 
-// DataUploadAction lets go of what a DataUpload of ours holds.
+// DataUploadAction releases what a DataUpload of ours holds.
 type DataUploadAction struct {
 	log      logrus.FieldLogger
 	api      client.Client
@@ -93,8 +89,8 @@ func (a *DataUploadAction) Execute(input *velero.DeleteItemActionExecuteInput) e
 	if upload.Spec.DataMover != identity.DataMover {
 		return nil
 	}
-	// A backup of Velero's own namespace holds DataUploads of other backups, which
-	// are not to be deleted with it.
+	// A backup of Velero's own namespace holds DataUploads of other backups. They must not be
+	// deleted with it.
 	if owner := upload.Labels[velerov1.BackupNameLabel]; owner != label.GetValidName(input.Backup.Name) {
 		a.log.Warnf("DataUpload %s/%s is in backup %s but belongs to %q: it is left alone (exclude Velero's namespace from backups)",
 			upload.Namespace, upload.Name, input.Backup.Name, owner)
@@ -113,8 +109,8 @@ func (a *DataUploadAction) retry(ctx context.Context, do func() error) error {
 	return retry.OnError(a.backoff, func(error) bool { return ctx.Err() == nil }, do)
 }
 
-// handOver names the repo snapshot to Velero's deletion controller. A DataUpload
-// without one has nothing to forget.
+// handOver names the repo snapshot to Velero's deletion controller. It does nothing for a
+// DataUpload without one.
 func (a *DataUploadAction) handOver(ctx context.Context, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) error {
 	if upload.Status.SnapshotID == "" {
 		return nil
@@ -155,8 +151,8 @@ func snapshotInfo(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) *c
 	}
 }
 
-// podVolumeBackup is one that node agents leave alone, because it is completed,
-// and restores, because it names no pod and no PVC.
+// podVolumeBackup returns one that node agents ignore, because it is completed, and restores
+// ignore, because it names no pod and no PVC.
 func podVolumeBackup(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) *velerov1.PodVolumeBackup {
 	return &velerov1.PodVolumeBackup{
 		ObjectMeta: metav1.ObjectMeta{
@@ -182,8 +178,7 @@ func podVolumeBackup(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup)
 	}
 }
 
-// ensure creates an object, or overwrites what a deletion that did not come to
-// its end has left.
+// ensure creates an object, or overwrites that of a deletion that was interrupted.
 func (a *DataUploadAction) ensure(ctx context.Context, object client.Object) error {
 	what := fmt.Sprintf("%T %s", object, client.ObjectKeyFromObject(object))
 	err := a.api.Create(ctx, object)
@@ -208,12 +203,11 @@ func (a *DataUploadAction) ensure(ctx context.Context, object client.Object) err
 	return nil
 }
 
-// releaseRetained deletes the storage snapshot that stayed after the upload. Its
-// pair has the UID of the DataUpload in its name, so that a backup of another
-// cluster finds none here.
+// releaseRetained deletes the storage snapshot that was retained after the upload. The name
+// of the pair has the UID of the DataUpload, so a backup of another cluster finds none here.
 //
-// While an upload of the same volume runs, which may build on the snapshot, it is
-// left to the manager's sweep.
+// An upload of the same volume that runs may build on the snapshot. Then the manager's sweep
+// deletes it later.
 func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2alpha1.DataUpload) error {
 	rehomer := rehome.New(a.api, a.api, upload.Namespace)
 	if err := a.rebuildRetained(ctx, rehomer, upload); err != nil {
@@ -239,9 +233,9 @@ func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2
 	return err
 }
 
-// rebuildRetained makes the pair again where somebody has deleted it and the
-// DataUpload still says that there is a storage snapshot: the one in the cluster,
-// which is kept up to date, not the one in the backup.
+// rebuildRetained creates the pair again if somebody has deleted it, and the DataUpload still
+// says that there is a storage snapshot. It reads the DataUpload in the cluster, which is up
+// to date, not that in the backup.
 func (a *DataUploadAction) rebuildRetained(ctx context.Context, rehomer rehome.Rehomer, upload *velerov2alpha1.DataUpload) error {
 	live, err := operation.Find(ctx, a.api, identity.KindDataUpload, client.ObjectKeyFromObject(upload))
 	if err != nil || live == nil || live.UID != string(upload.UID) || live.Status.Retained == "" {
@@ -254,7 +248,7 @@ func (a *DataUploadAction) rebuildRetained(ctx context.Context, rehomer rehome.R
 	return rehomer.Rebuild(ctx, retained)
 }
 
-// isUploading says whether another upload of the volume runs.
+// isUploading reports whether another upload of the volume runs.
 func (a *DataUploadAction) isUploading(ctx context.Context, upload *velerov2alpha1.DataUpload) (bool, error) {
 	all, err := operation.List(ctx, a.api, identity.KindDataUpload, client.InNamespace(upload.Namespace))
 	if err != nil {
@@ -266,10 +260,10 @@ func (a *DataUploadAction) isUploading(ctx context.Context, upload *velerov2alph
 	}), nil
 }
 
-// releaseVolumeSnapshot deletes the VolumeSnapshot that the DataUpload moves, if
-// it is still where it was taken and was taken for this backup: by our action, or
-// by Velero's (which leaves it to the mover, and a mover that never ran to us).
-// One that a manager has taken over is the manager's.
+// releaseVolumeSnapshot deletes the VolumeSnapshot that the DataUpload moves, if it still is
+// where it was taken, and was taken for this backup: by our action, or by Velero's, which
+// leaves it to the mover, even if the mover never ran. A VolumeSnapshot that a manager has
+// taken over belongs to the manager.
 func (a *DataUploadAction) releaseVolumeSnapshot(ctx context.Context, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) error {
 	if upload.Spec.CSISnapshot == nil || upload.Spec.CSISnapshot.VolumeSnapshot == "" {
 		return nil

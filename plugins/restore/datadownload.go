@@ -15,8 +15,8 @@ import (
 	"github.com/blockmover/blockmover/internal/operation"
 )
 
-// newDataDownload renders the DataDownload as Velero's built-in action would,
-// less the generated name.
+// newDataDownload renders the DataDownload as Velero's built-in action would, except for the
+// generated name.
 func newDataDownload(restore *velerov1.Restore, backup *velerov1.Backup, result velerov2alpha1.DataUploadResult, namespace, pvc, pvcUID string) *velerov2alpha1.DataDownload {
 	download := &velerov2alpha1.DataDownload{
 		ObjectMeta: metav1.ObjectMeta{

@@ -1,29 +1,28 @@
-// Package restore holds Velero's restore item actions of Blockmover.
+// Package restore holds Blockmover's restore item actions for Velero.
 //
-// The PVC action acts on PVCs that the backup action of this project has marked
-// (annotation blockmover.io/data-upload). PVCs of a backup with snapshotMoveData,
-// which Velero's built-in action has marked, are restored by Velero's built-in
-// action, whatever the mover; both lead to a DataDownload for our manager.
+// The PVC action acts on PVCs that our backup action has marked (annotation
+// blockmover.io/data-upload). PVCs of a backup with snapshotMoveData are marked by Velero's
+// built-in action, and restored by Velero's built-in action, whatever the mover. Both lead to
+// a DataDownload for our manager.
 //
 //	DataUpload in the backup ─ Velero ─▶ DataUploadResult (ConfigMap) ─ PVC action ─▶ DataDownload ─▶ operation ID
 //	PVC ─ PVC action ─▶ PVC without a volume, with a selector that only the restored volume has
 //
 // # The PersistentVolume
 //
-// What Velero does with the PersistentVolume of a restored PVC follows from the
-// volume information in the backup, where a volume of ours can be listed twice: as
-// skipped, because no action of Velero's took it, and as moved, because of its
-// DataUpload. The later entry wins and that is the DataUpload's: Velero does not
-// restore the PersistentVolume. But the entry is only written by a server with
-// feature flag EnableCSI, and only when the DataUpload could be read in that
-// moment. Without it, a PersistentVolume with reclaim policy Retain is restored as
-// it was: it names the PVC in its claimRef, the PVC binds to it in spite of its
-// selector, and the application runs on the old volume instead of the backup.
-// Therefore the PV action keeps such PersistentVolumes out.
+// Velero decides what to do with the PersistentVolume of a restored PVC by the volume
+// information in the backup. A volume of ours can be there twice: as skipped, because no
+// action of Velero took it, and as moved, because of its DataUpload. The later entry wins. It
+// is that of the DataUpload, and so Velero does not restore the PersistentVolume. But only a
+// server with feature flag EnableCSI writes this entry, and only if it could read the
+// DataUpload at that moment. Without the entry, Velero restores a PersistentVolume with
+// reclaim policy Retain as it was. It names the PVC in its claimRef, the PVC binds to it
+// despite its selector, and the application runs on the old volume instead of the backup. So
+// the PV action keeps such PersistentVolumes out.
 //
 // # Replays
 //
-// A DataDownload has a name derived from the UIDs of the restore and the PVC, and
-// the selector is derived from the same. Execute may be called any number of
-// times, and adopts what an earlier call made.
+// The name of a DataDownload is derived from the UIDs of the restore and the PVC, and the
+// selector from the same. Execute may be called any number of times, and adopts what an
+// earlier call made.
 package restore

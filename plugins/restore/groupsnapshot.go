@@ -10,14 +10,13 @@ import (
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 )
 
-// GroupSnapshotActionName is the name that the action for group snapshots is
-// registered under.
+// GroupSnapshotActionName is the registered name of the action for group snapshots.
 const GroupSnapshotActionName = "blockmover.io/volumegroupsnapshot-restore"
 
-// GroupSnapshotAction keeps VolumeGroupSnapshots and their contents out of a
-// restore, whoever made them. A VolumeGroupSnapshot is an order to take snapshots:
-// restored, it would take new ones of the restored volumes. The content describes
-// snapshots in a storage that this cluster may not have.
+// GroupSnapshotAction keeps VolumeGroupSnapshots and their contents out of a restore, whoever
+// made them. A VolumeGroupSnapshot is a request to take snapshots: restored, it would take
+// new ones of the restored volumes. The content describes snapshots in a storage that this
+// cluster may not have.
 type GroupSnapshotAction struct {
 	log logrus.FieldLogger
 }

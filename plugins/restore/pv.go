@@ -16,12 +16,11 @@ import (
 	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
-// PVActionName is the name that the PV action is registered under.
+// PVActionName is the registered name of the PV action.
 const PVActionName = "blockmover.io/pv-restore"
 
-// PVAction keeps PersistentVolumes out of a restore whose data the backup holds
-// in a DataUpload of ours: their claim gets a restored volume instead. See the
-// package documentation.
+// PVAction keeps PersistentVolumes out of a restore if a DataUpload of ours has their data:
+// their PVC gets a restored volume instead. See the package documentation.
 type PVAction struct {
 	log logrus.FieldLogger
 	api client.Client
@@ -42,8 +41,8 @@ func (*PVAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumes"}}, nil
 }
 
-// Execute implements RestoreItemAction. DataUploads are restored before all
-// PersistentVolumes, so their results are there.
+// Execute implements RestoreItemAction. Velero restores DataUploads before PersistentVolumes,
+// so their results exist.
 func (a *PVAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.RestoreItemActionExecuteOutput, error) {
 	output := velero.NewRestoreItemActionExecuteOutput(input.Item)
 	pv := &corev1.PersistentVolume{}

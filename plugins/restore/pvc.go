@@ -24,10 +24,10 @@ import (
 	"github.com/blockmover/blockmover/plugins/internal/poll"
 )
 
-// PVCActionName is the name that the PVC action is registered under.
+// PVCActionName is the registered name of the PVC action.
 const PVCActionName = "blockmover.io/pvc-restore"
 
-// PVCAction restores the PVCs that the backup action of this project has marked.
+// PVCAction restores the PVCs that our backup action has marked.
 type PVCAction struct {
 	log    logrus.FieldLogger
 	api    client.Client
@@ -48,7 +48,7 @@ func NewPVCAction(log logrus.FieldLogger, api client.Client) *PVCAction {
 			Plugin: common.PluginKindRestoreItemActionV2,
 			Kind:   identity.KindDataDownload,
 			Now:    time.Now,
-			// Nothing exists yet for a DataDownload that nobody accepted.
+			// No manager has accepted the DataDownload, so it holds nothing.
 			Release: func(context.Context, *operation.View) error { return nil },
 		},
 	}
@@ -95,9 +95,8 @@ func (a *PVCAction) Execute(input *velero.RestoreItemActionExecuteInput) (*veler
 	return velero.NewRestoreItemActionExecuteOutput(&unstructured.Unstructured{Object: content}).WithOperationID(operationID), nil
 }
 
-// restore makes the PVC one that waits for the restored volume, and starts the
-// operation that provides it. Where there is nothing to move the operation ID is
-// empty.
+// restore makes the PVC wait for the restored volume, and starts the operation that provides
+// it. The operation ID is empty if there is nothing to move.
 func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.PersistentVolumeClaim, uploadName string, restore *velerov1.Restore) (string, error) {
 	namespace := pvc.Namespace
 	if mapped, ok := restore.Spec.NamespaceMapping[namespace]; ok {
@@ -146,9 +145,9 @@ func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.Persist
 	return download.Labels[velerov1.AsyncOperationIDLabel], nil
 }
 
-// bindAnnotations are what the volume and scheduler controllers have written on
-// the PVC of the backup. Velero's own action removes them too; the order of the
-// actions is not defined.
+// bindAnnotations are annotations of the volume controller and the scheduler on the PVC of
+// the backup. Velero's own action removes them, too, but the order of the actions is not
+// defined.
 var bindAnnotations = []string{
 	"pv.kubernetes.io/bind-completed",
 	"pv.kubernetes.io/bound-by-controller",
@@ -157,8 +156,7 @@ var bindAnnotations = []string{
 	"volume.kubernetes.io/selected-node",
 }
 
-// unbind makes a PVC new: without the volume and without the data source that it
-// had.
+// unbind removes the volume and the data source from a PVC.
 func unbind(pvc *corev1.PersistentVolumeClaim) {
 	pvc.Spec.VolumeName = ""
 	pvc.Spec.DataSource = nil
@@ -168,8 +166,8 @@ func unbind(pvc *corev1.PersistentVolumeClaim) {
 	}
 }
 
-// growTo raises the request of a PVC to the size of what has to fit: a volume may
-// be larger than what was once asked for.
+// growTo raises the request of a PVC to the size of the image: a volume may be larger than
+// its PVC requested.
 func growTo(pvc *corev1.PersistentVolumeClaim, size resource.Quantity) {
 	request, set := pvc.Spec.Resources.Requests[corev1.ResourceStorage]
 	if set && request.Cmp(size) >= 0 {

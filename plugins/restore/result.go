@@ -15,8 +15,8 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 )
 
-// listResults returns the ConfigMaps that Velero's action for DataUploads has
-// written in this restore for a PVC. Namespace and name are those in the backup.
+// listResults returns the ConfigMaps that Velero's action for DataUploads wrote for a PVC in
+// this restore. Namespace and name are those in the backup.
 func listResults(ctx context.Context, c client.Client, restore *velerov1.Restore, namespace, pvc string) ([]corev1.ConfigMap, error) {
 	var list corev1.ConfigMapList
 	if err := c.List(ctx, &list, client.InNamespace(restore.Namespace), client.MatchingLabels{
@@ -29,10 +29,9 @@ func listResults(ctx context.Context, c client.Client, restore *velerov1.Restore
 	return list.Items, nil
 }
 
-// findResult returns the result of the DataUpload that the PVC of the backup
-// names (namespace/name). There is more than one result for a PVC when somebody
-// backed Velero's own namespace up, with the DataUploads of other backups in it;
-// Velero names a ConfigMap after its DataUpload.
+// findResult returns the result of the DataUpload that the PVC of the backup names
+// (namespace/name). A PVC has several results if Velero's own namespace was backed up, with
+// the DataUploads of other backups in it. Velero names a ConfigMap after its DataUpload.
 func findResult(ctx context.Context, c client.Client, restore *velerov1.Restore, namespace, pvc, upload string) (velerov2alpha1.DataUploadResult, error) {
 	configs, err := listResults(ctx, c, restore, namespace, pvc)
 	if err != nil {
@@ -59,9 +58,9 @@ func decodeResult(config *corev1.ConfigMap, restore *velerov1.Restore) (velerov2
 	return result, nil
 }
 
-// checkResult refuses what must not be restored from. The DataUpload of a failed
-// or canceled backup gives a result too, without a repo snapshot; another backup
-// of the volume is no substitute for it.
+// checkResult returns an error for a result that cannot be restored from. The DataUpload of a
+// failed or canceled backup has a result, too, without a repo snapshot. Another backup of the
+// volume is no substitute for it.
 func checkResult(result velerov2alpha1.DataUploadResult, upload string) error {
 	switch {
 	case result.DataMover != identity.DataMover:

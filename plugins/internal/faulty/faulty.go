@@ -1,6 +1,5 @@
-// Package faulty is a Kubernetes API client for tests that fails one call of many:
-// a test runs the same thing again and again, and lets each of its calls fail in
-// turn.
+// Package faulty is a Kubernetes API client for tests that fails one call of many. A test
+// repeats the same steps, and lets each of their calls fail in turn.
 package faulty
 
 import (
@@ -12,14 +11,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
 
-// ErrInjected is what a call fails with.
+// ErrInjected is the error of the call that fails.
 var ErrInjected = errors.New("injected fault")
 
 // Fault is the one call that fails.
 type Fault struct {
-	// Call counts from 1; 0 lets no call fail.
+	// Call counts from 1. With 0, no call fails.
 	Call int
-	// After lets the call take effect and loses its answer.
+	// After executes the call and loses its answer.
 	After bool
 
 	mu    sync.Mutex
@@ -27,14 +26,14 @@ type Fault struct {
 	fired string
 }
 
-// Fired describes the call that failed; "" when there were fewer calls.
+// Fired describes the call that failed. It is "" if there were fewer calls.
 func (f *Fault) Fired() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.fired
 }
 
-// Client passes calls to c until it is the fault's turn.
+// Client passes calls to c, except the one that fails.
 func (f *Fault) Client(c client.WithWatch) client.WithWatch {
 	return interceptor.NewClient(c, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
