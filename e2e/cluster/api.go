@@ -25,8 +25,8 @@ import (
 //go:embed manifests/*.yaml
 var manifests embed.FS
 
-// api is the little of a Kubernetes client that bringing a cluster up needs;
-// it works inside the namespaces only.
+// api is the small part of a Kubernetes client that bringing a cluster up needs. It works
+// only inside the namespaces.
 type api struct{ http *http.Client }
 
 func (c *Cluster) newAPI(ca []byte) (*api, error) {
@@ -73,8 +73,8 @@ func (a *api) do(ctx context.Context, method, path string, body []byte) ([]byte,
 	return data, nil
 }
 
-// apply applies cluster-scoped objects server-side. A kind that is not served
-// yet (its CRD is new) is tried again until ctx ends.
+// apply applies cluster-scoped objects server-side. It tries again until ctx ends if a kind
+// is not served yet, because its CRD is new.
 func (a *api) apply(ctx context.Context, documents string) error {
 	for _, doc := range strings.Split(documents, "\n---\n") {
 		path, err := objectPath([]byte(doc))
@@ -99,8 +99,7 @@ func (a *api) apply(ctx context.Context, documents string) error {
 	return nil
 }
 
-// objectPath is the URL path of a cluster-scoped object, "" for a document
-// without one.
+// objectPath returns the URL path of a cluster-scoped object, or "" for an empty document.
 func objectPath(doc []byte) (string, error) {
 	var object struct {
 		APIVersion string
@@ -120,7 +119,7 @@ func objectPath(doc []byte) (string, error) {
 	return "/apis/" + object.APIVersion + "/" + plural + "/" + object.Metadata.Name, nil
 }
 
-// applyBase applies CRDs and classes of the cluster.
+// applyBase applies the CRDs and classes of the cluster.
 func (c *Cluster) applyBase(ctx context.Context, a *api, ca []byte) error {
 	crds, err := filepath.Glob(filepath.Join(c.Cache, "crds", "*.yaml"))
 	if err != nil {
@@ -167,10 +166,9 @@ func (c *Cluster) applyBase(ctx context.Context, a *api, ca []byte) error {
 	return nil
 }
 
-// withBaseField adds spec.requireBaseSnapshotForDelta to the CRD of
-// SnapshotMetadataService, as the release after the one that is used here has it:
-// kubernetes-csi/external-snapshot-metadata#258. Other documents, and a CRD that
-// has it already, stay as they are.
+// withBaseField adds spec.requireBaseSnapshotForDelta to the CRD of SnapshotMetadataService,
+// as the next release has it: kubernetes-csi/external-snapshot-metadata#258. It leaves other
+// documents alone, and a CRD that has the field.
 func withBaseField(crd string) string {
 	const after, field = `
                 format: byte
@@ -187,7 +185,7 @@ func withBaseField(crd string) string {
 	return strings.Replace(crd, after, lines, 1)
 }
 
-// nodeReady is nil when the node is Ready.
+// nodeReady returns nil if the node is Ready.
 func (c *Cluster) nodeReady(ctx context.Context, a *api) error {
 	data, err := a.do(ctx, http.MethodGet, "/api/v1/nodes/"+c.Name, nil)
 	if err != nil {
@@ -212,7 +210,7 @@ func (c *Cluster) nodeReady(ctx context.Context, a *api) error {
 	return errors.New("node has no Ready condition yet")
 }
 
-// driversRegistered is nil when the kubelet knows all drivers.
+// driversRegistered returns nil if the kubelet knows all drivers.
 func (c *Cluster) driversRegistered(ctx context.Context, a *api) error {
 	data, err := a.do(ctx, http.MethodGet, "/apis/storage.k8s.io/v1/csinodes/"+c.Name, nil)
 	if err != nil {

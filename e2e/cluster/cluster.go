@@ -12,11 +12,10 @@
 //	                    └─ per CSI driver: csidriver, csi-provisioner, csi-snapshotter,
 //	                       csi-resizer, csi-snapshot-metadata; one snapshot-controller
 //
-// Killing PID 1 ends every process, and with the namespaces go mounts,
-// addresses and bridges. Outside the namespaces only three things exist: the
-// state directory, the cgroup of the cluster's name and loop devices; Down
-// removes them. All of it is found by name or by a path under the state
-// directory, never from memory, so Down works after a kill at any moment.
+// Killing PID 1 ends every process. Mounts, addresses and bridges go with the namespaces.
+// Outside the namespaces there are only the state directory, the cgroup with the name of the
+// cluster, and loop devices. Down removes them. It finds them by name or by a path under the
+// state directory, never from memory, so it works after a kill at any moment.
 //
 // # Invariants
 //
@@ -24,8 +23,8 @@
 //   - Every wait has a deadline, and its error names the log to read.
 //   - A component that exits is reported and never restarted: `status` fails.
 //
-// Not promised: security (the CA's keys lie in the state directory), more than
-// one node, Services other than `kubernetes` (no kube-proxy), DNS.
+// It does not promise security (the keys of the CA are in the state directory), more than one
+// node, Services other than `kubernetes` (there is no kube-proxy), or DNS.
 package cluster
 
 import (
@@ -65,8 +64,8 @@ type Driver struct {
 	healthPort   int // and its diagnostics
 }
 
-// Drivers are the CSI drivers of every cluster. Their ports are not among those that
-// the kernel gives to connections, of which the API server has many: one of them could
+// Drivers are the CSI drivers of every cluster. Their ports are outside the range that the
+// kernel gives to connections. The API server has many connections, and one of them could
 // have the port first.
 var Drivers = []Driver{
 	{Name: "block.test.blockmover.io", metadataPort: 5051, healthPort: 5061},
@@ -82,7 +81,7 @@ type Cluster struct {
 
 var validName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$`)
 
-// New returns the cluster of that name, whether it runs or not.
+// New returns the cluster of that name, running or not.
 func New(name, cache string) (*Cluster, error) {
 	if !validName.MatchString(name) {
 		return nil, fmt.Errorf("cluster name %q: want up to 32 lower-case letters, digits and dashes", name)
@@ -107,8 +106,8 @@ func (c *Cluster) path(elem ...string) string {
 	return filepath.Join(append([]string{c.State}, elem...)...)
 }
 
-// Kubeconfig is the administrator's kubeconfig; its server is only reachable
-// inside the cluster's namespaces.
+// Kubeconfig is the administrator's kubeconfig. Its server can be reached only inside the
+// cluster's namespaces.
 func (c *Cluster) Kubeconfig() string { return c.path("pki", "admin.kubeconfig") }
 
 // KubeletRoot is the kubelet's root directory.
@@ -134,8 +133,7 @@ func (c *Cluster) imageArchive(name string) string {
 	return (&artifacts.Cache{Dir: c.Cache}).Image(name)
 }
 
-// cgroup is the cluster's cgroup in every hierarchy; the kubelet's pods are
-// below it.
+// cgroup is the cluster's cgroup in every hierarchy. The kubelet's pods are below it.
 func (c *Cluster) cgroup() string { return "blockmover-" + c.Name }
 
 // Environ is the environment of a command inside the cluster: base with

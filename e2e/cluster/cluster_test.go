@@ -183,8 +183,7 @@ func parseCert(t *testing.T, file string) *x509.Certificate {
 	return cert
 }
 
-// The CRD of the release that is used gets the field of the next one, and only
-// that CRD does.
+// Only the CRD of SnapshotMetadataService gets the field of the next release.
 func TestWithBaseField(t *testing.T) {
 	const crd = `
               caCert:

@@ -34,7 +34,7 @@ func (c *Cluster) apiserver() component {
 	return c.kube("kube-apiserver",
 		"--etcd-servers=http://127.0.0.1:2379",
 		"--bind-address=0.0.0.0", "--secure-port=443", "--advertise-address="+NodeIP,
-		// Nothing serves the Service's address but this process itself.
+		// Only this process serves the address of the Service.
 		"--endpoint-reconciler-type=none",
 		"--service-cluster-ip-range="+serviceCIDR,
 		"--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"),

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Down ends the cluster and removes all that it left: processes, loop devices,
-// cgroups, mounts, files. It is right at any moment, and any number of times.
+// Down ends the cluster and removes everything that it left: processes, loop devices,
+// cgroups, mounts, files. It can be called at any moment, and any number of times.
 func (c *Cluster) Down(ctx context.Context) error {
 	unlock, err := c.lock(ctx)
 	if err != nil {
@@ -29,16 +29,16 @@ func (c *Cluster) Down(ctx context.Context) error {
 	return c.clean(ctx, false)
 }
 
-// cleanupLimit bounds each step of cleaning: what has not ended by then is
-// stuck in the kernel, and a person must look.
+// cleanupLimit bounds each step of cleaning. What has not ended by then is stuck in the
+// kernel, and a person must look.
 const cleanupLimit = 30 * time.Second
 
 func (c *Cluster) clean(ctx context.Context, keepLogs bool) error {
 	if err := c.killAll(ctx); err != nil {
 		return err
 	}
-	// The cgroups before the loop devices: an rmdir that succeeds proves that
-	// no process of a pod is left to hold one.
+	// The cgroups come before the loop devices: an rmdir that succeeds proves that no process
+	// of a pod is left to hold a device.
 	errs := []error{
 		c.removeCgroups(),
 		c.cleanDrivers(ctx),
@@ -46,7 +46,7 @@ func (c *Cluster) clean(ctx context.Context, keepLogs bool) error {
 		c.unmountAll(),
 	}
 	if err := errors.Join(errs...); err != nil {
-		return err // the files stay: they are what another try recognises things by
+		return err // the files stay: another try needs them
 	}
 	entries, err := os.ReadDir(c.State)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -69,8 +69,8 @@ func (c *Cluster) clean(ctx context.Context, keepLogs bool) error {
 	return os.Remove(c.State)
 }
 
-// cleanDrivers lets each CSI driver put its own devices away: it knows what it
-// has set on them, and it thaws a pool that was frozen when it was killed.
+// cleanDrivers makes each CSI driver detach its devices. It also thaws a pool that was frozen
+// when the driver was killed.
 func (c *Cluster) cleanDrivers(ctx context.Context) error {
 	if _, err := os.Stat(c.bin("csidriver")); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -96,13 +96,13 @@ func (c *Cluster) inits() ([]int, error) {
 			return false
 		}
 		_, args, _ := bytes.Cut(cmdline, []byte{0})
-		// The supervisor below PID 1 is no init: it dies with it.
+		// The supervisor below PID 1 is no init. It dies with it.
 		return strings.HasPrefix(string(args), want) && !bytes.Contains(args, []byte("--supervisor"))
 	})
 }
 
-// stragglers finds processes that sit in the cluster's namespaces without
-// being below its PID 1: the outer side of `cluster exec`.
+// stragglers finds processes that are in the cluster's namespaces and not below its PID 1:
+// the outer side of `cluster exec`.
 func (c *Cluster) stragglers() ([]int, error) {
 	data, err := os.ReadFile(c.path("namespaces"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -138,8 +138,8 @@ func processes(match func(pid string) bool) ([]int, error) {
 	return found, nil
 }
 
-// thawAfter is how long killed processes may take to die before a frozen pool
-// is suspected, on which they would wait for ever.
+// thawAfter is how long killed processes may take to die. After that, a frozen pool is the
+// likely cause, on which they would wait forever.
 const thawAfter = time.Second
 
 func (c *Cluster) killAll(ctx context.Context) error {
@@ -188,7 +188,7 @@ func (c *Cluster) removeCgroups() error {
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, p)
 			}
-			return nil // what vanishes meanwhile is fine
+			return nil // it vanished in the meantime
 		})
 		if err != nil {
 			return err

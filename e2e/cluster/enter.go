@@ -12,9 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Exec runs a command inside the cluster's namespaces, in the current
-// directory, and returns its exit code. Signals are passed on; when this
-// process is killed, so is the command.
+// Exec runs a command inside the cluster's namespaces, in the current directory, and returns
+// its exit code. It passes signals on. If this process is killed, the command is killed, too.
 func (c *Cluster) Exec(argv []string) (int, error) {
 	inits, err := c.inits()
 	if err != nil {
@@ -34,8 +33,8 @@ func (c *Cluster) Exec(argv []string) (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 
-	// Namespaces belong to threads, and a parent-death signal to the thread
-	// that forked: this one must be ours until the end.
+	// Namespaces belong to threads, and a parent-death signal to the thread that forked. So
+	// this thread must be ours until the end.
 	runtime.LockOSThread()
 	if err := enter(inits[0]); err != nil {
 		return 0, fmt.Errorf("enter cluster %s: %w", c.Name, err)
@@ -56,17 +55,17 @@ func (c *Cluster) Exec(argv []string) (int, error) {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			return 128 + int(status.Signal()), nil // as a shell says it
+			return 128 + int(status.Signal()), nil // as shells report it
 		}
 		return exit.ExitCode(), nil
 	}
 	return 0, err
 }
 
-// enter moves this thread into the namespaces of a process; its children will
-// be in the PID namespace too.
+// enter moves this thread into the namespaces of a process. Its children will be in the PID
+// namespace, too.
 func enter(pid int) error {
-	// All are opened before the first is entered: /proc changes on the way.
+	// All are opened before the first is entered, because /proc changes on the way.
 	namespaces := []struct {
 		name string
 		flag int
@@ -99,9 +98,9 @@ func enter(pid int) error {
 	return nil
 }
 
-// Become replaces this process, started by Exec inside the namespaces, with the
-// command. It asks to die with its parent itself: SysProcAttr.Pdeathsig
-// compares parent IDs, and a parent outside the PID namespace has none.
+// Become replaces this process, started by Exec inside the namespaces, by the command. It
+// asks by itself to die with its parent. SysProcAttr.Pdeathsig cannot: it compares parent
+// IDs, and a parent outside the PID namespace has none.
 func Become(argv []string) error {
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {

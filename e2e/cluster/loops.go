@@ -23,17 +23,15 @@ type loop struct {
 // loopMajor is the block major number of loop devices (Documentation/admin-guide/devices.txt).
 const loopMajor = 7
 
-// ownedLoops picks the loop devices that belong to the state directory and
-// orders them so that each comes before what it lies on:
+// ownedLoops returns the loop devices that belong to the state directory, in an order in
+// which each comes before the device that it lies on:
 //
 //   - backed by a file below the state directory;
-//   - backed by a file on a file system that is on an owned loop device (the
-//     CSI driver's volumes; st_dev of an XFS is its block device);
-//   - backed by the device node of an owned loop device (the kubelet maps Block
-//     volumes through a loop device of its own; its path prints as "/").
+//   - backed by a file on a file system on an owned loop device (the volumes of the CSI driver; st_dev of an XFS is its block device);
+//   - backed by the device node of an owned loop device (the kubelet maps Block volumes through a loop device of its own; its path prints as "/").
 //
-// nodes maps dev and inode of device nodes to loop numbers. Loop devices of
-// others are never picked.
+// nodes maps dev and inode of device nodes to loop numbers. Loop devices of others are never
+// returned.
 func ownedLoops(all []loop, state string, nodes map[[2]uint64]int) []loop {
 	owned := map[int]int{} // number to depth
 	for changed := true; changed; {
@@ -90,8 +88,8 @@ func listLoops() (all []loop, nodes map[[2]uint64]int, err error) {
 	return all, nodes, nil
 }
 
-// readLoop reads one device, of which backingFile is the attribute in /sys, and
-// the dev and inode of its node.
+// readLoop reads one device. backingFile is its attribute in /sys. It also returns the dev
+// and inode of the device node.
 func readLoop(backingFile string) (l loop, node [2]uint64, err error) {
 	name := strings.Split(backingFile, "/")[3]
 	if l.number, err = strconv.Atoi(strings.TrimPrefix(name, "loop")); err != nil {
@@ -118,8 +116,8 @@ func readLoop(backingFile string) (l loop, node [2]uint64, err error) {
 	return l, [2]uint64{stat.Dev, stat.Ino}, nil
 }
 
-// detachLoops detaches the state directory's loop devices, those on top first,
-// until none is left: detaching is asynchronous while a mount is going away.
+// detachLoops detaches the loop devices of the state directory, those on top first, until
+// none is left. Detaching is asynchronous while a mount goes away.
 func detachLoops(state string, limit time.Duration) error {
 	deadline := time.Now().Add(limit)
 	for {
@@ -145,7 +143,7 @@ func detachLoops(state string, limit time.Duration) error {
 	}
 }
 
-// detach leaves alone what has got the number since it was listed.
+// detach leaves a device alone that was made under the same number since the list.
 func detach(l loop) error {
 	device, err := os.Open(fmt.Sprintf("/dev/loop%d", l.number))
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// authority signs the certificates of one cluster: one CA for servers,
-// clients, kubelet, etcd-less and CSI alike, which is enough for a test.
+// authority signs the certificates of one cluster. One CA for servers, clients, kubelet and
+// CSI is enough for a test.
 type authority struct {
 	dir  string
 	cert *x509.Certificate
@@ -25,7 +25,7 @@ type authority struct {
 	pem  []byte
 }
 
-// validity is longer than any cluster lives; clocks may differ by an hour.
+// validity is longer than the life of a cluster. Clocks may differ by an hour.
 const validity = 30 * 24 * time.Hour
 
 func newAuthority(dir string) (*authority, error) {
@@ -94,7 +94,7 @@ func (a *authority) issue(name string, subject pkix.Name, hosts ...string) error
 }
 
 func writeKey(path string, key *ecdsa.PrivateKey) error {
-	// SEC 1, not PKCS #8: the API server reads service account keys only so.
+	// The API server reads service account keys in SEC 1, not in PKCS #8.
 	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
 		return err

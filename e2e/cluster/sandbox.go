@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// enterSandbox makes the fresh namespaces of this process a machine of its
-// own. It runs before anything else in them.
+// enterSandbox makes the fresh namespaces of this process a machine of its own. It runs
+// first.
 func (c *Cluster) enterSandbox(ctx context.Context) error {
 	for _, step := range []struct {
 		what string
@@ -34,8 +34,8 @@ func (c *Cluster) enterSandbox(ctx context.Context) error {
 	return nil
 }
 
-// recordNamespaces leaves the mount namespace's name for Down, which finds by
-// it what has entered, even when PID 1 is dead.
+// recordNamespaces writes the name of the mount namespace for Down, which finds by it the
+// processes that entered, even if PID 1 is dead.
 func (c *Cluster) recordNamespaces() error {
 	mnt, err := os.Readlink("/proc/thread-self/ns/mnt")
 	if err != nil {
@@ -44,8 +44,8 @@ func (c *Cluster) recordNamespaces() error {
 	return os.WriteFile(c.path("namespaces"), []byte(mnt+"\n"), 0o644)
 }
 
-// isolateMounts cuts propagation to the host, turns it on inside (the kubelet
-// and the CSI driver need it) and mounts /proc of the new PID namespace.
+// isolateMounts stops propagation to the host, starts it inside (the kubelet and the CSI
+// driver need it), and mounts /proc of the new PID namespace.
 func (c *Cluster) isolateMounts() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
@@ -56,9 +56,8 @@ func (c *Cluster) isolateMounts() error {
 	return unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
-// privateDirs covers the directories where containerd, runc, CNI and the
-// kubelet write by fixed names: two clusters must not meet there, and nothing
-// may stay behind.
+// privateDirs covers the directories with fixed names where containerd, runc, CNI and the
+// kubelet write. So two clusters do not share them, and nothing stays behind.
 func (c *Cluster) privateDirs() error {
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return err
@@ -81,9 +80,9 @@ func (c *Cluster) privateDirs() error {
 	return nil
 }
 
-// fakeSysctls shows the kubelet the kernel settings that it wants, as plain
-// files over the real ones: without this it would write them, and they belong
-// to the whole machine.
+// fakeSysctls shows the kubelet the kernel settings that it wants, as plain files over the
+// real ones. Otherwise the kubelet would write the real ones, which belong to the whole
+// machine.
 func (c *Cluster) fakeSysctls() error {
 	for name, value := range map[string]string{
 		"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
@@ -103,8 +102,8 @@ func (c *Cluster) fakeSysctls() error {
 	return nil
 }
 
-// network gives lo the node's address and the API server's Service address;
-// the bridge of the pods comes from CNI.
+// network gives lo the address of the node and the Service address of the API server. The
+// bridge of the pods comes from CNI.
 func (c *Cluster) network(ctx context.Context) error {
 	busybox := c.runtimeFile("bin/busybox")
 	for _, args := range [][]string{

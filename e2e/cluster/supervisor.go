@@ -42,7 +42,7 @@ type ComponentStatus struct {
 	Exited string `json:"exited,omitempty"`
 }
 
-// Err says what is wrong with a cluster, if anything.
+// Err says what is wrong with a cluster, or returns nil.
 func (s Status) Err() error {
 	var errs []error
 	for _, comp := range s.Components {
@@ -56,8 +56,7 @@ func (s Status) Err() error {
 	return errors.Join(errs...)
 }
 
-// event is a line from the supervisor to `up`: a step, and at the end Done or
-// an error.
+// event is a line from the supervisor to `up`: a step, or at the end Done or an error.
 type event struct {
 	Step  string `json:"step,omitempty"`
 	Error string `json:"error,omitempty"`
@@ -67,8 +66,8 @@ type event struct {
 // eventsFD is the pipe to `up` in the init and supervisor processes.
 const eventsFD = 3
 
-// Init is PID 1 of the cluster: it starts the supervisor, reaps what is
-// orphaned, and ends with the supervisor; the kernel then kills the rest.
+// Init is PID 1 of the cluster. It starts the supervisor, reaps orphans, and ends with the
+// supervisor. The kernel then kills the rest.
 func (c *Cluster) Init() error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
@@ -79,7 +78,7 @@ func (c *Cluster) Init() error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	// The pipe's end must be seen by `up` when the supervisor dies.
+	// `up` must see the end of the pipe when the supervisor dies.
 	if err := cmd.ExtraFiles[0].Close(); err != nil {
 		return err
 	}
@@ -113,8 +112,8 @@ type supervisor struct {
 	status Status
 }
 
-// Supervise is the process below PID 1: it brings the cluster up, then watches
-// until it is told to stop.
+// Supervise is the process below PID 1. It brings the cluster up, and watches it until it is
+// told to stop.
 func (c *Cluster) Supervise() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -137,7 +136,7 @@ func (c *Cluster) Supervise() error {
 func (s *supervisor) send(e event) {
 	data, err := json.Marshal(e)
 	if err == nil {
-		_, _ = s.events.Write(append(data, '\n')) // `up` may be gone: that is no reason to stop
+		_, _ = s.events.Write(append(data, '\n')) // `up` may be gone, which is no reason to stop
 	}
 }
 
@@ -163,8 +162,7 @@ func (s *supervisor) writeStatus() {
 	}
 }
 
-// launch starts components; each logs into its own file and is never
-// restarted.
+// launch starts components. Each has a log file of its own, and none is restarted.
 func (s *supervisor) launch(components ...component) error {
 	for _, comp := range components {
 		log, err := os.OpenFile(s.c.log(comp.name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
@@ -175,7 +173,7 @@ func (s *supervisor) launch(components ...component) error {
 		cmd.Stdout, cmd.Stderr = log, log
 		cmd.Dir = "/"
 		cmd.Env = append(append(os.Environ(), "TMPDIR="+s.c.path("tmp")), comp.env...)
-		// A group of its own: a Ctrl-C of the starting terminal is not for it.
+		// In a process group of its own, it gets no Ctrl-C of the terminal.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		if err := errors.Join(cmd.Start(), log.Close()); err != nil {
 			return fmt.Errorf("start %s: %w", comp.name, err)
@@ -201,12 +199,12 @@ func (s *supervisor) watch(cmd *exec.Cmd, name string, index int) {
 	s.fail(fmt.Errorf("%s exited: %s; %s ends with:\n%s", name, how, s.c.log(name), logEnd(s.c.log(name))))
 }
 
-// driverOptions make the test drivers tell a delta whose base snapshot is
-// deleted, as some storage does. Scenarios may rewrite the file.
+// driverOptions let the test drivers report a delta whose base snapshot is deleted, as some
+// storage does. Scenarios may rewrite the file.
 const driverOptions = `{"requireBaseSnapshotForDelta": false}
 `
 
-// start is the way from empty namespaces to a cluster with CSI.
+// start brings a cluster with CSI up from empty namespaces.
 func (s *supervisor) start(ctx context.Context) error {
 	c := s.c
 	if err := c.enterSandbox(ctx); err != nil {
@@ -294,8 +292,8 @@ func (s *supervisor) controlPlane(ctx context.Context, a *api, ca []byte) error 
 		return err
 	}
 	s.step("API server is ready")
-	// Not earlier: without the RBAC that the API server bootstraps they exit
-	// or miss their first objects.
+	// They come after the API server has bootstrapped RBAC: before that, they exit or miss
+	// their first objects.
 	if err := s.launch(c.kubelet(), c.controllerManager(), c.scheduler()); err != nil {
 		return err
 	}

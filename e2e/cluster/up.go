@@ -14,12 +14,12 @@ import (
 	"time"
 )
 
-// ErrRunning is returned by Up when the cluster is there already.
+// ErrRunning is returned by Up if the cluster is running.
 var ErrRunning = errors.New("cluster is running")
 
-// Up starts the cluster and returns when the node is Ready and CSI registered.
-// The cache must have been built. When ctx ends or something fails, nothing
-// stays but, after a failure, the logs (until Down).
+// Up starts the cluster and returns when the node is Ready and CSI is registered. The cache
+// must have been built. If ctx ends or something fails, nothing stays; after a failure the
+// logs stay until Down.
 func (c *Cluster) Up(ctx context.Context, report func(format string, args ...any)) error {
 	unlock, err := c.lock(ctx)
 	if err != nil {
@@ -32,7 +32,7 @@ func (c *Cluster) Up(ctx context.Context, report func(format string, args ...any
 		}
 		return ErrRunning
 	}
-	// What a killed run may have left; free when there is nothing.
+	// A killed run may have left something.
 	if err := c.clean(ctx, false); err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (c *Cluster) Up(ctx context.Context, report func(format string, args ...any
 	return err
 }
 
-// identity is how the arguments of PID 1 begin; Down finds it by them.
+// identity is the beginning of the arguments of PID 1. Down finds it by them.
 func (c *Cluster) identity() []string {
 	return []string{"supervise", "--name", c.Name, "--state", c.State}
 }
@@ -84,7 +84,7 @@ func (c *Cluster) startInit(ctx context.Context, report func(string, ...any)) er
 	if err := errors.Join(cmd.Start(), writer.Close()); err != nil {
 		return fmt.Errorf("start the cluster's PID 1 (root is needed): %w", err)
 	}
-	// Not waited for on success: it outlives this process.
+	// On success nobody waits for it: it outlives this process.
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	defer stop()
 	for lines := bufio.NewScanner(reader); lines.Scan(); {
@@ -111,8 +111,8 @@ func (c *Cluster) startInit(ctx context.Context, report func(string, ...any)) er
 	return fmt.Errorf("supervisor died; see %s", c.log("supervisor"))
 }
 
-// Status reads what the supervisor says; an error means that no cluster of
-// this name runs.
+// Status reads the status that the supervisor wrote. An error means that no cluster of this
+// name runs.
 func (c *Cluster) Status() (Status, error) {
 	var status Status
 	inits, err := c.inits()
@@ -133,8 +133,8 @@ func (c *Cluster) Status() (Status, error) {
 	return status, err
 }
 
-// lock makes up and down of one cluster exclude each other. The file vanishes
-// with the last unlock, so that nothing is left behind.
+// lock makes up and down of one cluster exclude each other. The file goes with the last
+// unlock, so nothing stays behind.
 func (c *Cluster) lock(ctx context.Context) (unlock func(), err error) {
 	path := c.State + ".lock"
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -145,7 +145,7 @@ func (c *Cluster) lock(ctx context.Context) (unlock func(), err error) {
 		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // the last unlock took the directory along
+			continue // the last unlock removed the directory
 		}
 		if err != nil {
 			return nil, err

@@ -15,15 +15,14 @@ import (
 // VeleroNamespace is where Velero is installed.
 const VeleroNamespace = "velero"
 
-// LoadImages imports docker-archives into the running cluster; it works from
-// inside and outside of its namespaces.
+// LoadImages imports docker-archives into the running cluster. It works inside and outside of
+// its namespaces.
 func (c *Cluster) LoadImages(ctx context.Context, archives ...string) error {
 	return c.importImages(ctx, archives...)
 }
 
-// InstallVelero installs Velero with its own CLI, as a user would, onto the
-// cluster's object storage, and waits until it works. It runs inside the
-// namespaces (`cluster exec`).
+// InstallVelero installs Velero with its own CLI, as a user would, with the object storage of
+// the cluster, and waits until it works. It runs inside the namespaces (`cluster exec`).
 func (c *Cluster) InstallVelero(ctx context.Context, report func(string, ...any)) error {
 	for _, name := range []string{images.VeleroName, images.AWSPluginName} {
 		if err := c.importImages(ctx, c.imageArchive(name)); err != nil {
@@ -46,8 +45,8 @@ func (c *Cluster) InstallVelero(ctx context.Context, report func(string, ...any)
 	if _, err := c.tool(ctx, time.Minute, "velero", args...); err != nil {
 		return err
 	}
-	// Operations of data movers are looked at every 10 s by default: too slow
-	// for tests that have dozens of them.
+	// Velero's default is to poll the operations of data movers every 10 s. That is too slow
+	// for tests with dozens of them.
 	patch := `[{"op":"add","path":"/spec/template/spec/containers/0/args/-","value":"--item-operation-sync-frequency=2s"},` +
 		`{"op":"add","path":"/spec/template/spec/containers/0/args/-","value":"--resource-timeout=2m"}]`
 	kubectl := func(limit time.Duration, args ...string) (string, error) {

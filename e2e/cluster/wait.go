@@ -12,11 +12,10 @@ import (
 	"time"
 )
 
-// permanent is an error that polling does not outlive.
+// permanent is an error that ends polling.
 type permanent struct{ error }
 
-// poll calls try until it succeeds; when ctx ends first, the error is try's
-// last one.
+// poll calls try until it succeeds. If ctx ends first, poll returns the last error of try.
 func poll(ctx context.Context, every time.Duration, try func() error) error {
 	for {
 		err := try()
@@ -38,8 +37,7 @@ func poll(ctx context.Context, every time.Duration, try func() error) error {
 	}
 }
 
-// waitFor polls with a deadline and says what it waited for, and which log to
-// read.
+// waitFor polls with a deadline. Its error says what it waited for, and which log to read.
 func waitFor(ctx context.Context, what string, limit time.Duration, log string, try func(context.Context) error) error {
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -53,8 +51,8 @@ func waitFor(ctx context.Context, what string, limit time.Duration, log string, 
 	return fmt.Errorf("%s: not after %s: %w; see %s", what, limit, err, log)
 }
 
-// logEnd is the end of a log, which may be removed with the cluster before anyone reads
-// it.
+// logEnd returns the end of a log, because the log may be removed with the cluster before
+// anyone reads it.
 func logEnd(path string) string {
 	const enough = 2 << 10
 	text, err := os.ReadFile(path)
@@ -72,7 +70,7 @@ func dial(ctx context.Context, network, address string) error {
 	return conn.Close()
 }
 
-// run runs a short command; its output is part of the error.
+// run runs a short command. The error has its output.
 func run(ctx context.Context, name string, args ...string) error {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)

@@ -25,8 +25,8 @@ const (
 	mib          = 1 << 20
 )
 
-// fixture is a running driver and a client of it. Its methods end the test when
-// a call fails that should not.
+// fixture is a running driver with a client. Its methods end the test when a call fails
+// unexpectedly.
 type fixture struct {
 	*testing.T
 	dir, stateDir, socket string
@@ -46,8 +46,8 @@ func startDriver(t *testing.T) *fixture {
 	return f
 }
 
-// newFixture makes the directories of a driver that does not run yet. What it
-// mounts and attaches is gone when the test ends.
+// newFixture makes the directories of a driver that does not run yet. The end of the test
+// removes what it mounts and attaches.
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -170,7 +170,7 @@ func fromVolume(id string) *csi.VolumeContentSource {
 	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: id}}}
 }
 
-// create makes a volume; a size of zero is the source's.
+// create makes a volume. A size of zero is that of the source.
 func (f *fixture) create(name string, size int64, capability *csi.VolumeCapability, source *csi.VolumeContentSource) *csi.Volume {
 	f.Helper()
 	response, err := f.controller.CreateVolume(f.Context(), &csi.CreateVolumeRequest{
@@ -221,7 +221,7 @@ func (f *fixture) deleteSnapshot(id string) {
 	f.ok(err)
 }
 
-// answer is all that a metadata stream said before it ended.
+// answer is everything that a metadata stream sent before it ended.
 type answer struct {
 	types      []csi.BlockMetadataType
 	capacities []int64
@@ -236,14 +236,14 @@ func (a answer) blocks() []*csi.BlockMetadata {
 	return all
 }
 
-// response is what the responses of both metadata calls have in common.
+// response is what the responses of both metadata calls share.
 type response interface {
 	GetBlockMetadataType() csi.BlockMetadataType
 	GetVolumeCapacityBytes() int64
 	GetBlockMetadata() []*csi.BlockMetadata
 }
 
-// drain reads a stream to its end; the error is nil when that is a regular one.
+// drain reads a stream to its end. The error is nil if the stream ended regularly.
 func drain[R response](receive func() (R, error)) (answer, error) {
 	var all answer
 	for {

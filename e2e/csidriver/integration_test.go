@@ -19,9 +19,8 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// TestBlockVolume writes, discards and takes snapshots of a Block volume, and
-// compares what the driver says of the snapshots with their content, which it
-// reads from clones.
+// TestBlockVolume writes, discards and takes snapshots of a Block volume. It compares what
+// the driver reports with the content, which it reads from clones.
 func TestBlockVolume(t *testing.T) {
 	f := startDriver(t)
 	const size = 40*mib + 512 // no multiple of anything but a sector
@@ -70,8 +69,8 @@ func TestBlockVolume(t *testing.T) {
 	f.unpublish(created.GetVolumeId())
 }
 
-// checkBlocks compares an answer with what it should be: the blocks from the one
-// that holds the offset on for which want is true.
+// checkBlocks compares an answer with the blocks for which want is true, from the one that
+// holds the offset on.
 func checkBlocks(t *testing.T, got answer, blockType string, blockSize, capacity, offset int64, limit int, want func(start, end int64) bool) {
 	t.Helper()
 	for i, message := range got.messages {
@@ -111,7 +110,7 @@ func checkBlocks(t *testing.T, got answer, blockType string, blockSize, capacity
 	}
 }
 
-// contentOf reads a snapshot from a read-only clone of it, which must refuse writes.
+// contentOf reads a snapshot from a read-only clone, which must refuse writes.
 func (f *fixture) contentOf(snapshot *csi.Snapshot) []byte {
 	f.Helper()
 	clone := f.create("clone of "+snapshot.GetSnapshotId(), 0, blockCapability(), fromSnapshot(snapshot.GetSnapshotId()))
@@ -130,7 +129,7 @@ func (f *fixture) contentOf(snapshot *csi.Snapshot) []byte {
 	return content
 }
 
-// writeAt writes random bytes without syncing them: a snapshot must have them all the same.
+// writeAt writes random bytes without syncing them. A snapshot must have them all the same.
 func writeAt(f *fixture, path string, random *rand.Rand, offset, length int64) {
 	f.Helper()
 	data := make([]byte, length)
@@ -221,7 +220,7 @@ func TestFilesystem(t *testing.T) {
 	}
 }
 
-// checkClean lets the filesystem's own tool look at an unmounted clone.
+// checkClean runs the filesystem's own check on an unmounted clone.
 func checkClean(f *fixture, fsType string, snapshot *csi.Snapshot) {
 	f.Helper()
 	clone := f.create("clone to check of "+snapshot.GetSnapshotId(), 0, blockCapability(), fromSnapshot(snapshot.GetSnapshotId()))
@@ -240,8 +239,8 @@ func checkClean(f *fixture, fsType string, snapshot *csi.Snapshot) {
 	}
 }
 
-// expand grows a published filesystem. Where the kernel does not let the driver
-// grow a mounted ext4, for lack of CAP_SYS_RESOURCE, staging it again must do.
+// expand grows a published filesystem. Without CAP_SYS_RESOURCE the kernel does not let the
+// driver grow a mounted ext4. Then staging it again must grow it.
 func expand(f *fixture, volumeID, fsType string, size int64) {
 	f.Helper()
 	_, target := f.paths(volumeID)
@@ -259,8 +258,8 @@ func expand(f *fixture, volumeID, fsType string, size int64) {
 	checkCapacity(f, volumeID, size)
 }
 
-// checkCapacity compares what a filesystem offers with the size of its volume; a
-// tenth may be its own.
+// checkCapacity compares the capacity of a filesystem with the size of its volume. The
+// filesystem may use a tenth for itself.
 func checkCapacity(f *fixture, volumeID string, size int64) {
 	f.Helper()
 	_, target := f.paths(volumeID)
@@ -271,7 +270,7 @@ func checkCapacity(f *fixture, volumeID string, size int64) {
 	}
 }
 
-// TestUnknownContentIsNotFormatted protects what a volume holds.
+// TestUnknownContentIsNotFormatted: the driver does not format a volume with unknown content.
 func TestUnknownContentIsNotFormatted(t *testing.T) {
 	f := startDriver(t)
 	volume := f.create("data", 10*mib, blockCapability(), nil)
@@ -286,7 +285,7 @@ func TestUnknownContentIsNotFormatted(t *testing.T) {
 	f.unpublish(volume.GetVolumeId())
 }
 
-// TestExpandBlock grows an attached Block volume; the growth has changed.
+// TestExpandBlock grows an attached Block volume. The growth counts as changed.
 func TestExpandBlock(t *testing.T) {
 	f := startDriver(t)
 	volume := f.create("block", 4*mib, blockCapability(), nil)

@@ -6,11 +6,10 @@
 //	csidriver --endpoint unix:///run/csi.sock --driver-name NAME --node-id NODE --state-dir DIR [flags]
 //	csidriver cleanup --state-dir DIR
 //
-// DIR/options.json makes it misbehave while it runs; see package options. A
-// driver that is terminated leaves volumes attached, and finds them again when
-// it is started with the same state directory. cleanup detaches and unmounts
-// what belongs to a state directory, also after the mount namespace of the
-// driver is gone, and leaves the files.
+// DIR/options.json makes the driver misbehave while it runs; see package options. A driver
+// that is terminated leaves volumes attached, and finds them again when it is started with
+// the same state directory. cleanup detaches and unmounts what belongs to a state directory,
+// and leaves the files. It also works after the mount namespace of the driver is gone.
 package main
 
 import (
@@ -38,7 +37,7 @@ import (
 	"github.com/blockmover/blockmover/e2e/csidriver/internal/volume"
 )
 
-// stopTimeout is how long calls may run on after a signal to terminate.
+// stopTimeout is how long calls may continue after a signal to terminate.
 const stopTimeout = 10 * time.Second
 
 func main() {

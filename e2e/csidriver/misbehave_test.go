@@ -87,7 +87,7 @@ func TestMetadataErrors(t *testing.T) {
 	f.ok(err)
 }
 
-// resume asks for a delta until it ends regularly, from where the one before broke.
+// resume asks for the rest of a delta until it ends regularly.
 func resume(f *fixture, delta *csi.GetMetadataDeltaRequest) (blocks []*csi.BlockMetadata, breaks int) {
 	f.Helper()
 	request := proto.CloneOf(delta)
@@ -259,7 +259,7 @@ func TestFailingSnapshots(t *testing.T) {
 	}
 }
 
-// groupID returns the ID of a group, of one that does not exist when none was made.
+// groupID returns the ID of a group, or an unknown ID if none was made.
 func groupID(made *csi.CreateVolumeGroupSnapshotResponse) string {
 	if made == nil {
 		return "group-0"

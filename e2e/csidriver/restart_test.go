@@ -28,9 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestCleanupAfterNamespaceIsGone kills a driver with the mount namespace that
-// it lived in. Its mounts are gone then, its loop devices are left on files that
-// have no path any more, and its pool is left frozen.
+// TestCleanupAfterNamespaceIsGone kills a driver together with its mount namespace. Then its
+// mounts are gone, its loop devices are on files without a path, and its pool is frozen.
 func TestCleanupAfterNamespaceIsGone(t *testing.T) {
 	f := newFixture(t)
 	command := exec.Command(os.Args[0], f.arguments()...)
@@ -50,8 +49,8 @@ func TestCleanupAfterNamespaceIsGone(t *testing.T) {
 	// As if it had been taking a group snapshot.
 	_, err := mount.Freeze(fmt.Sprintf("/proc/%d/root%s", command.Process.Pid, filepath.Join(f.stateDir, "pool")))
 	f.ok(err)
-	// It does not end before the pool is thawed: its filesystems are written out
-	// when they are unmounted.
+	// The process ends only when the pool is thawed, because unmounting writes its
+	// filesystems out.
 	f.ok(command.Process.Kill())
 
 	image := filepath.Join(f.stateDir, "pool.img")

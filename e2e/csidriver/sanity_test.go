@@ -34,8 +34,8 @@ func TestSanity(t *testing.T) {
 	ginkgo.RunSpecs(t, "CSI sanity")
 }
 
-// dialSlowly works around a race of the suite: it waits a minute for a change,
-// in vain, when its connection is ready before it looks for the first time.
+// dialSlowly works around a race of the suite. If the connection is ready before the suite
+// first looks, the suite waits a minute for a change that does not come.
 func dialSlowly(socket string) func(context.Context, string) (net.Conn, error) {
 	return func(ctx context.Context, _ string) (net.Conn, error) {
 		time.Sleep(100 * time.Millisecond)

@@ -2,8 +2,8 @@ package images
 
 import "path/filepath"
 
-// The images of the test cluster. Tags are fixed: a cluster gets its images
-// from the host and never pulls.
+// The images of the test cluster. The tags are fixed: a cluster gets its images from the host
+// and never pulls.
 const (
 	PauseName     = "pause:e2e"
 	BusyboxName   = "busybox:e2e"
@@ -13,7 +13,7 @@ const (
 	MoverName     = "blockmover-mover:dev"
 )
 
-// nonroot is the user of the images that need no rights, as in distroless.
+// nonroot is the user of images that need no privileges, as in distroless.
 const nonroot = "65532:65532"
 
 // Pause is the sandbox image.
@@ -52,8 +52,8 @@ func Velero(bin string) Image {
 	return Image{
 		Name:  VeleroName,
 		Files: files,
-		// Without HOME kopia's work path becomes /udmrepo, which the user
-		// cannot make: the BackupRepository never gets ready.
+		// Without HOME, kopia's work path is /udmrepo. The user cannot make it, and the
+		// BackupRepository never becomes ready.
 		Env:  []string{"HOME=/home/velero"},
 		User: nonroot,
 	}
@@ -76,8 +76,8 @@ func BlockmoverMover(bin string) Image {
 	}
 }
 
-// plugin is the shape that Velero expects of a plugin image: run as an init
-// container, it copies its binary to /target.
+// plugin returns a plugin image as Velero expects it: as an init container, it copies its
+// binary to /target.
 func plugin(image, bin, binary string) Image {
 	return Image{
 		Name: image,

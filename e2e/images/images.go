@@ -20,8 +20,8 @@ import (
 	"strings"
 )
 
-// File is one entry of an image's layer. Exactly one of Source, Content, Link
-// and Dir says what it is; parents are made as needed, owned by root.
+// File is one entry of the layer of an image. Exactly one of Source, Content, Link and Dir is
+// set. Parents are made as needed, owned by root.
 type File struct {
 	Path    string
 	Source  string // copied from this file
@@ -79,8 +79,8 @@ func (i Image) Save(file, arch string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err
 	}
-	// The layer goes to disk first: its digest is part of the config, which
-	// precedes it, and layers of 200 MB do not belong into memory.
+	// The layer goes to disk first. The config comes before it and has its digest, and layers
+	// of 200 MB do not belong in memory.
 	layer, err := os.CreateTemp(filepath.Dir(file), ".layer-*")
 	if err != nil {
 		return err
@@ -141,7 +141,7 @@ func writeArchive(file string, parts []part) error {
 		return err
 	}
 	defer func() {
-		_ = out.Close() // done before, when all went well
+		_ = out.Close() // it was closed before if all went well
 		_ = os.Remove(out.Name())
 	}()
 	w := tar.NewWriter(out)

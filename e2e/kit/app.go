@@ -23,7 +23,7 @@ const (
 	diskPath  = "/dev/disk"
 )
 
-// DiskSize is the size of the App's disk in bytes: no multiple of 1 MiB.
+// DiskSize is the size of the App's disk in bytes. It is not a multiple of 1 MiB.
 const DiskSize = 160<<20 + 4096
 
 const filesSize = 96 << 20
@@ -72,7 +72,7 @@ spec:
 	return a, nil
 }
 
-// PVC renders a ReadWriteOnce claim of size bytes.
+// PVC renders a ReadWriteOnce PVC of size bytes.
 func PVC(namespace, name, class, mode string, size int64) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: PersistentVolumeClaim
@@ -84,7 +84,7 @@ spec:
   resources: {requests: {storage: "%d"}}`, name, namespace, class, mode, size)
 }
 
-// AppIn is the App that a restore has brought back in a namespace.
+// AppIn returns the App that a restore has made in a namespace.
 func (k *Kit) AppIn(ctx context.Context, namespace string) (*App, error) {
 	a := &App{kit: k, Namespace: namespace}
 	if err := a.WaitRunning(ctx); err != nil {
@@ -126,11 +126,11 @@ sync
 	return err
 }
 
-// ChangedDiskBytes is what Change writes to the disk.
+// ChangedDiskBytes is how much Change writes to the disk.
 const ChangedDiskBytes = 2 << 20
 
-// Change writes about one per cent: two places of 1 MiB on the disk, one new
-// and one rewritten file.
+// Change writes about one percent: two places of 1 MiB on the disk, one new file and one
+// rewritten file.
 func (a *App) Change(ctx context.Context) error {
 	_, err := a.Exec(ctx, strings.NewReplacer("FILES", filesPath, "DISK", diskPath).Replace(`
 dd if=/dev/urandom of=DISK bs=1M seek=7 count=1 conv=notrunc 2>/dev/null
@@ -148,7 +148,7 @@ type Sums struct {
 	Files string
 }
 
-// Sums reads both volumes to the last byte, past the page cache of the device.
+// Sums reads both volumes completely, the disk not through the page cache.
 func (a *App) Sums(ctx context.Context) (Sums, error) {
 	disk, err := a.Exec(ctx, "sha256sum < "+diskPath)
 	if err != nil {
@@ -161,7 +161,7 @@ func (a *App) Sums(ctx context.Context) (Sums, error) {
 	return Sums{Disk: strings.Fields(disk)[0], Files: files}, nil
 }
 
-// Diff says how two contents differ, or "" when they are equal.
+// Diff says how two contents differ. It returns "" if they are equal.
 func (s Sums) Diff(other Sums) string {
 	var diffs []string
 	if s.Disk != other.Disk {
@@ -173,8 +173,8 @@ func (s Sums) Diff(other Sums) string {
 	return strings.Join(diffs, "; ")
 }
 
-// DeleteNamespace deletes a namespace and waits until it and the volumes that
-// were bound in it are gone.
+// DeleteNamespace deletes a namespace, and waits until it and the volumes that were bound in
+// it are gone.
 func (k *Kit) DeleteNamespace(ctx context.Context, namespace string) error {
 	if _, err := k.Kubectl(ctx, "delete", "namespace", namespace, "--ignore-not-found", "--timeout=120s"); err != nil {
 		return err

@@ -6,10 +6,9 @@ import (
 	"time"
 )
 
-// Fsck runs `e2fsck -fn` on the volume of a Filesystem PVC that no pod has
-// mounted yet. It looks at the volume through a snapshot of it that is presented
-// as a Block PVC, so it works on any cluster with CSI snapshots, and the volume
-// itself stays as it is.
+// Fsck runs `e2fsck -fn` on the volume of a Filesystem PVC that no pod has mounted yet. It
+// presents a snapshot of the volume as a Block PVC. So it works on any cluster with CSI
+// snapshots, and does not change the volume.
 func (k *Kit) Fsck(ctx context.Context, namespace, pvc, class, snapshotClass string) (err error) {
 	name := "fsck-" + pvc
 	snapshot := fmt.Sprintf(`apiVersion: snapshot.storage.k8s.io/v1
@@ -34,7 +33,7 @@ spec:
 	if err != nil {
 		return err
 	}
-	// A Filesystem snapshot may become a Block volume only with this consent.
+	// This consent allows a Block volume from a Filesystem snapshot.
 	if _, err := k.Kubectl(ctx, "annotate", "volumesnapshotcontent", content, "snapshot.storage.kubernetes.io/allow-volume-mode-change=true"); err != nil {
 		return err
 	}

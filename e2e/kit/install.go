@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Install puts Blockmover beside Velero as a user does: the plugin with `velero
-// plugin add`, the manager with kustomize. It is idempotent.
+// Install installs Blockmover as a user does: the plugin with `velero plugin add`, the
+// manager with kustomize. It is idempotent.
 func (k *Kit) Install(ctx context.Context) error {
 	plugins, err := k.Velero(ctx, "plugin", "get")
 	if err != nil {
@@ -28,14 +28,14 @@ func (k *Kit) Install(ctx context.Context) error {
 		return err
 	}
 	return k.Wait(ctx, "plugin to be listed", time.Minute, func(ctx context.Context) (bool, string, error) {
-		// While the server starts again, the command fails.
+		// The command fails while the server restarts.
 		plugins, err := k.Velero(ctx, "plugin", "get")
 		return strings.Contains(plugins, "blockmover.io/pvc-backup"), fmt.Sprint(plugins, err), nil
 	})
 }
 
-// InstallMover applies the kustomize base with the image under test and waits
-// for the manager.
+// InstallMover applies the kustomize base with the image under test, and waits for the
+// manager.
 func (k *Kit) InstallMover(ctx context.Context) error {
 	dir, err := os.MkdirTemp("", "blockmover-deploy-")
 	if err != nil {

@@ -1,10 +1,9 @@
-// Package kit drives a cluster the way its administrator does: with kubectl,
-// velero and kopia on the command line. The scenarios and the demo are written
-// on top of it, so they run on the harness's cluster and on any other that
-// KUBECONFIG names.
+// Package kit drives a cluster as its administrator does: with kubectl, velero and kopia on
+// the command line. The scenarios and the demo use it. So they run on the harness's cluster
+// and on any other that KUBECONFIG names.
 //
-// Nothing in it knows how the cluster was made. Every wait is bounded and its
-// error says what was waited for and what was seen last.
+// The package does not know how the cluster was made. Every wait is bounded, and its error
+// says what it waited for and what it saw last.
 package kit
 
 import (
@@ -77,7 +76,7 @@ func (k *Kit) run(ctx context.Context, environ []string, stdin, name string, arg
 	return stdout.String(), nil
 }
 
-// tail keeps the end of a long output, where the cause usually stands.
+// tail keeps the end of a long output, which usually has the cause.
 func tail(s string) string {
 	const limit = 2000
 	s = strings.TrimSpace(s)
@@ -115,8 +114,8 @@ func (k *Kit) Get(ctx context.Context, into any, args ...string) error {
 	return nil
 }
 
-// List returns the objects that `kubectl get ARGS` finds; a kind that the
-// cluster does not serve is an empty list.
+// List returns the objects that `kubectl get ARGS` finds. If the cluster does not serve the
+// kind, the list is empty.
 func (k *Kit) List(ctx context.Context, args ...string) ([]Object, error) {
 	var list struct {
 		Items []Object `json:"items"`
@@ -131,13 +130,12 @@ func (k *Kit) List(ctx context.Context, args ...string) ([]Object, error) {
 // ErrTimeout is wrapped by the error of a wait that ran out of time.
 var ErrTimeout = errors.New("timed out")
 
-// Wait polls until check reports done. seen is what check last saw, for the
-// error. An error of check ends the wait at once.
+// Wait polls until check reports done. The error has seen, which is what check saw last. An
+// error of check ends the wait at once.
 func (k *Kit) Wait(ctx context.Context, what string, timeout time.Duration, check func(context.Context) (done bool, seen string, err error)) error {
 	deadline := time.Now().Add(timeout)
-	ticker := time.NewTicker(300 * time.Millisecond)
-	defer ticker.Stop()
 	for {
+		start := time.Now()
 		done, seen, err := check(ctx)
 		switch {
 		case err != nil:
@@ -150,7 +148,14 @@ func (k *Kit) Wait(ctx context.Context, what string, timeout time.Duration, chec
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w", what, ctx.Err())
-		case <-ticker.C:
+		case <-time.After(pause(time.Since(start))):
 		}
 	}
+}
+
+// pause returns the time between two checks of a Wait: longer after a slow check, so that
+// what is waited for has most of a busy machine.
+func pause(check time.Duration) time.Duration {
+	const least, most = 300 * time.Millisecond, 5 * time.Second
+	return min(max(least, 2*check), most)
 }

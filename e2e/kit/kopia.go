@@ -11,13 +11,13 @@ import (
 	"strings"
 )
 
-// Kopia is a stock kopia command line that is connected, read-only, to the
-// repository that Velero keeps for one namespace.
+// Kopia is a stock kopia command line with a read-only connection to the repository of one
+// namespace.
 type Kopia struct {
 	kit    *Kit
 	config string
 	env    []string
-	// folder is where the repository is in the object storage, bucket first.
+	// folder is the path of the repository in the object storage, with the bucket first.
 	folder string
 }
 
@@ -131,27 +131,26 @@ func (c *Kopia) Snapshots(ctx context.Context) ([]KopiaSnapshot, error) {
 	return list, err
 }
 
-// SnapshotDirectory makes a repo snapshot of a directory as one of a source, as
-// any program may that has the password; from then on the connection is not
-// read-only any more.
+// SnapshotDirectory makes a repo snapshot of a directory under the name of a source, as any
+// program with the password can. Afterwards the connection is not read-only any more.
 func (c *Kopia) SnapshotDirectory(ctx context.Context, source, dir string) error {
 	if _, err := c.Run(ctx, "repository", "set-client", "--read-write"); err != nil {
 		return err
 	}
-	// The pin keeps it, and what it is one of, from kopia's retention.
+	// The pin protects it from kopia's retention.
 	_, err := c.Run(ctx, "snapshot", "create", "--override-source", source, "--pin", "velero-pin", "--no-auto-maintenance", dir)
 	return err
 }
 
-// KopiaContent is where a content lies.
+// KopiaContent says where a content is.
 type KopiaContent struct {
-	// Object is the path of the object that has it: the bucket, then the key.
+	// Object is the path of the object that has it: bucket and key.
 	Object string
 	Offset int64
 	Length int64
 }
 
-// ContentOf finds the one content of a small file of a repo snapshot.
+// ContentOf finds the content of a small file of a repo snapshot. The file has only one.
 func (c *Kopia) ContentOf(ctx context.Context, snapshot KopiaSnapshot, name string) (KopiaContent, error) {
 	var directory struct {
 		Entries []struct {
@@ -194,7 +193,7 @@ func (c *Kopia) decode(ctx context.Context, into any, args ...string) error {
 	return nil
 }
 
-// Verify reads back every byte of every repo snapshot.
+// Verify reads every byte of every repo snapshot.
 func (c *Kopia) Verify(ctx context.Context) error {
 	_, err := c.Run(ctx, "snapshot", "verify", "--verify-files-percent=100")
 	return err

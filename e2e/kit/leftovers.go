@@ -8,17 +8,16 @@ import (
 	"time"
 )
 
-// labelRetained and labelBackup are on VolumeSnapshots that Blockmover retains for
-// a backup, and on their contents.
+// labelRetained and labelBackup are labels of VolumeSnapshots that Blockmover retains for a
+// backup, and of their contents.
 const (
 	labelRetained = "blockmover.io/retained"
 	labelBackup   = "blockmover.io/backup"
 )
 
-// Leftovers lists what operations may have left behind that no backup and no
-// application needs: mover pods, claims and volumes of Velero's namespace,
-// VolumeSnapshots and their contents anywhere but those that are retained for a
-// backup that exists, unbound volumes.
+// Leftovers lists objects of operations that no backup and no application needs: mover pods,
+// PVCs and volumes of Velero's namespace, unbound volumes, and VolumeSnapshots with their
+// contents, except those that are retained for a backup that exists.
 func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 	var found []string
 	note := func(items []Object, keep func(Object) bool) {
@@ -72,8 +71,8 @@ func (k *Kit) WaitNoLeftovers(ctx context.Context) error {
 	})
 }
 
-// CheckStamps returns an error when an object of a namespace still carries a
-// label or annotation of Blockmover's.
+// CheckStamps returns an error if an object of a namespace still has a label or annotation of
+// Blockmover.
 func (k *Kit) CheckStamps(ctx context.Context, namespace string) error {
 	items, err := k.List(ctx, "-n", namespace, "persistentvolumeclaims")
 	if err != nil {

@@ -2,7 +2,7 @@ package kit
 
 import "time"
 
-// Object is the part of any Kubernetes object that the scenarios look at.
+// Object has the fields of any Kubernetes object that the scenarios read.
 type Object struct {
 	Kind     string   `json:"kind"`
 	Metadata Metadata `json:"metadata"`

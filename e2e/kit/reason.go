@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// CheckReasons checks that an upload has exactly these reasons, the first one
-// as its own, and that each is in the four places where an administrator may
-// look: the DataUpload's result, its events, the manager's metrics and its log.
+// CheckReasons checks that an upload has exactly these reasons, that its own reason is the
+// first one, and that each is in the four places where an administrator may look: the result
+// of the DataUpload, its events, the manager's metrics and the manager's log.
 func (k *Kit) CheckReasons(ctx context.Context, upload Object, reasons ...string) error {
 	result := upload.Status.DataMoverResult
 	if result["reason"] != reasons[0] || result["reasons"] != strings.Join(reasons, ",") {
@@ -72,13 +72,13 @@ func (k *Kit) eventsOf(ctx context.Context, o Object) ([]event, error) {
 	return list.Items, nil
 }
 
-// WarnedOf reports whether there is a Warning event of an object with a reason.
+// WarnedOf reports whether an object has a Warning event with a reason.
 func (k *Kit) WarnedOf(ctx context.Context, o Object, reason string) (bool, error) {
 	events, err := k.eventsOf(ctx, o)
 	return slices.ContainsFunc(events, func(e event) bool { return e.Type == "Warning" && e.Reason == reason }), err
 }
 
-// managerMetrics reads what Prometheus would.
+// managerMetrics reads what Prometheus would read.
 func (k *Kit) managerMetrics(ctx context.Context) (string, error) {
 	pods, err := k.List(ctx, "-n", k.VeleroNamespace, "pods", "-l", "app.kubernetes.io/name=blockmover,app.kubernetes.io/component=manager",
 		"--field-selector", "status.phase=Running")

@@ -14,8 +14,8 @@ const LabelBackup = "velero.io/backup-name"
 // OperationTimeout bounds one backup or restore of the small test volumes.
 const OperationTimeout = 4 * time.Minute
 
-// Backup runs `velero backup create NAME ARGS` and waits until it has ended,
-// however it ended.
+// Backup runs `velero backup create NAME ARGS` and waits until it has ended, in whatever
+// phase.
 func (k *Kit) Backup(ctx context.Context, name string, args ...string) (Object, error) {
 	if _, err := k.Velero(ctx, append([]string{"backup", "create", name}, args...)...); err != nil {
 		return Object{}, err
@@ -23,8 +23,8 @@ func (k *Kit) Backup(ctx context.Context, name string, args ...string) (Object, 
 	return k.waitEnded(ctx, "backup.velero.io", name)
 }
 
-// Restore runs `velero restore create NAME --from-backup BACKUP ARGS` and waits
-// until it has ended, however it ended.
+// Restore runs `velero restore create NAME --from-backup BACKUP ARGS` and waits until it has
+// ended, in whatever phase.
 func (k *Kit) Restore(ctx context.Context, name, backup string, args ...string) (Object, error) {
 	if _, err := k.Velero(ctx, append([]string{"restore", "create", name, "--from-backup", backup}, args...)...); err != nil {
 		return Object{}, err
@@ -32,7 +32,7 @@ func (k *Kit) Restore(ctx context.Context, name, backup string, args ...string) 
 	return k.waitEnded(ctx, "restore.velero.io", name)
 }
 
-// endedPhases are those that Velero never leaves.
+// endedPhases are the terminal phases of backups and restores.
 var endedPhases = []string{"Completed", "PartiallyFailed", "Failed", "FailedValidation"}
 
 func (k *Kit) waitEnded(ctx context.Context, kind, name string) (Object, error) {
@@ -46,7 +46,7 @@ func (k *Kit) waitEnded(ctx context.Context, kind, name string) (Object, error) 
 	return o, err
 }
 
-// MustBackup is Backup for a backup that has to be Completed.
+// MustBackup is Backup, and fails unless the backup is Completed.
 func (k *Kit) MustBackup(ctx context.Context, name string, args ...string) error {
 	o, err := k.Backup(ctx, name, args...)
 	if err != nil {
@@ -55,8 +55,8 @@ func (k *Kit) MustBackup(ctx context.Context, name string, args ...string) error
 	return k.checkCompleted(ctx, "backup", o)
 }
 
-// CompleteBackup waits for a backup that something else than Backup has created
-// and that has to be Completed.
+// CompleteBackup waits for a backup that was created by something else than Backup. It fails
+// unless the backup is Completed.
 func (k *Kit) CompleteBackup(ctx context.Context, name string) error {
 	o, err := k.waitEnded(ctx, "backup.velero.io", name)
 	if err != nil {
@@ -65,7 +65,7 @@ func (k *Kit) CompleteBackup(ctx context.Context, name string) error {
 	return k.checkCompleted(ctx, "backup", o)
 }
 
-// MustRestore is Restore for a restore that has to be Completed.
+// MustRestore is Restore, and fails unless the restore is Completed.
 func (k *Kit) MustRestore(ctx context.Context, name, backup string, args ...string) error {
 	o, err := k.Restore(ctx, name, backup, args...)
 	if err != nil {
@@ -85,7 +85,7 @@ func (k *Kit) checkCompleted(ctx context.Context, kind string, o Object) error {
 	return fmt.Errorf("%s %s is %s, want Completed: %s", kind, o.Metadata.Name, o.Status.Phase, tail(described))
 }
 
-// Describe returns what an administrator reads at 3 a.m.
+// Describe returns the output of `velero backup describe --details`.
 func (k *Kit) Describe(ctx context.Context, kind, name string) (string, error) {
 	return k.Velero(ctx, kind, "describe", name, "--details")
 }

@@ -1,12 +1,11 @@
-// Package artifacts fills the cache that a test cluster runs from: binaries
-// built from Go modules, a container runtime unpacked from Debian packages,
-// and images made of both. Everything is pinned by the go.sum files beside
-// this module; nothing is installed on the host but a few Debian tools that it
-// may lack.
+// Package artifacts fills the cache that a test cluster runs from: binaries built from Go
+// modules, a container runtime unpacked from Debian packages, and images made of both. The
+// go.sum files beside this module pin everything. Nothing is installed on the host, except a
+// few Debian tools that it may lack.
 //
-// Third-party binaries are rebuilt when their stamp (a hash of module files,
-// sources, flags and the Go version) changes: the warm path does not even ask
-// the Go tool. Our own are built each time, incrementally.
+// A third-party binary is rebuilt when its stamp changes: a hash of module files, sources,
+// flags and the Go version. So the warm path does not even run the Go tool. Our own binaries
+// are built each time, incrementally.
 package artifacts
 
 import (
@@ -39,7 +38,7 @@ type Cache struct {
 	Report func(format string, args ...any)
 }
 
-// DefaultDir is $BLOCKMOVER_CACHE or ~/.cache/blockmover.
+// DefaultDir returns $BLOCKMOVER_CACHE or ~/.cache/blockmover.
 func DefaultDir() (string, error) {
 	if dir := os.Getenv("BLOCKMOVER_CACHE"); dir != "" {
 		return filepath.Abs(dir)
@@ -74,14 +73,13 @@ func FindModule() (string, error) {
 	}
 }
 
-// Bin is the directory of the binaries, Runtime that of the Debian packages'
-// files.
+// Bin is the directory of the binaries.
 func (c *Cache) Bin() string { return filepath.Join(c.Dir, "bin") }
 
 // Runtime is the root of the unpacked Debian packages.
 func (c *Cache) Runtime() string { return filepath.Join(c.Dir, "runtime") }
 
-// Image is the docker-archive of an image of package images.
+// Image returns the docker-archive of an image of package images.
 func (c *Cache) Image(name string) string {
 	return filepath.Join(c.Dir, "images", strings.ReplaceAll(name, ":", "_")+".tar")
 }
@@ -106,6 +104,10 @@ func (c *Cache) targets() []target {
 			name: "kubernetes", module: c.Module, ldflags: kubeFlags, stamped: true,
 			packages: []string{"./cmd/kube"}, sources: []string{"cmd/kube"},
 		},
+		{
+			name: "kubectl", module: c.Module, ldflags: kubeFlags, stamped: true, output: kubectlBinary,
+			packages: []string{"./cmd/kubectl"}, sources: []string{"cmd/kubectl"},
+		},
 		{name: "csi-sidecars", module: c.Module, packages: []string{"tool"}, stamped: true},
 		{
 			name: "velero", module: filepath.Join(c.Module, "velero"), ldflags: veleroFlags, stamped: true,
@@ -123,8 +125,7 @@ func (c *Cache) products() []target {
 	}
 }
 
-// Build makes everything that a cluster needs and that is missing or out of
-// date.
+// Build makes everything that a cluster needs and that is missing or out of date.
 func (c *Cache) Build(ctx context.Context) error {
 	for _, dir := range []string{c.Bin(), filepath.Join(c.Dir, "stamps"), filepath.Join(c.Dir, "images")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -153,8 +154,7 @@ func (c *Cache) Build(ctx context.Context) error {
 	return c.links()
 }
 
-// BuildProducts builds what this project is about: the mover and the plugin.
-// A cluster runs without them.
+// BuildProducts builds the mover and the plugin. A cluster runs without them.
 func (c *Cache) BuildProducts(ctx context.Context) error {
 	unlock, err := lockFile(ctx, filepath.Join(c.Dir, ".lock"), c.Report)
 	if err != nil {
@@ -169,8 +169,7 @@ func (c *Cache) BuildProducts(ctx context.Context) error {
 	return nil
 }
 
-// goBuild builds a target, unless it is third-party and its stamp says that
-// nothing changed.
+// goBuild builds a target. It skips a third-party target whose stamp has not changed.
 func (c *Cache) goBuild(ctx context.Context, t target) error {
 	stamp, total := "", -1
 	if t.stamped {
@@ -204,7 +203,7 @@ func (t target) goCommand(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// crds copies the CRDs that the sidecars serve out of their modules.
+// crds copies the CRDs of the sidecars from their modules.
 func (c *Cache) crds(ctx context.Context) error {
 	stamp, err := target{module: c.Module}.hash()
 	if err != nil || c.stampIs("crds", stamp) {
@@ -251,7 +250,7 @@ func (c *Cache) crds(ctx context.Context) error {
 	return c.writeStamp("crds", stamp)
 }
 
-// count is the number of packages that a build compiles at most.
+// count returns the largest number of packages that a build can compile.
 func (t target) count(ctx context.Context) (int, error) {
 	out, err := t.goCommand(ctx, "list", "-deps").Output()
 	if err != nil {
@@ -297,14 +296,13 @@ func (c *Cache) writeStamp(name, value string) error {
 	return os.WriteFile(c.stampPath(name), []byte(value), 0o644)
 }
 
-// links gives the multi-call binary and the runtime their usual names, so
-// that `cluster exec` finds them on its PATH.
+// kubectlBinary is not named kubectl: earlier versions of this package made a link of that
+// name, which go build does not replace.
+const kubectlBinary = "kubectl-alone"
+
+// links gives programs their usual names, for the PATH of `cluster exec`.
 func (c *Cache) links() error {
-	links := map[string]string{"kubectl": "kubectl.sh", "ctr": c.Runtime() + "/usr/bin/ctr"}
-	script := "#!/bin/sh\nexec " + filepath.Join(c.Bin(), "kube") + " kubectl \"$@\"\n"
-	if err := writeIfChanged(filepath.Join(c.Bin(), "kubectl.sh"), []byte(script), 0o755); err != nil {
-		return err
-	}
+	links := map[string]string{"kubectl": kubectlBinary, "ctr": c.Runtime() + "/usr/bin/ctr"}
 	for name, to := range links {
 		path := filepath.Join(c.Bin(), name)
 		if have, err := os.Readlink(path); err == nil && have == to {
@@ -318,11 +316,4 @@ func (c *Cache) links() error {
 		}
 	}
 	return nil
-}
-
-func writeIfChanged(path string, data []byte, mode os.FileMode) error {
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
-		return nil
-	}
-	return os.WriteFile(path, data, mode)
 }

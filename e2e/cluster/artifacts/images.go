@@ -13,8 +13,8 @@ import (
 	"github.com/blockmover/blockmover/e2e/images"
 )
 
-// SaveImages makes the archives of the named images, where their binaries
-// changed, and returns the archives.
+// SaveImages makes the archives of the named images whose binaries changed, and returns the
+// archives of all.
 func (c *Cache) SaveImages(names ...string) ([]string, error) {
 	var archives []string
 	for _, name := range names {
@@ -41,12 +41,12 @@ func (c *Cache) SaveImages(names ...string) ([]string, error) {
 	return archives, nil
 }
 
-// ClusterImages are the names of the images that Build allows.
+// ClusterImages are the names of the images that need Build.
 func ClusterImages() []string {
 	return []string{images.PauseName, images.BusyboxName, images.VeleroName, images.AWSPluginName}
 }
 
-// ProductImages are the names of the two images that BuildProducts allows.
+// ProductImages are the names of the two images that need BuildProducts.
 func ProductImages() []string { return []string{images.PluginName, images.MoverName} }
 
 // AllImages are the names of all images.
@@ -76,7 +76,7 @@ func (c *Cache) image(name string) (images.Image, error) {
 	return images.Image{}, fmt.Errorf("unknown image %q; known: %s", name, strings.Join(AllImages(), " "))
 }
 
-// imageStamp names the state of an image's sources by size and time.
+// imageStamp identifies the sources of an image by size and time.
 func imageStamp(image images.Image) (string, error) {
 	h := sha256.New()
 	_, _ = fmt.Fprintf(h, "%q %q %q %q %q\n", image.Name, image.Entrypoint, image.Cmd, image.Env, image.User)

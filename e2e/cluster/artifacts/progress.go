@@ -15,14 +15,13 @@ import (
 	"time"
 )
 
-// heartbeat is how often a long step says that it is alive.
+// heartbeat is the interval at which a long step reports.
 const heartbeat = 15 * time.Second
 
-// run runs cmd. A step of more than a heartbeat reports its elapsed time. When
-// total is not 0, cmd is a go build, and the packages that it compiles are
-// counted: a positive total is how many there are, and says that the build is
-// worth a line even when it is short. The output of a command that fails is part
-// of the error.
+// run runs cmd. A step that is longer than a heartbeat reports its elapsed time. If total is
+// not 0, cmd is a go build, and run counts the packages that it compiles. A positive total is
+// how many there are; such a build gets a line even if it is short. If the command fails, the
+// error has its output.
 func (c *Cache) run(cmd *exec.Cmd, what string, total int) error {
 	start := time.Now()
 	isBuild := total != 0
@@ -44,7 +43,7 @@ func (c *Cache) run(cmd *exec.Cmd, what string, total int) error {
 		defer close(scanned)
 		for lines := bufio.NewScanner(pipe); lines.Scan(); {
 			line := lines.Text()
-			// -v prints one import path a line, and nothing else does.
+			// -v prints one import path a line, and nothing else does so.
 			if isBuild && !strings.ContainsAny(line, " \t") {
 				packages.Add(1)
 				continue
@@ -121,8 +120,8 @@ func lockFile(ctx context.Context, path string, report func(string, ...any)) (fu
 	}
 }
 
-// debs is what the container runtime and the test image need of Debian; they
-// are unpacked into the cache and not installed.
+// debs are the Debian packages with the container runtime and the test image. They are
+// unpacked into the cache and not installed.
 var debs = []string{"containerd", "runc", "libseccomp2", "busybox-static", "containernetworking-plugins", "e2fsck-static"}
 
 func (c *Cache) runtimePackages(ctx context.Context) error {
@@ -160,8 +159,8 @@ func (c *Cache) runtimePackages(ctx context.Context) error {
 	return c.writeStamp("runtime", stamp)
 }
 
-// hostTools installs what must run on the host itself: the CSI driver and the
-// tests make, check and mount file systems.
+// hostTools installs what must run on the host: the CSI driver and the tests make, check and
+// mount file systems.
 func (c *Cache) hostTools(ctx context.Context) error {
 	needed := map[string]string{
 		"mkfs.xfs": "xfsprogs", "mkfs.ext4": "e2fsprogs", "mount": "mount", "losetup": "mount",
@@ -193,8 +192,8 @@ func onPath(tool string) bool {
 	return false
 }
 
-// apt runs apt-get, once more after apt-get update when it fails: fresh
-// machines have no package lists, old ones stale ones.
+// apt runs apt-get. If it fails, apt runs apt-get update and tries once more: fresh machines
+// have no package lists, and old ones have stale lists.
 func (c *Cache) apt(ctx context.Context, dir string, args ...string) error {
 	call := func(args ...string) error {
 		cmd := exec.CommandContext(ctx, "apt-get", args...)

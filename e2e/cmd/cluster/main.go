@@ -61,7 +61,7 @@ func root() *cobra.Command {
 	}
 	cmd.PersistentFlags().StringVar(&o.name, "name", name, "name of the cluster")
 	cmd.PersistentFlags().StringVar(&o.cache, "cache", "", "directory of built artifacts (default $BLOCKMOVER_CACHE or ~/.cache/blockmover)")
-	cmd.SetOut(os.Stdout) // Print's default is stderr
+	cmd.SetOut(os.Stdout) // the default of Print is stderr
 	cmd.AddCommand(o.build(), o.up(), o.down(), o.status(), o.exec(), o.kubeconfig(), o.images(), o.velero(), supervise(), become())
 	return cmd
 }
@@ -163,7 +163,7 @@ func (o *options) up() *cobra.Command {
 	return cmd
 }
 
-// inside runs this command's own subcommand in the cluster's namespaces.
+// inside runs a subcommand of this command in the cluster's namespaces.
 func (o *options) inside(c *cluster.Cluster, args ...string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -358,7 +358,7 @@ func become() *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := cluster.Become(args); err != nil {
 				fmt.Fprintln(os.Stderr, "cluster exec:", err)
-				return exitError(127) // as a shell says it
+				return exitError(127) // as shells report it
 			}
 			return nil
 		},

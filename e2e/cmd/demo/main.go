@@ -1,7 +1,6 @@
-// Command demo is Blockmover's main job, start to finish, on the cluster that
-// KUBECONFIG names: an application is backed up in full, changed a little,
-// backed up incrementally, deleted and restored; what comes back is compared
-// with what was. `make demo` runs it.
+// Command demo does Blockmover's main job, from start to end, on the cluster that KUBECONFIG
+// names. It backs an application up in full, changes it a little, backs it up incrementally,
+// deletes and restores it, and compares the result. `make demo` runs it.
 package main
 
 import (
@@ -87,8 +86,7 @@ func (d *demo) run(ctx context.Context) error {
 	return d.check(ctx, want)
 }
 
-// backup makes one backup, shows what Velero says of it and returns its
-// DataUploads.
+// backup makes one backup, shows what Velero reports and returns its DataUploads.
 func (d *demo) backup(ctx context.Context, name string) (map[string]kit.Object, error) {
 	d.step("velero backup create %s --include-namespaces %s --snapshot-move-data --data-mover blockmover", name, namespace)
 	if err := d.kit.MustBackup(ctx, name, "--include-namespaces", namespace, "--snapshot-move-data", "--data-mover", "blockmover"); err != nil {
@@ -103,7 +101,7 @@ func (d *demo) backup(ctx context.Context, name string) (map[string]kit.Object, 
 	return d.kit.DataUploads(ctx, name)
 }
 
-// printComparison shows what the two backups cost, volume by volume.
+// printComparison shows the cost of the two backups for each volume.
 func printComparison(full, incremental map[string]kit.Object) {
 	fmt.Printf("\n%-8s %-12s %14s %14s %14s  %s\n", "volume", "kind", "size", "bytes read", "uploaded", "reason")
 	for _, pvc := range []string{kit.FilesPVC, kit.DiskPVC} {
@@ -124,8 +122,8 @@ func mebibytes(s string) string {
 	return fmt.Sprintf("%.2f MiB", n/(1<<20))
 }
 
-// check compares the restored application with what it was, and that nothing is
-// left behind in the cluster.
+// check compares the restored application with the original, and checks that nothing is left
+// behind in the cluster.
 func (d *demo) check(ctx context.Context, want kit.Sums) error {
 	app, err := d.kit.AppIn(ctx, namespace)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Command pause is the sandbox container of every pod: it holds the pod's
-// namespaces and waits for a signal.
+// Command pause is the sandbox container of every pod. It holds the pod's namespaces and
+// waits for a signal.
 package main
 
 import (

@@ -12,7 +12,7 @@ import (
 
 const (
 	defaultFilesystem = "ext4"
-	// defaultVolumeSize is for a caller that names none: 1 GiB.
+	// defaultVolumeSize is for a caller that asks for no size: 1 GiB.
 	defaultVolumeSize = 1 << 30
 	defaultBlockSize  = 512
 	// blockSizeParameter of a StorageClass is the logical block size of its devices.
@@ -23,8 +23,8 @@ const (
 
 var blockSizes = []int64{512, 1024, 2048, 4096}
 
-// checkCapabilities returns InvalidArgument when there is no capability or one
-// that the driver does not have.
+// checkCapabilities returns InvalidArgument if there is no capability, or one that the driver
+// does not have.
 func checkCapabilities(capabilities ...*csi.VolumeCapability) error {
 	if len(capabilities) == 0 {
 		return status.Error(codes.InvalidArgument, "volume capabilities are missing")
@@ -37,8 +37,8 @@ func checkCapabilities(capabilities ...*csi.VolumeCapability) error {
 	return nil
 }
 
-// unsupported says why the driver cannot serve a capability; it is empty when it
-// can. With one node every access mode comes to the same.
+// unsupported says why the driver cannot serve a capability. It is empty if the driver can.
+// With one node all access modes are equal.
 func unsupported(capability *csi.VolumeCapability) string {
 	switch {
 	case capability == nil:
@@ -64,7 +64,7 @@ func filesystemOf(capability *csi.VolumeCapability) string {
 	return defaultFilesystem
 }
 
-// readerOnly tells whether nobody may write with this capability.
+// readerOnly reports whether nobody may write with this capability.
 func readerOnly(capability *csi.VolumeCapability) bool {
 	switch capability.GetAccessMode().GetMode() {
 	case csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY, csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:
@@ -93,8 +93,8 @@ func blockSizeOf(parameters map[string]string) (int64, error) {
 	return blockSize, nil
 }
 
-// sizeIn returns the smallest size in a capacity range that is a multiple of the
-// block size; zero when the range demands none.
+// sizeIn returns the smallest size in a capacity range that is a multiple of the block size.
+// It is zero if the range demands none.
 func sizeIn(capacity *csi.CapacityRange, blockSize int64) (int64, error) {
 	required, limit := capacity.GetRequiredBytes(), capacity.GetLimitBytes()
 	if required < 0 || limit < 0 {
@@ -110,7 +110,7 @@ func sizeIn(capacity *csi.CapacityRange, blockSize int64) (int64, error) {
 	return size, nil
 }
 
-// inRange tells whether a size satisfies a capacity range.
+// inRange reports whether a size is in a capacity range.
 func inRange(size int64, capacity *csi.CapacityRange) bool {
 	return size >= capacity.GetRequiredBytes() && (capacity.GetLimitBytes() == 0 || size <= capacity.GetLimitBytes())
 }

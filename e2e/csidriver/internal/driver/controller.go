@@ -18,8 +18,8 @@ type controllerServer struct {
 	store  *volume.Store
 }
 
-// ControllerGetCapabilities does not list GET_SNAPSHOT, although GetSnapshot
-// answers: the sanity suite fails on a capability that it does not know yet.
+// ControllerGetCapabilities does not list GET_SNAPSHOT, although GetSnapshot works: the
+// sanity suite fails on a capability that it does not know yet.
 func (s *controllerServer) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
 	types := []csi.ControllerServiceCapability_RPC_Type{
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
@@ -62,7 +62,7 @@ func (s *controllerServer) CreateVolume(_ context.Context, request *csi.CreateVo
 	return &csi.CreateVolumeResponse{Volume: s.describe(created)}, nil
 }
 
-// specOf translates a request into the volume that it asks for.
+// specOf returns the volume that a request asks for.
 func specOf(request *csi.CreateVolumeRequest) (volume.Spec, error) {
 	spec := volume.Spec{Name: request.GetName()}
 	var err error
@@ -88,7 +88,7 @@ func specOf(request *csi.CreateVolumeRequest) (volume.Spec, error) {
 	return spec, err
 }
 
-// checkTopology refuses a volume that must not be on this driver's node.
+// checkTopology returns an error for a volume that must not be on this driver's node.
 func (s *controllerServer) checkTopology(requirement *csi.TopologyRequirement) error {
 	if len(requirement.GetRequisite()) == 0 {
 		return nil
@@ -184,9 +184,9 @@ type paged interface {
 	GetStartingToken() string
 }
 
-// page returns the part of a list that a request asks for, and the token of the
-// next part. A token is the sequence number of the last record returned, so
-// that records may come and go between two pages.
+// page returns the part of a list that a request asks for, and the token of the next part. A
+// token is the sequence number of the last record, so records may come and go between two
+// pages.
 func page[R any](records []R, request paged, sequence func(R) int64) (part []R, next string, err error) {
 	if request.GetMaxEntries() < 0 {
 		return nil, "", status.Errorf(codes.InvalidArgument, "max_entries %d is negative", request.GetMaxEntries())
@@ -256,8 +256,8 @@ func (s *controllerServer) CreateSnapshot(_ context.Context, request *csi.Create
 	return &csi.CreateSnapshotResponse{Snapshot: describeSnapshot(taken, loaded)}, nil
 }
 
-// checkSnapshotLimit returns ResourceExhausted when one of the volumes has as
-// many snapshots as it may have; a limit of zero is none.
+// checkSnapshotLimit returns ResourceExhausted if one of the volumes has as many snapshots as
+// it may have. A limit of zero is no limit.
 func checkSnapshotLimit(store *volume.Store, limit int, volumeIDs ...string) error {
 	if limit == 0 {
 		return nil

@@ -19,11 +19,11 @@ import (
 	"github.com/blockmover/blockmover/e2e/csidriver/internal/mount"
 )
 
-// probeSize is how much of a device must be zero for it to count as new: 1 MiB.
+// probeSize is how much of a device must be zero if the device is new: 1 MiB.
 const probeSize = 1 << 20
 
-// mountFilesystem mounts the filesystem of a device, which is made when the
-// device is new and grown when the device is larger.
+// mountFilesystem mounts the filesystem of a device. It makes one on a new device, and grows
+// it if the device is larger.
 func mountFilesystem(device loop.Device, target string, capability *csi.VolumeCapability) error {
 	point, mounted, err := mount.At(target)
 	if err != nil {
@@ -47,8 +47,8 @@ func mountFilesystem(device loop.Device, target string, capability *csi.VolumeCa
 		flags |= unix.MS_RDONLY
 	}
 	readOnly := flags&unix.MS_RDONLY != 0
-	// ext4 is grown before it is mounted, for that needs no CAP_SYS_RESOURCE; XFS
-	// can only be grown while it is mounted.
+	// ext4 is grown before it is mounted, which needs no CAP_SYS_RESOURCE. XFS can be grown
+	// only while it is mounted.
 	if fsType == "ext4" && !readOnly {
 		if err := growUnmountedExt4(device); err != nil {
 			return err
@@ -70,8 +70,8 @@ var mountFlags = map[string]uintptr{
 	"nodev": unix.MS_NODEV, "nosuid": unix.MS_NOSUID, "noexec": unix.MS_NOEXEC, "sync": unix.MS_SYNCHRONOUS,
 }
 
-// mountOptions divides the mount options of a capability into flags and those
-// that are for the filesystem.
+// mountOptions divides the mount options of a capability into flags and options for the
+// filesystem.
 func mountOptions(all []string) (flags uintptr, options []string) {
 	for _, option := range all {
 		if flag, known := mountFlags[option]; known {
@@ -83,8 +83,8 @@ func mountOptions(all []string) (flags uintptr, options []string) {
 	return flags, options
 }
 
-// ensureFilesystem makes a filesystem on a new device. A device with another
-// filesystem, or with anything else on it, is left alone.
+// ensureFilesystem makes a filesystem on a new device. It leaves a device with another
+// filesystem, or with any other data, alone.
 func ensureFilesystem(device loop.Device, fsType string) error {
 	found, err := probe(device.Path)
 	if err != nil {
@@ -100,7 +100,7 @@ func ensureFilesystem(device loop.Device, fsType string) error {
 	}
 }
 
-// probe returns the filesystem on a device, "" for none on a new device.
+// probe returns the filesystem on a device, or "" for a new device.
 func probe(path string) (string, error) {
 	device, err := os.Open(path)
 	if err != nil {
@@ -134,8 +134,8 @@ func makeFilesystem(device loop.Device, fsType string) error {
 	return run("mkfs.ext4", "-q", "-F", "-E", "nodiscard", device.Path)
 }
 
-// growMounted makes a mounted filesystem as large as its device. For ext4 the
-// kernel wants CAP_SYS_RESOURCE; without it the next staging grows it.
+// growMounted makes a mounted filesystem as large as its device. For ext4 the kernel wants
+// CAP_SYS_RESOURCE. Without it, the next staging grows the filesystem.
 func growMounted(device loop.Device, target, fsType string) error {
 	if fsType == "xfs" {
 		return run("xfs_growfs", "-d", target)
@@ -156,8 +156,8 @@ func growUnmountedExt4(device loop.Device) error {
 	if err != nil || !smaller {
 		return err
 	}
-	// resize2fs insists on a check; -p replays the journal and exits with 1 when
-	// it has repaired something.
+	// resize2fs insists on a check. -p replays the journal, and exits with 1 if it has
+	// repaired something.
 	err = run("e2fsck", "-f", "-p", device.Path)
 	var exit *exec.ExitError
 	repaired := errors.As(err, &exit) && exit.ExitCode() == 1
@@ -167,8 +167,8 @@ func growUnmountedExt4(device loop.Device) error {
 	return run("resize2fs", device.Path)
 }
 
-// ext4IsSmaller tells whether an ext4 filesystem leaves at least one of its
-// blocks of the device unused.
+// ext4IsSmaller reports whether an ext4 filesystem leaves at least one of its blocks of the
+// device unused.
 func ext4IsSmaller(device loop.Device) (bool, error) {
 	node, err := os.Open(device.Path)
 	if err != nil {
@@ -189,7 +189,7 @@ func ext4IsSmaller(device loop.Device) (bool, error) {
 	return deviceSize/blockSize > blocks, nil
 }
 
-// run executes a filesystem tool; its error has what the tool said.
+// run runs a filesystem tool. Its error has the output of the tool.
 func run(name string, arguments ...string) error {
 	output, err := exec.Command(name, arguments...).CombinedOutput()
 	if err != nil {

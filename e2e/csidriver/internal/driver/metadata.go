@@ -16,7 +16,7 @@ import (
 	"github.com/blockmover/blockmover/e2e/csidriver/internal/volume"
 )
 
-// defaultResults is how many blocks a message has when the caller does not say.
+// defaultResults is the number of blocks in a message if the caller does not say.
 const defaultResults = 256
 
 type metadataServer struct {
@@ -85,7 +85,7 @@ func (s *metadataServer) GetMetadataDelta(request *csi.GetMetadataDeltaRequest, 
 	return s.sendDelta(base, target, request, loaded, stream)
 }
 
-// sendDelta streams what changed from base to target.
+// sendDelta streams what changed between base and target.
 func (s *metadataServer) sendDelta(base, target volume.Snapshot, request *csi.GetMetadataDeltaRequest, loaded options.Options, stream csi.SnapshotMetadata_GetMetadataDeltaServer) (err error) {
 	baseFile, err := extent.Open(s.store.SnapshotPath(base.ID))
 	if err != nil {
@@ -111,7 +111,7 @@ func (s *metadataServer) sendDelta(base, target volume.Snapshot, request *csi.Ge
 	return err
 }
 
-// target returns a snapshot that can be asked for its blocks from an offset on.
+// target returns a snapshot whose blocks can be asked for from an offset on.
 func (s *metadataServer) target(id string, offset int64) (volume.Snapshot, error) {
 	target, err := s.store.Snapshot(id)
 	if err != nil {
@@ -126,8 +126,8 @@ func (s *metadataServer) target(id string, offset int64) (volume.Snapshot, error
 	return target, nil
 }
 
-// base returns the snapshot that changes are counted from; a deleted one serves
-// unless the options say that drivers of this kind need it.
+// base returns the base snapshot of a delta. A deleted one works unless the options require
+// that the base exists.
 func (s *metadataServer) base(id string, mustExist bool) (volume.Snapshot, error) {
 	if mustExist {
 		return s.store.Snapshot(id)
@@ -135,9 +135,9 @@ func (s *metadataServer) base(id string, mustExist bool) (volume.Snapshot, error
 	return s.store.Base(id)
 }
 
-// omit leaves out blocks, as the option of that name says, and those that end
-// before the offset. Which blocks are left out does not depend on the offset, so
-// that a resumed stream lies like the one before.
+// omit leaves out blocks as the option of that name says, and blocks that end before the
+// offset. Which blocks it omits does not depend on the offset, so that a resumed stream lies
+// like the one before.
 func omit(amount float64, offset int64, changed func(from int64) iter.Seq2[extent.Range, error]) iter.Seq2[extent.Range, error] {
 	if amount == 0 {
 		return changed(offset)
@@ -159,7 +159,7 @@ func omit(amount float64, offset int64, changed func(from int64) iter.Seq2[exten
 	}
 }
 
-// fraction spreads offsets over [0, 1), always in the same way.
+// fraction maps an offset to [0, 1), always in the same way.
 func fraction(offset int64) float64 {
 	hash := fnv.New64a()
 	for shift := 0; shift < 64; shift += 8 {
@@ -170,7 +170,7 @@ func fraction(offset int64) float64 {
 	return float64(hash.Sum64()*0x9e3779b97f4a7c15) / math.MaxUint64
 }
 
-// message is what responses of both calls have in common.
+// message is what the responses of both calls share.
 type message struct {
 	blockType csi.BlockMetadataType
 	capacity  int64
@@ -236,7 +236,7 @@ func (s *sender) describe(block extent.Range) *csi.BlockMetadata {
 	return &csi.BlockMetadata{ByteOffset: block.Start, SizeBytes: size}
 }
 
-// joined makes one block of those that touch.
+// joined merges blocks that touch.
 func joined(blocks iter.Seq2[extent.Range, error]) iter.Seq2[extent.Range, error] {
 	return func(yield func(extent.Range, error) bool) {
 		var last extent.Range
@@ -276,7 +276,7 @@ func (s *sender) flush() error {
 	return s.sendOne(m)
 }
 
-// sendOne sends a message, or breaks the stream instead when the options say so.
+// sendOne sends a message, or breaks the stream if the options say so.
 func (s *sender) sendOne(m message) error {
 	if limit := s.options.BreakStreamAfterMessages; limit > 0 && s.sent == limit {
 		return status.Errorf(codes.Unavailable, "stream broken after %d messages by the driver's options", limit)

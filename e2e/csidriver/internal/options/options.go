@@ -1,9 +1,8 @@
 // Package options reads the file that tells the driver how to misbehave.
 //
-// The file is strict JSON: an unknown key or a bad value makes every call of the
-// driver fail, so that a test with a spelling mistake does not pass by luck. It
-// is read again at each call. A missing file means Defaults, and so does every
-// key that the file leaves out.
+// The file is strict JSON. An unknown key or a bad value makes every call of the driver fail,
+// so that a test with a spelling mistake does not pass. The file is read again at each call.
+// A missing file, and each missing key, means the value in Defaults.
 package options
 
 import (
@@ -23,43 +22,43 @@ type Options struct {
 	BlockType string `json:"blockType"`
 	// BlockSize is their granularity in bytes: a power of two from 512 to 64 MiB, default 64 KiB.
 	BlockSize int64 `json:"blockSize"`
-	// RequireBaseSnapshotForDelta (default true) means that a deleted base is
-	// NotFound. When false, snapshots that are deleted from then on still serve as base.
+	// RequireBaseSnapshotForDelta (default true) means that a deleted base is NotFound. If it
+	// is false, snapshots that are deleted from then on still serve as a base.
 	RequireBaseSnapshotForDelta bool `json:"requireBaseSnapshotForDelta"`
-	// BreakStreamAfterMessages ends each metadata stream with Unavailable after
-	// that many messages; zero never does.
+	// BreakStreamAfterMessages ends each metadata stream with Unavailable after that many
+	// messages. Zero never does.
 	BreakStreamAfterMessages int `json:"breakStreamAfterMessages"`
 	// RefuseDelta and RefuseAllocated make these calls fail with FailedPrecondition.
 	RefuseDelta     bool `json:"refuseDelta"`
 	RefuseAllocated bool `json:"refuseAllocated"`
-	// OmitChangedBlocks leaves changed blocks out of each delta: below one it is
-	// the fraction of blocks, chosen by their offset; from one on it is how many
-	// of the first changed blocks of the volume.
+	// OmitChangedBlocks leaves changed blocks out of each delta. Below one it is the fraction
+	// of the blocks, chosen by their offset. From one on it is the number of blocks at the
+	// beginning of the volume.
 	OmitChangedBlocks float64 `json:"omitChangedBlocks"`
-	// OverrunTail gives the last FIXED block its full size although the volume ends
-	// before; otherwise it ends with the volume and is shorter than the others.
-	// The specification demands one size and says nothing of the end.
+	// OverrunTail gives the last FIXED block its full size although the volume ends before.
+	// Otherwise the block ends with the volume and is shorter than the others. The
+	// specification demands one size and does not mention the end.
 	OverrunTail bool `json:"overrunTail"`
 	// WrongBlocks makes each metadata stream break one rule of the specification.
 	WrongBlocks WrongBlocks `json:"wrongBlocks"`
 	// SnapshotDelay is how long a new snapshot is not ready to use.
 	SnapshotDelay Duration `json:"snapshotDelay"`
-	// CreateSnapshotError and GroupSnapshotError make new snapshots and groups fail
-	// with this message: Internal, or another code when it begins with "<CODE>: ",
-	// such as "RESOURCE_EXHAUSTED: no space".
+	// CreateSnapshotError and GroupSnapshotError make new snapshots and groups fail with this
+	// message. The code is Internal, or the one at the beginning of the message, such as
+	// "RESOURCE_EXHAUSTED: no space".
 	CreateSnapshotError string `json:"createSnapshotError"`
 	GroupSnapshotError  string `json:"groupSnapshotError"`
-	// MaxSnapshotsPerVolume makes a snapshot beyond that number fail with
-	// ResourceExhausted; zero sets no limit.
+	// MaxSnapshotsPerVolume makes a snapshot beyond that number fail with ResourceExhausted.
+	// Zero is no limit.
 	MaxSnapshotsPerVolume int `json:"maxSnapshotsPerVolume"`
 	// OmitRestoreSize reports snapshots without a size.
 	OmitRestoreSize bool `json:"omitRestoreSize"`
-	// RefuseMemberDelete refuses to delete the snapshots of a group one by one,
-	// as drivers may whose groups are one object in the storage.
+	// RefuseMemberDelete refuses to delete the snapshots of a group one by one. Drivers may
+	// do so if a group is one object in the storage.
 	RefuseMemberDelete bool `json:"refuseMemberDelete"`
-	// ShrinkTo cuts the volumes with these handles down to a size in bytes before
-	// the next call, as a storage would that replaced the volume by a smaller one.
-	// A volume that is not larger stays as it is.
+	// ShrinkTo shrinks the volumes with these handles to a size in bytes before the next
+	// call, like a storage that replaces the volume by a smaller one. A volume that is not
+	// larger stays as it is.
 	ShrinkTo map[string]int64 `json:"shrinkTo"`
 }
 

@@ -1,6 +1,5 @@
-// Package registration tells a kubelet of a CSI driver, as the
-// node-driver-registrar sidecar would: a socket in the kubelet's plugin registry
-// that answers who the driver is.
+// Package registration registers a CSI driver with a kubelet, like the node-driver-registrar
+// sidecar: a socket in the kubelet's plugin registry answers which driver it is.
 package registration
 
 import (
@@ -32,7 +31,7 @@ func (s *Service) Server() *grpc.Server {
 	return server
 }
 
-// GetInfo says what plugin is behind the socket.
+// GetInfo says which plugin is behind the socket.
 func (s *Service) GetInfo(context.Context, *registerapi.InfoRequest) (*registerapi.PluginInfo, error) {
 	return &registerapi.PluginInfo{
 		Type:              registerapi.CSIPlugin,
@@ -42,8 +41,8 @@ func (s *Service) GetInfo(context.Context, *registerapi.InfoRequest) (*registera
 	}, nil
 }
 
-// NotifyRegistrationStatus hears whether the kubelet accepted the driver. A
-// kubelet tries again by itself, so a failure is logged and no more.
+// NotifyRegistrationStatus receives whether the kubelet accepted the driver. It logs a
+// failure; the kubelet tries again by itself.
 func (s *Service) NotifyRegistrationStatus(_ context.Context, status *registerapi.RegistrationStatus) (*registerapi.RegistrationStatusResponse, error) {
 	if !status.GetPluginRegistered() {
 		s.Log.Error("kubelet refused the driver", "error", status.GetError())
