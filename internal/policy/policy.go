@@ -196,7 +196,7 @@ func ResolveRetention(annotation string, s Settings) (Retention, error) {
 	}
 	r, err := parseRetention(annotation)
 	if err != nil {
-		return "", fmt.Errorf("resolve what to retain: annotation %s of the Backup: %q: %w", identity.AnnotationRetainSnapshot, annotation, err)
+		return "", fmt.Errorf("resolve retention: annotation %s of the Backup: %q: %w", identity.AnnotationRetainSnapshot, annotation, err)
 	}
 	return r, nil
 }

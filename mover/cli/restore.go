@@ -75,7 +75,7 @@ func (o *restoreOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		case errors.Is(err, restore.ErrUntouched):
 			return err
 		default:
-			return fmt.Errorf("%s is incomplete and must not be used before a restore, such as this one with --resume, is through: %w", o.device, err)
+			return fmt.Errorf("%s is incomplete: do not use it before a restore has completed, for example this one with --resume: %w", o.device, err)
 		}
 		u := currentUsage()
 		printLine(cmd.OutOrStdout(), "image %s is on %s\n  wrote %s, found %s, zeroed %s\n  %.1f s, %.1f CPU seconds, peak memory %s",
