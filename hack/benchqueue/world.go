@@ -189,7 +189,7 @@ func (w *world) startManager(path string, o options) error {
 	if err != nil {
 		return fmt.Errorf("create log: %w", err)
 	}
-	defer log.Close()                                                 //nolint:errcheck // the manager has its own
+	defer log.Close()                                                //nolint:errcheck // the manager has its own
 	w.manager = exec.Command(path, "manager", "--namespace", velero, //nolint:noctx // close ends it
 		"--config", configFile, "--worker-image", "none", "--leader-elect=false",
 		"--metrics-bind-address", w.metrics, "--health-probe-bind-address", "0", "--kube-api-qps", "500", "--kube-api-burst", "1000")
