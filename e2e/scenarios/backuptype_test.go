@@ -12,17 +12,16 @@ import (
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// TestBackupType gives the fields of newer versions to Velero's CRDs, as
-// docs/install.md says, and asks for full images by them: by both doors, in a
-// Schedule beside another one of the same volume, and in a word that nobody
-// understands.
+// TestBackupType gives Velero's CRDs the fields of newer versions, as docs/install.md says,
+// and asks for full images by them: in both ways of a backup, in a Schedule beside another
+// one of the same volume, and with a value that is not valid.
 func TestBackupType(t *testing.T) {
 	s := newScenario(t)
 	s.upgradeCRDs()
 	namespace := s.namespace("backup-type")
 	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n---\n%s",
 		namespace, kit.PVC(namespace, "data", s.kit.StorageClass, "Block", 8<<20))))
-	// A claim that is not bound has nothing to back up.
+	// A PVC that is not bound has nothing to back up.
 	require.NoError(t, s.kit.Wait(s.ctx, "claim is bound", kit.OperationTimeout, func(ctx context.Context) (bool, string, error) {
 		var claim kit.Object
 		err := s.kit.Get(ctx, &claim, "-n", namespace, "pvc", "data")
@@ -43,8 +42,8 @@ func TestBackupType(t *testing.T) {
 	err := s.kit.Apply(s.ctx, s.backupManifest("type-wrong", namespace, "backupType: differential, "+ours))
 	require.ErrorContains(t, err, "spec.backupType")
 
-	// Two Schedules of one volume, side by side; that of the full images says so in
-	// its template, which Velero 1.18 drops when it makes a Backup of it.
+	// Two Schedules of one volume. The one with full images says so in its template. Velero
+	// 1.18 drops that when it makes a Backup from the template.
 	for name, backupType := range map[string]string{"weekly": "backupType: Full, ", "daily": ""} {
 		require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v1
 kind: Schedule
@@ -66,8 +65,7 @@ spec:
 	s.checkNothingLeft()
 }
 
-// upgradeCRDs applies deploy/crds to the CRDs of the installed Velero, until the
-// test ends.
+// upgradeCRDs applies deploy/crds to the CRDs of the installed Velero until the test ends.
 func (s *scenario) upgradeCRDs() {
 	s.Helper()
 	crds, err := s.kit.Velero(s.ctx, "install", "--crds-only", "--dry-run", "-o", "yaml")
@@ -107,7 +105,7 @@ func (s *scenario) backupManifest(base, namespace, spec string) string {
 		s.name(base), s.kit.VeleroNamespace, namespace, spec)
 }
 
-// checkType checks what a backup of one volume became.
+// checkType checks the kind and the reason of the image of a backup of one volume.
 func (s *scenario) checkType(backup, kind, reason string) kit.Object {
 	s.Helper()
 	uploads, err := s.kit.DataUploads(s.ctx, backup)

@@ -11,8 +11,8 @@ import (
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// TestBadInput makes backups that cannot be made: each has to end in time, with
-// an error that a person can act on, and nothing left behind.
+// TestBadInput makes backups that cannot succeed. Each must end in time, with an error that a
+// person can act on, and leave nothing behind.
 func TestBadInput(t *testing.T) {
 	s := newScenario(t)
 	app := s.app("bad")
@@ -34,8 +34,7 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-// TestMoverNotInstalled makes a backup that nobody takes up: the plugin has to
-// notice it.
+// TestMoverNotInstalled makes a backup that no manager accepts. The plugin must notice it.
 func TestMoverNotInstalled(t *testing.T) {
 	s := newScenario(t)
 	app := s.app("orphan")
@@ -45,8 +44,8 @@ func TestMoverNotInstalled(t *testing.T) {
 	args := append(perVolume.args(s), "--include-namespaces", app.Namespace)
 	s.checkFails("orphan", args, "was not accepted within 10s", "blockmover manager")
 
-	// By the other door the action is Velero's own: it waits for its item operation
-	// timeout, and what it took is released when the mover is there again.
+	// In the other way the action is Velero's own. It waits until its item operation timeout,
+	// and what it took is released when the mover is installed again.
 	name := s.name("orphan-per-backup")
 	s.deleteBackupInTheEnd(name)
 	backup, err := s.kit.Backup(s.ctx, name, append(perBackup.args(s), "--include-namespaces", app.Namespace, "--item-operation-timeout", "20s")...)
@@ -56,8 +55,7 @@ func TestMoverNotInstalled(t *testing.T) {
 	s.checkNothingLeft()
 }
 
-// setAcceptTimeout configures the PVC backup action, through the ConfigMap that
-// Velero's plugins have for this.
+// setAcceptTimeout configures the PVC backup action through its ConfigMap.
 func (s *scenario) setAcceptTimeout(timeout string) {
 	s.Helper()
 	name := s.name("accept-timeout")
@@ -72,8 +70,8 @@ data: {acceptTimeout: %s}
 	s.deleteConfigMapInTheEnd(name)
 }
 
-// checkFails makes a backup that has to end in an error with these words, as
-// `velero backup describe` and `velero backup logs` show it.
+// checkFails makes a backup that must end in an error with these words, in `velero backup
+// describe` and `velero backup logs`.
 func (s *scenario) checkFails(base string, args []string, words ...string) {
 	s.Helper()
 	name := s.name(base)

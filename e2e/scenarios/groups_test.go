@@ -18,10 +18,9 @@ import (
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// written are the volumes that the counter is written to in this order, those of
-// each driver in a row; idle is one that nobody writes to, left one that the
-// policy leaves out, and unnamed one that it leaves out by name. All have one value
-// of the group label.
+// written are the volumes that the counter is written to, in this order, those of each driver
+// in a row. Nobody writes to idle. The policy leaves out left, and leaves out unnamed by its
+// name. All have one value of the group label.
 var (
 	written  = []string{"g1", "g2", "g3"}
 	writtenA = []string{"a1", "a2"}
@@ -33,7 +32,7 @@ const (
 	unnamed = "g6"
 )
 
-// groupPolicy demands that what it gives to Blockmover is snapshotted in groups.
+// groupPolicy requires groups for the volumes of Blockmover.
 const groupPolicy = `version: v1
 volumePolicies:
 - conditions: {pvcLabels: {take: "no"}}
@@ -45,11 +44,11 @@ namespacedFilterPolicies:
   resourceFilters: [{kinds: ["*"]}, {kinds: [persistentvolumeclaims], excludedNames: [` + unnamed + `]}]
 `
 
-// TestGroups backs volumes up while a writer stamps an ascending counter into one
-// after the other without pause. The volumes of one label are on two drivers: two
-// groups, of which each shows one instant when it is restored. Single snapshots of
-// the same do not. One driver needs the bases of deltas, so that members of its
-// groups are retained, and the other does not.
+// TestGroups backs up volumes while a writer writes an ascending counter to one after the
+// other, without pause. The volumes of one label are on two drivers. So they are two groups,
+// and each restored group shows one instant. Single snapshots of the same volumes do not. One
+// driver needs the bases of deltas, so members of its groups are retained. The other does
+// not.
 func TestGroups(t *testing.T) {
 	s := newScenario(t)
 	s.driver().requireBase()
@@ -57,7 +56,7 @@ func TestGroups(t *testing.T) {
 	args := append(s.policy(fmt.Sprintf(groupPolicy, "required")), "--include-namespaces", g.namespace)
 	g.startWriter()
 
-	// Two backups of the same volumes at once.
+	// Two backups of the same volumes at the same time.
 	first, second := s.name("groups-first"), s.name("groups-second")
 	for _, name := range []string{first, second} {
 		s.deleteBackupInTheEnd(name)
@@ -93,8 +92,8 @@ func TestGroups(t *testing.T) {
 	require.Equal(t, "Full VolumeReplaced", uploads[idle].Status.DataMoverResult["kind"]+" "+uploads[idle].Status.DataMoverResult["reason"])
 	g.checkClean()
 
-	// The same without groups: no PVC has the label. On a slow machine, all snapshots can
-	// fall between two writes, so this may take more than one backup.
+	// The same without groups: no PVC has the label. On a slow machine, all snapshots can be
+	// taken between two writes, so this may need several backups.
 	policyArgs := s.policy(fmt.Sprintf(groupPolicy, "preferred"))
 	const tries = 3
 	singlesDiffer := false
@@ -106,8 +105,8 @@ func TestGroups(t *testing.T) {
 	require.True(t, singlesDiffer, "%d backups of single snapshots show one instant each: the test proves nothing", tries)
 	g.stopWriter()
 
-	// Nothing of a group is in the backup, so that a cluster without the CRDs of
-	// groups can restore it.
+	// The backup has nothing of a group, so a cluster without the CRDs of groups can restore
+	// it.
 	described, err := s.kit.Describe(s.ctx, "backup", third)
 	require.NoError(t, err)
 	require.NotContains(t, described, "VolumeGroupSnapshot")
@@ -121,7 +120,7 @@ func TestGroups(t *testing.T) {
 	s.checkNothingLeft()
 }
 
-// TestGroupFailures: whatever goes wrong, nothing of a group stays.
+// TestGroupFailures: whatever goes wrong, nothing of a group is left.
 func TestGroupFailures(t *testing.T) {
 	s := newScenario(t)
 	g := newGroupsRun(s)
@@ -149,7 +148,7 @@ func TestGroupFailures(t *testing.T) {
 	g.restartManager() // a new one sweeps at once
 	g.checkClean()
 
-	// Velero dies between the stamps and the finalize phase.
+	// Velero is killed between the stamps and the finalize phase.
 	d.options(`{"requireBaseSnapshotForDelta": true, "snapshotDelay": "10s"}`)
 	name = s.name("groups-killed")
 	s.deleteBackupInTheEnd(name)
@@ -168,7 +167,7 @@ func TestGroupFailures(t *testing.T) {
 		err := s.kit.Get(ctx, &o, "-n", s.kit.VeleroNamespace, "backup.velero.io", name)
 		return o.Status.Phase == "Failed", o.Status.Phase, err
 	})
-	// A Velero that starts cancels the uploads of backups that it gives up.
+	// A starting Velero cancels the uploads of backups that it gives up.
 	s.wait("uploads to end", func(ctx context.Context) (bool, string, error) {
 		uploads, err := s.kit.DataUploads(ctx, name)
 		for _, upload := range uploads {
@@ -186,7 +185,7 @@ type groupsRun struct {
 	*scenario
 	namespace string
 	app       *kit.App
-	// logs are those of the drivers, with what was in them before.
+	// logs are the logs of the drivers, with what was in them before.
 	logs map[string]int
 }
 
@@ -243,7 +242,7 @@ func groupsManifest(k *kit.Kit, namespace string) string {
 
 const stopFile = "/dev/stop-writing"
 
-// startWriter writes the counter, each time when the write before has reached the
+// startWriter writes the counter. Each write starts when the one before has reached the
 // device.
 func (g *groupsRun) startWriter() {
 	g.Helper()
@@ -264,7 +263,7 @@ func (g *groupsRun) stopWriter() {
 	require.Greater(g, counters[strings.Join(written, ",")][0], 100, "a slow writer proves nothing")
 }
 
-// counters reads the counter from the volumes, by the names of those of a driver.
+// counters reads the counters from the volumes, for each driver.
 func (g *groupsRun) counters(app *kit.App) map[string][]int {
 	g.Helper()
 	counters := map[string][]int{}
@@ -281,9 +280,9 @@ func (g *groupsRun) counters(app *kit.App) map[string][]int {
 	return counters
 }
 
-// ofOneInstant says whether counters that are written in turn can have been so at
-// once: none is ahead of the one before it, and the first is ahead of the last by
-// one at most.
+// ofOneInstant reports whether counters that are written in turn can have been so at one
+// instant: none is ahead of the one before it, and the first is ahead of the last by one at
+// most.
 func ofOneInstant(counters []int) bool {
 	return slices.IsSortedFunc(counters, func(a, b int) int { return b - a }) && counters[0] <= counters[len(counters)-1]+1
 }
@@ -301,8 +300,8 @@ func (g *groupsRun) restored(backup string) map[string][]int {
 	return counters
 }
 
-// checkGrouped checks that a backup has one DataUpload of each member, of two
-// groups by driver, and none of the volume that the policy leaves out.
+// checkGrouped checks that a backup has one DataUpload for each member, of two groups by
+// driver, and none of the volumes that the policy leaves out.
 func (g *groupsRun) checkGrouped(backup string) map[string]kit.Object {
 	g.Helper()
 	uploads, err := g.kit.DataUploads(g.ctx, backup)
@@ -322,8 +321,7 @@ func (g *groupsRun) checkGrouped(backup string) map[string]kit.Object {
 	return uploads
 }
 
-// checkMembers checks that the drivers took that many groups together, and of
-// which volumes.
+// checkMembers checks how many groups the drivers took, and of which volumes.
 func (g *groupsRun) checkMembers(want int) {
 	g.Helper()
 	handles := map[string]string{}
@@ -353,7 +351,7 @@ func (g *groupsRun) handle(pvc string) string {
 	return volume.Spec.CSI.VolumeHandle
 }
 
-// log returns the members of each group that a driver ever took.
+// log returns the members of each group that a driver has taken.
 func (g *groupsRun) log(driver string) [][]string {
 	g.Helper()
 	file, err := os.Open(filepath.Join(os.Getenv("BLOCKMOVER_CSI_STATE"), driver, "groups.log"))
@@ -371,8 +369,8 @@ func (g *groupsRun) log(driver string) [][]string {
 	return groups
 }
 
-// checkClean checks that nothing of a group is left and that the PVCs have the
-// labels that they had.
+// checkClean checks that nothing of a group is left, and that the PVCs have the labels that
+// they had before.
 func (g *groupsRun) checkClean() {
 	g.Helper()
 	g.wait("stamps to be gone", func(ctx context.Context) (bool, string, error) {
@@ -393,8 +391,8 @@ func (g *groupsRun) restartManager() {
 	require.NoError(g, err)
 }
 
-// deleteGroupCRDs makes the cluster one that knows no groups, until the returned
-// function or the end of the test.
+// deleteGroupCRDs deletes the CRDs of groups until the returned function is called or the
+// test ends.
 func (g *groupsRun) deleteGroupCRDs() (bring func()) {
 	g.Helper()
 	kinds := []string{"volumegroupsnapshots", "volumegroupsnapshotcontents", "volumegroupsnapshotclasses"}
@@ -429,7 +427,7 @@ func (g *groupsRun) deleteGroupCRDs() (bring func()) {
 	return bring
 }
 
-// bare is an object, or a list of such, without what the API server adds.
+// bare returns an object, or a list of objects, without the fields of the API server.
 func bare(t *testing.T, text string) string {
 	t.Helper()
 	var object map[string]any

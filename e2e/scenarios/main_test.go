@@ -1,7 +1,6 @@
-// Package scenarios tests Blockmover on a real cluster, as its administrator
-// uses it: velero and kubectl on the command line, stock kopia and e2fsck as
-// judges. `make e2e` runs it, on the harness's cluster or on the one that
-// KUBECONFIG names.
+// Package scenarios tests Blockmover on a real cluster, as its administrator uses it: with
+// velero and kubectl on the command line. Stock kopia and e2fsck are the judges. `make e2e`
+// runs it, on the harness's cluster or on the one that KUBECONFIG names.
 package scenarios
 
 import (
@@ -32,13 +31,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// scenario is one test's view of the cluster: it names things uniquely and
+// scenario is the view that one test has of the cluster. It gives things unique names, and
 // removes them in the end.
 type scenario struct {
 	*testing.T
 	kit *kit.Kit
 	ctx context.Context
-	// suffix makes the names of this run unique on a cluster that has seen others.
+	// suffix makes the names unique on a cluster that was used before.
 	suffix string
 }
 
@@ -52,8 +51,7 @@ func newScenario(t *testing.T) *scenario {
 // name makes a unique name for an object of this run.
 func (s *scenario) name(base string) string { return base + "-" + s.suffix }
 
-// namespace makes a unique name for a namespace and deletes the namespace in
-// the end.
+// namespace makes a unique name for a namespace, and deletes the namespace in the end.
 func (s *scenario) namespace(base string) string {
 	name := s.name(base)
 	s.Cleanup(func() {
@@ -80,7 +78,7 @@ func (s *scenario) sums(app *kit.App) kit.Sums {
 	return sums
 }
 
-// backup makes a backup that has to be Completed and is deleted in the end.
+// backup makes a backup, fails unless it is Completed, and deletes it in the end.
 func (s *scenario) backup(base string, args ...string) string {
 	s.Helper()
 	name := s.name(base)
@@ -103,7 +101,7 @@ func (s *scenario) deleteBackupInTheEnd(name string) {
 	})
 }
 
-// restore makes a restore that has to be Completed.
+// restore makes a restore, and fails unless it is Completed.
 func (s *scenario) restore(backup string, args ...string) {
 	s.Helper()
 	name := s.name(fmt.Sprintf("r%d", time.Now().UnixNano()%1000000))
@@ -134,8 +132,7 @@ func (s *scenario) checkNothingLeft() {
 	require.NoError(s, s.kit.WaitNoLeftovers(s.ctx))
 }
 
-// policy stores a volume policy and returns the arguments of `velero backup
-// create` that use it.
+// policy stores a volume policy, and returns the arguments of `velero backup create` for it.
 func (s *scenario) policy(yaml string) []string {
 	s.Helper()
 	name := s.name(fmt.Sprintf("policy-%d", time.Now().UnixNano()%1000000))
@@ -154,7 +151,7 @@ func (s *scenario) deleteConfigMapInTheEnd(name string) {
 	})
 }
 
-// cleanupContext is for what runs after a test's own context has ended.
+// cleanupContext is for cleaning up after the context of a test has ended.
 func cleanupContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 5*time.Minute)
 }

@@ -20,7 +20,7 @@ type podWatch struct {
 	pods map[string]kit.Object
 }
 
-// watchMoverPods starts to collect mover pods, until check is called.
+// watchMoverPods collects mover pods until check is called.
 func (s *scenario) watchMoverPods() *podWatch {
 	ctx, stop := context.WithCancel(s.ctx)
 	w := &podWatch{s: s, stop: stop, pods: map[string]kit.Object{}}
@@ -44,8 +44,8 @@ func (s *scenario) watchMoverPods() *podWatch {
 	return w
 }
 
-// check ends the collection and checks that the pods could do nothing but move
-// their one device.
+// check ends the collection, and checks that the pods had no rights but to move their one
+// device.
 func (w *podWatch) check() {
 	w.stop()
 	w.done.Wait()

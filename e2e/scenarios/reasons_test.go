@@ -41,13 +41,12 @@ volumePolicies:
   action: {type: custom, parameters: {mover: blockmover}}
 `
 
-// TestReasons makes backups with a storage that does what storages do, and
-// looks for the reason of each image in the four places where it has to be. In
-// the end everything is as it was, to the last byte, but for the volume whose
-// policy has the audit switched off.
+// TestReasons makes backups while the storage misbehaves, and looks for the reason of each
+// image in the four places. In the end every restored byte is right, except for the volume
+// whose policy has no audit.
 //
-// The reasons that lie in the repository are in TestRepositoryReasons, and
-// ForcedFull is in TestBackupType.
+// TestRepositoryReasons has the reasons that lie in the repository, and TestBackupType has
+// ForcedFull.
 func TestReasons(t *testing.T) {
 	s := newScenario(t)
 	r := newReasonsRun(s, reasonDisks, reasonsPolicy)
@@ -65,7 +64,7 @@ func TestReasons(t *testing.T) {
 	}
 	r.expect(first, untracked, "Full", "NoParent", "CBTUnavailable")
 
-	// The storage forgets the first of two places that have changed.
+	// The storage forgets the first of two places that changed.
 	for _, name := range []string{audited, trusting, due} {
 		r.write(name, 1<<20, 64<<10)
 		r.write(name, 9<<20, 64<<10)
@@ -128,16 +127,16 @@ func TestReasons(t *testing.T) {
 type reasonsRun struct {
 	*scenario
 	driver *driverUnderTest
-	// app is the application, copy the one that was restored last.
+	// app is the application, and copy the last one that was restored.
 	app, copy *kit.App
 	args      []string
 }
 
-// options are those of the test driver, by the key in its file.
+// options are those of the test driver, by their keys in its file.
 type options map[string]any
 
-// newReasonsRun starts an application with these disks, which the policy knows by
-// the label "disk".
+// newReasonsRun starts an application with these disks. The policy selects them by the label
+// "disk".
 func newReasonsRun(s *scenario, disks []string, policy string) *reasonsRun {
 	s.Helper()
 	r := &reasonsRun{scenario: s, driver: s.driver()}
@@ -169,8 +168,7 @@ func (r *reasonsRun) behave(o options) {
 	r.driver.options(string(text))
 }
 
-// hideMetadataService takes the SnapshotMetadataService of a driver away until
-// the test ends.
+// hideMetadataService deletes the SnapshotMetadataService of a driver until the test ends.
 func (s *scenario) hideMetadataService(driver string) {
 	s.Helper()
 	const kind = "snapshotmetadataservices.cbt.storage.k8s.io"
@@ -185,7 +183,7 @@ func (s *scenario) hideMetadataService(driver string) {
 	require.NoError(s, err)
 }
 
-// write fills a place of a disk with random bytes.
+// write writes random bytes to a place of a disk.
 func (r *reasonsRun) write(disk string, offset, length int64) {
 	r.Helper()
 	const block = 4096
@@ -194,8 +192,8 @@ func (r *reasonsRun) write(disk string, offset, length int64) {
 	require.NoError(r, err)
 }
 
-// backup makes a backup, of the volumes that a selector names or of all, while
-// the driver misbehaves in this way.
+// backup makes a backup of the volumes that a selector selects, or of all, while the driver
+// misbehaves in this way.
 func (r *reasonsRun) backup(base string, o options, selector string) string {
 	r.Helper()
 	args := r.args
@@ -207,7 +205,7 @@ func (r *reasonsRun) backup(base string, o options, selector string) string {
 	return r.scenario.backup("reasons-"+base, args...)
 }
 
-// expect checks what a volume's image became, and where that is seen.
+// expect checks the kind and the reason of the image of a volume, in all four places.
 func (r *reasonsRun) expect(backup, name, kind string, reasons ...string) kit.Object {
 	r.Helper()
 	uploads, err := r.kit.DataUploads(r.ctx, backup)
@@ -228,7 +226,7 @@ func (r *reasonsRun) expectUpload(upload kit.Object, kind string, reasons ...str
 	require.NoError(r, r.kit.CheckReasons(r.ctx, upload, reasons...))
 }
 
-// replace deletes a PVC with its volume and makes another one of its name.
+// replace deletes a PVC with its volume and makes another one with the same name.
 func (r *reasonsRun) replace() {
 	r.Helper()
 	before := r.volumeOf(replaced).Metadata.Name
@@ -274,7 +272,7 @@ func (r *reasonsRun) diskHead(app *kit.App, length int64) string {
 	return sum
 }
 
-// checkRestIsZero checks what a restored disk has beyond the image.
+// checkRestIsZero checks that a restored disk is zero beyond the image.
 func (r *reasonsRun) checkRestIsZero(app *kit.App, length int64) {
 	r.Helper()
 	rest, err := app.Exec(r.ctx, fmt.Sprintf("tail -c +%d /dev/%s | tr -d '\\000' | wc -c; wc -c < /dev/%[2]s", length+1, resized))
@@ -293,9 +291,9 @@ func (r *reasonsRun) restored(backup string, disks []string) map[string]string {
 	return r.diskSums(r.copy, disks)
 }
 
-// restoreTooSmall lets a resource modifier make the target of a restore smaller
-// than the volume was. It is not waited for the restore to end: Velero gives PVCs
-// that are not bound its resource timeout.
+// restoreTooSmall uses a resource modifier to make the target of a restore smaller than the
+// volume was. It does not wait until the restore ends, because Velero waits for PVCs that are
+// not bound until its resource timeout.
 func (r *reasonsRun) restoreTooSmall(backup string) {
 	r.Helper()
 	modifier := r.name("smaller")

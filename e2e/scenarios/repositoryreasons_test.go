@@ -16,7 +16,7 @@ import (
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// The volumes of TestRepositoryReasons, by what becomes of their images.
+// The volumes of TestRepositoryReasons, named after what happens to their images.
 const (
 	damaged   = "damaged"   // a bit of the newest one flips in the storage
 	foreign   = "foreign"   // the newest one is of another data mover
@@ -26,21 +26,21 @@ const (
 	outgrown  = "outgrown"  // they have smaller chunks than the volume has now
 )
 
-// repositoryDisks are all but the last one, which is too large to be read in full.
+// repositoryDisks are all except the last one, which is too large to be read in full.
 var repositoryDisks = []string{damaged, foreign, anonymous, late, gone}
 
 const (
-	// outgrownSize is the largest size with the smallest chunks, and outgrownEnd one
-	// with chunks of four times that.
+	// outgrownSize is the largest size with the smallest chunks. outgrownEnd is a size with
+	// chunks of four times that.
 	outgrownSize = 16 << 30
 	outgrownEnd  = 64<<30 + outgrownBy
-	// outgrownBy is what that volume grows by before.
+	// outgrownBy is how much that volume grows before.
 	outgrownBy = 64 << 20
 )
 
-// TestRepositoryReasons reaches the reasons that lie in the repository, each by
-// something that happens to repositories, and looks for them in the four places.
-// The images that are made then are restored while the damage is there.
+// TestRepositoryReasons causes the reasons that lie in the repository, each by something that
+// happens to repositories, and looks for them in the four places. The images of these backups
+// are restored while the damage is there.
 func TestRepositoryReasons(t *testing.T) {
 	s := newScenario(t)
 	all := append(slices.Clone(repositoryDisks), outgrown)
@@ -65,7 +65,7 @@ func TestRepositoryReasons(t *testing.T) {
 	r.expectOn(parents[foreign], r.expect(second, foreign, "Incremental", "MoverChanged"))
 	r.expectOn(parents[anonymous], r.expect(second, anonymous, "Incremental", "NoChangeID"))
 
-	// Its VolumeSnapshot was taken before that of the backup that was faster.
+	// Its VolumeSnapshot is older than that of the faster backup.
 	lateUpload := r.upload(late)
 	r.expectUpload(lateUpload, "Incremental", "ParentNotOlder")
 	r.expectOn(parents[late], lateUpload)

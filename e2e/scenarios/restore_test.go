@@ -9,9 +9,8 @@ import (
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// TestRestoreElsewhere restores one backup to another driver's StorageClass and
-// to one that waits for the first consumer, with the pod that is this consumer
-// in the same restore.
+// TestRestoreElsewhere restores one backup to the StorageClass of another driver, and to one
+// that waits for the first consumer, with the consumer in the same restore.
 func TestRestoreElsewhere(t *testing.T) {
 	s := newScenario(t)
 	app := s.app("elsewhere")
@@ -31,9 +30,9 @@ func TestRestoreElsewhere(t *testing.T) {
 	s.checkNothingLeft()
 }
 
-// restoreUnmounted restores a backup of namespace from into another one, first
-// the volumes alone, whose file system e2fsck judges before anyone has mounted
-// it, then the rest, which finds its volumes; and checks the content.
+// restoreUnmounted restores a backup of namespace from into another one. First it restores
+// only the volumes, so that e2fsck can check the file system before anything mounts it. Then
+// it restores the rest, which finds its volumes, and checks the content.
 func (s *scenario) restoreUnmounted(backup, from, base string, want kit.Sums) {
 	s.Helper()
 	target := s.namespace(base)
@@ -44,8 +43,8 @@ func (s *scenario) restoreUnmounted(backup, from, base string, want kit.Sums) {
 	s.checkContent(target, want)
 }
 
-// mapStorageClass makes restores change one StorageClass into another: Velero's
-// own item action for it.
+// mapStorageClass makes restores replace one StorageClass by another, with Velero's own item
+// action.
 func (s *scenario) mapStorageClass(from, to string) {
 	s.Helper()
 	name := s.name("change-storage-class")
@@ -60,8 +59,8 @@ data: {%s: %s}
 	s.deleteConfigMapInTheEnd(name)
 }
 
-// checkClass checks that the volumes of a restored application are of a class,
-// and that deleting them will delete the storage's volumes too.
+// checkClass checks that the volumes of a restored application have a class, and that
+// deleting them will delete the volumes in the storage.
 func (s *scenario) checkClass(namespace, class string) {
 	s.Helper()
 	claims, err := s.kit.List(s.ctx, "-n", namespace, "persistentvolumeclaims")
@@ -78,8 +77,8 @@ func (s *scenario) checkClass(namespace, class string) {
 	}
 }
 
-// TestMixedBackup has three volumes in one backup: one that the policy gives to
-// Blockmover, one for the built-in mover, one that is skipped.
+// TestMixedBackup has three volumes in one backup: one for Blockmover by policy, one for the
+// built-in mover, and one that is skipped.
 func TestMixedBackup(t *testing.T) {
 	s := newScenario(t)
 	namespace := s.namespace("mixed")
@@ -131,8 +130,8 @@ volumePolicies:
   action: {type: snapshot}
 `
 
-// disksManifest is an application with a small disk of each name, whose PVC has
-// the name as a label.
+// disksManifest is an application with a small disk for each name. The PVC has the name as a
+// label.
 func disksManifest(k *kit.Kit, namespace, label string, names []string) string {
 	manifest := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
 	devices, volumes := "", ""

@@ -20,10 +20,10 @@ import (
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// retainedVolumes have the rule by which they retain snapshots for a name.
+// retainedVolumes are named after their retention.
 var retainedVolumes = []string{"auto", "always", "never"}
 
-// retainedPolicy goes by the label of the PVC.
+// retainedPolicy selects by the label of the PVC.
 func retainedPolicy() string {
 	policy := "version: v1\nvolumePolicies:\n"
 	for _, rule := range retainedVolumes {
@@ -33,25 +33,24 @@ func retainedPolicy() string {
 }
 
 const (
-	// envRetainedBackups is how many backups TestRetainedSnapshots makes in all, and
-	// envRetainedSeed decides which of them it deletes when.
+	// envRetainedBackups is how many backups TestRetainedSnapshots makes. envRetainedSeed
+	// decides which of them it deletes when.
 	envRetainedBackups = "BLOCKMOVER_RETAINED_BACKUPS"
 	envRetainedSeed    = "BLOCKMOVER_RETAINED_SEED"
 
 	defaultRetainedBackups = 6
-	// By this one, 20 backups are up to seven at a time, and at times none.
+	// With this seed, 20 backups are up to seven at a time, and sometimes none.
 	defaultRetainedSeed = 2
-	// plannedBackups are those that are not left to chance.
+	// plannedBackups are those that are not random.
 	plannedBackups = 4
 )
 
-// TestRetainedSnapshots makes and deletes backups of three volumes, which retain
-// by three rules, with a driver that needs the base of a delta. The driver is
-// asked what it has after each: one snapshot of the volume by rule auto, one for
-// each backup by always, none by never; and none at all in the end.
+// TestRetainedSnapshots makes and deletes backups of three volumes with three retentions,
+// with a driver that needs the base of a delta. After each it asks the driver for its
+// snapshots: one of the volume with auto, one for each backup with always, none with never,
+// and none in the end.
 //
-// After the first backups, which are deleted by plan, come more that are deleted in
-// any order.
+// The first backups are deleted by plan. Then more are made and deleted in any order.
 func TestRetainedSnapshots(t *testing.T) {
 	backups, seed := fromEnv(t, envRetainedBackups, defaultRetainedBackups), fromEnv(t, envRetainedSeed, defaultRetainedSeed)
 	require.GreaterOrEqual(t, backups, plannedBackups, envRetainedBackups)
@@ -74,8 +73,8 @@ func TestRetainedSnapshots(t *testing.T) {
 	r.expect(second, kinds{"auto": "Incremental ", "always": "Incremental ", "never": "Full DeltaFailed"})
 	r.count(1, 2)
 
-	// Deleting an older backup takes nothing from the newest: not its base, and, as
-	// the restore in the end shows, no change in the middle (oadp-operator#2255).
+	// Deleting an older backup does not change the newest: not its base, and, as the restore
+	// in the end shows, not its data (oadp-operator#2255).
 	require.NoError(t, s.kit.DeleteBackup(s.ctx, first))
 	r.count(1, 1)
 	r.write(2)
@@ -83,7 +82,7 @@ func TestRetainedSnapshots(t *testing.T) {
 	r.expect(third, kinds{"auto": "Incremental ", "always": "Incremental ", "never": "Full DeltaFailed"})
 	r.count(1, 2)
 
-	// A base goes with its backup: the image before it has none any more.
+	// A base goes with its backup. The image before it has none.
 	require.NoError(t, s.kit.DeleteBackup(s.ctx, third))
 	r.count(0, 1)
 	r.write(3)
@@ -103,11 +102,10 @@ func TestRetainedSnapshots(t *testing.T) {
 	r.checkForgotten()
 }
 
-// TestGroupMember moves a member of each of two groups that somebody else has made,
-// as Velero's own action does: members have no class and their contents name the
-// group. They are exposed and their blocks are told, the second time incrementally,
-// and their storage snapshots are deleted although the sidecar leaves members to
-// their group.
+// TestGroupMember moves a member of each of two groups that somebody else has made, as
+// Velero's own action does. Members have no class, and their contents name the group. They
+// are exposed, and the driver reports their blocks, the second time the changed ones. Their
+// storage snapshots are deleted, although the sidecar does not delete members of a group.
 func TestGroupMember(t *testing.T) {
 	s := newScenario(t)
 	d := s.driver()
@@ -128,8 +126,8 @@ func TestGroupMember(t *testing.T) {
 	s.checkNothingLeft()
 }
 
-// moveGroupMember makes a group of the disk in a namespace, moves its one member, and
-// deletes the group as soon as the mover has it.
+// moveGroupMember makes a group of the disk in a namespace, moves its only member, and
+// deletes the group as soon as the mover has re-homed the member.
 func (s *scenario) moveGroupMember(d *driverUnderTest, namespace, base string) kit.Object {
 	s.Helper()
 	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: groupsnapshot.storage.k8s.io/v1
@@ -151,8 +149,8 @@ spec:
 
 	name := s.name("member-" + base)
 	s.createUpload(d, name, namespace, "disk", members[0].Metadata.Name)
-	// The group goes once the mover has its member, and leaves the storage snapshot
-	// to it.
+	// The group is deleted once the mover has its member. It leaves the storage snapshot to
+	// it.
 	s.wait("re-homed VolumeSnapshot", func(ctx context.Context) (bool, string, error) {
 		pairs, err := s.kit.List(ctx, "-n", s.kit.VeleroNamespace, "volumesnapshots")
 		return len(pairs) == 1, fmt.Sprint(pairs), err
@@ -172,8 +170,8 @@ spec:
 	return upload
 }
 
-// createUpload makes a DataUpload of a VolumeSnapshot without any backup; more are
-// further fields of its spec, in one line each.
+// createUpload makes a DataUpload of a VolumeSnapshot without a backup. more has further
+// fields of its spec, one line each.
 func (s *scenario) createUpload(d *driverUnderTest, name, namespace, pvc, volumeSnapshot string, more ...string) {
 	s.Helper()
 	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
@@ -197,7 +195,7 @@ spec:
 	})
 }
 
-// waitUpload waits for a DataUpload that has to be Completed.
+// waitUpload waits for a DataUpload, and fails unless it is Completed.
 func (s *scenario) waitUpload(name string) kit.Object {
 	s.Helper()
 	var upload kit.Object
@@ -209,7 +207,7 @@ func (s *scenario) waitUpload(name string) kit.Object {
 	return upload
 }
 
-// wait is for what takes seconds.
+// wait waits for something that takes seconds.
 func (s *scenario) wait(what string, check func(context.Context) (bool, string, error)) {
 	s.Helper()
 	require.NoError(s, s.kit.Wait(s.ctx, what, 90*time.Second, check))
@@ -226,21 +224,20 @@ func fromEnv(t *testing.T, name string, otherwise int) int {
 	return number
 }
 
-// retainedRun is the application whose volumes are counted.
+// retainedRun is the application whose snapshots are counted.
 type retainedRun struct {
 	*scenario
 	driver    *driverUnderTest
 	app       *kit.App
 	namespace string
 	args      []string
-	// live are the backups that there are, and base is the one that has the snapshot by
-	// rule auto, "" if none has.
+	// live are the backups that exist. base is the one whose snapshot is kept by auto, or "".
 	live []string
 	base string
 }
 
-// rounds makes so many backups, and after one of three deletes some of those that
-// there are, or all. In the end it restores the newest, and deletes all.
+// rounds makes some backups. After one of three it deletes some of those that exist, or all.
+// In the end it restores the newest, and deletes all.
 func (r *retainedRun) rounds(n int, rnd *rand.Rand) {
 	r.Helper()
 	for i := range n {
@@ -264,7 +261,7 @@ func (r *retainedRun) rounds(n int, rnd *rand.Rand) {
 	}
 }
 
-// backupRound makes a backup, which becomes the base of the volume by rule auto.
+// backupRound makes a backup, which becomes the base of the volume with auto.
 func (r *retainedRun) backupRound(base string) {
 	r.Helper()
 	want := kinds{"auto": "Full NoParent", "always": "Full NoParent", "never": "Full NoParent"}
@@ -303,8 +300,8 @@ func (r *retainedRun) countLive() {
 	r.checkNothingLeft()
 }
 
-// checkForgotten checks that no object of Velero's is about the volumes any more,
-// now that all backups are deleted.
+// checkForgotten checks that no object in Velero's namespace is about the volumes, now that
+// all backups are deleted.
 func (r *retainedRun) checkForgotten() {
 	r.Helper()
 	r.wait("operations to be gone", func(ctx context.Context) (bool, string, error) {
@@ -318,7 +315,7 @@ func (r *retainedRun) backup(base string) string {
 	return r.scenario.backup("retained-"+base, r.args...)
 }
 
-// write changes one place of each volume, another one each time.
+// write changes one place of each volume, each time another one.
 func (r *retainedRun) write(place int) {
 	r.Helper()
 	for _, name := range retainedVolumes {
@@ -327,10 +324,10 @@ func (r *retainedRun) write(place int) {
 	}
 }
 
-// kinds is "kind reason" by volume.
+// kinds has "kind reason" for each volume.
 type kinds map[string]string
 
-// expect checks what became of a backup.
+// expect checks the kinds and reasons of a backup.
 func (r *retainedRun) expect(backup string, want kinds) {
 	r.Helper()
 	uploads, err := r.kit.DataUploads(r.ctx, backup)
@@ -341,8 +338,8 @@ func (r *retainedRun) expect(backup string, want kinds) {
 	}
 }
 
-// count waits until the driver has that many snapshots of the volumes, and
-// Kubernetes an object for each.
+// count waits until the driver has that many snapshots of the volumes, and Kubernetes has an
+// object for each.
 func (r *retainedRun) count(auto, always int) {
 	r.Helper()
 	want := fmt.Sprintf("auto %d, always %d, never 0, VolumeSnapshots %d", auto, always, auto+always)
@@ -362,8 +359,8 @@ func (r *retainedRun) count(auto, always int) {
 	r.Logf("there are: %s", want)
 }
 
-// exhaust lets the storage take no more than one snapshot of a volume: the
-// backup says of which volumes, and what to do.
+// exhaust lets the storage take only one snapshot of a volume. The error of the backup must
+// say which volumes, and what to do.
 func (r *retainedRun) exhaust(retained map[string]int) {
 	r.Helper()
 	r.driver.options(`{"requireBaseSnapshotForDelta": true, "maxSnapshotsPerVolume": 1}`)
@@ -382,9 +379,8 @@ func (r *retainedRun) exhaust(retained map[string]int) {
 	uploads, err := r.kit.DataUploads(r.ctx, name)
 	require.NoError(r, err)
 	require.Len(r, uploads, 1, "that of the volume that retains none")
-	// The snapshotter's sidecar lets go of what it could not make only when it has
-	// an answer other than this. It asks again when the object changes; else it would
-	// take up to 5 minutes.
+	// The snapshotter's sidecar gives up a snapshot only when it gets another answer than
+	// this. It asks again when the object changes, which otherwise takes up to 5 minutes.
 	r.driver.options(`{"requireBaseSnapshotForDelta": true}`)
 	_, err = r.kit.Kubectl(r.ctx, "annotate", "volumesnapshotcontents", "--all", "e2e.blockmover.io/try=again")
 	require.NoError(r, err)
@@ -392,8 +388,8 @@ func (r *retainedRun) exhaust(retained map[string]int) {
 	require.NoError(r, r.kit.DeleteBackup(r.ctx, name))
 }
 
-// losePair deletes the VolumeSnapshot of a backup and leaves the snapshot in the
-// storage, as somebody may who cleans up by hand.
+// losePair deletes the VolumeSnapshot of a backup and leaves the snapshot in the storage, as
+// somebody may do who cleans up by hand.
 func (r *retainedRun) losePair(backup, name string) {
 	r.Helper()
 	pairs, err := r.kit.List(r.ctx, "-n", r.kit.VeleroNamespace, "volumesnapshots", "-l", "blockmover.io/backup="+backup+",blockmover.io/volume="+name)
@@ -417,8 +413,8 @@ type driverUnderTest struct {
 	api  csi.ControllerClient
 }
 
-// driver is for tests that tell the harness's driver how to behave; on another
-// cluster they are skipped.
+// driver is for tests that change the behaviour of the harness's driver. On another cluster
+// they are skipped.
 func (s *scenario) driver() *driverUnderTest {
 	s.Helper()
 	state := os.Getenv("BLOCKMOVER_CSI_STATE")
@@ -438,13 +434,13 @@ func (s *scenario) driver() *driverUnderTest {
 	return d
 }
 
-// options replaces the file as a whole: the driver reads it at each call.
+// options replaces the whole file. The driver reads it at each call.
 func (d *driverUnderTest) options(text string) {
 	require.NoError(d, os.WriteFile(d.file+".new", []byte(text), 0o600))
 	require.NoError(d, os.Rename(d.file+".new", d.file))
 }
 
-// requireBase makes the driver need the base of a delta and say so.
+// requireBase makes the driver need the base of a delta, and say so.
 func (d *driverUnderTest) requireBase() {
 	d.Helper()
 	d.options(`{"requireBaseSnapshotForDelta": true}`)
@@ -461,7 +457,7 @@ func (d *driverUnderTest) declareBase(ctx context.Context, value string) {
 	require.NoError(d, err)
 }
 
-// snapshots are those that the storage has of the volume of a PVC.
+// snapshots are the snapshots that the storage has of the volume of a PVC.
 func (d *driverUnderTest) snapshots(ctx context.Context, namespace, pvc string) ([]string, error) {
 	var claim, volume kit.Object
 	if err := d.kit.Get(ctx, &claim, "-n", namespace, "persistentvolumeclaim", pvc); err != nil {

@@ -13,11 +13,10 @@ import (
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// A door is one of the two ways in which a volume comes to be Blockmover's:
-// design section 2.
+// A door is one of the two ways to Blockmover; see docs/design.md.
 type door struct {
 	name string
-	// args are those of `velero backup create`.
+	// args are arguments of `velero backup create`.
 	args func(*scenario) []string
 }
 
@@ -40,10 +39,9 @@ var (
 func TestRoundTripPerBackup(t *testing.T) { roundTrip(newScenario(t), perBackup) }
 func TestRoundTripPerVolume(t *testing.T) { roundTrip(newScenario(t), perVolume) }
 
-// roundTrip is the main job: a full and an incremental backup, both restored
-// into the same namespace and into another one, the older one deleted, the
-// newer one restored again; everything compared byte by byte, and read by stock
-// kopia too.
+// roundTrip is the main job. It makes a full and an incremental backup, restores both into
+// the same namespace and into another one, deletes the older one, and restores the newer one
+// again. Everything is compared byte by byte, and read by stock kopia, too.
 func roundTrip(s *scenario, d door) {
 	app := s.app(d.name)
 	args := append(d.args(s), "--include-namespaces", app.Namespace)
@@ -87,7 +85,7 @@ func roundTrip(s *scenario, d door) {
 	s.checkNothingLeft()
 }
 
-// checkFull checks what the DataUploads of a first backup say of themselves.
+// checkFull checks the results in the DataUploads of a first backup.
 func (s *scenario) checkFull(backup string) map[string]kit.Object {
 	s.Helper()
 	uploads := s.uploads(backup)
@@ -101,12 +99,12 @@ func (s *scenario) checkFull(backup string) map[string]kit.Object {
 	return uploads
 }
 
-// checkIncremental checks that an incremental backup read and uploaded about
-// the chunks that changed, and names its parent.
+// checkIncremental checks that an incremental backup read and uploaded about the chunks that
+// changed, and that it names its parent.
 func (s *scenario) checkIncremental(backup string, parents map[string]kit.Object) map[string]kit.Object {
 	s.Helper()
-	// Two places of 1 MiB, each aligned to a chunk; a file system also touches its
-	// journal, bitmaps and inode tables, in chunks of 1 MiB each.
+	// Two places of 1 MiB, each aligned to a chunk. A file system also writes its journal,
+	// bitmaps and inode tables, in chunks of 1 MiB each.
 	most := map[string]int64{kit.DiskPVC: kit.ChangedDiskBytes + 1<<20, kit.FilesPVC: 16 << 20}
 	uploads := s.uploads(backup)
 	for pvc, upload := range uploads {
@@ -121,7 +119,7 @@ func (s *scenario) checkIncremental(backup string, parents map[string]kit.Object
 	return uploads
 }
 
-// uploads returns the two DataUploads of an App's backup, both Completed.
+// uploads returns the two DataUploads of the backup of an App, both Completed.
 func (s *scenario) uploads(backup string) map[string]kit.Object {
 	s.Helper()
 	uploads, err := s.kit.DataUploads(s.ctx, backup)
@@ -141,8 +139,7 @@ func number(t require.TestingT, result map[string]string, key string) int64 {
 	return n
 }
 
-// checkStockKopia lists, verifies and restores the repo snapshots with a kopia
-// that knows nothing of Blockmover.
+// checkStockKopia lists, verifies and restores the repo snapshots with stock kopia.
 func (s *scenario) checkStockKopia(namespace string, disks map[string]kit.Sums) {
 	s.Helper()
 	stock, err := s.kit.StockKopia(s.ctx, namespace, s.TempDir())
@@ -158,8 +155,7 @@ func (s *scenario) checkStockKopia(namespace string, disks map[string]kit.Sums) 
 	}
 }
 
-// hashDisk hashes the volume in a restored disk.raw, without the padding, which
-// has to be zero.
+// hashDisk hashes the volume in a restored disk.raw, without the padding, which must be zero.
 func hashDisk(s *scenario, path string, size int64) string {
 	f, err := os.Open(path)
 	require.NoError(s, err)
@@ -174,8 +170,8 @@ func hashDisk(s *scenario, path string, size int64) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// checkRepoSnapshots checks that the repository of a namespace holds the repo
-// snapshots of these DataUploads, no others, and that kopia finds them whole.
+// checkRepoSnapshots checks that the repository of a namespace has the repo snapshots of
+// these DataUploads and no others, and that kopia finds them whole.
 func (s *scenario) checkRepoSnapshots(namespace string, uploads map[string]kit.Object) {
 	s.Helper()
 	want := []string{}

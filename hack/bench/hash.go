@@ -5,9 +5,8 @@ import (
 	"os"
 )
 
-// Velero makes repositories with the first hash function, and new ones with the second
-// from its next release on. blockmover computes sums of the first ahead, and leaves the
-// second to kopia.
+// Velero makes repositories with the first hash function, and from its next release on with
+// the second. blockmover computes sums of the first ahead, and leaves the second to kopia.
 const (
 	hashBLAKE2b = "BLAKE2B-256-128"
 	hashHMAC    = "HMAC-SHA256-128"
@@ -20,7 +19,7 @@ const (
 	stepHMACFile   = "hmac-sha256: kopia, file"
 )
 
-// createWith makes the repository anew with a hash function.
+// createWith makes a new repository with a hash function.
 func (o ours) createWith(ctx context.Context, hash string) error {
 	if err := os.RemoveAll(o.repo); err != nil {
 		return err
@@ -29,8 +28,8 @@ func (o ours) createWith(ctx context.Context, hash string) error {
 	return err
 }
 
-// createWith makes the repository anew with a hash function, chunks of 1 MiB, and the
-// encryption of Velero's repositories. Compression is off unless a policy turns it on.
+// createWith makes a new repository with a hash function, chunks of 1 MiB, and the encryption
+// of Velero's repositories. There is no compression unless a policy turns it on.
 func (k stock) createWith(ctx context.Context, hash string) error {
 	if err := os.RemoveAll(k.dir); err != nil {
 		return err
@@ -76,8 +75,7 @@ func (b *bench) hmac(ctx context.Context, allocated int64) error {
 	return b.volume.forget()
 }
 
-// concludeHMAC compares the CPU time. What blockmover needs must not be more than what
-// kopia needs.
+// concludeHMAC compares the CPU time. blockmover must not need more than kopia.
 func (r *report) concludeHMAC() {
 	full := r.step(stepHMACFull).Median.CPUSeconds
 	r.atMost("hmac-sha256: full, CPU, ours / kopia (device)", divide(full, r.step(stepHMACDevice).Median.CPUSeconds), 1, "")

@@ -17,8 +17,7 @@ type sparse struct {
 // sparsePlaces is in how many places a sparse volume changes.
 const sparsePlaces = 100
 
-// holes restores a volume of which a tenth is not zero onto a target that is
-// full of other bytes.
+// holes restores a volume of which a tenth is not zero, onto a target with other bytes.
 func (b *bench) holes(ctx context.Context, seed uint64) error {
 	o := ours{b.binary, b.path("ours")}
 	if err := o.create(ctx); err != nil {
@@ -55,8 +54,8 @@ func (b *bench) holes(ctx context.Context, seed uint64) error {
 	return errors.Join(b.clear(), os.RemoveAll(o.repo))
 }
 
-// sparse backs up an empty volume, and then a quarter of the benchmark's size,
-// 1 GiB of 4, in 100 places of it.
+// sparse backs up an empty volume, and then a quarter of the benchmark's size (1 GiB of 4),
+// in 100 places.
 func (b *bench) sparse(ctx context.Context, s sparse) error {
 	o := ours{b.binary, b.path("ours")}
 	if err := o.create(ctx); err != nil {

@@ -54,8 +54,8 @@ func (b *bench) increment(ctx context.Context, o ours, name string, places []int
 	return image, nil
 }
 
-// hotspot backs a volume up again and again that is written in the same places
-// more often than not, and restores the last image.
+// hotspot backs up a volume repeatedly that is mostly written in the same places, and
+// restores the last image.
 func (b *bench) hotspot(ctx context.Context, h hotspot) error {
 	o := ours{b.binary, b.path("ours")}
 	if err := o.create(ctx); err != nil {

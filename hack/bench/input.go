@@ -31,8 +31,8 @@ const (
 // runLimit is the longest run of one class, in MiB.
 const runLimit = 16
 
-// fillMix writes the mix onto an empty file: runs of random bytes, of text and
-// of nothing, in the order that the seed gives. It returns what was written.
+// fillMix writes the mix into an empty file: runs of random bytes, of text and of nothing, in
+// an order that the seed decides. It returns what it wrote.
 func fillMix(ctx context.Context, path string, size int64, corpus []byte, seed uint64) ([]block.Extent, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -76,7 +76,7 @@ func fillMix(ctx context.Context, path string, size int64, corpus []byte, seed u
 	return allocated, nil
 }
 
-// pick chooses a class with the probability of what is left of it.
+// pick chooses a class. The probability is the share of the class in what is left.
 func pick(rnd *rand.Rand, left [3]int64) int {
 	n := rnd.Int64N(left[0] + left[1] + left[2])
 	for class, have := range left {
@@ -88,8 +88,8 @@ func pick(rnd *rand.Rand, left [3]int64) int {
 	panic("unreachable")
 }
 
-// empty makes a file a hole of size bytes, without the device on it noticing:
-// it only ever has this size.
+// empty makes a file a hole of size bytes. The device on it does not notice: the size stays
+// the same.
 func empty(f *os.File, size int64) error {
 	if err := f.Truncate(size); err != nil {
 		return err
@@ -105,7 +105,7 @@ func appendExtent(list []block.Extent, e block.Extent) []block.Extent {
 	return append(list, e)
 }
 
-// randomBytes cannot be compressed, and are never the same twice.
+// randomBytes cannot be compressed, and do not repeat.
 type randomBytes struct{ source *rand.ChaCha8 }
 
 func newRandom(seed uint64) randomBytes {
@@ -114,19 +114,19 @@ func newRandom(seed uint64) randomBytes {
 
 func (r randomBytes) fill(p []byte) { _, _ = r.source.Read(p) }
 
-// textBytes are those of source files, again and again.
+// textBytes are those of source files, which repeat.
 type textBytes struct {
 	corpus []byte
 	next   int
 }
 
-// maxCorpus is how much text is read: enough that a compressor has forgotten what
-// comes again, and little enough for this process to stay smaller than those that it
-// measures, for their peak begins with it.
+// maxCorpus is how much text is read. It is so much that a compressor does not find the
+// repetitions, and so little that this process stays smaller than those that it measures,
+// because their peak begins with it.
 const maxCorpus = 32 * mib
 
-// readCorpus reads the Go files below a directory. Its length is odd, so that the same
-// text never lies at the same place of a chunk twice, and no two chunks are the same.
+// readCorpus reads the Go files below a directory. Its length is odd, so that the same text
+// is never at the same place of a chunk, and no two chunks are equal.
 func readCorpus(dir string) ([]byte, error) {
 	corpus := make([]byte, 0, maxCorpus+mib)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -164,8 +164,8 @@ func (t *textBytes) fill(p []byte) {
 	}
 }
 
-// change writes random bytes in places of length bytes each and returns them in
-// order. Places are numbers of slots of that length; double ones count once.
+// change writes random bytes to places of length bytes each, and returns the places in order.
+// Places are numbers of slots of that length. A slot that occurs twice counts once.
 func change(device string, places []int64, length int64, seed uint64) ([]block.Extent, error) {
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
@@ -184,7 +184,7 @@ func change(device string, places []int64, length int64, seed uint64) ([]block.E
 		}
 		changed = appendExtent(changed, block.Extent{Offset: p * length, Length: length})
 	}
-	// A device keeps what is written to it in a cache of its own.
+	// A device has a cache of its own for what is written to it.
 	return changed, f.Sync()
 }
 
@@ -201,8 +201,8 @@ func scattered(rnd *rand.Rand, slots, n int64) []int64 {
 	return places
 }
 
-// hot draws n slots after Zipf's law, the same ones often. Neighbours in
-// frequency are not neighbours on the volume.
+// hot draws n slots by Zipf's law, some of them often. Neighbours in frequency are not
+// neighbours on the volume.
 func hot(rnd *rand.Rand, slots, n int64) []int64 {
 	const (
 		exponent = 1.1

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loopDevice is a file in memory as a block device. The kernel takes it off the
-// file when the last one closes it, so it does not outlive this process.
+// loopDevice is a file in memory as a block device. The kernel detaches it when it is closed
+// last, so it does not outlive this process.
 type loopDevice struct {
 	file string
 	node *os.File
@@ -50,7 +50,7 @@ func attachLoop(file string) (*loopDevice, error) {
 // path is the name of the device.
 func (d *loopDevice) path() string { return d.node.Name() }
 
-// forget drops what the device has cached, after its file was changed.
+// forget drops the cache of the device, after its file was changed.
 func (d *loopDevice) forget() error {
 	if err := d.node.Sync(); err != nil {
 		return err
@@ -60,7 +60,7 @@ func (d *loopDevice) forget() error {
 
 func (d *loopDevice) close() error { return d.node.Close() }
 
-// punch gives the memory of a part of a file back. What was there is zero.
+// punch frees the memory of a part of a file, which then is zero.
 func punch(f *os.File, offset, length int64) error {
 	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
 	if err != nil {

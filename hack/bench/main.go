@@ -1,13 +1,13 @@
-// Command bench measures blockmover against stock kopia and against the bare
-// device, in one run, on volumes in memory: `make bench` runs it.
+// Command bench measures blockmover against stock kopia and against the bare device, in one
+// run, on volumes in memory. `make bench` runs it.
 //
-// The volume is a mix of random bytes, text (the source of Go) and nothing in the
-// proportions that the data of real volumes had, behind a loop device. In each run it
-// is read and written raw, backed up and restored by kopia, and backed up, restored
-// and backed up incrementally by blockmover; every restore is compared with its
-// source. Hot spots, of which the repository's growth counts, are measured once.
+// The volume is behind a loop device. It is a mix of random bytes, text (the source of Go)
+// and nothing, in the proportions of real volumes. In each run it is read and written raw,
+// backed up and restored by kopia, and backed up, restored and backed up incrementally by
+// blockmover. Every restore is compared with its source. Hot spots are measured once, because
+// only the growth of the repository counts.
 //
-// Compare numbers of one run only: the machine's load is in the report.
+// Compare only numbers of the same run. The load of the machine is in the report.
 package main
 
 import (
@@ -111,7 +111,7 @@ func parseSize(text string) (int64, error) {
 	return n, nil
 }
 
-// say tells what comes next.
+// say announces the next step.
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "[%5.0fs] %s\n", time.Since(b.start).Seconds(), fmt.Sprintf(format, args...))
 }
@@ -206,7 +206,7 @@ func (b *bench) fill(ctx context.Context, seed uint64) ([]block.Extent, error) {
 	return allocated, b.volume.forget()
 }
 
-// clear gives the memory of the target back.
+// clear frees the memory of the target.
 func (b *bench) clear() error {
 	f, err := os.OpenFile(b.target.file, os.O_RDWR, 0)
 	if err != nil {

@@ -35,13 +35,13 @@ type sample struct {
 	Seconds    float64 `json:"seconds"`
 	CPUSeconds float64 `json:"cpuSeconds"`
 	PeakRSS    int64   `json:"peakRSS,omitempty"`
-	// Work is what the throughput is counted in.
+	// Work is the unit of the throughput.
 	Work int64 `json:"work,omitempty"`
-	// Grew is by how much the files of the repository have grown.
+	// Grew is the growth of the files of the repository.
 	Grew int64 `json:"repositoryGrew,omitempty"`
 	// Changed is what was written to the volume before an incremental backup.
 	Changed int64 `json:"changed,omitempty"`
-	// Uploaded and Metadata are what the tool itself says.
+	// Uploaded and Metadata are what the tool reports.
 	Uploaded int64 `json:"uploaded,omitempty"`
 	Metadata int64 `json:"metadata,omitempty"`
 }
@@ -53,8 +53,8 @@ type child struct {
 	stdin string
 }
 
-// run runs a child and returns its output. A child that is still there when ctx
-// ends is told to stop, and killed when it does not.
+// run runs a child and returns its output. When ctx ends, the child is told to stop, and
+// killed if it does not.
 func (c child) run(ctx context.Context) (sample, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
@@ -101,7 +101,8 @@ func ownCPU() float64 {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano()).Seconds()
 }
 
-// rawAccess reads or writes all of a device in MiB, past the cache, like dd.
+// rawAccess reads or writes all of a device in pieces of 1 MiB, not through the cache, like
+// dd.
 func rawAccess(ctx context.Context, path string, size int64, write bool) (sample, error) {
 	flag := os.O_RDONLY
 	if write {
@@ -133,14 +134,14 @@ func rawAccess(ctx context.Context, path string, size int64, write bool) (sample
 	return s, err
 }
 
-// cryptoAlone hashes and encrypts so many bytes on all cores, with the
-// algorithms of the repositories as kopia has them, and with nothing else around them.
+// cryptoAlone hashes and encrypts so many bytes on all cores, with kopia's algorithms of the
+// repositories, and does nothing else.
 func cryptoAlone(ctx context.Context, size int64) (sample, error) {
 	return transform(ctx, size, func(int64, []byte) error { return nil }, func(int, []byte) error { return nil })
 }
 
-// bareBackup is a backup of the extents without all that makes it one: it reads them
-// past the cache, hashes and encrypts, and writes files of the size of a pack.
+// bareBackup only does the bulk work of a backup: it reads the extents, not through the
+// cache, hashes and encrypts, and writes files of the size of a pack.
 func bareBackup(ctx context.Context, path string, extents []block.Extent, dir string) (sample, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
@@ -192,9 +193,8 @@ type pack struct {
 	length int
 }
 
-// transform hashes and encrypts so many bytes on all cores, one MiB at a time: read
-// fills the buffer with the MiB of that number, write gets what became of it and the
-// number of the core.
+// transform hashes and encrypts so many bytes on all cores, one MiB at a time. read fills the
+// buffer with the MiB of that number. write gets the result and the number of the core.
 func transform(ctx context.Context, size int64, read func(n int64, buf []byte) error, write func(worker int, data []byte) error) (sample, error) {
 	var next atomic.Int64
 	group, ctx := errgroup.WithContext(ctx)
@@ -261,7 +261,7 @@ func (s *sealer) seal(data []byte) []byte {
 	return s.out
 }
 
-// diskUsage is the size of all files in a directory.
+// diskUsage returns the size of all files in a directory.
 func diskUsage(dir string) (int64, error) {
 	var n int64
 	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {

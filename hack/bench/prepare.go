@@ -18,9 +18,9 @@ func (b *bench) prepare(memory string) error {
 	if err := removeStale(memory); err != nil {
 		return err
 	}
-	// The volume, the target or what scattered writes add to the repository, the
-	// repository, which a hot spot makes grow by the volume once more: three and a
-	// half at most, and room for processes.
+	// The volume, the target or the growth of the repository by scattered writes, and the
+	// repository, which a hot spot doubles: three and a half times the size at most, and room
+	// for processes.
 	need := b.size*4 + gib
 	if free := availableMemory(); free < need {
 		return fmt.Errorf("%s of memory are available and %s are needed: set BENCH_SIZE to less than %s", formatBytes(free), formatBytes(need), formatBytes(b.size))
@@ -47,8 +47,8 @@ func (b *bench) path(names ...string) string {
 	return filepath.Join(append([]string{b.dir}, names...)...)
 }
 
-// device makes a file in a directory of its own, which kopia backs up, and a
-// device of it.
+// device makes a file in a directory of its own, which kopia backs up, and a loop device for
+// it.
 func (b *bench) device(name string) (*loopDevice, error) {
 	file := b.path(name, "disk.raw")
 	f, err := os.Create(file)
@@ -61,11 +61,11 @@ func (b *bench) device(name string) (*loopDevice, error) {
 	return attachLoop(file)
 }
 
-// heat uses memory and gives it back in pieces, of which it keeps the first pages in
-// the file until that is removed. On a virtual machine the first use of a page costs
-// several times what it takes to write it, and a guest may return what is free to its
-// host, in large pieces, within seconds: which step pays for that, and how often,
-// would be chance. What is free in small pieces stays.
+// heat uses memory and frees it in pieces, of which it keeps the first pages in the file
+// until that is removed. On a virtual machine, the first use of a page costs several times as
+// much as writing it. A guest may return free memory to its host within seconds, in large
+// pieces. Which step would pay for that, and how often, would be chance. Memory that is free
+// in small pieces stays.
 func heat(file string, size int64) error {
 	const piece, kept = 256 * kib, 4 * kib
 	f, err := os.Create(file)

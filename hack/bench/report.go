@@ -32,7 +32,7 @@ type step struct {
 	Median  sample   `json:"median"`
 }
 
-// ratio compares steps. Target is empty where there is none.
+// ratio compares two steps. Target is empty if there is none.
 type ratio struct {
 	Name   string  `json:"name"`
 	Value  float64 `json:"value"`
@@ -46,7 +46,7 @@ func newReport(size int64, runs int) *report {
 	return &report{Time: time.Now().UTC(), Host: strings.TrimSpace(string(host)), CPUs: runtime.NumCPU(), Load: load(), Size: size, Runs: runs}
 }
 
-// load is the machine's, which tells how much to trust the seconds.
+// load is that of the machine. It tells how far to trust the seconds.
 func load() string {
 	text, _ := os.ReadFile("/proc/loadavg")
 	return strings.TrimSpace(string(text))
@@ -91,7 +91,7 @@ func medians(samples []sample) sample {
 	}
 }
 
-// amplification is stored bytes for one that was changed.
+// amplification is how many bytes were stored for one byte that changed.
 func (s sample) amplification() float64 { return divide(float64(s.Grew), float64(s.Changed)) }
 
 func (s sample) speed() float64 { return divide(float64(s.Work), s.Seconds) }
@@ -117,7 +117,7 @@ func (r *report) note(name string, value float64) {
 	r.Ratios = append(r.Ratios, ratio{Name: name, Value: value})
 }
 
-// conclude finds medians, and the ratios that the engine is judged by.
+// conclude computes medians, and the ratios that matter.
 func (r *report) conclude() {
 	r.LoadEnd = load()
 	for _, s := range r.Steps {
@@ -165,7 +165,7 @@ func (r *report) conclude() {
 		r.atMost("amplification: "+h.name+", steady", steady[len(steady)/2].amplification(), h.limit, "")
 	}
 	r.atMost("sparse 10 TiB: metadata", float64(m(sparseSteps[0].name).Metadata)/mib, 4, "MiB")
-	// Of which 2 s are meant for all but reading and uploading 1 GiB.
+	// 2 s of it are for everything except reading and uploading 1 GiB.
 	r.note("sparse 10 TiB: wall, with its data", m(sparseSteps[0].name).Seconds)
 	r.atMost("sparse 10 TiB: RSS over start-up", float64(m(sparseSteps[0].name).PeakRSS-m(stepStart).PeakRSS)/mib, 128, "MiB")
 	r.atMost("sparse: metadata, 64 TiB / 10 TiB", divide(float64(m(sparseSteps[1].name).Metadata), float64(m(sparseSteps[0].name).Metadata)), 3, "")

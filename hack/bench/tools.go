@@ -22,10 +22,10 @@ func (o ours) child(args ...string) child {
 	}
 }
 
-// create makes the repository anew.
+// create makes a new repository.
 func (o ours) create(ctx context.Context) error { return o.createWith(ctx, hashBLAKE2b) }
 
-// backup is what `image backup --json` says, as far as it matters here.
+// backup has the fields of `image backup --json` that matter here.
 type backup struct {
 	SnapshotID    string `json:"snapshotID"`
 	Kind          string `json:"kind"`
@@ -76,10 +76,10 @@ func (k stock) child(args ...string) child {
 
 func (k stock) repo() string { return filepath.Join(k.dir, "repo") }
 
-// create makes the repository anew, as Velero does today.
+// create makes a new repository, as Velero does today.
 func (k stock) create(ctx context.Context) error { return k.createWith(ctx, hashBLAKE2b) }
 
-// snapshot backs up a path, or a device that comes as standard input.
+// snapshot backs up a path, or a device that is standard input.
 func (k stock) snapshot(ctx context.Context, path, device string, work int64) (sample, string, error) {
 	c := k.child("snapshot", "create", "--json", "--no-progress", path)
 	if device != "" {
@@ -105,8 +105,7 @@ func (k stock) snapshot(ctx context.Context, path, device string, work int64) (s
 	return s, snapshot.ID, err
 }
 
-// restore writes a snapshot of a directory into another, as a client that has
-// never seen the repository.
+// restore writes a snapshot of a directory into another one, as a client with empty caches.
 func (k stock) restore(ctx context.Context, id, target string, work int64) (sample, error) {
 	for _, name := range []string{"cache", "repository.config"} {
 		if err := os.RemoveAll(filepath.Join(k.dir, name)); err != nil {

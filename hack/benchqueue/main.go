@@ -112,7 +112,7 @@ func (w *world) measure(ctx context.Context, path string, o options, r *result) 
 		return err
 	}
 	r.secured = time.Since(start)
-	// The first operation ends at some time in between, and is not counted.
+	// The first operation ended at an unknown time, and is not counted.
 	holder, err := turns.next(ctx)
 	if err != nil {
 		return err

@@ -102,7 +102,7 @@ func (w *world) close() error {
 	}
 	if w.manager != nil {
 		_ = w.manager.Process.Signal(syscall.SIGTERM)
-		_ = w.manager.Wait() // how it ends is of no interest
+		_ = w.manager.Wait() // its exit status does not matter
 	}
 	if w.env != nil {
 		errs = append(errs, w.env.Stop())
