@@ -108,7 +108,7 @@ func (r *reasonsRun) change(offset int64) {
 	}
 }
 
-// expectAll is expect for volumes that have the same fate.
+// expectAll is expect for volumes with the same outcome.
 func (r *reasonsRun) expectAll(backup string, names []string, kind string, reasons ...string) map[string]kit.Object {
 	r.Helper()
 	uploads := map[string]kit.Object{}
@@ -124,8 +124,7 @@ func (r *reasonsRun) expectOn(parent, upload kit.Object) {
 	require.Equal(r, parent.Status.SnapshotID, upload.Status.DataMoverResult["parent"], upload)
 }
 
-// snapshot takes a VolumeSnapshot of a disk, of the disk's name, that backups leave
-// alone.
+// snapshot takes a VolumeSnapshot of a disk, with the name of the disk. Backups ignore it.
 func (r *reasonsRun) snapshot(disk string) {
 	r.Helper()
 	require.NoError(r, r.kit.Apply(r.ctx, fmt.Sprintf(`apiVersion: snapshot.storage.k8s.io/v1
@@ -145,7 +144,7 @@ func (r *reasonsRun) upload(disk string, more ...string) kit.Object {
 	return r.waitUpload(name)
 }
 
-// stock is a stock kopia that sees the repository as it is now.
+// stock returns a stock kopia that sees the repository as it is now.
 func (r *reasonsRun) stock() *kit.Kopia {
 	r.Helper()
 	stock, err := r.kit.StockKopia(r.ctx, r.app.Namespace, r.TempDir())
@@ -153,8 +152,8 @@ func (r *reasonsRun) stock() *kit.Kopia {
 	return stock
 }
 
-// forge adds an image to those of a volume that another program might have written,
-// by docs/format.md: that of an upload, as of now, with another volume.json.
+// forge adds an image to those of a volume, as another program could write it by
+// docs/format.md: the image of an upload, with the present time and another volume.json.
 func (r *reasonsRun) forge(upload kit.Object, edit func(document map[string]any)) {
 	r.Helper()
 	stock, dir := r.stock(), r.TempDir()
@@ -174,8 +173,8 @@ func (r *reasonsRun) forge(upload kit.Object, edit func(document map[string]any)
 		fmt.Sprintf("default@default:snapshot-data-upload-download/blockmover/%s/%s", r.app.Namespace, upload.Spec.SourcePVC), dir))
 }
 
-// damage flips a bit in the volume.json of an image, where the harness's object
-// storage keeps it, until the returned function or the end of the test.
+// damage flips a bit in the volume.json of an image, in the harness's object storage, until
+// the returned function is called or the test ends.
 func (r *reasonsRun) damage(upload kit.Object) (repair func()) {
 	r.Helper()
 	stock := r.stock()

@@ -48,8 +48,8 @@ func (k stockKopia) run(args ...string) []byte {
 	return output
 }
 
-// snapshots lists all repo snapshots: the IDs of the complete ones, in ascending
-// order, and the operations whose holds there are.
+// snapshots lists all repo snapshots: the IDs of the complete ones, in ascending order, and
+// the operations that have holds.
 func (k stockKopia) snapshots() (ids, holds []string) {
 	k.Helper()
 	var list []struct {
@@ -69,16 +69,16 @@ func (k stockKopia) snapshots() (ids, holds []string) {
 	return ids, holds
 }
 
-// verify reads every byte of every repo snapshot, from the repository: what was
-// cached may have been lost there.
+// verify reads every byte of every repo snapshot from the repository. The cache could hide
+// that something is lost there.
 func (k stockKopia) verify() {
 	k.Helper()
 	k.run("cache", "clear")
 	k.run("snapshot", "verify", "--verify-files-percent=100")
 }
 
-// restore makes a file of the volume that a repo snapshot shows, and returns its
-// path. It is there until the next one.
+// restore makes a file of the volume of a repo snapshot, and returns its path. The next call
+// replaces the file.
 func (k stockKopia) restore(id string) string {
 	k.Helper()
 	dir := filepath.Join(k.dir, "restored")

@@ -1,29 +1,27 @@
-// Package soak puts volumes through random lives against the real parts, and
-// compares every byte of every backup with a plain model in memory.
+// Package soak leads volumes through random lives on the real parts, and compares every byte
+// of every backup with a model in memory.
 //
 //	test CSI driver, a process:  volumes on loop devices, snapshots, changed blocks, over its socket
-//	packages of the mover pod:   chain.Begin with history and audit, datapath, device (O_DIRECT), the kopia adapter
+//	packages of the mover pod:   internal/backup with history and audit, device (O_DIRECT), the kopia adapter
 //	stock kopia, a process:      maintenance, verification
 //
-// A step is a card of a shuffled deck, so that every kind of step comes soon,
-// in an order that only the seed knows: writes, discards, growth and shrinking,
-// backups by several schedules, deletions, maintenance, a PVC that is made again
-// under its name, and a driver that begins to answer in another way. Storage
-// snapshots are kept by the rule of retainSnapshot: auto.
+// A step is a card of a shuffled deck. So every kind of step comes soon, in an order that
+// only the seed decides: writes, discards, growth and shrinking, backups by several
+// schedules, deletions, maintenance, a PVC that is made again under its name, and a driver
+// that starts to answer in another way. Storage snapshots are kept as by retainSnapshot:
+// auto.
 //
-// What each backup has to be is known before it runs, from the model alone: its
-// kind, its parent, its reasons and how often the stream of blocks is resumed. After
-// every 10th step, each remaining backup is restored onto a new device that is full
-// of old bytes, and compared; stock kopia verifies the repository; the storage has
-// the volumes and snapshots that it should have, and no others.
+// The model predicts each backup before it runs: its kind, its parent, its reasons, and how
+// often the stream of blocks is resumed. After every 10th step, each remaining backup is
+// restored onto a new device with other bytes, and compared. Stock kopia verifies the
+// repository. The storage must have the right volumes and snapshots, and no others.
 //
-// Kubernetes is not here: the scenarios on the cluster have the plugin, the manager
-// and the pods around all this. A lying driver is not, either: a storage that says
-// less than what has changed is the audit's test.
+// Kubernetes is not part of it: the scenarios on the cluster have the plugin, the manager and
+// the pods. A lying driver is not part of it either: the tests of the audit have a storage
+// that reports less than what changed.
 //
-// The module is one of its own because it needs what the mover needs, in other
-// versions than the cluster's Kubernetes does. It contains nothing but the test;
-// `make soak` runs it.
+// The module is separate because it needs the dependencies of the mover, in other versions
+// than the cluster's Kubernetes. It contains only the test. `make soak` runs it.
 package soak
 
 import (
@@ -64,20 +62,20 @@ const (
 	dirPrefix = "blockmover-soak-"
 
 	checkEvery = 10
-	// enoughSteps make it all but certain that all that requireDone asks for has happened.
+	// enoughSteps make it almost certain that everything in requireDone has happened.
 	enoughSteps = 150
 
-	// stepTimeout is far more than a step takes, checks included.
+	// stepTimeout is far more than a step takes, including checks.
 	stepTimeout = time.Minute
 )
 
-// Volumes are small, so that a step is quick: 3 segments of 8 MiB at first, 8 at
-// most.
+// Volumes are small, so that a step is fast: 3 segments of 8 MiB at first, and 8 at most.
 const (
 	volumes      = 3
 	firstMaxSize = 24 * mib
 	maxSize      = 64 * mib
-	// backupsPerVolume is when a volume's next backup lets an older one expire.
+	// backupsPerVolume is the number of backups after which a volume's next one lets an older
+	// one expire.
 	backupsPerVolume = 5
 )
 
@@ -89,8 +87,8 @@ func TestSoak(t *testing.T) {
 	steps, seed := number(t, envSteps, 200), number(t, envSeed, rand.IntN(1_000_000))
 	t.Logf("%s=%d %s=%d", envSteps, steps, envSeed, seed)
 
-	// A test that is interrupted fails, and cleans up as any that fails. The end of
-	// that is not interrupted.
+	// An interrupted test fails, and cleans up like any test that fails. A second signal does
+	// not interrupt the cleaning.
 	ctx, stopSignals := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
 	t.Cleanup(stopSignals)
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(steps+10)*stepTimeout)
@@ -129,11 +127,11 @@ func number(t *testing.T, name string, otherwise int) int {
 	return n
 }
 
-// soak is the world, and what it should be.
+// soak is the world, with the model of it.
 type soak struct {
 	*testing.T
 	ctx context.Context
-	// noise is where all that is random comes from; rnd draws from it.
+	// noise is the source of all randomness. rnd draws from it.
 	noise   *rand.ChaCha8
 	rnd     *rand.Rand
 	storage *storage
@@ -145,27 +143,27 @@ type soak struct {
 	volumes []*volume
 	// backups are what the repository has, oldest first.
 	backups []*saved
-	// retained are the storage snapshots that are kept, by handle; ghosts those that
-	// were deleted while the driver keeps such ones as bases.
+	// retained are the storage snapshots that are kept, by handle. ghosts were deleted while
+	// the driver still uses such ones as bases.
 	retained map[string]*saved
 	ghosts   map[string]bool
 
 	// beside has the names of backups that ran beside another one.
 	beside map[string]bool
 
-	// step is the running one's name, names the number of the last name given.
+	// step is the name of the running one. names is the number of the last name.
 	step  string
 	names int
 	// done counts what has happened.
 	done map[string]int
 }
 
-// volume is a PVC and what is behind it now.
+// volume is a PVC with the volume that it has now.
 type volume struct {
 	key       repository.VolumeKey
 	handle    string
 	blockSize int64
-	// data is what it must hold.
+	// data is what the volume must hold.
 	data []byte
 }
 
@@ -201,7 +199,7 @@ func newSoak(ctx context.Context, t *testing.T, seed int, driver, stock string) 
 	return s
 }
 
-// newDir makes the directory of a soak, in memory where that is possible.
+// newDir makes the directory of a soak, in memory if possible.
 func newDir(t *testing.T, driver string) string {
 	t.Helper()
 	parent := "/dev/shm"
@@ -219,13 +217,13 @@ func newDir(t *testing.T, driver string) string {
 	return dir
 }
 
-// say notes what the running step does. On failure it is what led there.
+// say logs what the running step does. After a failure, it shows what led there.
 func (s *soak) say(format string, args ...any) {
 	s.Helper()
 	s.Logf("%s: "+format, append([]any{s.step}, args...)...)
 }
 
-// name makes a new one.
+// name returns a new one.
 func (s *soak) name(kind string) string {
 	s.names++
 	return fmt.Sprintf("%s-%d", kind, s.names)
@@ -248,7 +246,7 @@ func (s *soak) close(store *kopia.Store) {
 	require.NoError(s, store.Close(s.ctx))
 }
 
-// check compares all that is left with the model.
+// check compares everything with the model.
 func (s *soak) check() {
 	s.Helper()
 	s.say("check %d backups", len(s.backups))
@@ -275,11 +273,12 @@ func (s *soak) check() {
 	require.Equal(s, slices.Sorted(maps.Keys(s.retained)), haveSnapshots, "storage snapshots")
 }
 
-// checkManifests compares what repo snapshots there are.
+// checkManifests compares the repo snapshots with the model.
 //
-// A hold of an operation that is over is an error, unless the operation ran beside
-// another one: where two processes compact kopia's manifests at once, and only one of
-// them knows of a deletion, the other one brings back what was deleted. The sweep of
+// A hold of an operation that has ended is an error, unless the operation ran beside another
+// one. If two processes compact kopia's manifests at once, and only one of them knows of a
+// deletion, the other one brings back what was deleted. The sweep of holds removes it after a
+// day.
 // holds takes it away after a day.
 func (s *soak) checkManifests() {
 	s.Helper()
@@ -297,7 +296,7 @@ func (s *soak) checkManifests() {
 	}
 }
 
-// end deletes everything, and nothing may be left.
+// end deletes everything. Nothing may be left.
 func (s *soak) end() {
 	s.Helper()
 	s.step = "end"
@@ -315,7 +314,7 @@ func (s *soak) end() {
 	require.Empty(s, haveSnapshots)
 }
 
-// requireDone fails the test where something never happened that it is about.
+// requireDone fails the test if something that it is about never happened.
 func (s *soak) requireDone() {
 	s.Helper()
 	for _, c := range cards {
@@ -330,8 +329,8 @@ func (s *soak) requireDone() {
 	}
 }
 
-// requireContent compares a device with what it must hold; what it has beyond
-// that is zero.
+// requireContent compares a device with what it must hold. The rest of the device must be
+// zero.
 func (s *soak) requireContent(what, path string, want []byte) {
 	s.Helper()
 	dev, err := device.Open(path)

@@ -27,14 +27,14 @@ import (
 	"github.com/blockmover/blockmover/internal/restore"
 )
 
-// card is a kind of step, and how often the deck has it.
+// card is a kind of step. The deck has it several times.
 type card struct {
 	name  string
 	count int
 	play  func(*soak)
 }
 
-// cards are the deck: 38 in all.
+// cards are the deck, 38 in all.
 var cards = []card{
 	{"write", 6, func(s *soak) { s.write(s.pickVolume()) }},
 	{"discard", 2, func(s *soak) { s.discard(s.pickVolume()) }},
@@ -57,7 +57,7 @@ var cards = []card{
 	{"backup while the driver refuses", 1, (*soak).refused},
 }
 
-// draw takes a card, from a new deck when there is none.
+// draw takes a card. If there is none, it shuffles a new deck.
 func (s *soak) draw() card {
 	if len(s.deck) == 0 {
 		for _, c := range cards {
@@ -86,8 +86,8 @@ func (s *soak) newVolume(v *volume) {
 	s.write(v)
 }
 
-// sizeAbove is a size above low and up to high: a whole number of units, and
-// mostly of nothing larger.
+// sizeAbove returns a size above low and up to high. It is a whole number of units, and
+// usually of nothing larger.
 func (s *soak) sizeAbove(low, high, unit int64) int64 {
 	for _, larger := range []int64{64 << 10, mib, 8 * mib} { // a chunk, what is usual, a segment
 		if s.chance(6) && unit < larger && low/larger < high/larger {
@@ -120,7 +120,7 @@ func (s *soak) write(v *volume) {
 	s.say("%d writes of %d bytes to %s", n, total, v.key)
 }
 
-// extent draws a range of a volume in units: mostly short, and often at its end.
+// extent draws a range of a volume in units. It is usually short, and often at the end.
 func (s *soak) extent(size, unit int64) block.Extent {
 	units := size / unit
 	longest := []int64{512, 4 << 10, 16 << 10, 64 << 10, 300 << 10, 2 * mib}[s.rnd.IntN(6)]
@@ -132,7 +132,7 @@ func (s *soak) extent(size, unit int64) block.Extent {
 	return block.Extent{Offset: first * unit, Length: length * unit}
 }
 
-// fill draws what is written: noise, zeros, text, or what the volume has elsewhere.
+// fill draws what is written: noise, zeros, text, or a copy of another part of the volume.
 func (s *soak) fill(v *volume, data []byte) {
 	switch s.rnd.IntN(5) {
 	case 0:
@@ -190,7 +190,7 @@ func (s *soak) shrink(v *volume) {
 	s.Helper()
 	old := int64(len(v.data))
 	size := s.sizeAbove(max(old-10*mib, 0), old, v.blockSize)
-	// The kernel may keep what a device that shrinks had beyond its new end.
+	// The kernel may keep what a shrinking device had beyond its new end.
 	s.storage.unpublish(v.handle)
 	o := s.options
 	o.ShrinkTo = map[string]int64{v.handle: size}
@@ -215,8 +215,8 @@ func (s *soak) replace(v *volume) {
 	s.releaseRetained()
 }
 
-// maintain runs stock kopia's maintenance. Without safety it expects to be alone,
-// which it is between two steps.
+// maintain runs stock kopia's maintenance. Without safety it must be alone, which it is
+// between two steps.
 func (s *soak) maintain(args ...string) {
 	s.Helper()
 	s.say("maintenance %v", args)
@@ -242,7 +242,7 @@ func (s *soak) deleteBackup(b *saved) {
 	s.releaseRetained()
 }
 
-// of lists the backups of a volume's name, oldest first.
+// of returns the backups of a volume's name, oldest first.
 func (s *soak) of(key repository.VolumeKey) []*saved {
 	var found []*saved
 	for _, b := range s.backups {
@@ -260,8 +260,8 @@ func (s *soak) anyParent(v *volume) string {
 	return identity.ParentAuto
 }
 
-// releaseRetained deletes the storage snapshots that retainSnapshot: auto does not
-// keep: the backup is gone, or the volume, or a newer one is kept.
+// releaseRetained deletes the storage snapshots that retainSnapshot: auto does not keep,
+// because the backup or the volume is gone, or a newer one is kept.
 func (s *soak) releaseRetained() {
 	s.Helper()
 	for handle, b := range s.retained {
@@ -286,20 +286,20 @@ func (s *soak) deleteSnapshot(handle string) {
 	}
 }
 
-// isBase says whether the driver tells what has changed since a backup.
+// isBase reports whether the driver tells what changed since a backup.
 func (s *soak) isBase(b *saved) bool {
 	return s.retained[b.snapshot] != nil || s.ghosts[b.snapshot] && !s.options.RequireBaseSnapshotForDelta
 }
 
-// outcome is what a backup has to be.
+// outcome is what a backup must be.
 type outcome struct {
 	kind    repository.Kind
 	parent  *saved
 	reasons []chain.Reason
 }
 
-// predict says what the next backup of a volume will be: the ladder of package
-// chain, from what the model knows.
+// predict returns what the next backup of a volume must be: the ladder of package chain, by
+// what the model knows.
 func (s *soak) predict(v *volume, asked string) outcome {
 	o := outcome{kind: repository.Full}
 	note := func(r chain.Reason) {
@@ -339,27 +339,27 @@ func (s *soak) predict(v *volume, asked string) outcome {
 	return o
 }
 
-// job is a backup under way.
+// job is a backup that runs.
 type job struct {
 	*saved
 	source *volume
 	asked  string
 	want   outcome
 	taken  time.Time
-	// clone of the storage snapshot, and where it is published.
+	// clone is that of the storage snapshot, with its device.
 	clone, path string
-	// store is the job's own, as a mover pod has one.
+	// store is that of the job alone, as for a mover pod.
 	store *kopia.Store
 	dev   device.Reader
-	// run is what the backup begins with. It goes on once proceed has a value: nil, or why
-	// it does not.
+	// run is how the backup begins. It continues once proceed has a value: nil, or the error
+	// that ends it.
 	run     backup.Result
 	proceed chan error
 	// ended has the error of the backup.
 	ended chan error
 }
 
-// errGivenUp ends a backup that has begun.
+// errGivenUp ends a backup after it has begun.
 var errGivenUp = errors.New("given up")
 
 // backup makes one, with "" as what is asked for on any parent by its ID.
@@ -372,7 +372,7 @@ func (s *soak) backup(v *volume, asked string) {
 	s.backUp(s.job(v, asked))
 }
 
-// backUpTwo makes two at once, now and then of one volume.
+// backUpTwo makes two at once, sometimes of one volume.
 func (s *soak) backUpTwo() {
 	s.Helper()
 	v, w := s.pickVolume(), s.pickVolume()
@@ -381,7 +381,7 @@ func (s *soak) backUpTwo() {
 	s.backUp(s.job(v, identity.ParentAuto), s.job(w, identity.ParentAuto))
 }
 
-// expire deletes a backup of a volume that has many: mostly the oldest.
+// expire deletes a backup of a volume that has many, usually the oldest.
 func (s *soak) expire(v *volume) {
 	s.Helper()
 	if all := s.of(v.key); len(all) >= backupsPerVolume {
@@ -393,7 +393,7 @@ func (s *soak) expire(v *volume) {
 	}
 }
 
-// job takes a storage snapshot, while the volume is written to.
+// job takes a storage snapshot while the volume is written to.
 func (s *soak) job(v *volume, asked string) *job {
 	s.Helper()
 	if s.chance(2) {
@@ -411,8 +411,8 @@ func (s *soak) job(v *volume, asked string) *job {
 	return &job{saved: b, source: v, asked: asked, taken: snapshot.GetCreationTime().AsTime(), clone: clone, path: path}
 }
 
-// backUp does what mover pods do with their jobs, all at once, and what the
-// manager does with the storage snapshots afterwards.
+// backUp does with the jobs what mover pods do, all at once, and with the storage snapshots
+// what the manager does afterwards.
 func (s *soak) backUp(jobs ...*job) {
 	s.Helper()
 	for _, j := range jobs {
@@ -454,7 +454,7 @@ func (s *soak) backUp(jobs ...*job) {
 	s.releaseRetained()
 }
 
-// begin chooses what the backup becomes, which has to be what the model says.
+// begin checks that the backup begins as the model predicts.
 func (s *soak) begin(j *job) {
 	s.Helper()
 	j.store, j.proceed, j.ended = s.open(), make(chan error, 1), make(chan error, 1)
@@ -489,7 +489,7 @@ func (s *soak) begin(j *job) {
 	case err := <-j.ended:
 		require.NoError(s, err)
 	}
-	s.Cleanup(func() { // where the test ends before the job does
+	s.Cleanup(func() { // the test may end before the job
 		select {
 		case j.proceed <- errGivenUp:
 		default:
@@ -507,7 +507,7 @@ func (s *soak) begin(j *job) {
 	s.requireOutcome(j)
 }
 
-// plan is what the choice of the parent works with.
+// plan returns the input of the choice of the parent.
 func (s *soak) plan(j *job, dev device.Reader) chain.Input {
 	return chain.Input{
 		Request: chain.Request{Parent: j.asked, Now: j.taken, Target: repository.Meta{
@@ -533,8 +533,7 @@ func (s *soak) requireOutcome(j *job) {
 	require.Equal(s, parent, run.Parent)
 	require.Equal(s, j.want.reasons, run.Reasons)
 	require.False(s, run.Audited.Differs)
-	// All but one stream, which is the one that is resumed, fail before their
-	// first message.
+	// All streams except the one that is resumed fail before their first message.
 	var resumptions int64
 	if n := s.options.BreakStreamAfterMessages; n > 0 && run.Source.Messages > 0 {
 		resumptions = (run.Source.Messages - 1) / n
@@ -543,7 +542,7 @@ func (s *soak) requireOutcome(j *job) {
 	s.count(j)
 }
 
-// count notes what was special about a backup.
+// count records what was special about a backup.
 func (s *soak) count(j *job) {
 	s.done[string(j.run.Kind)]++
 	for _, r := range j.run.Reasons {
@@ -569,7 +568,7 @@ func (s *soak) count(j *job) {
 	}
 }
 
-// restore writes an image onto a new device that is full of old bytes.
+// restore writes an image onto a new device with other bytes.
 func (s *soak) restore(store *kopia.Store, b *saved) {
 	s.Helper()
 	size, blockSize := int64(len(b.data)), int64(512)
@@ -610,7 +609,7 @@ func (s *soak) restore(store *kopia.Store, b *saved) {
 	s.storage.deleteVolume(target)
 }
 
-// oldBytes are what a target holds before: noise, or another backup.
+// oldBytes returns what a target holds before: noise, or another backup.
 func (s *soak) oldBytes(b *saved, size int64) []byte {
 	old := make([]byte, size)
 	other := s.backups[s.rnd.IntN(len(s.backups))]
@@ -637,7 +636,7 @@ type options struct {
 	RefuseAllocated             bool             `json:"refuseAllocated"`
 	ShrinkTo                    map[string]int64 `json:"shrinkTo,omitempty"`
 
-	// maxResults is how many blocks a message is asked to have; 0 is the driver's default.
+	// maxResults is how many blocks a message is asked for. 0 is the driver's default.
 	maxResults int32
 }
 
@@ -653,8 +652,8 @@ func (s *soak) setOptions(o options) {
 	s.options = o
 }
 
-// otherBlocks makes the driver count in blocks that are less or more than a
-// page, a chunk or a segment: large ones say that more has changed than has.
+// otherBlocks makes the driver use blocks that are smaller or larger than a page, a chunk or
+// a segment. Large blocks report more than what changed.
 func (s *soak) otherBlocks() {
 	s.Helper()
 	o := s.options
@@ -687,8 +686,8 @@ func (s *soak) cutStreams() {
 	s.backup(v, identity.ParentAuto)
 }
 
-// needNoBase makes the driver count from snapshots that are deleted from now on,
-// so that none are kept.
+// needNoBase makes the driver use snapshots as bases that are deleted from now on, so that
+// none are kept.
 func (s *soak) needNoBase() {
 	s.Helper()
 	o := s.options
@@ -697,7 +696,7 @@ func (s *soak) needNoBase() {
 	s.say("driver needs no base")
 }
 
-// refused is a backup that the driver does not help with.
+// refused is a backup that the driver does not support.
 func (s *soak) refused() {
 	s.Helper()
 	usual := s.options

@@ -34,8 +34,8 @@ const (
 	stopTimeout  = 20 * time.Second
 )
 
-// storage is a test CSI driver that runs in a process of its own. Its methods
-// end the test when a call fails.
+// storage is a test CSI driver in a process of its own. Its methods end the test when a call
+// fails.
 type storage struct {
 	*testing.T
 	ctx context.Context
@@ -47,8 +47,8 @@ type storage struct {
 	metadata   csi.SnapshotMetadataClient
 }
 
-// startStorage starts the driver in a directory. What it mounts and attaches is
-// gone when the test ends.
+// startStorage starts the driver in a directory. The end of the test removes what it mounts
+// and attaches.
 func startStorage(ctx context.Context, t *testing.T, binary, dir string) *storage {
 	t.Helper()
 	s := &storage{T: t, ctx: ctx, dir: dir}
@@ -58,7 +58,7 @@ func startStorage(ctx context.Context, t *testing.T, binary, dir string) *storag
 	driver := exec.Command(binary, "--endpoint", "unix://"+socket, "--driver-name", driverName,
 		"--node-id", "node", "--state-dir", s.stateDir(), "--pool-size", poolSize)
 	driver.Stdout, driver.Stderr = log, log
-	// Ctrl-C is for the test alone, which still needs the driver to clean up.
+	// Ctrl-C is only for the test, which still needs the driver to clean up.
 	driver.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	require.NoError(t, driver.Start())
 	t.Cleanup(func() {
@@ -81,7 +81,7 @@ func startStorage(ctx context.Context, t *testing.T, binary, dir string) *storag
 
 func (s *storage) stateDir() string { return filepath.Join(s.dir, "driver") }
 
-// showLog logs the end of the driver's log where the test has failed.
+// showLog logs the end of the driver's log if the test has failed.
 func (s *storage) showLog(path string) {
 	const end = 4 << 10
 	if text, err := os.ReadFile(path); err == nil && s.Failed() {
@@ -107,8 +107,8 @@ func cleanUp(binary, stateDir string) error {
 	return nil
 }
 
-// sweep removes what soaks that were killed have left in a directory: those of
-// processes that are gone, by the number in their names.
+// sweep removes what killed soaks have left in a directory. The directories have the number
+// of a process that is gone in their names.
 func sweep(t *testing.T, binary, parent string) {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(parent, dirPrefix+"*"))
@@ -134,8 +134,8 @@ func blockCapability() *csi.VolumeCapability {
 	}
 }
 
-// create makes a volume with a logical block size; that of a snapshot's clone is
-// as large as the snapshot. It returns the handle.
+// create makes a volume with a logical block size. The clone of a snapshot is as large as the
+// snapshot. create returns the handle.
 func (s *storage) create(name string, size, blockSize int64, snapshot string) string {
 	s.Helper()
 	request := &csi.CreateVolumeRequest{
@@ -160,7 +160,7 @@ func (s *storage) deleteVolume(id string) {
 	require.NoError(s, err)
 }
 
-// device is where a volume is published.
+// device is the path at which a volume is published.
 func (s *storage) device(id string) string { return filepath.Join(s.dir, "devices", id) }
 
 func (s *storage) staging(id string) string { return filepath.Join(s.dir, "staging", id) }
@@ -200,7 +200,7 @@ func (s *storage) grow(id string, size int64) {
 	require.NoError(s, err)
 }
 
-// size is what the storage says of a volume. Like every call, it lets the driver
+// size returns the size of a volume in the storage. Like every call, it lets the driver
 // shrink what it is told to.
 func (s *storage) size(id string) int64 {
 	s.Helper()
@@ -223,7 +223,7 @@ func (s *storage) deleteSnapshot(id string) {
 	require.NoError(s, err)
 }
 
-// left lists the handles of all volumes and snapshots, in ascending order.
+// left returns the handles of all volumes and snapshots, in ascending order.
 func (s *storage) left() (volumes, snapshots []string) {
 	s.Helper()
 	listed, err := s.controller.ListVolumes(s.ctx, &csi.ListVolumesRequest{})
@@ -241,8 +241,7 @@ func (s *storage) left() (volumes, snapshots []string) {
 	return volumes, snapshots
 }
 
-// source asks the driver's own SnapshotMetadata service: it is what the sidecar
-// asks in a cluster.
+// source asks the driver's own SnapshotMetadata service, as the sidecar does in a cluster.
 type source struct {
 	client     csi.SnapshotMetadataClient
 	target     string
@@ -277,7 +276,7 @@ func (s source) Changed(ctx context.Context, base cbt.ChangeID, from int64, reco
 	return receive(stream.Recv, record)
 }
 
-// message is what the responses of both calls have in common.
+// message is what the responses of both calls share.
 type message interface {
 	GetBlockMetadataType() csi.BlockMetadataType
 	GetVolumeCapacityBytes() int64
