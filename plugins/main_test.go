@@ -14,8 +14,8 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework/common"
 )
 
-// TestDiscovery lets Velero's own code discover the plugin as its server does:
-// with the flags of the server, some of which a plugin does not know.
+// TestDiscovery lets Velero's own code discover the plugin as its server does, with the flags
+// of the server, some of which the plugin does not know.
 func TestDiscovery(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the plugin")
@@ -31,8 +31,8 @@ func TestDiscovery(t *testing.T) {
 		"--global-backup-volume-policies-configmap=everywhere", "--flag-of-the-future=yes",
 	}
 	log, _ := logrustest.NewNullLogger()
-	// Velero lists the actions of its own command, which is the first argument, and
-	// of all in a directory.
+	// Velero lists the actions of its own command, which is the first argument, and of every
+	// command in a directory.
 	registry := process.NewRegistry(t.TempDir(), log, logrus.InfoLevel)
 	require.NoError(t, registry.DiscoverPlugins())
 	want := map[common.PluginKind][]string{

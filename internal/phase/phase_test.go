@@ -17,7 +17,7 @@ var (
 	}
 )
 
-// at is an observation some time after the start, in a first attempt.
+// at returns an observation some time after the start, in a first attempt.
 func at(after time.Duration, change func(o *phase.Observation)) phase.Observation {
 	o := phase.Observation{Now: start.Add(after), Created: start, Accepted: start, Attempt: phase.Attempt{Number: 1}}
 	if change != nil {
@@ -225,8 +225,8 @@ func TestNext(t *testing.T) {
 	}
 }
 
-// TestEveryPhaseEnds drives each phase with the worst that can be observed, time
-// and nothing else, and wants a terminal phase.
+// TestEveryPhaseEnds: from each phase, with the worst observations, time alone leads to a
+// terminal phase.
 func TestEveryPhaseEnds(t *testing.T) {
 	for _, current := range []phase.Phase{"", phase.New, phase.Accepted, phase.Prepared, phase.InProgress, phase.Canceling} {
 		t.Run("from "+string(current), func(t *testing.T) {

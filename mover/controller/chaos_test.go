@@ -12,9 +12,8 @@ import (
 
 const seeds = 30
 
-// TestUploadChaos lets calls fail at random, mover pods vanish, and the
-// DataUpload be canceled or deleted at some moment. Whatever comes of it, the
-// source stays and nothing else does.
+// TestUploadChaos lets calls fail at random, mover pods vanish, and the DataUpload be
+// canceled or deleted at some moment. In every case the source stays, and nothing else does.
 func TestUploadChaos(t *testing.T) {
 	for seed := range uint64(seeds) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -25,7 +24,7 @@ func TestUploadChaos(t *testing.T) {
 	}
 }
 
-// TestDownloadChaos does the same: the target has the volume, or there is none.
+// TestDownloadChaos does the same. In the end the target has the volume, or there is none.
 func TestDownloadChaos(t *testing.T) {
 	for seed := range uint64(seeds) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

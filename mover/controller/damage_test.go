@@ -23,8 +23,8 @@ var damages = map[string]struct{ key, value string }{
 	"outcome has a phase of now": {identity.AnnotationOutcome, `{"phase":"InProgress"}`},
 }
 
-// eachDamage damages an operation after each number of reconciliations that it
-// takes to its end, and calls check with the operation as it was before that.
+// eachDamage damages an operation after each number of reconciliations on its way to the end,
+// and calls check with the operation as it was before.
 func eachDamage(t *testing.T, makeWorld func(*testing.T) *world, engineOf func(*world) *engine, name string, check func(w *world, was *operation.View, key string)) {
 	t.Helper()
 	for title, damage := range damages {
@@ -53,8 +53,8 @@ func eachDamage(t *testing.T, makeWorld func(*testing.T) *world, engineOf func(*
 	}
 }
 
-// requireDamageReported checks how a damaged operation ended: as it was going to if
-// its outcome was decided and is readable, otherwise as Failed.
+// requireDamageReported checks how a damaged operation ended: as it was about to, if its
+// outcome is decided and readable, otherwise as Failed.
 func requireDamageReported(t *testing.T, was, is *operation.View, key string) {
 	t.Helper()
 	switch {
@@ -68,8 +68,8 @@ func requireDamageReported(t *testing.T, was, is *operation.View, key string) {
 	}
 }
 
-// TestDamagedUploadFailsAlone: an upload whose annotations cannot be read ends as
-// Failed, and the upload that waits for its slot completes.
+// TestDamagedUploadFailsAlone: an upload whose annotations cannot be read fails, and the
+// upload that waits for its slot completes.
 func TestDamagedUploadFailsAlone(t *testing.T) {
 	makeWorld := func(t *testing.T) *world {
 		t.Helper()
@@ -87,7 +87,7 @@ func TestDamagedUploadFailsAlone(t *testing.T) {
 	})
 }
 
-// TestDamagedDownloadLosesNoVolume: the target has the volume, or there is none.
+// TestDamagedDownloadLosesNoVolume: in the end the target has the volume, or there is none.
 func TestDamagedDownloadLosesNoVolume(t *testing.T) {
 	makeWorld := func(t *testing.T) *world {
 		t.Helper()
@@ -100,8 +100,8 @@ func TestDamagedDownloadLosesNoVolume(t *testing.T) {
 	})
 }
 
-// TestDamagedHoldsUpNobody: a new upload that is secured and older than another one
-// does not hold it up if it will never start.
+// TestDamagedHoldsUpNobody: a new upload that is secured does not hold up a younger one if it
+// can never start.
 func TestDamagedHoldsUpNobody(t *testing.T) {
 	for title, damage := range damages {
 		t.Run(title, func(t *testing.T) {

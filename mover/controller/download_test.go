@@ -19,8 +19,7 @@ import (
 
 const dynamicRestore = velerov1.DynamicPVRestoreLabel
 
-// downloadWorld has a DataDownload and its target PVC, as a Velero restore makes
-// them.
+// downloadWorld has a DataDownload and its target PVC, as a restore of Velero makes them.
 func downloadWorld(t *testing.T, more ...client.Object) *world {
 	t.Helper()
 	w := newWorld(t, append([]client.Object{
@@ -57,8 +56,8 @@ func targetClaim(class string) *corev1.PersistentVolumeClaim {
 	}
 }
 
-// requireRestored checks that the target has the restored volume, that it is as
-// if the target's class had provided it, and that nothing else is left.
+// requireRestored checks that the target has the restored volume, that the volume looks as if
+// the target's class had provisioned it, and that nothing else is left.
 func requireRestored(t *testing.T, w *world) {
 	t.Helper()
 	dd := get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")
@@ -104,8 +103,8 @@ func TestDownload(t *testing.T) {
 	require.Equal(t, "xfs", list[corev1.PersistentVolumeList](w).Items[0].Spec.CSI.FSType)
 }
 
-// TestDownloadSurvivesAnyFault lets each call to the API server fail in turn.
-// The volume must reach its user, once, and nothing be left.
+// TestDownloadSurvivesAnyFault lets each call to the API server fail in turn. The user must
+// get the volume, once, and nothing may be left.
 func TestDownloadSurvivesAnyFault(t *testing.T) {
 	eachFault(t, downloadWorld, func(w *world) {
 		w.run(w.downs, "dd")
@@ -113,8 +112,7 @@ func TestDownloadSurvivesAnyFault(t *testing.T) {
 	})
 }
 
-// requireAllOrNothing checks that either the target has the volume or there is
-// none.
+// requireAllOrNothing checks that the target has the volume, or that there is none.
 func requireAllOrNothing(t *testing.T, w *world) {
 	t.Helper()
 	target := get[corev1.PersistentVolumeClaim](w, appNamespace, "data")
@@ -129,8 +127,8 @@ func requireAllOrNothing(t *testing.T, w *world) {
 	w.requireNothingLeft([]string{"volume-1"}, nil)
 }
 
-// TestDownloadInterruptedAtAnyTime interrupts after each number of
-// reconciliations, so also at each step of the rebinding.
+// TestDownloadInterruptedAtAnyTime interrupts after each number of reconciliations, and so at
+// each step of the rebinding.
 func TestDownloadInterruptedAtAnyTime(t *testing.T) {
 	const steps = 20
 	for name, interrupt := range map[string]func(w *world){

@@ -11,7 +11,7 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// TestRateLimitReachesThePod: what the configuration says is in the task.
+// TestRateLimitReachesThePod: the task has the rate limit of the configuration.
 func TestRateLimitReachesThePod(t *testing.T) {
 	w := uploadWorld(t)
 	flow, ok := w.uploads.flow.(*uploads)
@@ -26,8 +26,8 @@ func TestRateLimitReachesThePod(t *testing.T) {
 	require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
 }
 
-// TestRepeatedRestoreGoesOn: only what an earlier mover pod may have written is
-// read again.
+// TestRepeatedRestoreGoesOn: only a restore that an earlier mover pod may have begun reads
+// the device first.
 func TestRepeatedRestoreGoesOn(t *testing.T) {
 	w := downloadWorld(t)
 	var resume []bool

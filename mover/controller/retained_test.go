@@ -142,7 +142,7 @@ func TestNeedless(t *testing.T) {
 	}
 }
 
-// retainingWorld is uploadWorld with a policy that says what to retain.
+// retainingWorld is uploadWorld with a retention in its policy.
 func retainingWorld(retain policy.Retention) func(*testing.T, ...client.Object) *world {
 	return func(t *testing.T, more ...client.Object) *world {
 		t.Helper()
@@ -156,8 +156,8 @@ func retainingWorld(retain policy.Retention) func(*testing.T, ...client.Object) 
 
 var metadataKind = schema.GroupVersionKind{Group: "cbt.storage.k8s.io", Version: "v1beta1", Kind: "SnapshotMetadataService"}
 
-// addMetadataService makes the driver tell deltas. What it says of the base
-// snapshot is left out where required is nil.
+// addMetadataService lets the driver report deltas. If required is nil, the service does not
+// say whether the driver needs the base snapshot.
 func (w *world) addMetadataService(required *bool) {
 	w.t.Helper()
 	w.mapper.Add(metadataKind, meta.RESTScopeRoot)
@@ -215,8 +215,7 @@ func TestUploadRetains(t *testing.T) {
 	}
 }
 
-// requireRetained checks that the storage snapshot is there with its pair, and
-// nothing else is.
+// requireRetained checks that only the storage snapshot is left, with its pair.
 func (w *world) requireRetained(by policy.Retention) {
 	w.t.Helper()
 	require.Equal(w.t, []string{"snapshot-1"}, slices.Collect(maps.Keys(w.snapshots)))
@@ -252,7 +251,7 @@ func (w *world) requireRetained(by policy.Retention) {
 	}, noted)
 }
 
-// requireReleasedWithBackup deletes the backup behind our back.
+// requireReleasedWithBackup deletes the backup without telling the plugin.
 func (w *world) requireReleasedWithBackup() {
 	w.t.Helper()
 	if backup := get[velerov1.Backup](w, veleroNamespace, "backup"); backup != nil {
@@ -265,8 +264,7 @@ func (w *world) requireReleasedWithBackup() {
 	}
 }
 
-// TestRetainSurvivesAnyFault lets each call fail in turn, before and after it had
-// its effect.
+// TestRetainSurvivesAnyFault lets each call fail in turn, before and after it had its effect.
 func TestRetainSurvivesAnyFault(t *testing.T) {
 	eachFault(t, retainingWorld(policy.RetentionAlways), func(w *world) {
 		require.Equal(w.t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
@@ -276,8 +274,8 @@ func TestRetainSurvivesAnyFault(t *testing.T) {
 	})
 }
 
-// TestRetainChaos: the snapshot stays if and only if the upload is complete, and
-// always goes with the backup.
+// TestRetainChaos: the snapshot stays if and only if the upload completes, and it is always
+// deleted with the backup.
 func TestRetainChaos(t *testing.T) {
 	kept := 0
 	for seed := range uint64(seeds) {
@@ -294,8 +292,8 @@ func TestRetainChaos(t *testing.T) {
 	require.Positive(t, kept)
 }
 
-// TestRetainedOfGroupMember: the sidecar leaves members to their group, which is
-// long gone.
+// TestRetainedOfGroupMember: the sidecar does not delete members of a group, even of one that
+// is long gone.
 func TestRetainedOfGroupMember(t *testing.T) {
 	for _, retain := range []policy.Retention{policy.RetentionNever, policy.RetentionAlways} {
 		t.Run(string(retain), func(t *testing.T) {
@@ -310,7 +308,7 @@ func TestRetainedOfGroupMember(t *testing.T) {
 	}
 }
 
-// TestRetainedOfDeletedDataUpload: it is the backup that decides.
+// TestRetainedOfDeletedDataUpload: the backup decides, not the DataUpload.
 func TestRetainedOfDeletedDataUpload(t *testing.T) {
 	w := retainingWorld(policy.RetentionAlways)(t)
 	w.run(w.uploads, "du")
@@ -320,8 +318,8 @@ func TestRetainedOfDeletedDataUpload(t *testing.T) {
 	w.requireReleasedWithBackup()
 }
 
-// TestSweepLeavesUnreadable: what does not say whose it is stays, and the sweep
-// says so.
+// TestSweepLeavesUnreadable: a pair that does not say what it belongs to stays, and the sweep
+// reports it.
 func TestSweepLeavesUnreadable(t *testing.T) {
 	w := retainingWorld(policy.RetentionAlways)(t)
 	w.run(w.uploads, "du")
@@ -334,8 +332,8 @@ func TestSweepLeavesUnreadable(t *testing.T) {
 	require.Contains(t, w.snapshots, "snapshot-1")
 }
 
-// TestRetainedOverTime makes and deletes backups at random, by all rules and of
-// one volume, and counts what the storage has after each.
+// TestRetainedOverTime makes and deletes backups of one volume at random, with all
+// retentions, and counts the snapshots in the storage after each.
 func TestRetainedOverTime(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -364,8 +362,8 @@ func TestRetainedOverTime(t *testing.T) {
 	}
 }
 
-// TestRunningUploadHoldsBase deletes the backup whose snapshot may be the base of
-// the delta that an upload is asking for.
+// TestRunningUploadHoldsBase deletes the backup whose snapshot may be the base of the delta
+// that an upload asks for.
 func TestRunningUploadHoldsBase(t *testing.T) {
 	w := uploadWorld(t)
 	w.addMetadataService(nil)
@@ -392,7 +390,7 @@ func TestRunningUploadHoldsBase(t *testing.T) {
 	require.Equal(t, []string{"snapshot-backup-1"}, slices.Collect(maps.Keys(w.snapshots)))
 }
 
-// removeOrigin empties the world of what uploadObjects has of a snapshot.
+// removeOrigin deletes the snapshot of uploadObjects.
 func (w *world) removeOrigin() {
 	vs, content := get[snapshotv1.VolumeSnapshot](w, appNamespace, "snap"), get[snapshotv1.VolumeSnapshotContent](w, "", "snapcontent-1")
 	require.NoError(w.t, w.c.Delete(w.ctx, vs))
@@ -406,9 +404,9 @@ func (w *world) removeOrigin() {
 // series is a series of backups of one volume, by number.
 type series struct {
 	*world
-	// retains has the rules of the backups that exist.
+	// retains has the retentions of the backups that exist.
 	retains map[int]policy.Retention
-	// last is the newest that ever was with a snapshot that stayed.
+	// last is the newest backup whose snapshot was retained.
 	last int
 }
 
@@ -460,9 +458,9 @@ func (s *series) delete(n int) {
 	delete(s.retains, n)
 }
 
-// check compares the storage with what should be there: all of the rule always,
-// and the newest that was ever retained. The one before it is gone, and does not
-// come back when the newest goes.
+// check compares the storage with the rules: all snapshots of always, and the newest that was
+// ever retained. The one before it is gone, and does not come back when the newest is
+// deleted.
 func (s *series) check() {
 	s.t.Helper()
 	for n, retain := range s.retains {

@@ -19,8 +19,8 @@ import (
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
-// queued makes operations of the phases in the order of their creation; "+" is a
-// new one that waits for nothing but a slot.
+// queued makes operations of the phases in the order of their creation. "+" is a new one that
+// waits only for a slot.
 func queued(t *testing.T, phases ...phase.Phase) []*operation.View {
 	t.Helper()
 	var out []*operation.View
@@ -87,8 +87,8 @@ func TestQueueIsServed(t *testing.T) {
 	require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
 }
 
-// TestGrants: operations that are reconciled at once do not all get the last slot,
-// although the cache does not show yet who got it.
+// TestGrants: operations that are reconciled at once do not all get the last slot, although
+// the cache does not show yet which one got it.
 func TestGrants(t *testing.T) {
 	w := uploadWorld(t)
 	e := w.uploads
@@ -165,7 +165,8 @@ func TestUnsecuredHoldsUpNobody(t *testing.T) {
 	require.Empty(t, w.downs.grants.uids)
 }
 
-// TestPollAfter: who waits for long is asked less often, and never later than its limit.
+// TestPollAfter: the longer an operation waits, the less often it is polled, but never later
+// than its limit.
 func TestPollAfter(t *testing.T) {
 	w := uploadWorld(t)
 	for name, tc := range map[string]struct {
@@ -190,7 +191,7 @@ func TestPollAfter(t *testing.T) {
 	}
 }
 
-// TestSlotFreed: others are woken by whatever takes less of the limits than before.
+// TestSlotFreed: an operation wakes others when it takes less of the limits than before.
 func TestSlotFreed(t *testing.T) {
 	for _, tc := range []struct {
 		was, is phase.Phase

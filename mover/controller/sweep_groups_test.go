@@ -19,8 +19,8 @@ import (
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 )
 
-// groupOf is what a backup that died leaves of a group: one stamped PVC, the group
-// with its content, and one member.
+// groupOf returns what a backup that died leaves of a group: one stamped PVC, the group with
+// its content, and one member.
 func groupOf(t *testing.T, w *world, backupUID string) (name string) {
 	t.Helper()
 	kind := func(kind string) schema.GroupVersionKind {
@@ -79,9 +79,9 @@ func groupOf(t *testing.T, w *world, backupUID string) (name string) {
 	return name
 }
 
-// TestSweepGroups: the group of a backup that runs stays; that of one that has
-// ended or is gone goes, whichever call fails, and also where the kinds of groups
-// have gone from the cluster.
+// TestSweepGroups: the group of a running backup stays. The group of a backup that has ended
+// or is gone is deleted, whichever call fails, even if the CRDs of groups were removed from
+// the cluster.
 func TestSweepGroups(t *testing.T) {
 	for _, phase := range []velerov1.BackupPhase{velerov1.BackupPhaseInProgress, velerov1.BackupPhaseFinalizing} {
 		w := newWorld(t, &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "b", UID: "b-uid"}, Status: velerov1.BackupStatus{Phase: phase}})
@@ -117,7 +117,7 @@ func TestSweepGroups(t *testing.T) {
 	}
 }
 
-// TestSweepGroupsWithoutTheirKinds: somebody has removed the CRDs.
+// TestSweepGroupsWithoutTheirKinds: somebody has deleted the CRDs.
 func TestSweepGroupsWithoutTheirKinds(t *testing.T) {
 	w := newWorld(t)
 	name := groupOf(t, w, "deleted-uid")
@@ -129,7 +129,7 @@ func TestSweepGroupsWithoutTheirKinds(t *testing.T) {
 	require.Equal(t, map[string]string{"keep": "me"}, get[corev1.PersistentVolumeClaim](w, appNamespace, name).Labels)
 }
 
-// withoutKinds is a client of a cluster that knows nothing of groups.
+// withoutKinds is a client of a cluster without the kinds of groups.
 type withoutKinds struct{ client.Client }
 
 // RESTMapper implements client.Client.

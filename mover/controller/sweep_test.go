@@ -46,8 +46,8 @@ func (w *world) runBeside(neighbour *sweeper, e *engine, name string) {
 	require.Equal(w.t, phase.Completed, op.Status.Phase, op.Status.Message)
 }
 
-// TestSweepLeavesOperationsOfOthers: what an operation of another Velero has made
-// is that Velero's to release.
+// TestSweepLeavesOperationsOfOthers: another Velero releases what its own operations have
+// made.
 func TestSweepLeavesOperationsOfOthers(t *testing.T) {
 	w := uploadWorld(t)
 	w.runBeside(w.neighbour(), w.uploads, "du")
@@ -56,8 +56,8 @@ func TestSweepLeavesOperationsOfOthers(t *testing.T) {
 	requireRestored(t, w)
 }
 
-// TestSweepLeavesBackupsOfOthers: a VolumeSnapshot and a group do not say whose
-// backup they were made for, but that runs.
+// TestSweepLeavesBackupsOfOthers: a VolumeSnapshot and a group do not say which Velero's
+// backup they were made for, but that the backup runs.
 func TestSweepLeavesBackupsOfOthers(t *testing.T) {
 	w := newWorld(t, &velerov1.Backup{
 		ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "b", UID: "b-uid"},
@@ -77,7 +77,7 @@ func TestSweepLeavesBackupsOfOthers(t *testing.T) {
 	require.Contains(t, get[corev1.PersistentVolumeClaim](w, appNamespace, group).Labels, identity.LabelGrouped)
 }
 
-// TestSweepIsLimited: however often the sweep is wanted, it runs once in 30 s.
+// TestSweepIsLimited: however often the sweep is asked for, it runs once in 30 s.
 func TestSweepIsLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -98,7 +98,7 @@ func TestSweepIsLimited(t *testing.T) {
 		require.Equal(t, sweepInterval, reconcileSweep())
 		require.NotZero(t, lists())
 
-		// What goes away is looked at again soon, for a while.
+		// What is being deleted is checked again soon, for a while.
 		w.sweep.again = 1
 		w.faults.failAt = w.faults.calls + 1
 		time.Sleep(sweepInterval)

@@ -20,9 +20,8 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// uploadWorld has a DataUpload as Velero's built-in action makes it: the
-// VolumeSnapshot is in the application's namespace, with a content of policy
-// Delete.
+// uploadWorld has a DataUpload as Velero's built-in action makes it: the VolumeSnapshot is in
+// the namespace of the application, with a content of policy Delete.
 func uploadWorld(t *testing.T, more ...client.Object) *world {
 	t.Helper()
 	w := newWorld(t, append(uploadObjects(), more...)...)
@@ -125,9 +124,8 @@ func TestUpload(t *testing.T) {
 	require.Equal(t, 1, w.pods)
 }
 
-// TestUploadSurvivesAnyFault lets each call to the API server fail in turn,
-// before and after it had its effect. One correct backup must come of it, and
-// nothing be left.
+// TestUploadSurvivesAnyFault lets each call to the API server fail in turn, before and after
+// it had its effect. The result must be one correct backup, and nothing may be left.
 func TestUploadSurvivesAnyFault(t *testing.T) {
 	eachFault(t, uploadWorld, func(w *world) {
 		w.run(w.uploads, "du")
@@ -139,8 +137,8 @@ func TestUploadSurvivesAnyFault(t *testing.T) {
 	})
 }
 
-// eachFault runs a scenario once for each call that it makes, and for both ways
-// in which a call can fail.
+// eachFault runs a scenario once for each call that it makes, and for both ways in which a
+// call can fail.
 func eachFault(t *testing.T, makeWorld func(*testing.T, ...client.Object) *world, scenario func(*world)) {
 	t.Helper()
 	stride := 1
@@ -196,8 +194,7 @@ func (w *world) reconcileTimes(e *engine, name string, n int) {
 	}
 }
 
-// TestUploadDeletedAtAnyTime deletes the DataUpload itself: the sweep releases
-// what it had.
+// TestUploadDeletedAtAnyTime deletes the DataUpload. The sweep releases what it had.
 func TestUploadDeletedAtAnyTime(t *testing.T) {
 	for n := 1; n < 12; n++ {
 		t.Run(fmt.Sprintf("after %d", n), func(t *testing.T) {
@@ -330,7 +327,7 @@ func TestUploadChoosesParent(t *testing.T) {
 	}
 }
 
-// TestOthersAreIgnored: a DataUpload of the built-in mover is none of ours.
+// TestOthersAreIgnored: a DataUpload of the built-in mover is not ours.
 func TestOthersAreIgnored(t *testing.T) {
 	w := uploadWorld(t)
 	du := w.dataUpload()
@@ -341,8 +338,8 @@ func TestOthersAreIgnored(t *testing.T) {
 	require.NotNil(t, get[snapshotv1.VolumeSnapshot](w, appNamespace, "snap"))
 }
 
-// TestReasonsAreSeen in the status, in an event and in metrics; the log is for
-// the scenarios.
+// TestReasonsAreSeen looks into the status, an event and the metrics. The scenarios look into
+// the log.
 func TestReasonsAreSeen(t *testing.T) {
 	for reason, severity := range map[string]string{"DeltaFailed": "Normal", "AuditFailed": "Warning"} {
 		t.Run(reason, func(t *testing.T) {
@@ -390,8 +387,8 @@ func anotherUpload() []client.Object {
 	return objects
 }
 
-// TestUploadsOfOneVolume: two backups of one volume at once do not get in each
-// other's way, and each mover pod is told of its own snapshot.
+// TestUploadsOfOneVolume: two backups of one volume at once do not disturb each other, and
+// each mover pod gets its own snapshot.
 func TestUploadsOfOneVolume(t *testing.T) {
 	w := uploadWorld(t, anotherUpload()...)
 	w.snapshots["snapshot-2"] = true
@@ -401,7 +398,7 @@ func TestUploadsOfOneVolume(t *testing.T) {
 		require.NoError(t, err)
 		handles[request.Name] = request.Backup.SnapshotHandle
 		require.Empty(t, request.Backup.Failed)
-		return len(handles) == 2 // both are under way
+		return len(handles) == 2 // both run
 	}
 	for range 30 {
 		for _, name := range []string{"du", "du-2"} {
@@ -417,8 +414,8 @@ func TestUploadsOfOneVolume(t *testing.T) {
 	w.requireNothingLeft([]string{"volume-src"}, nil)
 }
 
-// TestUploadNamesThoseThatFailed: a mover pod learns which uploads of its volume
-// are no backups, whatever they have saved.
+// TestUploadNamesThoseThatFailed: a mover pod learns which uploads of its volume are no
+// backups, whatever they saved.
 func TestUploadNamesThoseThatFailed(t *testing.T) {
 	w := uploadWorld(t, anotherUpload()...)
 	w.snapshots["snapshot-2"] = true

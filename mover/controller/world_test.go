@@ -54,41 +54,41 @@ const (
 	beingDeleted     = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
 )
 
-// world is a cluster around the controllers, reduced to what they depend on:
-// the storage, and the controllers that delete from it when the wrong object is
-// deleted at the wrong time. Each step lets every one of them act once.
+// world is a cluster around the controllers: the storage, and the controllers that delete
+// from it if the wrong object is deleted at the wrong time. Each step lets every one of them
+// act once.
 type world struct {
 	t   *testing.T
 	ctx context.Context
-	// c is the API server; the controllers see it through faults.
+	// c is the API server. The controllers reach it through faults.
 	c client.WithWatch
-	// narrow and faulty are the clients of the controllers: the one with a cache, and
-	// the one that always asks the API server.
+	// narrow and faulty are the clients of the controllers: one with a cache, and one that
+	// always asks the API server.
 	narrow, faulty client.Client
 	faults         *faults
-	// live counts the reads of the API server past the cache.
+	// live counts the reads of the API server.
 	live    int
 	clock   time.Time
 	uploads *engine
 	downs   *engine
 	sweep   *sweeper
 
-	// mapper knows the kinds that not every cluster has.
+	// mapper knows the kinds that some clusters do not have.
 	mapper *meta.DefaultRESTMapper
-	// volumes and snapshots are what exists in the storage; groups has the groups of
-	// those snapshots that are members of one.
+	// volumes and snapshots are those in the storage. groups has the groups of snapshots that
+	// are members of one.
 	volumes, snapshots map[string]bool
 	groups             map[string]string
 	nextVolume         int
-	// report is what a mover pod says at its end; podEnds decides otherwise.
+	// report is what a mover pod reports at its end, unless podEnds decides otherwise.
 	report  task.Report
 	podEnds func(pod *corev1.Pod) bool
 	// pods counts the mover pods that ran.
 	pods int
 }
 
-// faults makes calls of the controllers fail: one of them, or some at random;
-// before it has any effect, or after it had.
+// faults makes calls of the controllers fail: one of them, or some at random, before or after
+// they had an effect.
 type faults struct {
 	calls  int
 	failAt int
@@ -143,7 +143,7 @@ func (f *faults) funcs() interceptor.Funcs {
 	}
 }
 
-// cached sees what the manager's cache holds and nothing else; see CacheOptions.
+// cached sees only what the manager's cache has; see CacheOptions.
 func cached(c client.WithWatch) client.WithWatch {
 	return interceptor.NewClient(c, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
@@ -233,7 +233,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	return w
 }
 
-// counted counts the reads that a client is asked for.
+// counted counts the reads of a client.
 func (w *world) counted(c client.WithWatch) client.WithWatch {
 	return interceptor.NewClient(c, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
@@ -259,7 +259,7 @@ func base() []client.Object {
 	}
 }
 
-// step lets everything but our controllers act once.
+// step lets everything except our controllers act once.
 func (w *world) step() {
 	w.t.Helper()
 	w.clock = w.clock.Add(time.Second)
@@ -290,7 +290,7 @@ func (w *world) run(e *engine, name string) *operation.View {
 	return nil
 }
 
-// sweepUp lets the sweep finish.
+// sweepUp runs the sweep until it has nothing to do.
 func (w *world) sweepUp() {
 	w.t.Helper()
 	for range 10 {
@@ -320,7 +320,7 @@ func (w *world) update(object client.Object) {
 	}
 	status, _ := object.DeepCopyObject().(client.Object)
 	if err := w.c.Update(w.ctx, object); apierrors.IsNotFound(err) {
-		return // its last finalizer is gone
+		return // that was its last finalizer
 	} else if err != nil {
 		w.t.Fatalf("update %T %s: %v", object, object.GetName(), err)
 	}
@@ -340,7 +340,7 @@ func list[T any, L interface {
 	return l
 }
 
-// get returns nil for what is not there.
+// get returns nil if the object does not exist.
 func get[T any, O interface {
 	*T
 	client.Object
@@ -355,7 +355,7 @@ func get[T any, O interface {
 	return o
 }
 
-// stepGarbage is the garbage collector.
+// stepGarbage acts as the garbage collector.
 func (w *world) stepGarbage() {
 	for _, pod := range list[corev1.PodList](w, client.InNamespace(veleroNamespace)).Items {
 		w.collect(&pod)
@@ -391,7 +391,7 @@ func (w *world) stepRepositories() {
 	}
 }
 
-// stepSnapshots is the snapshot controller.
+// stepSnapshots acts as the snapshot controller.
 func (w *world) stepSnapshots() {
 	for _, vs := range list[snapshotv1.VolumeSnapshotList](w).Items {
 		name := ""
@@ -443,7 +443,7 @@ func (w *world) deleteSnapshot(vs *snapshotv1.VolumeSnapshot, content *snapshotv
 	w.update(vs)
 }
 
-// stepContents is the snapshotter sidecar.
+// stepContents acts as the snapshotter sidecar.
 func (w *world) stepContents() {
 	for _, content := range list[snapshotv1.VolumeSnapshotContentList](w).Items {
 		if content.DeletionTimestamp == nil {
@@ -470,7 +470,7 @@ func (w *world) stepContents() {
 	}
 }
 
-// stepPods is scheduler and kubelet: a pod runs in one step and ends in the next.
+// stepPods acts as scheduler and kubelet: a pod runs in one step and ends in the next.
 func (w *world) stepPods() {
 	for _, pod := range list[corev1.PodList](w, client.InNamespace(veleroNamespace)).Items {
 		claim := get[corev1.PersistentVolumeClaim](w, veleroNamespace, pod.Name)
@@ -497,7 +497,7 @@ func (w *world) stepPods() {
 	}
 }
 
-// stepClaims is the provisioner, and the controller that protects PVCs in use.
+// stepClaims acts as the provisioner, and as the controller that protects PVCs in use.
 func (w *world) stepClaims() {
 	for _, claim := range list[corev1.PersistentVolumeClaimList](w, client.InNamespace(veleroNamespace)).Items {
 		switch {
@@ -548,7 +548,7 @@ func (w *world) provision(claim *corev1.PersistentVolumeClaim) {
 	w.update(claim)
 }
 
-// stepVolumes is the PV controller, and the provisioner that deletes.
+// stepVolumes acts as the PV controller, and as the provisioner that deletes.
 func (w *world) stepVolumes() {
 	for _, pv := range list[corev1.PersistentVolumeList](w).Items {
 		ref := pv.Spec.ClaimRef
@@ -578,8 +578,8 @@ func (w *world) stepVolumes() {
 	}
 }
 
-// requireNothingLeft checks that Velero's namespace and the storage are as they
-// were, but for what is given.
+// requireNothingLeft checks that Velero's namespace and the storage are as before, except for
+// the given objects.
 func (w *world) requireNothingLeft(volumes []string, snapshots []string) {
 	w.t.Helper()
 	require.Empty(w.t, list[corev1.PodList](w, client.InNamespace(veleroNamespace)).Items)

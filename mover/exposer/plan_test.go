@@ -31,7 +31,7 @@ func podOf(t *testing.T, plan exposer.PodPlan) *corev1.Pod {
 	return pod
 }
 
-// TestPodIsUnprivileged holds whatever is configured.
+// TestPodIsUnprivileged: a mover pod is unprivileged with every configuration.
 func TestPodIsUnprivileged(t *testing.T) {
 	for name, document := range map[string]string{
 		"defaults": "",

@@ -37,8 +37,8 @@ const (
 	finalizerInGroup = "snapshot.storage.kubernetes.io/volumesnapshot-in-group-protection"
 )
 
-// groupWorld is a cluster with volumes of one label value, the snapshot controller,
-// the sidecar of each driver, and the storage, as far as groups go.
+// groupWorld is a cluster with volumes of one label value. It acts as the snapshot
+// controller, the sidecar of each driver, and the storage, as far as groups need them.
 type groupWorld struct {
 	*world
 	version string
@@ -46,8 +46,8 @@ type groupWorld struct {
 	pvs     map[string]*corev1.PersistentVolume
 
 	mu sync.Mutex
-	// taken has the members of each group that the storage took, and storage the
-	// handles of the snapshots that it has.
+	// taken has the members of each group that the storage took. storage has the handles of
+	// its snapshots.
 	taken   [][]string
 	storage map[string]bool
 }
@@ -81,7 +81,7 @@ func groupClass(name, driver string) client.Object {
 	return &groupsnapshotv1.VolumeGroupSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Driver: driver}
 }
 
-// add gives the cluster one more volume.
+// add adds a volume to the cluster.
 func (g *groupWorld) add(name, driver string) *corev1.PersistentVolumeClaim {
 	pvc, pv := g.pvc.DeepCopy(), g.pv.DeepCopy()
 	pvc.Name, pvc.UID, pvc.Labels, pvc.Spec.VolumeName = name, types.UID("uid-"+name), map[string]string{groupLabel: "db", "app": "db"}, "pv-"+name
@@ -102,7 +102,7 @@ func (g *groupWorld) mapper() meta.RESTMapper {
 	return mapper
 }
 
-// create plays the snapshot controller and the driver.
+// create acts as the snapshot controller and the driver.
 func (g *groupWorld) create(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
 	u, ok := obj.(*unstructured.Unstructured)
 	if !ok || u.GetKind() != "VolumeGroupSnapshot" {
@@ -184,7 +184,7 @@ func (g *groupWorld) makeMember(ctx context.Context, c client.WithWatch, vgs *gr
 	return c.Create(ctx, &snapshotv1.VolumeSnapshot{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: vgs.Namespace, Name: name, Finalizers: []string{finalizerInGroup},
-			// The version is that of the controller, whatever ours is.
+			// The controller chooses the version, not we.
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "groupsnapshot.storage.k8s.io/v1", Kind: "VolumeGroupSnapshot", Name: vgs.Name, UID: vgs.UID}},
 		},
 		Spec:   snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: &pvc}},
@@ -192,9 +192,9 @@ func (g *groupWorld) makeMember(ctx context.Context, c client.WithWatch, vgs *gr
 	})
 }
 
-// delete plays the snapshot controller: the group goes at once, its members wait
-// for somebody to take the finalizer, and where the content says Delete the storage
-// deletes all of the group.
+// delete acts as the snapshot controller. The group is gone at once. Its members wait until
+// somebody removes the finalizer. If the content says Delete, the storage deletes all of the
+// group.
 func (g *groupWorld) delete(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.DeleteOption) error {
 	if err := c.Delete(ctx, obj, opts...); err != nil {
 		return err
@@ -235,9 +235,9 @@ func (g *groupWorld) delete(ctx context.Context, c client.WithWatch, obj client.
 	return nil
 }
 
-// deleteContent plays the sidecar. The snapshot controller has no finalizer on the
-// members here: they go with the last finalizer, and nobody else deletes what they
-// are bound to.
+// deleteContent acts as the sidecar. The snapshot controller has no finalizer on these
+// members: they are gone with the last finalizer, and nobody else deletes what they are bound
+// to.
 func (g *groupWorld) deleteContent(ctx context.Context, c client.WithWatch, content *snapshotv1.VolumeSnapshotContent) error {
 	if content.Annotations["snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"] == "" {
 		return nil
@@ -251,8 +251,8 @@ func (g *groupWorld) deleteContent(ctx context.Context, c client.WithWatch, cont
 	return client.IgnoreNotFound(c.Update(ctx, content))
 }
 
-// members executes the action on each volume until none fails, and returns the
-// groups by volume.
+// members executes the action on each volume until none fails, and returns the groups by
+// volume.
 func (g *groupWorld) members(action *PVCAction, names ...string) map[string]string {
 	g.t.Helper()
 	groups := map[string]string{}
@@ -264,7 +264,7 @@ func (g *groupWorld) members(action *PVCAction, names ...string) map[string]stri
 	return groups
 }
 
-// logged is all that the action has said.
+// logged returns everything that the action has logged.
 func (g *groupWorld) logged() string {
 	text := ""
 	for _, entry := range g.logs.AllEntries() {
@@ -283,8 +283,7 @@ func (g *groupWorld) groupOf(r result) string {
 	return ""
 }
 
-// finalize executes the other action on a group as Velero does, and returns what
-// it made of the item.
+// finalize executes the other action on a group as Velero does, and returns the updated item.
 func (g *groupWorld) finalize(fault *faulty.Fault, name string) (*unstructured.Unstructured, *logrustest.Hook) {
 	g.t.Helper()
 	g.backup.Status.Phase = velerov1.BackupPhaseFinalizing
@@ -301,7 +300,7 @@ func (g *groupWorld) finalize(fault *faulty.Fault, name string) (*unstructured.U
 	return &unstructured.Unstructured{Object: item.UnstructuredContent()}, hook
 }
 
-// endUploads ends all uploads, whose snapshots the mover has released.
+// endUploads ends all uploads, after the mover has released their snapshots.
 func (g *groupWorld) endUploads() {
 	for _, du := range g.uploads() {
 		du.Status.Phase = velerov2alpha1.DataUploadPhaseCompleted
@@ -358,7 +357,7 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// TestGroupMembers: who is in which group.
+// TestGroupMembers: which volumes are in which group.
 func TestGroupMembers(t *testing.T) {
 	g := newGroupWorld(t, "a", "b")
 	g.objects = append(g.objects, groupClass("other", otherDriver))
@@ -391,8 +390,8 @@ func TestGroupMembers(t *testing.T) {
 	g.requireClean()
 }
 
-// TestAlone: why a volume with the label is snapshotted by itself, and that a
-// policy may forbid it.
+// TestAlone: the reasons why a volume with the label is snapshotted by itself. A policy may
+// forbid it.
 func TestAlone(t *testing.T) {
 	for want, change := range map[Alone]func(g *groupWorld){
 		NoGroupAPI:   func(g *groupWorld) { g.version = "" },
@@ -429,7 +428,7 @@ func TestAlone(t *testing.T) {
 	}
 }
 
-// TestIncludedClaims: which entry is for the PVCs of a namespace.
+// TestIncludedClaims: which entry applies to the PVCs of a namespace.
 func TestIncludedClaims(t *testing.T) {
 	const document = `version: v1
 namespacedFilterPolicies:
@@ -510,7 +509,7 @@ func TestGroupClass(t *testing.T) {
 	}
 }
 
-// TestGroupAtOnce: the members are handed to Velero's workers all at once.
+// TestGroupAtOnce: Velero's workers get all members at the same time.
 func TestGroupAtOnce(t *testing.T) {
 	g := newGroupWorld(t, "a", "b", "c")
 	action := g.start(&faulty.Fault{})
@@ -527,9 +526,9 @@ func TestGroupAtOnce(t *testing.T) {
 	require.Len(t, g.uploads(), 3)
 }
 
-// TestGroupSurvivesAnyFault lets each call of the actions fail in turn, before and
-// after it had an effect. Repeated, they come to the same end: one group, and
-// nothing left of it.
+// TestGroupSurvivesAnyFault lets each call of the actions fail in turn, before and after it
+// had its effect. Repeated, the actions come to the same end: one group, and in the end
+// nothing is left of it.
 func TestGroupSurvivesAnyFault(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for call := 1; ; call++ {
@@ -556,8 +555,8 @@ func TestGroupSurvivesAnyFault(t *testing.T) {
 	}
 }
 
-// TestGroupKeepsWhatIsNeeded: a member that was re-homed stays in the storage, the
-// others go one by one.
+// TestGroupKeepsWhatIsNeeded: a member that was re-homed stays in the storage, and the others
+// are deleted one by one.
 func TestGroupKeepsWhatIsNeeded(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for call := 0; ; call++ {
@@ -580,8 +579,8 @@ func TestGroupKeepsWhatIsNeeded(t *testing.T) {
 	}
 }
 
-// TestGroupWaitsForUploads: an upload that Velero does not wait for any more has not
-// taken its member over yet.
+// TestGroupWaitsForUploads: an upload that Velero does not wait for any more has not re-homed
+// its member yet.
 func TestGroupWaitsForUploads(t *testing.T) {
 	g := newGroupWorld(t, "a", "b")
 	name := g.members(g.start(&faulty.Fault{}), "a", "b")["a"]
@@ -605,8 +604,8 @@ func TestGroupWaitsForUploads(t *testing.T) {
 	}
 }
 
-// TestGroupFails: the storage takes no group. The first member waits in vain, the
-// others need not; all of it can be taken away.
+// TestGroupFails: the storage takes no group. The first member waits until the timeout, the
+// others fail at once, and everything can be deleted.
 func TestGroupFails(t *testing.T) {
 	g := newGroupWorld(t, "a", "b")
 	g.snapshotError = "the pool is on fire"
@@ -624,8 +623,8 @@ func TestGroupFails(t *testing.T) {
 	g.requireClean()
 }
 
-// TestGroupsOfTwoBackups: each has its own group of the same volumes, and takes
-// only its own away.
+// TestGroupsOfTwoBackups: each has its own group of the same volumes, and deletes only its
+// own.
 func TestGroupsOfTwoBackups(t *testing.T) {
 	g := newGroupWorld(t, "a", "b")
 	action := g.start(&faulty.Fault{})
@@ -656,7 +655,7 @@ func TestGroupsOfTwoBackups(t *testing.T) {
 	g.requireClean()
 }
 
-// TestGroupSnapshotAction: what is ours is in no backup, and what is not stays as it is.
+// TestGroupSnapshotAction: our groups are in no backup, and others stay as they are.
 func TestGroupSnapshotAction(t *testing.T) {
 	group, other := identity.GroupName("u", "n", "v", "d"), "nightly"
 	object := func(kind, name string, status map[string]any) *unstructured.Unstructured {

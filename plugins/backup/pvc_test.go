@@ -42,8 +42,7 @@ const (
 	driver   = "test.csi.example"
 )
 
-// world is a cluster with one PVC, a backup of it, and a CSI driver that answers
-// VolumeSnapshots.
+// world is a cluster with one PVC, a backup of it, and a CSI driver that takes snapshots.
 type world struct {
 	t      *testing.T
 	backup *velerov1.Backup
@@ -52,10 +51,10 @@ type world struct {
 	class  *snapshotv1.VolumeSnapshotClass
 	policy string
 	global string
-	// snapshotError is what the driver answers instead of a handle.
+	// snapshotError is the driver's answer instead of a handle.
 	snapshotError string
-	// objects are those that the cluster has besides, and groups what it knows of
-	// group snapshots: see group_test.go.
+	// objects are further objects of the cluster. groups is what it has of group snapshots;
+	// see group_test.go.
 	objects []client.Object
 	groups  *groupWorld
 	now     time.Time
@@ -121,7 +120,7 @@ func testScheme(t *testing.T) *runtime.Scheme {
 	return scheme
 }
 
-// start builds the cluster and the action, whose calls go through the fault.
+// start builds the cluster and the action. The calls of the action go through the fault.
 func (w *world) start(fault *faulty.Fault) *PVCAction {
 	w.t.Helper()
 	objects := []client.Object{w.backup.DeepCopy(), w.pvc.DeepCopy()}
@@ -157,7 +156,7 @@ func (w *world) start(fault *faulty.Fault) *PVCAction {
 	return action
 }
 
-// create plays the API server's clock and the CSI driver.
+// create acts as the API server's clock and the CSI driver.
 func (w *world) create(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
 	obj.SetCreationTimestamp(metav1.NewTime(w.now))
 	vs, ok := obj.(*snapshotv1.VolumeSnapshot)
@@ -182,8 +181,8 @@ func (w *world) create(ctx context.Context, c client.WithWatch, obj client.Objec
 	return c.Create(ctx, content)
 }
 
-// delete takes the content along, as the snapshot controller does where the
-// deletion policy is Delete.
+// delete also deletes the content, as the snapshot controller does if the deletion policy is
+// Delete.
 func (w *world) delete(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.DeleteOption) error {
 	if err := c.Delete(ctx, obj, opts...); err != nil {
 		return err
@@ -320,7 +319,7 @@ func TestExecuteLongUIDs(t *testing.T) {
 	require.Equal(t, r.operationID, w.uploads()[0].Labels[velerov1.AsyncOperationIDLabel])
 }
 
-// What is not ours comes back as it was, and nothing is made.
+// A PVC that is not ours stays as it was, and nothing is made.
 func TestExecuteNotOurs(t *testing.T) {
 	custom := func(parameters string) string {
 		return strings.Replace(oursPolicy, "{mover: blockmover}", parameters, 1)
@@ -367,7 +366,7 @@ func TestExecuteRemovesStaleAnnotation(t *testing.T) {
 	require.Equal(t, map[string]string{"keep": "this"}, r.item.GetAnnotations())
 }
 
-// Ways to be selected, and what the choice becomes in the DataUpload.
+// The ways to select a volume, and the settings in the DataUpload.
 func TestExecuteSelected(t *testing.T) {
 	parameters := func(text string) func(w *world) {
 		return func(w *world) { w.policy = strings.Replace(oursPolicy, "{mover: blockmover}", text, 1) }
@@ -501,8 +500,8 @@ func TestExecuteErrors(t *testing.T) {
 	}
 }
 
-// A storage that takes no more snapshots of a volume: the error names the volume,
-// what we have there, and what to do.
+// The storage takes no more snapshots of a volume. The error names the volume, the retained
+// snapshots, and what to do.
 func TestExecuteExhausted(t *testing.T) {
 	w := newWorld(t)
 	w.snapshotError = `failed to take snapshot of the volume v1: "rpc error: code = ResourceExhausted desc = volume v1 has 1 snapshots, the maximum is 1"`
@@ -526,8 +525,8 @@ func TestExecuteExhausted(t *testing.T) {
 	require.Empty(t, w.snapshots())
 }
 
-// Each call to the API server fails in turn, before or after it has taken effect.
-// Execute succeeds or leaves nothing behind, and a second try succeeds.
+// Each call to the API server fails in turn, before or after it had its effect. Execute
+// succeeds or leaves nothing behind, and a second try succeeds.
 func TestExecuteSurvivesEachFault(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for call := 1; ; call++ {
@@ -553,7 +552,7 @@ func TestExecuteSurvivesEachFault(t *testing.T) {
 	}
 }
 
-// Whatever is done once can be done twice, also by another process.
+// Execute can be repeated, also by another process.
 func TestExecuteReplay(t *testing.T) {
 	w := newWorld(t)
 	action := w.start(&faulty.Fault{})
@@ -566,7 +565,7 @@ func TestExecuteReplay(t *testing.T) {
 	require.Len(t, w.uploads(), 1)
 }
 
-// A stranger under our name is neither adopted nor deleted.
+// A foreign object with our name is neither adopted nor deleted.
 func TestExecuteDoesNotAdoptStrangers(t *testing.T) {
 	t.Run("VolumeSnapshot", func(t *testing.T) {
 		w := newWorld(t)
@@ -658,8 +657,8 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// Nobody accepts: after the time for it the operation fails with the likely
-// reason, and nothing holds the snapshot any more.
+// No manager accepts. After the timeout the operation fails with the likely cause, and
+// nothing holds the snapshot any more.
 func TestProgressGivesUp(t *testing.T) {
 	w, action, operationID := started(t, &faulty.Fault{}, nil)
 	w.now = w.now.Add(5*time.Minute - time.Second)
@@ -682,8 +681,8 @@ func TestProgressGivesUp(t *testing.T) {
 	require.Empty(t, w.contents(), "the class says Retain")
 }
 
-// An operation that a manager has queued waits its turn, however long; and is the
-// manager's to cancel.
+// An operation that a manager has queued waits as long as it takes. Only the manager cancels
+// it.
 func TestQueuedIsNotGivenUp(t *testing.T) {
 	for name, change := range map[string]func(du *velerov2alpha1.DataUpload){
 		"message": func(du *velerov2alpha1.DataUpload) { du.Status.Message = "queued" },
@@ -705,7 +704,7 @@ func TestQueuedIsNotGivenUp(t *testing.T) {
 	}
 }
 
-// The manager accepts in the moment in which the plugin gives up.
+// The manager accepts at the moment at which the plugin gives up.
 func TestProgressGivesUpTooLate(t *testing.T) {
 	w, action, operationID := started(t, &faulty.Fault{}, nil)
 	w.now = w.now.Add(time.Hour)
@@ -763,8 +762,8 @@ func TestProgressAcceptTimeout(t *testing.T) {
 	}
 }
 
-// An error of Progress ends the operation for good: only a DataUpload that is
-// gone is one.
+// An error of Progress ends the operation for good. So only a DataUpload that is gone is an
+// error.
 func TestProgressErrors(t *testing.T) {
 	for call := 1; ; call++ {
 		fault := &faulty.Fault{Call: call}

@@ -32,7 +32,7 @@ import (
 	"github.com/blockmover/blockmover/plugins/internal/faulty"
 )
 
-// world is a cluster in which a backup with one DataUpload is being deleted.
+// world is a cluster in which a backup with one DataUpload is deleted.
 type world struct {
 	t      *testing.T
 	backup *velerov1.Backup
@@ -111,7 +111,8 @@ type repoSnapshot struct {
 	RepositoryType        string `json:"repositoryType"`
 }
 
-// found is what Velero's deletion controller finds to forget, in the way it looks.
+// found returns the repo snapshots that Velero's deletion controller would delete, found in
+// the way in which it looks.
 func (w *world) found() []repoSnapshot {
 	w.t.Helper()
 	byBackup := client.MatchingLabels{velerov1.BackupNameLabel: label.GetValidName(w.backup.Name)}
@@ -139,7 +140,8 @@ func (w *world) found() []repoSnapshot {
 	return found
 }
 
-// requireForgotten checks that the repo snapshot is found once, and nothing else.
+// requireForgotten checks that the controller finds only the repo snapshot, and finds it
+// once.
 func (w *world) requireForgotten(why ...any) {
 	w.t.Helper()
 	require.Equal(w.t, []repoSnapshot{{"app", "default", "k123", "kopia"}}, w.found(), why...)
@@ -167,7 +169,7 @@ func TestExecute(t *testing.T) {
 	}
 }
 
-// The PodVolumeBackup has to be one that nobody works on, and that disappears.
+// The PodVolumeBackup must be one that nobody works on, and that is deleted with the backup.
 func TestExecutePodVolumeBackup(t *testing.T) {
 	w := newWorld(t)
 	require.NoError(t, w.execute(w.start(&faulty.Fault{})))
@@ -236,7 +238,7 @@ func TestExecuteReleasesVolumeSnapshot(t *testing.T) {
 	}
 }
 
-// What a manager has taken over is the manager's to release.
+// The manager releases what it has taken over.
 func TestExecuteLeavesTakenOver(t *testing.T) {
 	w := newWorld(t)
 	w.leaveVolumeSnapshot(map[string]string{identity.LabelBackupUID: "backup-uid"})
@@ -250,7 +252,7 @@ func TestExecuteLeavesTakenOver(t *testing.T) {
 	w.requireForgotten()
 }
 
-// Any one failure is retried; what was there before is brought up to date.
+// Any single failure is retried. Objects of an earlier attempt are updated.
 func TestExecuteSurvivesEachFault(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for call := 1; ; call++ {
@@ -272,8 +274,8 @@ func TestExecuteSurvivesEachFault(t *testing.T) {
 	}
 }
 
-// retain makes the storage snapshot of the backup a retained one, as the manager
-// leaves it: the pair, and the note on the DataUpload in the cluster.
+// retain makes the storage snapshot of the backup a retained one, as the manager does: the
+// pair, and the note on the DataUpload in the cluster.
 func (w *world) retain() rehome.Retained {
 	w.t.Helper()
 	retained := rehome.Retained{
@@ -303,7 +305,7 @@ func (w *world) pair() *snapshotv1.VolumeSnapshotContent {
 	return content
 }
 
-// requireReleased checks that the content goes, and the storage snapshot with it.
+// requireReleased checks that the content and the storage snapshot are gone.
 func (w *world) requireReleased(why ...any) {
 	w.t.Helper()
 	content := w.pair()
@@ -313,8 +315,8 @@ func (w *world) requireReleased(why ...any) {
 	require.Equal(w.t, "snapshot-1", *content.Status.SnapshotHandle, why...)
 }
 
-// The retained snapshot goes with its backup, and with no other: velero#9835 and
-// #10304 (it stays for ever), #9842 (something of another backup).
+// The retained snapshot is deleted with its backup, and with no other: velero#9835 and #10304
+// (it stays forever), #9842 (a snapshot of another backup).
 func TestExecuteReleasesRetained(t *testing.T) {
 	tests := map[string]struct {
 		change   func(t *testing.T, w *world)

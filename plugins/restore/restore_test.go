@@ -31,7 +31,7 @@ const (
 	upload   = "blockmover-0123456789abcdef0123"
 )
 
-// world is a cluster in which a backup of one PVC is being restored.
+// world is a cluster in which a backup of one PVC is restored.
 type world struct {
 	t       *testing.T
 	restore *velerov1.Restore
@@ -110,7 +110,7 @@ func (w *world) start(fault *faulty.Fault) *PVCAction {
 	return action
 }
 
-// execute passes the PVC the way Velero does: the item has lost its status.
+// execute passes the PVC as Velero does: without its status.
 func (w *world) execute(action *PVCAction) (*corev1.PersistentVolumeClaim, string, error) {
 	w.t.Helper()
 	fromBackup, err := runtime.DefaultUnstructuredConverter.ToUnstructured(w.pvc)
@@ -179,7 +179,7 @@ func TestExecute(t *testing.T) {
 func TestExecuteNamespaceMapping(t *testing.T) {
 	w := newWorld(t)
 	w.restore.Spec.NamespaceMapping = map[string]string{appNS: "copy"}
-	// The PVC in the old namespace is none of this restore's business.
+	// The PVC in the old namespace does not matter to this restore.
 	w.more = append(w.more, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: appNS, Name: "data"}})
 	pvc, operationID, err := w.execute(w.start(&faulty.Fault{}))
 	require.NoError(t, err)
@@ -224,7 +224,7 @@ func TestExecuteGrowsRequest(t *testing.T) {
 	}
 }
 
-// What we have no data for comes back unharmed and without an operation.
+// A PVC without data in the backup stays as it is, and gets no operation.
 func TestExecuteWithoutOperation(t *testing.T) {
 	yes, no := true, false
 	tests := map[string]struct {
@@ -256,7 +256,7 @@ func TestExecuteWithoutOperation(t *testing.T) {
 	}
 }
 
-// A PVC of door 2 in a backup of door 1 is ours all the same.
+// A PVC of a volume policy in a backup with snapshotMoveData is ours, too.
 func TestExecuteInBackupOfDoorOne(t *testing.T) {
 	yes := true
 	w := newWorld(t)
@@ -298,7 +298,7 @@ func TestExecuteErrors(t *testing.T) {
 	}
 }
 
-// A backup of Velero's namespace brings the DataUploads of other backups.
+// A backup of Velero's namespace has the DataUploads of other backups.
 func TestExecutePicksItsOwnResult(t *testing.T) {
 	w := newWorld(t)
 	w.results["blockmover-ffffffffffffffffffff"] = velerov2alpha1.DataUploadResult{DataMover: "blockmover", SnapshotID: "k999"}
