@@ -27,6 +27,20 @@ func TestMissingFileMeansDefaults(t *testing.T) {
 	}
 }
 
+// TestOptionsAreDocumented: e2e/README.md has every option.
+func TestOptionsAreDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[options.Options]()) {
+		key, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		if !strings.Contains(string(text), "`"+key+"`") {
+			t.Errorf("e2e/README.md does not have the option %s", key)
+		}
+	}
+}
+
 func TestKeys(t *testing.T) {
 	loaded, err := load(t, `{
 		"blockType": "VARIABLE", "blockSize": 4096, "requireBaseSnapshotForDelta": false,
