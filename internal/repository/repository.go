@@ -220,6 +220,16 @@ type WriteStats struct {
 	ZeroBytes int64
 }
 
+// Plus returns the sum of two statistics.
+func (s WriteStats) Plus(other WriteStats) WriteStats {
+	s.BytesUploaded += other.BytesUploaded
+	s.MetadataBytes += other.MetadataBytes
+	s.ChunksWritten += other.ChunksWritten
+	s.ChunksInherited += other.ChunksInherited
+	s.ZeroBytes += other.ZeroBytes
+	return s
+}
+
 // Compression says how data is compressed. It does not change which contents the repository
 // calls equal.
 type Compression string

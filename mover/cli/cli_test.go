@@ -345,7 +345,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 	target := filepath.Join(b.dir, "target")
 	require.NoError(t, os.WriteFile(target, make([]byte, len(b.data)), 0o600))
 	restore := b.run("", "image", "restore", "--snapshot", id, "--device", target)
-	require.ErrorContains(t, restore.err, "is incomplete and must not be used")
+	require.ErrorContains(t, restore.err, "is incomplete: do not use it")
 }
 
 // damage flips a bit in one chunk of data.

@@ -189,7 +189,7 @@ func (e *engine) admit(ctx context.Context, op *operation.View) (work phase.Work
 	work, err = e.secure(ctx, op)
 	switch {
 	case err != nil || work.State != phase.Secured:
-		e.giveBack(op)
+		e.grants.giveBack(op)
 		return work, false, err
 	case !slot:
 		slot, err = e.take(ctx, op)

@@ -42,10 +42,10 @@ func (e *engine) take(ctx context.Context, op *operation.View) (bool, error) {
 }
 
 // giveBack ends a grant that the operation could not use.
-func (e *engine) giveBack(op *operation.View) {
-	e.grants.mu.Lock()
-	defer e.grants.mu.Unlock()
-	delete(e.grants.uids, op.UID)
+func (g *grants) giveBack(op *operation.View) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.uids, op.UID)
 }
 
 // next returns the operations that may start now, the oldest first.

@@ -108,7 +108,7 @@ func TestGrants(t *testing.T) {
 	require.False(t, take("other-1"))
 	require.False(t, take("du"))
 
-	e.giveBack(w.operation(e, "other-0"))
+	e.grants.giveBack(w.operation(e, "other-0"))
 	require.True(t, take("other-1"))
 
 	// The grant ends when the cache shows that it was used.

@@ -26,6 +26,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
@@ -38,7 +39,7 @@ import (
 // It lists objects first and what they belong to after that, both at the API server. So
 // an owner that is missing has been deleted, and is not merely too young to be seen.
 type sweeper struct {
-	client    client.Writer
+	client    client.Client
 	reader    client.Reader
 	exposer   *exposer.Exposer
 	rehomer   rehome.Rehomer
@@ -250,7 +251,7 @@ func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.Volum
 			continue
 		}
 		log.FromContext(ctx).Info("deleting the VolumeSnapshot of a backup that has ended", "volumeSnapshot", key)
-		if _, err := s.rehomer.ReleaseOrigin(ctx, key); err != nil {
+		if _, err := volumesnapshot.Release(ctx, s.client, s.reader, key); err != nil {
 			errs = append(errs, err)
 		}
 	}

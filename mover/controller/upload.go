@@ -23,6 +23,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/internal/veleroapi"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
@@ -312,7 +313,7 @@ func (u *uploads) finish(ctx context.Context, op *operation.View) (ending, error
 	if du.Spec.CSISnapshot == nil {
 		return end, nil
 	}
-	end.left, err = u.rehomer.ReleaseOrigin(ctx, sourceOf(du))
+	end.left, err = volumesnapshot.Release(ctx, u.client, u.reader, sourceOf(du))
 	return end, err
 }
 

@@ -74,7 +74,7 @@ func (e *Exposer) EnsureVolume(ctx context.Context, op identity.Operation, plan 
 		return err
 	}
 	if pvc != nil {
-		return e.adoptVolumeOf(ctx, op, pvc)
+		return e.adopt(ctx, op, pvc.Spec.VolumeName)
 	}
 	if pvc, err = plan(); err != nil {
 		return err
@@ -92,32 +92,29 @@ func (e *Exposer) AdoptVolume(ctx context.Context, op identity.Operation) error 
 	if err != nil || pvc == nil {
 		return err
 	}
-	return e.adoptVolumeOf(ctx, op, pvc)
-}
-
-func (e *Exposer) adoptVolumeOf(ctx context.Context, op identity.Operation, pvc *corev1.PersistentVolumeClaim) error {
-	if pvc.Spec.VolumeName == "" {
-		return nil
-	}
 	return e.adopt(ctx, op, pvc.Spec.VolumeName)
 }
 
-// adopt labels a PV as the operation's, and lets it be deleted with its PVC.
+// adopt labels a PV as the operation's, and lets it be deleted with its PVC. It does nothing
+// for a PVC that is not bound, whose PV is "".
 func (e *Exposer) adopt(ctx context.Context, op identity.Operation, name string) error {
+	if name == "" {
+		return nil
+	}
 	pv := &corev1.PersistentVolume{}
 	if err := e.Client.Get(ctx, client.ObjectKey{Name: name}, pv); err == nil && pv.Labels[identity.LabelOperation] == op.UID {
 		return nil
 	}
-	pv, err := e.getVolume(ctx, name)
+	pv, err := findVolume(ctx, e.Reader, name)
 	if err != nil || pv == nil {
 		return err
 	}
-	return e.takeCharge(ctx, op, pv, corev1.PersistentVolumeReclaimDelete)
+	return takeCharge(ctx, e.Client, op, pv, corev1.PersistentVolumeReclaimDelete)
 }
 
 // takeCharge sets the reclaim policy of a PV of the operation, and records the original
 // one.
-func (e *Exposer) takeCharge(ctx context.Context, op identity.Operation, pv *corev1.PersistentVolume, policy corev1.PersistentVolumeReclaimPolicy) error {
+func takeCharge(ctx context.Context, c client.Writer, op identity.Operation, pv *corev1.PersistentVolume, policy corev1.PersistentVolumeReclaimPolicy) error {
 	if pv.Spec.PersistentVolumeReclaimPolicy == policy && pv.Labels[identity.LabelOperation] == op.UID {
 		return nil
 	}
@@ -128,7 +125,7 @@ func (e *Exposer) takeCharge(ctx context.Context, op identity.Operation, pv *cor
 	metav1.SetMetaDataAnnotation(&pv.ObjectMeta, identity.AnnotationOperation, op.Reference())
 	metav1.SetMetaDataLabel(&pv.ObjectMeta, identity.LabelOperation, op.UID)
 	pv.Spec.PersistentVolumeReclaimPolicy = policy
-	if err := e.Client.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := c.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("set reclaim policy of PV %s to %s: %w", pv.Name, policy, err)
 	}
 	return nil
@@ -167,14 +164,14 @@ func (e *Exposer) DeletePod(ctx context.Context, pod *corev1.Pod) error {
 	return kube.Delete(ctx, e.Client, pod, client.GracePeriodSeconds(podGraceSeconds))
 }
 
-// getVolume returns nil if the PV does not exist.
-func (e *Exposer) getVolume(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
-	return kube.Find(ctx, e.Reader, client.ObjectKey{Name: name}, &corev1.PersistentVolume{})
+// findVolume returns nil if the PV does not exist.
+func findVolume(ctx context.Context, r client.Reader, name string) (*corev1.PersistentVolume, error) {
+	return kube.Find(ctx, r, client.ObjectKey{Name: name}, &corev1.PersistentVolume{})
 }
 
-// getClaim returns nil if the PVC does not exist.
-func (e *Exposer) getClaim(ctx context.Context, key client.ObjectKey) (*corev1.PersistentVolumeClaim, error) {
-	return kube.Find(ctx, e.Reader, key, &corev1.PersistentVolumeClaim{})
+// findClaim returns nil if the PVC does not exist.
+func findClaim(ctx context.Context, r client.Reader, key client.ObjectKey) (*corev1.PersistentVolumeClaim, error) {
+	return kube.Find(ctx, r, key, &corev1.PersistentVolumeClaim{})
 }
 
 // keyOf is the key of the operation's objects.

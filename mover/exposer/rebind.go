@@ -38,16 +38,16 @@ type Handover struct {
 //
 // filesystem is what a Filesystem target is mounted as.
 func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey client.ObjectKey, filesystem string) (Handover, error) {
-	target, err := e.getClaim(ctx, targetKey)
+	target, err := findClaim(ctx, e.Reader, targetKey)
 	if err != nil {
 		return Handover{}, err
 	}
-	rebind, err := e.getVolume(ctx, op.RebindVolumeName())
+	rebind, err := findVolume(ctx, e.Reader, op.RebindVolumeName())
 	if err != nil {
 		return Handover{}, err
 	}
 	if rebind != nil && !isParked(rebind, e.Namespace) {
-		return e.settle(ctx, rebind, target)
+		return settle(ctx, e.Client, rebind, target)
 	}
 	if err := wantsVolume(targetKey, target); err != nil {
 		return Handover{}, err
@@ -61,10 +61,10 @@ func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey c
 	if err != nil || waiting != "" {
 		return Handover{Waiting: waiting}, err
 	}
-	if err := e.commit(ctx, rebind, target); err != nil {
+	if err := commit(ctx, e.Client, rebind, target); err != nil {
 		return Handover{}, err
 	}
-	return e.settle(ctx, rebind, target)
+	return settle(ctx, e.Client, rebind, target)
 }
 
 // wantsVolume checks that the target can still take the volume.
@@ -80,21 +80,21 @@ func wantsVolume(key client.ObjectKey, target *corev1.PersistentVolumeClaim) err
 
 // park creates the rebind PV.
 func (e *Exposer) park(ctx context.Context, op identity.Operation, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
-	claim, err := e.getClaim(ctx, e.keyOf(op))
+	claim, err := findClaim(ctx, e.Reader, e.keyOf(op))
 	if err != nil {
 		return nil, err
 	}
 	if claim == nil || claim.Spec.VolumeName == "" {
 		return nil, fmt.Errorf("%w: PVC %s, which the restore wrote, is gone", phase.ErrBroken, e.keyOf(op))
 	}
-	restored, err := e.getVolume(ctx, claim.Spec.VolumeName)
+	restored, err := findVolume(ctx, e.Reader, claim.Spec.VolumeName)
 	if err != nil {
 		return nil, err
 	}
 	if restored == nil || restored.DeletionTimestamp != nil {
 		return nil, fmt.Errorf("%w: PV %s, which the restore wrote, is gone", phase.ErrBroken, claim.Spec.VolumeName)
 	}
-	if err := e.takeCharge(ctx, op, restored, corev1.PersistentVolumeReclaimRetain); err != nil {
+	if err := takeCharge(ctx, e.Client, op, restored, corev1.PersistentVolumeReclaimRetain); err != nil {
 		return nil, err
 	}
 	rebind, err := PlanRebind(op, e.Namespace, restored, target, filesystem)
@@ -113,7 +113,7 @@ func (e *Exposer) retire(ctx context.Context, op identity.Operation, restoredNam
 	if left, err := e.releasePod(ctx, op); err != nil || left != "" {
 		return left, err
 	}
-	restored, err := e.getVolume(ctx, restoredName)
+	restored, err := findVolume(ctx, e.Reader, restoredName)
 	if err != nil {
 		return "", err
 	}
@@ -132,7 +132,7 @@ func (e *Exposer) retire(ctx context.Context, op identity.Operation, restoredNam
 
 // commit reserves the rebind PV for the target, including its UID. If the target is deleted,
 // the reclaim policy applies to the volume; it is not bound to another PVC of the same name.
-func (e *Exposer) commit(ctx context.Context, rebind *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim) error {
+func commit(ctx context.Context, c client.Writer, rebind *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim) error {
 	before := rebind.DeepCopy()
 	rebind.Spec.ClaimRef = &corev1.ObjectReference{
 		APIVersion: "v1",
@@ -141,7 +141,7 @@ func (e *Exposer) commit(ctx context.Context, rebind *corev1.PersistentVolume, t
 		Name:       target.Name,
 		UID:        target.UID,
 	}
-	if err := e.Client.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := c.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("reserve PV %s for PVC %s/%s: %w", rebind.Name, target.Namespace, target.Name, err)
 	}
 	return nil
@@ -149,9 +149,9 @@ func (e *Exposer) commit(ctx context.Context, rebind *corev1.PersistentVolume, t
 
 // settle lets go of a committed PV once it is bound, or once it is clear that it never will
 // be.
-func (e *Exposer) settle(ctx context.Context, rebind *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim) (Handover, error) {
+func settle(ctx context.Context, c client.Writer, rebind *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim) (Handover, error) {
 	if target == nil || target.UID != rebind.Spec.ClaimRef.UID {
-		if err := e.letGo(ctx, rebind); err != nil {
+		if err := letGo(ctx, c, rebind); err != nil {
 			return Handover{Committed: true}, err
 		}
 		return Handover{Committed: true}, fmt.Errorf("%w: target PVC %s/%s was deleted while it was bound to the restored volume",
@@ -163,7 +163,7 @@ func (e *Exposer) settle(ctx context.Context, rebind *corev1.PersistentVolume, t
 			Waiting:   fmt.Sprintf("PVC %s/%s is being bound to PV %s", target.Namespace, target.Name, rebind.Name),
 		}, nil
 	}
-	if err := e.letGo(ctx, rebind); err != nil {
+	if err := letGo(ctx, c, rebind); err != nil {
 		return Handover{Committed: true}, err
 	}
 	return Handover{Committed: true, Delivered: true}, nil
@@ -171,7 +171,7 @@ func (e *Exposer) settle(ctx context.Context, rebind *corev1.PersistentVolume, t
 
 // letGo gives a committed PV the reclaim policy of its class, and removes the labels and
 // annotations of the operation.
-func (e *Exposer) letGo(ctx context.Context, rebind *corev1.PersistentVolume) error {
+func letGo(ctx context.Context, c client.Writer, rebind *corev1.PersistentVolume) error {
 	if _, ours := rebind.Labels[identity.LabelOperation]; !ours {
 		return nil
 	}
@@ -183,7 +183,7 @@ func (e *Exposer) letGo(ctx context.Context, rebind *corev1.PersistentVolume) er
 	for _, mark := range []string{identity.AnnotationReclaimPolicy, identity.AnnotationRestoredVolume, identity.AnnotationOperation} {
 		delete(rebind.Annotations, mark)
 	}
-	err := e.Client.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	err := c.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("give PV %s its reclaim policy: %w", rebind.Name, err)
 	}
@@ -197,11 +197,11 @@ func (e *Exposer) Release(ctx context.Context, op identity.Operation) ([]string,
 	if left, err := e.releasePod(ctx, op); err != nil || left != "" {
 		return nonEmpty(left), err
 	}
-	claim, err := e.getClaim(ctx, e.keyOf(op))
+	claim, err := findClaim(ctx, e.Reader, e.keyOf(op))
 	if err != nil {
 		return nil, err
 	}
-	if claim != nil && claim.Spec.VolumeName != "" {
+	if claim != nil {
 		if err := e.adopt(ctx, op, claim.Spec.VolumeName); err != nil {
 			return nil, err
 		}
@@ -221,7 +221,7 @@ func (e *Exposer) Release(ctx context.Context, op identity.Operation) ([]string,
 		if pv.DeletionTimestamp != nil {
 			continue
 		}
-		err := e.takeCharge(ctx, op, pv, corev1.PersistentVolumeReclaimDelete)
+		err := takeCharge(ctx, e.Client, op, pv, corev1.PersistentVolumeReclaimDelete)
 		if client.IgnoreNotFound(err) != nil {
 			return nil, err
 		}
@@ -252,7 +252,7 @@ func (e *Exposer) volumesOf(ctx context.Context, op identity.Operation) (rebind 
 // releaseRebind undoes a hand-over that is not committed. It lets go of a committed PV.
 func (e *Exposer) releaseRebind(ctx context.Context, op identity.Operation, rebind *corev1.PersistentVolume, restored []*corev1.PersistentVolume) (string, error) {
 	if !isParked(rebind, e.Namespace) {
-		return "", e.letGo(ctx, rebind)
+		return "", letGo(ctx, e.Client, rebind)
 	}
 	for _, pv := range restored {
 		if pv.DeletionTimestamp != nil {
@@ -289,7 +289,7 @@ func (e *Exposer) releasePod(ctx context.Context, op identity.Operation) (string
 
 // releaseClaim deletes the PVC and names it until it is gone.
 func (e *Exposer) releaseClaim(ctx context.Context, op identity.Operation) (string, error) {
-	claim, err := e.getClaim(ctx, e.keyOf(op))
+	claim, err := findClaim(ctx, e.Reader, e.keyOf(op))
 	if err != nil || claim == nil {
 		return "", err
 	}

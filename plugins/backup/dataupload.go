@@ -63,7 +63,7 @@ func (a *PVCAction) upload(ctx context.Context, vs client.ObjectKey, wanted *vel
 	waitCtx, cancel := context.WithTimeout(ctx, snapshotTimeout)
 	defer cancel()
 	if _, err := volumesnapshot.WaitForHandle(waitCtx, a.api, vs); err != nil {
-		return nil, a.adviseExhausted(ctx, err, wanted)
+		return nil, adviseExhausted(ctx, a.api, err, wanted)
 	}
 	return a.create(ctx, wanted)
 }
@@ -76,11 +76,11 @@ func (a *PVCAction) create(ctx context.Context, wanted *velerov2alpha1.DataUploa
 
 // adviseExhausted adds advice to the error of a storage that takes no more snapshots of the
 // volume: which of them are ours, and how to release them.
-func (a *PVCAction) adviseExhausted(ctx context.Context, err error, wanted *velerov2alpha1.DataUpload) error {
+func adviseExhausted(ctx context.Context, api client.Client, err error, wanted *velerov2alpha1.DataUpload) error {
 	if !errors.Is(err, volumesnapshot.ErrExhausted) {
 		return err
 	}
-	retained, listErr := rehome.New(a.api, a.api, wanted.Namespace).
+	retained, listErr := rehome.New(api, api, wanted.Namespace).
 		ListRetainedOf(ctx, wanted.Spec.SourceNamespace, wanted.Spec.SourcePVC)
 	if listErr != nil {
 		return errors.Join(err, listErr)

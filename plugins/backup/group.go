@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/util/collections"
@@ -42,9 +43,16 @@ const (
 	NotInGroup Alone = "NotInGroup"
 )
 
+// grouping makes the groups of a backup.
+type grouping struct {
+	log      logrus.FieldLogger
+	api      client.Client
+	policies policies
+}
+
 // join makes the group of a volume, or finds the one that another member has made. Without a
 // group, alone is the reason, or "" if the volume has no label.
-func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup, settings policy.Settings) (*groupsnapshot.Group, Alone, error) {
+func (g grouping) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup, settings policy.Settings) (*groupsnapshot.Group, Alone, error) {
 	key := backup.Spec.VolumeGroupSnapshotLabelKey
 	value := pvc.Labels[key]
 	if key == "" || value == "" {
@@ -55,11 +63,11 @@ func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim,
 		if settings.GroupRequired {
 			return nil, "", fmt.Errorf("group: required by the volume policy: %s", message)
 		}
-		a.log.Info(message)
+		g.log.Info(message)
 		return nil, reason, nil
 	}
 	uid := string(backup.UID)
-	m, err := groupsnapshot.New(a.api, a.api).Open(groupsnapshot.Ref{
+	m, err := groupsnapshot.New(g.api, g.api).Open(groupsnapshot.Ref{
 		Namespace: pvc.Namespace, Name: identity.GroupName(uid, pvc.Namespace, value, driver), BackupUID: uid,
 	})
 	if err != nil {
@@ -73,21 +81,21 @@ func (a *PVCAction) join(ctx context.Context, pvc *corev1.PersistentVolumeClaim,
 		return nil, "", err
 	}
 	if found == nil {
-		plan, err := a.plan(ctx, pvc, driver, backup)
+		plan, err := g.plan(ctx, pvc, driver, backup)
 		if err != nil {
 			return nil, "", err
 		}
 		if len(plan.members) == 1 {
 			return alone(GroupOfOne)
 		}
-		class, err := a.groupClass(ctx, &m, driver, plan, backup)
+		class, err := g.class(ctx, &m, driver, plan, backup)
 		if errors.Is(err, group.ErrNoClass) {
 			return alone(NoGroupClass)
 		}
 		if err != nil {
 			return nil, "", err
 		}
-		a.log.WithField("volumeGroupSnapshot", m.String()).Infof("Taking a group snapshot of PVCs %s of driver %s by class %s; left out: %v",
+		g.log.WithField("volumeGroupSnapshot", m.String()).Infof("Taking a group snapshot of PVCs %s of driver %s by class %s; left out: %v",
 			strings.Join(plan.members, ", "), driver, class, plan.leftOut)
 		if found, err = m.Create(ctx, class, plan.members); err != nil {
 			return nil, "", err
@@ -111,20 +119,20 @@ type plan struct {
 //
 // The label selectors of the backup do not matter: Velero backs up all PVCs of a group with
 // the first one that it selects.
-func (a *PVCAction) plan(ctx context.Context, self *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup) (plan, error) {
+func (g grouping) plan(ctx context.Context, self *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup) (plan, error) {
 	key := backup.Spec.VolumeGroupSnapshotLabelKey
 	claims := &corev1.PersistentVolumeClaimList{}
-	if err := a.api.List(ctx, claims, client.InNamespace(self.Namespace), client.MatchingLabels{key: self.Labels[key]}); err != nil {
+	if err := g.api.List(ctx, claims, client.InNamespace(self.Namespace), client.MatchingLabels{key: self.Labels[key]}); err != nil {
 		return plan{}, fmt.Errorf("list PVCs with label %s=%s in namespace %s: %w", key, self.Labels[key], self.Namespace, err)
 	}
-	included, err := a.includedClaims(ctx, self.Namespace, backup)
+	included, err := g.policies.includedClaims(ctx, self.Namespace, backup)
 	if err != nil {
 		return plan{}, err
 	}
 	var volumes []group.Volume
 	wishes := map[string]policy.Settings{}
 	for i := range claims.Items {
-		volume, settings, err := a.describe(ctx, &claims.Items[i], included, backup)
+		volume, settings, err := g.describe(ctx, &claims.Items[i], included, backup)
 		if err != nil {
 			return plan{}, err
 		}
@@ -150,7 +158,7 @@ func (a *PVCAction) plan(ctx context.Context, self *corev1.PersistentVolumeClaim
 
 // describe describes one PVC with the label. A PVC with a malformed policy is not ours: its
 // own backup fails with the reason.
-func (a *PVCAction) describe(ctx context.Context, pvc *corev1.PersistentVolumeClaim, included *collections.IncludesExcludes, backup *velerov1.Backup) (group.Volume, policy.Settings, error) {
+func (g grouping) describe(ctx context.Context, pvc *corev1.PersistentVolumeClaim, included *collections.IncludesExcludes, backup *velerov1.Backup) (group.Volume, policy.Settings, error) {
 	volume := group.Volume{
 		PVC:      pvc.Name,
 		Bound:    pvc.Status.Phase == corev1.ClaimBound && pvc.Spec.VolumeName != "",
@@ -163,7 +171,7 @@ func (a *PVCAction) describe(ctx context.Context, pvc *corev1.PersistentVolumeCl
 	if err != nil {
 		return group.Volume{}, policy.Settings{}, fmt.Errorf("render PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
 	}
-	params, ours, err := a.policyOf(&unstructured.Unstructured{Object: content}, pvc, backup)
+	params, ours, err := g.policies.of(&unstructured.Unstructured{Object: content}, pvc, backup)
 	if err != nil || !ours {
 		return volume, policy.Settings{}, err
 	}
@@ -172,7 +180,7 @@ func (a *PVCAction) describe(ctx context.Context, pvc *corev1.PersistentVolumeCl
 		return volume, policy.Settings{}, nil //nolint:nilerr // see above
 	}
 	pv := &corev1.PersistentVolume{}
-	if err := a.api.Get(ctx, client.ObjectKey{Name: pvc.Spec.VolumeName}, pv); err != nil && !apierrors.IsNotFound(err) {
+	if err := g.api.Get(ctx, client.ObjectKey{Name: pvc.Spec.VolumeName}, pv); err != nil && !apierrors.IsNotFound(err) {
 		return group.Volume{}, policy.Settings{}, fmt.Errorf("get PersistentVolume %s: %w", pvc.Spec.VolumeName, err)
 	}
 	volume.Ours = true
@@ -182,8 +190,8 @@ func (a *PVCAction) describe(ctx context.Context, pvc *corev1.PersistentVolumeCl
 	return volume, settings, nil
 }
 
-// groupClass chooses the class of a new group.
-func (a *PVCAction) groupClass(ctx context.Context, m *groupsnapshot.Group, driver string, p plan, backup *velerov1.Backup) (string, error) {
+// class chooses the class of a new group.
+func (g grouping) class(ctx context.Context, m *groupsnapshot.Group, driver string, p plan, backup *velerov1.Backup) (string, error) {
 	classes, err := m.Classes(ctx)
 	if err != nil {
 		return "", err
@@ -199,7 +207,7 @@ func (a *PVCAction) groupClass(ctx context.Context, m *groupsnapshot.Group, driv
 			named = named || class.Name == wish.Class
 		}
 		// The key is also for single volumes, so it may name a VolumeSnapshotClass.
-		if !named && checkClass(ctx, a.api, wish.Class, driver) == nil {
+		if !named && checkClass(ctx, g.api, wish.Class, driver) == nil {
 			continue
 		}
 		ofPolicy = append(ofPolicy, wish)
@@ -207,16 +215,16 @@ func (a *PVCAction) groupClass(ctx context.Context, m *groupsnapshot.Group, driv
 	return group.ChooseClass(driver, [][]group.Wish{p.annotated, ofBackup, ofPolicy}, classes)
 }
 
-// memberClass returns the VolumeSnapshotClass for a member of a group. The member itself has
+// classOfMember returns the VolumeSnapshotClass for a member of a group. The member itself has
 // none, and the mover needs one to ask for changed blocks. If there is none to choose, the
 // mover looks for a class of the driver.
-func (a *PVCAction) memberClass(ctx context.Context, named, driver string, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
-	if named != "" && checkClass(ctx, a.api, named, driver) == nil {
+func (g grouping) classOfMember(ctx context.Context, named, driver string, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
+	if named != "" && checkClass(ctx, g.api, named, driver) == nil {
 		return named
 	}
-	class, err := csi.GetVolumeSnapshotClass(driver, backup, pvc, a.log, a.api)
+	class, err := csi.GetVolumeSnapshotClass(driver, backup, pvc, g.log, g.api)
 	if err != nil {
-		a.log.Infof("No VolumeSnapshotClass for the member %s/%s of a group: %v", pvc.Namespace, pvc.Name, err)
+		g.log.Infof("No VolumeSnapshotClass for the member %s/%s of a group: %v", pvc.Namespace, pvc.Name, err)
 		return ""
 	}
 	return class.Name
@@ -234,9 +242,9 @@ func (a *PVCAction) startMember(ctx context.Context, m *groupsnapshot.Group, wan
 	vs, err := m.WaitForMember(waitCtx, wanted.Spec.SourcePVC)
 	if err != nil {
 		if waitCtx.Err() != nil {
-			err = errors.Join(err, a.giveUp(ctx, m, err))
+			err = errors.Join(err, giveUp(ctx, m, err))
 		}
-		return nil, a.adviseExhausted(ctx, err, wanted)
+		return nil, adviseExhausted(ctx, a.api, err, wanted)
 	}
 	wanted.Spec.CSISnapshot.VolumeSnapshot = vs.Name
 	return a.create(ctx, wanted)
@@ -260,7 +268,7 @@ func (a *PVCAction) earlier(ctx context.Context, wanted *velerov2alpha1.DataUplo
 
 // giveUp marks the group as failed, so that the other members do not wait as long, one after
 // the other. It has a context of its own.
-func (a *PVCAction) giveUp(ctx context.Context, m *groupsnapshot.Group, why error) error {
+func giveUp(ctx context.Context, m *groupsnapshot.Group, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), poll.CallTimeout)
 	defer cancel()
 	return m.GiveUp(ctx, why.Error())

@@ -448,7 +448,7 @@ namespacedFilterPolicies:
 	} {
 		g := newGroupWorld(t)
 		g.policy = document
-		names, err := g.start(&faulty.Fault{}).includedClaims(t.Context(), namespace, g.backup)
+		names, err := g.start(&faulty.Fault{}).policies.includedClaims(t.Context(), namespace, g.backup)
 		require.NoError(t, err)
 		var included []string
 		for _, name := range []string{"db-1", "db-3", "web"} {

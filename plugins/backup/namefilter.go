@@ -27,14 +27,14 @@ type namespacedFilter struct {
 // includedClaims returns the names of the PVCs in a namespace that the resource policy of the
 // backup includes. Velero applies it to the name of each PVC of a group, and does not apply
 // its labels. Velero has checked the policy before the backup began.
-func (a *PVCAction) includedClaims(ctx context.Context, namespace string, backup *velerov1.Backup) (*collections.IncludesExcludes, error) {
+func (p policies) includedClaims(ctx context.Context, namespace string, backup *velerov1.Backup) (*collections.IncludesExcludes, error) {
 	ref := backup.Spec.ResourcePolicy
 	if ref == nil || !strings.EqualFold(ref.Kind, "configmap") {
 		return collections.NewIncludesExcludes(), nil
 	}
 	key := client.ObjectKey{Namespace: backup.Namespace, Name: ref.Name}
 	document := &corev1.ConfigMap{}
-	if err := a.api.Get(ctx, key, document); err != nil {
+	if err := p.api.Get(ctx, key, document); err != nil {
 		return nil, fmt.Errorf("get resource policy %s: %w", key, err)
 	}
 	var policies struct {

@@ -39,19 +39,20 @@ const defaultSnapshotTimeout = 10 * time.Minute
 // PVCAction backs up the PVCs that a volume policy gives to Blockmover. It is safe for
 // concurrent use: Velero runs item blocks in parallel.
 type PVCAction struct {
-	log    logrus.FieldLogger
-	api    client.Client
-	poller poll.Poller
-	// globalPolicies is the ConfigMap of volume policies that apply to every
-	// backup (a flag of the Velero server); "" is none.
-	globalPolicies string
+	log      logrus.FieldLogger
+	api      client.Client
+	poller   poll.Poller
+	policies policies
+	groups   grouping
 }
 
 var _ biav2.BackupItemAction = (*PVCAction)(nil)
 
-// NewPVCAction returns the action.
+// NewPVCAction returns the action. globalPolicies is the ConfigMap of volume policies that
+// apply to every backup (a flag of the Velero server), or "".
 func NewPVCAction(log logrus.FieldLogger, api client.Client, globalPolicies string) *PVCAction {
-	a := &PVCAction{log: log, api: api, globalPolicies: globalPolicies}
+	a := &PVCAction{log: log, api: api, policies: policies{log: log, api: api, global: globalPolicies}}
+	a.groups = grouping{log: log, api: api, policies: a.policies}
 	a.poller = poll.Poller{
 		Log:     log,
 		API:     api,
@@ -90,7 +91,7 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTimeout+poll.CallTimeout)
 	defer cancel()
 
-	params, ours, err := a.policyOf(item, pvc, backup)
+	params, ours, err := a.policies.of(item, pvc, backup)
 	if err != nil {
 		return nil, nil, "", nil, err
 	}
@@ -146,12 +147,12 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	if err != nil {
 		return nil, err
 	}
-	member, alone, err := a.join(ctx, pvc, pv.Spec.CSI.Driver, backup, settings)
+	member, alone, err := a.groups.join(ctx, pvc, pv.Spec.CSI.Driver, backup, settings)
 	if err != nil {
 		return nil, err
 	}
 	if member != nil {
-		class := a.memberClass(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)
+		class := a.groups.classOfMember(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)
 		return a.startMember(ctx, member, newDataUpload(pvc, pv, backup, "", class, settings), snapshotTimeout)
 	}
 	class, err := a.snapshotClass(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/kuberesource"
 	"github.com/vmware-tanzu/velero/pkg/plugin/utils/volumehelper"
@@ -18,12 +19,21 @@ import (
 // actionCustom is the type of a policy action that leaves a volume to a plugin.
 const actionCustom = "custom"
 
-// policyOf returns the parameters of the volume policy that matches the PVC, and whether it
+// policies finds the volume policy of a PVC.
+type policies struct {
+	log logrus.FieldLogger
+	api client.Client
+	// global is the ConfigMap of volume policies that apply to every backup (a flag of
+	// the Velero server), or "".
+	global string
+}
+
+// of returns the parameters of the volume policy that matches the PVC, and whether it
 // gives the PVC to Blockmover. The policies of the backup come before those that the server
 // applies to all backups. The first match decides.
-func (a *PVCAction) policyOf(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (params map[string]any, ours bool, err error) {
-	for _, source := range a.policySources(backup) {
-		matched, params, ours, err := a.match(item, pvc, source)
+func (p policies) of(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (params map[string]any, ours bool, err error) {
+	for _, source := range p.sources(backup) {
+		matched, params, ours, err := p.match(item, pvc, source)
 		if err != nil {
 			return nil, false, fmt.Errorf("match volume policies for PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
 		}
@@ -34,16 +44,16 @@ func (a *PVCAction) policyOf(item runtime.Unstructured, pvc *corev1.PersistentVo
 	return nil, false, nil
 }
 
-// policySources returns copies of the backup, each with one ConfigMap of volume policies.
+// sources returns copies of the backup, each with one ConfigMap of volume policies.
 // Velero's helper takes a backup, and does not know the server's policies for all backups.
-func (a *PVCAction) policySources(backup *velerov1.Backup) []velerov1.Backup {
+func (p policies) sources(backup *velerov1.Backup) []velerov1.Backup {
 	var sources []velerov1.Backup
 	if backup.Spec.ResourcePolicy != nil {
 		sources = append(sources, *backup)
 	}
-	if a.globalPolicies != "" {
+	if p.global != "" {
 		global := backup.DeepCopy()
-		global.Spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: a.globalPolicies}
+		global.Spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: p.global}
 		sources = append(sources, *global)
 	}
 	return sources
@@ -54,9 +64,9 @@ func (a *PVCAction) policySources(backup *velerov1.Backup) []velerov1.Backup {
 // A PVC without a volume can match policies with conditions on the PVC alone. For it, the
 // helper only answers whether a policy names us. A policy that names another plugin looks
 // like no match.
-func (a *PVCAction) match(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, source velerov1.Backup) (matched bool, params map[string]any, ours bool, err error) {
-	reads := &failedReads{Client: a.api}
-	helper, err := volumehelper.NewVolumeHelperWithCache(source, reads, a.log, nil)
+func (p policies) match(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, source velerov1.Backup) (matched bool, params map[string]any, ours bool, err error) {
+	reads := &failedReads{Client: p.api}
+	helper, err := volumehelper.NewVolumeHelperWithCache(source, reads, p.log, nil)
 	if err != nil {
 		return false, nil, false, err
 	}
@@ -69,7 +79,7 @@ func (a *PVCAction) match(item runtime.Unstructured, pvc *corev1.PersistentVolum
 			custom := matched && actionType == actionCustom
 			ours := custom && policy.IsOurs(params)
 			if custom && !ours {
-				a.log.Debugf("PVC %s/%s: the volume policy leaves the volume to another plugin", pvc.Namespace, pvc.Name)
+				p.log.Debugf("PVC %s/%s: the volume policy leaves the volume to another plugin", pvc.Namespace, pvc.Name)
 			}
 			return matched, params, ours, nil
 		}

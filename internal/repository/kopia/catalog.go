@@ -89,11 +89,11 @@ func (s *Store) save(ctx context.Context, snap repository.Snapshot, img reposito
 	if err != nil {
 		return "", fmt.Errorf("image %q: %w", img.Root, err)
 	}
-	saved, err := s.findOperation(ctx, snap.Volume, snap.Tags[repository.TagOperation])
+	saved, err := findOperation(ctx, s.rep, snap.Volume, snap.Tags[repository.TagOperation])
 	if err != nil || saved != "" {
 		return saved, err
 	}
-	holds, err := s.findHolds(ctx, snap.Volume, snap.Tags[repository.TagOperation])
+	holds, err := findHolds(ctx, s.rep, snap.Volume, snap.Tags[repository.TagOperation])
 	if err != nil {
 		return "", err
 	}
@@ -141,8 +141,8 @@ func (s *Store) save(ctx context.Context, snap repository.Snapshot, img reposito
 }
 
 // findOperation returns the repo snapshot that an operation saved, or "".
-func (s *Store) findOperation(ctx context.Context, v repository.VolumeKey, operation string) (repository.SnapshotID, error) {
-	manifests, err := s.manifests(ctx, v)
+func findOperation(ctx context.Context, rep repo.Repository, v repository.VolumeKey, operation string) (repository.SnapshotID, error) {
+	manifests, err := manifests(ctx, rep, v)
 	if err != nil {
 		return "", err
 	}
@@ -156,18 +156,18 @@ func (s *Store) findOperation(ctx context.Context, v repository.VolumeKey, opera
 
 // manifests loads the complete manifests of a volume, including those that other processes
 // have written since the repository was opened.
-func (s *Store) manifests(ctx context.Context, v repository.VolumeKey) ([]*snapshot.Manifest, error) {
-	if err := s.rep.Refresh(ctx); err != nil {
+func manifests(ctx context.Context, rep repo.Repository, v repository.VolumeKey) ([]*snapshot.Manifest, error) {
+	if err := rep.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("refresh repository index: %w", err)
 	}
 	source := sourceOf(v)
-	ids, err := snapshot.ListSnapshotManifests(ctx, s.rep, &source, nil)
+	ids, err := snapshot.ListSnapshotManifests(ctx, rep, &source, nil)
 	if err != nil {
 		return nil, err
 	}
 	var result []*snapshot.Manifest
 	for _, id := range ids {
-		m, err := snapshot.LoadSnapshot(ctx, s.rep, id)
+		m, err := snapshot.LoadSnapshot(ctx, rep, id)
 		switch {
 		case errors.Is(err, snapshot.ErrSnapshotNotFound):
 			continue // deleted in the meantime
@@ -183,13 +183,13 @@ func (s *Store) manifests(ctx context.Context, v repository.VolumeKey) ([]*snaps
 
 // List implements repository.Catalog.
 func (s *Store) List(ctx context.Context, v repository.VolumeKey) ([]repository.Snapshot, error) {
-	manifests, err := s.manifests(ctx, v)
+	manifests, err := manifests(ctx, s.rep, v)
 	if err != nil {
 		return nil, fmt.Errorf("list repo snapshots of %s: %w", v, err)
 	}
 	result := make([]repository.Snapshot, 0, len(manifests))
 	for _, m := range manifests {
-		snap, _, err := s.describe(ctx, m)
+		snap, _, err := describe(ctx, s.rep, m)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, fmt.Errorf("list repo snapshots of %s: %w", v, ctx.Err())
@@ -224,20 +224,20 @@ func (s *Store) Get(ctx context.Context, id repository.SnapshotID) (repository.S
 
 // load finds a repo snapshot and the image that it names.
 func (s *Store) load(ctx context.Context, id repository.SnapshotID) (repository.Snapshot, image, error) {
-	m, err := s.loadManifest(ctx, id)
+	m, err := loadManifest(ctx, s.rep, id)
 	if err != nil {
 		return repository.Snapshot{}, image{}, err
 	}
-	return s.describe(ctx, m)
+	return describe(ctx, s.rep, m)
 }
 
-func (s *Store) loadManifest(ctx context.Context, id repository.SnapshotID) (*snapshot.Manifest, error) {
+func loadManifest(ctx context.Context, rep repo.Repository, id repository.SnapshotID) (*snapshot.Manifest, error) {
 	// Another process may have written it after this one opened the repository, or
 	// maintenance may have moved it to another pack.
-	if err := s.rep.Refresh(ctx); err != nil {
+	if err := rep.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("refresh repository index: %w", err)
 	}
-	m, err := snapshot.LoadSnapshot(ctx, s.rep, manifest.ID(id))
+	m, err := snapshot.LoadSnapshot(ctx, rep, manifest.ID(id))
 	switch {
 	case err != nil:
 		return nil, translate(err)
@@ -249,7 +249,7 @@ func (s *Store) loadManifest(ctx context.Context, id repository.SnapshotID) (*sn
 
 // describe reads the documents of a manifest. With an error, it returns a Snapshot with what
 // the manifest alone says.
-func (s *Store) describe(ctx context.Context, m *snapshot.Manifest) (repository.Snapshot, image, error) {
+func describe(ctx context.Context, rep repo.Repository, m *snapshot.Manifest) (repository.Snapshot, image, error) {
 	snap := repository.Snapshot{
 		ID:    repository.SnapshotID(m.ID),
 		Tags:  m.Tags,
@@ -261,7 +261,7 @@ func (s *Store) describe(ctx context.Context, m *snapshot.Manifest) (repository.
 		return snap, image{}, fmt.Errorf("manifest of %s holds no volume image: %w", m.Source, repository.ErrNotFound)
 	}
 	snap.Volume = volume
-	dir, err := readDirectory(ctx, s.rep, m.RootEntry.ObjectID)
+	dir, err := readDirectory(ctx, rep, m.RootEntry.ObjectID)
 	if err != nil {
 		return snap, image{}, err
 	}
@@ -293,7 +293,7 @@ func (s *Store) Volumes(ctx context.Context) ([]repository.VolumeKey, error) {
 
 // Delete implements repository.Catalog.
 func (s *Store) Delete(ctx context.Context, id repository.SnapshotID) error {
-	m, err := s.loadManifest(ctx, id)
+	m, err := loadManifest(ctx, s.rep, id)
 	if errors.Is(err, repository.ErrNotFound) {
 		return nil
 	}

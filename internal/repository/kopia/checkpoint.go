@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
 
@@ -21,18 +22,6 @@ const (
 	looseName  = "unfinished.raw"
 )
 
-// record makes a checkpoint if one is due. Otherwise it renews the hold. The caller holds
-// w.sealing.
-func (w *writer) record(ctx context.Context) error {
-	if !w.ledger.Due() {
-		return w.hold.renew(ctx, w.objects.w)
-	}
-	if err := w.checkpoint(ctx); err != nil {
-		return fmt.Errorf("record what is finished: %w", err)
-	}
-	return nil
-}
-
 // checkpoint makes the hold refer to all that is stored: as an image that ends
 // after the last finished segment, the parent, and the chunks of segments that are
 // not finished. The caller holds w.sealing.
@@ -43,10 +32,11 @@ func (w *writer) checkpoint(ctx context.Context) error {
 	if err != nil || done.Sealed == 0 {
 		return err
 	}
-	disk, err := w.writeRoot(ctx, done.Sealed)
+	disk, fresh, err := w.sealer.writeRoot(ctx, done.Sealed)
 	if err != nil {
 		return err
 	}
+	w.ledger.Add(repository.WriteStats{MetadataBytes: fresh})
 	var others []*snapshot.DirEntry
 	modified := fs.UTCTimestampFromTime(w.doc.SnapshotTime)
 	if parent := w.sealer.parent; parent != nil {
@@ -55,7 +45,7 @@ func (w *writer) checkpoint(ctx context.Context) error {
 			ObjectID: parent.image.root, DirSummary: parent.image.manifest.Summary,
 		})
 	}
-	loose := w.loose(done)
+	loose := looseOf(done, w.layout, w.sealer.zero)
 	unfinished, _, err := w.objects.writeIndex(ctx, len(loose), func(i int) entry { return loose[i] })
 	if err != nil {
 		return fmt.Errorf("write index of unfinished segments: %w", err)
@@ -66,18 +56,17 @@ func (w *writer) checkpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.keep(ctx, dir, summary); err != nil {
+	if err := w.hold.keep(ctx, w.objects, dir, summary); err != nil {
 		return err
 	}
 	w.ledger.Recorded()
 	return nil
 }
 
-// loose returns what is stored of segments that are not finished, and first the zeros, which
-// any segment may need.
-func (w *writer) loose(done ledger.Progress[object.ID]) []entry {
-	chunkSize, page := w.layout.ChunkSize(), w.layout.PageSize()
-	zero := w.sealer.zero
+// looseOf returns what is stored of segments that are not finished, and first the zeros,
+// which any segment may need.
+func looseOf(done ledger.Progress[object.ID], l repository.Layout, zero zeros) []entry {
+	chunkSize, page := l.ChunkSize(), l.PageSize()
 	loose := []entry{{Length: chunkSize, Object: zero.chunk}, {Start: chunkSize, Length: page, Object: zero.page}}
 	add := func(ids []object.ID, length int64) {
 		for _, id := range ids {
@@ -92,30 +81,16 @@ func (w *writer) loose(done ledger.Progress[object.ID]) []entry {
 	return loose
 }
 
-// keep makes the hold refer to a directory, and checks that everything in it is in the
-// repository. If something is lost, keep releases the hold, so that no later run continues
-// from it. The caller holds w.sealing.
-func (w *writer) keep(ctx context.Context, dir object.ID, summary *fs.DirectorySummary) error {
-	if err := w.hold.take(ctx, w.objects.w, dir, summary); err != nil {
-		return err
-	}
-	err := w.objects.checkWritten(ctx)
-	if errors.Is(err, errLost) {
-		err = errors.Join(err, w.hold.release(ctx, w.rep))
-	}
-	return err
-}
-
 // findCheckpoint returns the checkpoint of an earlier run of the operation, or nothing.
-func (w *writer) findCheckpoint(ctx context.Context) (image, error) {
-	if w.doc.SnapshotHandle == "" {
+func findCheckpoint(ctx context.Context, rep repo.Repository, h *hold, meta repository.Meta) (image, error) {
+	if meta.SnapshotHandle == "" {
 		return image{}, nil // nothing says what the device holds
 	}
-	for _, id := range slices.Backward(w.hold.ids) {
-		m, err := snapshot.LoadSnapshot(ctx, w.rep, id)
+	for _, id := range slices.Backward(h.ids) {
+		m, err := snapshot.LoadSnapshot(ctx, rep, id)
 		if err == nil && m.RootEntry != nil {
 			var img image
-			if img, err = readDirectory(ctx, w.rep, m.RootEntry.ObjectID); err == nil && sameMeta(img.document.Meta, w.doc.Meta) {
+			if img, err = readDirectory(ctx, rep, m.RootEntry.ObjectID); err == nil && sameMeta(img.document.Meta, meta) {
 				return img, nil
 			}
 		}
@@ -135,18 +110,18 @@ func sameMeta(a, b repository.Meta) bool {
 
 // resume returns the checkpoint of an earlier run, and the segments that it has finished. If
 // one of them is missing, it returns none, and the writer starts over.
-func (w *writer) resume(ctx context.Context) (image, []object.ID, error) {
-	earlier, err := w.findCheckpoint(ctx)
+func resume(ctx context.Context, rep repo.Repository, h *hold, meta repository.Meta, l repository.Layout) (image, []object.ID, error) {
+	earlier, err := findCheckpoint(ctx, rep, h, meta)
 	if err != nil || earlier.root == object.EmptyID {
 		return image{}, nil, err
 	}
-	n := (earlier.diskSize + w.layout.SegmentSize() - 1) / w.layout.SegmentSize()
-	if earlier.diskSize <= 0 || earlier.diskSize != w.layout.EndOf(n) {
+	n := (earlier.diskSize + l.SegmentSize() - 1) / l.SegmentSize()
+	if earlier.diskSize <= 0 || earlier.diskSize != l.EndOf(n) {
 		return image{}, nil, nil
 	}
-	finished, err := loadSegments(ctx, w.rep, earlier.disk, w.layout, n)
+	finished, err := loadSegments(ctx, rep, earlier.disk, l, n)
 	if err == nil {
-		_, err = checkSegments(ctx, w.rep, finished)
+		_, err = checkSegments(ctx, rep, finished)
 	}
 	switch {
 	case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrCorrupt):

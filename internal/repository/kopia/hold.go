@@ -54,24 +54,24 @@ type hold struct {
 
 // newHold removes the holds of dead operations, and finds what earlier runs of this
 // one have left, without touching it.
-func (s *Store) newHold(ctx context.Context, volume repository.VolumeKey, operation string) (*hold, error) {
-	if err := s.rep.Refresh(ctx); err != nil {
+func newHold(ctx context.Context, rep repo.Repository, volume repository.VolumeKey, operation string) (*hold, error) {
+	if err := rep.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("refresh repository index: %w", err)
 	}
-	if err := s.sweepHolds(ctx); err != nil {
+	if err := sweepHolds(ctx, rep); err != nil {
 		return nil, err
 	}
-	ids, err := s.findHolds(ctx, volume, operation)
+	ids, err := findHolds(ctx, rep, volume, operation)
 	if err != nil {
 		return nil, err
 	}
-	return &hold{volume: volume, operation: operation, start: s.rep.Time(), ids: ids}, nil
+	return &hold{volume: volume, operation: operation, start: rep.Time(), ids: ids}, nil
 }
 
 // findHolds lists the holds of an operation, oldest first.
-func (s *Store) findHolds(ctx context.Context, volume repository.VolumeKey, operation string) ([]manifest.ID, error) {
+func findHolds(ctx context.Context, rep repo.Repository, volume repository.VolumeKey, operation string) ([]manifest.ID, error) {
 	source := sourceOf(volume)
-	ids, err := snapshot.ListSnapshotManifests(ctx, s.rep, &source, map[string]string{
+	ids, err := snapshot.ListSnapshotManifests(ctx, rep, &source, map[string]string{
 		tagHold: holdValue, repository.TagOperation: operation,
 	})
 	if err != nil {
@@ -118,6 +118,20 @@ func (h *hold) take(ctx context.Context, w repo.RepositoryWriter, root object.ID
 	return nil
 }
 
+// keep makes the hold refer to a directory, and checks that everything in it is in the
+// repository. If something is lost, keep releases the hold, so that no later run continues
+// from it.
+func (h *hold) keep(ctx context.Context, objects *objectWriter, dir object.ID, summary *fs.DirectorySummary) error {
+	if err := h.take(ctx, objects.w, dir, summary); err != nil {
+		return err
+	}
+	err := objects.checkWritten(ctx)
+	if errors.Is(err, errLost) {
+		err = errors.Join(err, h.release(ctx, objects.committed))
+	}
+	return err
+}
+
 // renew shows that the operation is alive, where it is time.
 func (h *hold) renew(ctx context.Context, w repo.RepositoryWriter) error {
 	if h.root == object.EmptyID || w.Time().Sub(h.taken) < holdRenewal {
@@ -153,13 +167,13 @@ func deleteManifests(ctx context.Context, w repo.RepositoryWriter, ids []manifes
 
 // sweepHolds removes the holds of dead operations, of all volumes: a volume
 // that is not backed up any more has nobody else to do it.
-func (s *Store) sweepHolds(ctx context.Context) error {
-	all, err := s.rep.FindManifests(ctx, map[string]string{manifest.TypeLabelKey: snapshot.ManifestType, tagHold: holdValue})
+func sweepHolds(ctx context.Context, rep repo.Repository) error {
+	all, err := rep.FindManifests(ctx, map[string]string{manifest.TypeLabelKey: snapshot.ManifestType, tagHold: holdValue})
 	if err != nil {
 		return fmt.Errorf("find holds: %w", err)
 	}
 	dead := slices.DeleteFunc(all, func(m *manifest.EntryMetadata) bool {
-		return s.rep.Time().Sub(m.ModTime) < holdLife
+		return rep.Time().Sub(m.ModTime) < holdLife
 	})
 	if len(dead) == 0 {
 		return nil
@@ -168,5 +182,5 @@ func (s *Store) sweepHolds(ctx context.Context) error {
 	for i, m := range dead {
 		ids[i] = m.ID
 	}
-	return (&hold{ids: ids}).release(ctx, s.rep)
+	return (&hold{ids: ids}).release(ctx, rep)
 }

@@ -289,7 +289,7 @@ func TestSweepLeavesBackupsAlone(t *testing.T) {
 	data := bytes.Repeat([]byte{7}, int(meta.Size))
 	id, _ := backup(t, s, meta, "", data, allChunks(t, meta))
 	later := &Store{rep: clockRepository{s.rep, time.Now().Add(100 * holdLife)}}
-	require.NoError(t, later.sweepHolds(t.Context()))
+	require.NoError(t, sweepHolds(t.Context(), later.rep))
 	_, err := snapshot.LoadSnapshot(t.Context(), s.rep, manifest.ID(id))
 	require.NoError(t, err)
 }

@@ -69,7 +69,7 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 	if err != nil {
 		return nil, err
 	}
-	h, err := s.newHold(ctx, o.Volume, o.Operation)
+	h, err := newHold(ctx, s.rep, o.Volume, o.Operation)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func (s *Store) inherit(ctx context.Context, meta repository.Meta, parent reposi
 // begin continues from the checkpoint of an earlier run, if there is one. It makes the hold
 // refer to the checkpoint, or else to the parent.
 func (w *writer) begin(ctx context.Context, from image, interval int64) error {
-	earlier, finished, err := w.resume(ctx)
+	earlier, finished, err := resume(ctx, w.rep, w.hold, w.doc.Meta, w.layout)
 	if err != nil {
 		return err
 	}
@@ -186,13 +186,19 @@ func (w *writer) put(ctx context.Context, first int64, data []byte) error {
 			continue
 		}
 		zeros := repository.WriteStats{ChunksWritten: 1, ZeroBytes: w.layout.Extent(c).Length} // without the padding, which nobody read
-		if err := w.ledger.Put(c, w.sealer.zero.chunk, zeros); err != nil {
+		if err := w.ledger.Put(c, whole(w.sealer.zero.chunk, zeros.ZeroBytes), zeros); err != nil {
 			return err
 		}
 	}
 	return w.objects.writeAll(ctx, objects, func(i int, id object.ID, fresh int64) error {
-		return w.ledger.Put(chunks[i], id, repository.WriteStats{ChunksWritten: 1, BytesUploaded: min(fresh, w.layout.Extent(chunks[i]).Length)})
+		length := w.layout.Extent(chunks[i]).Length
+		return w.ledger.Put(chunks[i], whole(id, length), repository.WriteStats{ChunksWritten: 1, BytesUploaded: min(fresh, length)})
 	})
+}
+
+// whole is a chunk of so many bytes of the volume that is stored whole.
+func whole(id object.ID, bytes int64) ledger.Stored[object.ID] {
+	return ledger.Stored[object.ID]{Whole: id, Bytes: bytes}
 }
 
 // Paged implements repository.VolumeWriter.
@@ -267,7 +273,7 @@ func (w *writer) putPages(ctx context.Context, chunk int64, runs []repository.Pa
 	if err != nil {
 		return err
 	}
-	return w.ledger.PutPages(chunk, ids, total, stats)
+	return w.ledger.Put(chunk, ledger.Stored[object.ID]{Pages: ids, Bytes: total}, stats)
 }
 
 // Advance implements repository.VolumeWriter.
@@ -275,8 +281,14 @@ func (w *writer) Advance(ctx context.Context, chunk int64) error {
 	w.sealing.Lock()
 	defer w.sealing.Unlock()
 	err := w.sealUpTo(ctx, chunk)
-	if err == nil {
-		err = w.record(ctx)
+	switch {
+	case err != nil:
+	case w.ledger.Due():
+		if err = w.checkpoint(ctx); err != nil {
+			err = fmt.Errorf("record what is finished: %w", err)
+		}
+	default:
+		err = w.hold.renew(ctx, w.objects.w) // shows that the operation is alive
 	}
 	if err != nil {
 		return w.ledger.Fail(fmt.Errorf("advance to chunk %d: %w", chunk, err))
@@ -299,13 +311,6 @@ func (w *writer) sealUpTo(ctx context.Context, chunk int64) error {
 	}
 }
 
-// writeRoot stores the root of the first n segments. The caller holds w.sealing.
-func (w *writer) writeRoot(ctx context.Context, n int64) (object.ID, error) {
-	disk, fresh, err := w.sealer.writeRoot(ctx, n)
-	w.ledger.Add(repository.WriteStats{MetadataBytes: fresh})
-	return disk, err
-}
-
 // Commit implements repository.VolumeWriter.
 func (w *writer) Commit(ctx context.Context) (repository.Image, repository.WriteStats, error) {
 	img, err := w.commit(ctx)
@@ -321,16 +326,17 @@ func (w *writer) commit(ctx context.Context) (repository.Image, error) {
 	if err := w.sealUpTo(ctx, w.layout.Chunks()); err != nil {
 		return repository.Image{}, err
 	}
-	disk, err := w.writeRoot(ctx, w.layout.Segments())
+	disk, fresh, err := w.sealer.writeRoot(ctx, w.layout.Segments())
 	if err != nil {
 		return repository.Image{}, err
 	}
+	w.ledger.Add(repository.WriteStats{MetadataBytes: fresh})
 	dir, summary, err := writeDirectory(ctx, w.objects, disk, w.layout.PaddedSize(), w.doc)
 	if err != nil {
 		return repository.Image{}, err
 	}
 	// Until the repo snapshot is saved, the hold alone refers to the image.
-	if err := w.keep(ctx, dir, summary); err != nil {
+	if err := w.hold.keep(ctx, w.objects, dir, summary); err != nil {
 		return repository.Image{}, err
 	}
 	if err := w.ledger.Finish(); err != nil {

@@ -152,21 +152,18 @@ func (l *Ledger[ID]) check(chunk int64) error {
 	return nil
 }
 
-// Put records a chunk that is stored whole, and what that adds to the statistics.
-func (l *Ledger[ID]) Put(chunk int64, id ID, add repository.WriteStats) error {
-	return l.put(chunk, l.layout.Extent(chunk).Length, add, func(s *Segment[ID], within int64) {
-		s.Chunks[within] = id
-		s.whole++
-	})
+// Stored is a chunk that the adapter has stored: whole, or in pages.
+type Stored[ID comparable] struct {
+	Whole ID
+	// Pages are all pages of the chunk, with the zero value of ID for those that are
+	// inherited. They are nil if the chunk is stored whole.
+	Pages []ID
+	// Bytes of the volume that were put.
+	Bytes int64
 }
 
-// PutPages records a chunk that is stored in pages, all of them, with the zero value
-// of ID for those that are inherited. bytes of it were put.
-func (l *Ledger[ID]) PutPages(chunk int64, pages []ID, bytes int64, add repository.WriteStats) error {
-	return l.put(chunk, bytes, add, func(s *Segment[ID], within int64) { s.Pages[within] = pages })
-}
-
-func (l *Ledger[ID]) put(chunk, bytes int64, add repository.WriteStats, note func(s *Segment[ID], within int64)) error {
+// Put records a chunk that is stored, and what that adds to the statistics.
+func (l *Ledger[ID]) Put(chunk int64, stored Stored[ID], add repository.WriteStats) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.check(chunk); err != nil {
@@ -178,12 +175,17 @@ func (l *Ledger[ID]) put(chunk, bytes int64, add repository.WriteStats, note fun
 		s = &Segment[ID]{Index: index, Chunks: make([]ID, l.layout.SegmentChunks(index)), Pages: map[int64][]ID{}}
 		l.open[index] = s
 	}
-	note(s, within)
+	if stored.Pages != nil {
+		s.Pages[within] = stored.Pages
+	} else {
+		s.Chunks[within] = stored.Whole
+		s.whole++
+	}
 	if chunk == l.border {
 		l.border = none
 	}
-	l.add(add)
-	l.unrecorded += bytes
+	l.stats = l.stats.Plus(add)
+	l.unrecorded += stored.Bytes
 	return nil
 }
 
@@ -219,22 +221,14 @@ func (l *Ledger[ID]) Sealed(add repository.WriteStats) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sealing = false
-	l.add(add)
+	l.stats = l.stats.Plus(add)
 }
 
 // Add adds to the statistics.
-func (l *Ledger[ID]) Add(s repository.WriteStats) {
+func (l *Ledger[ID]) Add(add repository.WriteStats) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.add(s)
-}
-
-func (l *Ledger[ID]) add(s repository.WriteStats) {
-	l.stats.BytesUploaded += s.BytesUploaded
-	l.stats.MetadataBytes += s.MetadataBytes
-	l.stats.ChunksWritten += s.ChunksWritten
-	l.stats.ChunksInherited += s.ChunksInherited
-	l.stats.ZeroBytes += s.ZeroBytes
+	l.stats = l.stats.Plus(add)
 }
 
 // Stats is what was added.

@@ -25,6 +25,12 @@ func layout(t *testing.T, size int64) repository.Layout {
 	return l
 }
 
+func whole(id string) ledger.Stored[string] { return ledger.Stored[string]{Whole: id} }
+
+func paged(id string, bytes int64) ledger.Stored[string] {
+	return ledger.Stored[string]{Pages: []string{id}, Bytes: bytes}
+}
+
 // next returns the index of the next segment, or -1, and seals it.
 func next(t *testing.T, l *ledger.Ledger[string], end int64) int64 {
 	t.Helper()
@@ -65,8 +71,8 @@ func TestStates(t *testing.T) {
 				event(l)
 			}
 			require.ErrorIs(t, l.Check(0, 1), ledger.ErrOver)
-			require.ErrorIs(t, l.Put(0, "a", repository.WriteStats{}), ledger.ErrOver)
-			require.ErrorIs(t, l.PutPages(0, []string{"a"}, 1, repository.WriteStats{}), ledger.ErrOver)
+			require.ErrorIs(t, l.Put(0, whole("a"), repository.WriteStats{}), ledger.ErrOver)
+			require.ErrorIs(t, l.Put(0, paged("a", 1), repository.WriteStats{}), ledger.ErrOver)
 			_, _, err := l.Next(8)
 			require.ErrorIs(t, err, ledger.ErrOver)
 			_, err = l.Progress()
@@ -100,11 +106,11 @@ func TestUnsealed(t *testing.T) {
 // TestOnce: a chunk is put once, in whatever way, and not after its segment is closed.
 func TestOnce(t *testing.T) {
 	l := ledger.New[string](layout(t, 10*chunk), ledger.Options{})
-	require.NoError(t, l.Put(1, "a", repository.WriteStats{}))
-	require.NoError(t, l.PutPages(2, []string{"b"}, chunk, repository.WriteStats{}))
+	require.NoError(t, l.Put(1, whole("a"), repository.WriteStats{}))
+	require.NoError(t, l.Put(2, paged("b", chunk), repository.WriteStats{}))
 	for _, c := range []int64{1, 2} {
-		require.ErrorContains(t, l.Put(c, "c", repository.WriteStats{}), "put before")
-		require.ErrorContains(t, l.PutPages(c, []string{"c"}, chunk, repository.WriteStats{}), "put before")
+		require.ErrorContains(t, l.Put(c, whole("c"), repository.WriteStats{}), "put before")
+		require.ErrorContains(t, l.Put(c, paged("c", chunk), repository.WriteStats{}), "put before")
 		require.ErrorContains(t, l.Check(0, 3), "put before")
 	}
 	require.NoError(t, l.Check(3, 7))
@@ -115,13 +121,13 @@ func TestOnce(t *testing.T) {
 	require.Equal(t, map[int64][]string{2: {"b"}}, s.Pages)
 	require.False(t, s.Whole())
 	l.Sealed(repository.WriteStats{})
-	require.ErrorContains(t, l.Put(3, "c", repository.WriteStats{}), "segment 0 is finished")
+	require.ErrorContains(t, l.Put(3, whole("c"), repository.WriteStats{}), "segment 0 is finished")
 	require.Equal(t, int64(-1), next(t, l, 7), "the segment does not end there")
 	require.Equal(t, int64(1), next(t, l, 8))
 	require.Equal(t, int64(-1), next(t, l, 9))
 	require.ErrorIs(t, l.Finish(), ledger.ErrOver, "the last segment is open")
-	require.NoError(t, l.Put(8, "d", repository.WriteStats{}))
-	require.NoError(t, l.Put(9, "e", repository.WriteStats{}))
+	require.NoError(t, l.Put(8, whole("d"), repository.WriteStats{}))
+	require.NoError(t, l.Put(9, whole("e"), repository.WriteStats{}))
 	s, ok, err = l.Next(10)
 	require.NoError(t, err)
 	require.True(t, ok)
@@ -166,7 +172,7 @@ func TestBorder(t *testing.T) {
 			}
 			_, _, err := l.Next(end)
 			require.ErrorContains(t, err, "chunk 5, where one of them ends, was not put")
-			require.NoError(t, l.Put(c.border, "a", repository.WriteStats{}))
+			require.NoError(t, l.Put(c.border, whole("a"), repository.WriteStats{}))
 			require.False(t, l.MustBeWhole(c.border))
 			for next(t, l, end) >= 0 {
 			}
@@ -177,16 +183,16 @@ func TestBorder(t *testing.T) {
 
 // TestDue: a checkpoint loses less than the interval, with what is in flight.
 func TestDue(t *testing.T) {
-	const whole = int64(perSegment * chunk)
+	const segment = int64(perSegment * chunk)
 	for interval, threshold := range map[int64]int64{
-		1:                                whole, // no less than a segment
-		repository.MaxInFlight + 3*whole: 2 * whole,
-		0:                                repository.DefaultCheckpointInterval - whole - repository.MaxInFlight,
+		1:                                  segment, // no less than a segment
+		repository.MaxInFlight + 3*segment: 2 * segment,
+		0:                                  repository.DefaultCheckpointInterval - segment - repository.MaxInFlight,
 	} {
 		l := ledger.New[string](layout(t, 8<<30), ledger.Options{Interval: interval})
-		require.NoError(t, l.PutPages(0, []string{"a"}, threshold-1, repository.WriteStats{}))
+		require.NoError(t, l.Put(0, paged("a", threshold-1), repository.WriteStats{}))
 		require.False(t, l.Due(), "interval %d", interval)
-		require.NoError(t, l.PutPages(1, []string{"a"}, 1, repository.WriteStats{}))
+		require.NoError(t, l.Put(1, paged("a", 1), repository.WriteStats{}))
 		require.True(t, l.Due(), "interval %d", interval)
 		l.Recorded()
 		require.False(t, l.Due(), "interval %d", interval)
@@ -231,7 +237,7 @@ func TestLedger(t *testing.T) {
 			for c := first; c < first+count; c++ {
 				if put[c] {
 					group.Go(func() {
-						if err := l.Put(c, c+1, repository.WriteStats{ChunksWritten: 1}); err != nil {
+						if err := l.Put(c, ledger.Stored[int64]{Whole: c + 1}, repository.WriteStats{ChunksWritten: 1}); err != nil {
 							t.Error(err)
 						}
 					})

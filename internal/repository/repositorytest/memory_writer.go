@@ -91,7 +91,8 @@ func (w *memoryWriter) Put(_ context.Context, first int64, data []byte) error {
 	}
 	for i := int64(0); err == nil && i < count; i++ {
 		chunk := data[i*w.layout.ChunkSize():][:w.layout.ChunkSize()]
-		err = w.ledger.Put(first+i, string(chunk), w.stats(first+i, chunk))
+		stored := ledger.Stored[string]{Whole: string(chunk), Bytes: w.layout.Extent(first + i).Length}
+		err = w.ledger.Put(first+i, stored, w.stats(first+i, chunk))
 	}
 	return w.failed("put chunk", err)
 }
@@ -135,7 +136,8 @@ func (w *memoryWriter) putPages(ctx context.Context, chunk int64, runs []reposit
 			pages[(run.Offset+off)/w.layout.PageSize()] = string(run.Data[off:][:w.layout.PageSize()])
 		}
 	}
-	return w.ledger.PutPages(chunk, pages, total, w.stats(chunk, []byte(w.merge(chunk, pages))))
+	stored := ledger.Stored[string]{Pages: pages, Bytes: total}
+	return w.ledger.Put(chunk, stored, w.stats(chunk, []byte(w.merge(chunk, pages))))
 }
 
 // merge is a chunk of which pages were put.
@@ -161,13 +163,14 @@ func (w *memoryWriter) inherited(chunk int64) string {
 	return string(make([]byte, w.layout.ChunkSize()))
 }
 
-// Advance implements repository.VolumeWriter. It always makes a checkpoint.
+// Advance implements repository.VolumeWriter.
 func (w *memoryWriter) Advance(_ context.Context, chunk int64) error {
 	w.sealing.Lock()
 	defer w.sealing.Unlock()
 	return w.failed("advance", w.sealUpTo(chunk))
 }
 
+// sealUpTo completes all segments that end before a chunk, and makes a checkpoint of them.
 func (w *memoryWriter) sealUpTo(chunk int64) error {
 	for {
 		put, ok, err := w.ledger.Next(chunk)
@@ -175,10 +178,20 @@ func (w *memoryWriter) sealUpTo(chunk int64) error {
 			return err
 		}
 		if !ok {
-			return w.record()
+			break
 		}
 		w.ledger.Sealed(repository.WriteStats{ChunksInherited: w.seal(put)})
 	}
+	done, err := w.ledger.Progress()
+	if err != nil {
+		return err
+	}
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	image := &volume{meta: w.image.meta, chunks: maps.Clone(w.image.chunks), paged: maps.Clone(w.image.paged)}
+	w.store.unfinished[w.operation] = checkpoint{image, done.Sealed}
+	w.ledger.Recorded()
+	return nil
 }
 
 // seal completes a segment, and returns how many chunks are the parent's.
@@ -201,19 +214,6 @@ func (w *memoryWriter) seal(put ledger.Segment[string]) int64 {
 		}
 	}
 	return kept
-}
-
-func (w *memoryWriter) record() error {
-	done, err := w.ledger.Progress()
-	if err != nil {
-		return err
-	}
-	w.store.mu.Lock()
-	defer w.store.mu.Unlock()
-	image := &volume{meta: w.image.meta, chunks: maps.Clone(w.image.chunks), paged: maps.Clone(w.image.paged)}
-	w.store.unfinished[w.operation] = checkpoint{image, done.Sealed}
-	w.ledger.Recorded()
-	return nil
 }
 
 // Commit implements repository.VolumeWriter.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 )
 
@@ -226,7 +227,7 @@ func TestMemberOfExistingGroup(t *testing.T) {
 	vs := &snapshotv1.VolumeSnapshot{}
 	require.NoError(t, r.api.Get(t.Context(), client.ObjectKeyFromObject(f.vs), vs))
 	require.NotNil(t, vs.DeletionTimestamp)
-	left, err := r.ReleaseOrigin(t.Context(), client.ObjectKeyFromObject(f.vs))
+	left, err := volumesnapshot.Release(t.Context(), r.api, r.api, client.ObjectKeyFromObject(f.vs))
 	require.NoError(t, err)
 	require.Empty(t, left)
 }

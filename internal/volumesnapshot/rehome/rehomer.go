@@ -14,7 +14,7 @@
 //	   │             │ Release              Rebuild, if the pair was deleted
 //	   │             ▼
 //	   └──────────▶ gone
-//	 ReleaseOrigin
+//	 volumesnapshot.Release
 //
 // Ensure takes these steps, each of which can be repeated:
 //

@@ -8,7 +8,6 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
-	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/content"
 )
 
@@ -48,12 +47,6 @@ func (r Rehomer) Release(ctx context.Context, op identity.Operation) ([]string, 
 	}
 	ofPair, err := r.releasePair(ctx, name, pair)
 	return append(left, ofPair...), err
-}
-
-// ReleaseOrigin deletes the origin of an operation that never took it over; see
-// volumesnapshot.Release.
-func (r Rehomer) ReleaseOrigin(ctx context.Context, key client.ObjectKey) ([]string, error) {
-	return volumesnapshot.Release(ctx, r.client, r.reader, key)
 }
 
 // releaseOriginContent deletes a protected origin. The storage snapshot goes with it,

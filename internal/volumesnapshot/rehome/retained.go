@@ -21,20 +21,20 @@ import (
 // deleted, oldest first. If some cannot be read, it returns an error for each of them
 // beside the others.
 func (r Rehomer) ListRetained(ctx context.Context) ([]Retained, error) {
-	return r.listRetained(ctx, client.HasLabels{identity.LabelRetained})
+	return listRetained(ctx, r.contents, r.namespace, client.HasLabels{identity.LabelRetained})
 }
 
 // ListRetainedOf returns the retained pairs of one volume.
 func (r Rehomer) ListRetainedOf(ctx context.Context, namespace, pvc string) ([]Retained, error) {
-	all, err := r.listRetained(ctx, client.HasLabels{identity.LabelRetained}, client.MatchingLabels{
+	all, err := listRetained(ctx, r.contents, r.namespace, client.HasLabels{identity.LabelRetained}, client.MatchingLabels{
 		identity.LabelVolumeNamespace: label.GetValidName(namespace),
 		identity.LabelVolume:          label.GetValidName(pvc),
 	})
 	return slices.DeleteFunc(all, func(k Retained) bool { return k.Namespace != namespace || k.PVC != pvc }), err
 }
 
-func (r Rehomer) listRetained(ctx context.Context, options ...client.ListOption) ([]Retained, error) {
-	pairs, err := r.contents.List(ctx, options...)
+func listRetained(ctx context.Context, contents content.Client, namespace string, options ...client.ListOption) ([]Retained, error) {
+	pairs, err := contents.List(ctx, options...)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func (r Rehomer) listRetained(ctx context.Context, options ...client.ListOption)
 	var errs []error
 	for i := range pairs {
 		pair := &pairs[i]
-		if pair.Spec.VolumeSnapshotRef.Namespace != r.namespace || pair.DeletionTimestamp != nil {
+		if pair.Spec.VolumeSnapshotRef.Namespace != namespace || pair.DeletionTimestamp != nil {
 			continue // it belongs to another Velero, or is as good as gone
 		}
 		retained, err := readRetained(pair)
@@ -82,7 +82,7 @@ func (r Rehomer) Rebuild(ctx context.Context, k Retained) error {
 	if found, err := r.contents.Find(ctx, k.Name); err != nil || found != nil {
 		return err
 	}
-	pair := r.planRebuild(k)
+	pair := k.plan(r.namespace)
 	if shared, err := r.contents.IsShared(ctx, pair); err != nil || shared {
 		return err
 	}
@@ -92,11 +92,12 @@ func (r Rehomer) Rebuild(ctx context.Context, k Retained) error {
 	return nil
 }
 
-func (r Rehomer) planRebuild(k Retained) *snapshotv1.VolumeSnapshotContent {
+// plan returns the content of a retained pair in a namespace.
+func (k Retained) plan(namespace string) *snapshotv1.VolumeSnapshotContent {
 	pair := &snapshotv1.VolumeSnapshotContent{
 		ObjectMeta: metav1.ObjectMeta{Name: k.Name},
 		Spec: snapshotv1.VolumeSnapshotContentSpec{
-			VolumeSnapshotRef: referenceTo(r.namespace, k.Name),
+			VolumeSnapshotRef: referenceTo(namespace, k.Name),
 			Source:            snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: &k.SnapshotHandle},
 			DeletionPolicy:    snapshotv1.VolumeSnapshotContentDelete,
 			Driver:            k.Driver,
