@@ -5,13 +5,13 @@
 //
 //	benchqueue --kube PATH --crds DIR --manager now=PATH --manager before=PATH
 //
-// No CSI driver runs. So the operation that has the slot waits for its volume until
+// No CSI driver runs; the program only answers for its sidecar. So the operation that has the slot waits for its volume until
 // preparingTimeout has passed, and fails. Then the next one starts. The measurements:
 //
 //	secured         the time until all operations wait for the slot
 //	requests/min    requests of the manager while one operation waits and all others queue
 //	next            from the end of an operation to the start of the next one
-//	late            how much longer than preparingTimeout an operation lived
+//	late            how much longer than preparingTimeout an operation lived, with its release
 //
 // Timestamps of the API have seconds; next and late are measured by the events of a watch.
 package main
@@ -27,7 +27,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/pflag"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 func main() {
@@ -57,6 +59,7 @@ func run() error {
 	if o.kube == "" || o.crds == "" || len(o.managers) == 0 {
 		return errors.New("want --kube, --crds and at least one --manager")
 	}
+	log.SetLogger(logr.Discard()) // of envtest
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	fmt.Printf("%d DataUploads, one slot, preparingTimeout %s\n\n", o.uploads, o.timeout)

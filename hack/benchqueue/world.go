@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
@@ -72,7 +73,8 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 		CRDs:                  append(crdsv1.CRDs, crdsv2alpha1.CRDs...),
 		ErrorIfCRDPathMissing: true,
 
-		ControlPlaneStopTimeout: 2 * time.Minute,
+		ControlPlaneStartTimeout: 2 * time.Minute,
+		ControlPlaneStopTimeout:  2 * time.Minute,
 	}
 	config, err := env.Start()
 	if err != nil {
@@ -275,9 +277,35 @@ func (t turns) next(ctx context.Context) (turn, error) {
 	}
 }
 
+// actAsSidecar lets go of contents that are being deleted, as the snapshotter sidecar of a
+// driver does when the storage has deleted the snapshot.
+func (w *world) actAsSidecar(ctx context.Context) error {
+	watcher, err := w.client.Watch(ctx, &snapshotv1.VolumeSnapshotContentList{})
+	if err != nil {
+		return fmt.Errorf("watch VolumeSnapshotContents: %w", err)
+	}
+	go func() {
+		defer watcher.Stop()
+		for event := range watcher.ResultChan() {
+			content, ok := event.Object.(*snapshotv1.VolumeSnapshotContent)
+			if !ok || content.DeletionTimestamp == nil || len(content.Finalizers) == 0 {
+				continue
+			}
+			patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`))
+			if err := client.IgnoreNotFound(w.client.Patch(ctx, content, patch)); err != nil && ctx.Err() == nil {
+				fmt.Fprintln(os.Stderr, "benchqueue: delete VolumeSnapshotContent:", err)
+			}
+		}
+	}()
+	return nil
+}
+
 // watch reports the operations that start after one has ended.
 func (w *world) watch(ctx context.Context) (turns, error) {
 	ctx, w.stop = context.WithCancel(ctx)
+	if err := w.actAsSidecar(ctx); err != nil {
+		return turns{}, err
+	}
 	watcher, err := w.client.Watch(ctx, &velerov2alpha1.DataUploadList{}, client.InNamespace(velero))
 	if err != nil {
 		return turns{}, fmt.Errorf("watch DataUploads: %w", err)
