@@ -27,8 +27,10 @@ const loopMajor = 7
 // which each comes before the device that it lies on:
 //
 //   - backed by a file below the state directory;
-//   - backed by a file on a file system on an owned loop device (the volumes of the CSI driver; st_dev of an XFS is its block device);
-//   - backed by the device node of an owned loop device (the kubelet maps Block volumes through a loop device of its own; its path prints as "/").
+//   - backed by a file on a file system on an owned loop device (the volumes of the CSI
+//     driver; st_dev of an XFS is its block device);
+//   - backed by the device node of an owned loop device (the kubelet maps Block volumes
+//     through a loop device of its own; its path prints as "/").
 //
 // nodes maps dev and inode of device nodes to loop numbers. Loop devices of others are never
 // returned.

@@ -5,8 +5,9 @@
 //
 //	benchqueue --kube PATH --crds DIR --manager now=PATH --manager before=PATH
 //
-// No CSI driver runs; the program only answers for its sidecar. So the operation that has the slot waits for its volume until
-// preparingTimeout has passed, and fails. Then the next one starts. The measurements:
+// No CSI driver runs; the program only answers for its sidecar. So the operation that has
+// the slot waits for its volume until preparingTimeout has passed, and fails. Then the next
+// one starts. The measurements:
 //
 //	secured         the time until all operations wait for the slot
 //	requests/min    requests of the manager while one operation waits and all others queue

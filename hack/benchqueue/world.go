@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -70,7 +71,7 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 		Scheme:                scheme,
 		BinaryAssetsDirectory: w.dir,
 		CRDDirectoryPaths:     []string{o.crds},
-		CRDs:                  append(crdsv1.CRDs, crdsv2alpha1.CRDs...),
+		CRDs:                  slices.Concat(crdsv1.CRDs, crdsv2alpha1.CRDs),
 		ErrorIfCRDPathMissing: true,
 
 		ControlPlaneStartTimeout: 2 * time.Minute,
@@ -131,11 +132,10 @@ func (w *world) createUpload(ctx context.Context, name string) error {
 		bytes   = size.Value()
 		handle  = "handle of " + name
 		content = "content-" + name
-		claim   = name
 	)
 	vs := &snapshotv1.VolumeSnapshot{
 		ObjectMeta: metav1.ObjectMeta{Namespace: app, Name: name},
-		Spec:       snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: &claim}},
+		Spec:       snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: &name}},
 	}
 	if err := w.client.Create(ctx, vs); err != nil {
 		return fmt.Errorf("create VolumeSnapshot: %w", err)

@@ -28,6 +28,15 @@ func Find[T client.Object](ctx context.Context, r client.Reader, key client.Obje
 	return into, nil
 }
 
+// Ensure creates an object. It does nothing if an object of the name exists: a cache may
+// not show yet what an earlier attempt created.
+func Ensure(ctx context.Context, c client.Writer, object client.Object) error {
+	if err := c.Create(ctx, object); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create %s: %w", describe(object, client.ObjectKeyFromObject(object)), err)
+	}
+	return nil
+}
+
 // CreateOrAdopt creates an object and returns it. If that fails, the object may
 // exist all the same: an earlier attempt created it, or the answer of the API
 // server was lost. Then CreateOrAdopt returns the existing object, provided that

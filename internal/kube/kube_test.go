@@ -110,6 +110,23 @@ func TestDelete(t *testing.T) {
 	require.Len(t, preconditions, 2, "what is being deleted is left alone")
 }
 
+func TestEnsure(t *testing.T) {
+	c := fake.NewClientBuilder().Build()
+	require.NoError(t, Ensure(t.Context(), c, pod("1")))
+	require.NoError(t, Ensure(t.Context(), c, pod("2")), "it exists")
+	found, err := Find(t.Context(), c, key, &corev1.Pod{})
+	require.NoError(t, err)
+	require.Equal(t, types.UID("1"), found.UID)
+
+	broken := errors.New("no route to host")
+	c = fake.NewClientBuilder().WithInterceptorFuncs(interceptor.Funcs{
+		Create: func(context.Context, client.WithWatch, client.Object, ...client.CreateOption) error { return broken },
+	}).Build()
+	err = Ensure(t.Context(), c, pod("1"))
+	require.ErrorIs(t, err, broken)
+	require.EqualError(t, err, "create Pod velero/a: no route to host")
+}
+
 func TestSetLabelAndAnnotation(t *testing.T) {
 	p := pod("1")
 	SetLabel(p, "a", "1")

@@ -6,10 +6,10 @@ import (
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/label"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/phase"
 )
 
@@ -42,8 +42,8 @@ func ensureRepository(ctx context.Context, c client.Client, namespace, volumeNam
 				RepositoryType:        repositoryType,
 			},
 		}
-		if err := c.Create(ctx, repository); err != nil && !apierrors.IsAlreadyExists(err) {
-			return "", "", fmt.Errorf("create BackupRepository %s: %w", repository.Name, err)
+		if err := kube.Ensure(ctx, c, repository); err != nil {
+			return "", "", err
 		}
 		return repository.Name, fmt.Sprintf("BackupRepository %s is being initialised", repository.Name), nil
 	case 1:

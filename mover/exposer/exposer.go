@@ -24,7 +24,6 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -79,10 +78,7 @@ func (e *Exposer) EnsureVolume(ctx context.Context, op identity.Operation, plan 
 	if pvc, err = plan(); err != nil {
 		return err
 	}
-	if err := e.Client.Create(ctx, pvc); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create PVC %s: %w", e.keyOf(op), err)
-	}
-	return nil
+	return kube.Ensure(ctx, e.Client, pvc)
 }
 
 // AdoptVolume adopts the PV of the operation's PVC once it is bound. With a
@@ -149,10 +145,7 @@ func AttemptOf(pod *corev1.Pod) int {
 
 // CreatePod creates the mover pod. It is no error if the pod exists: the cache may be late.
 func (e *Exposer) CreatePod(ctx context.Context, pod *corev1.Pod) error {
-	if err := e.Client.Create(ctx, pod); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create pod %s/%s: %w", pod.Namespace, pod.Name, err)
-	}
-	return nil
+	return kube.Ensure(ctx, e.Client, pod)
 }
 
 // podGraceSeconds is the time that a deleted mover pod has to close what it has open. Its

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/util/collections"
@@ -43,12 +42,8 @@ const (
 	NotInGroup Alone = "NotInGroup"
 )
 
-// grouping makes the groups of a backup.
-type grouping struct {
-	log      logrus.FieldLogger
-	api      client.Client
-	policies policies
-}
+// grouping makes the groups of a backup: of volumes whose policy gives them to Blockmover.
+type grouping struct{ policies }
 
 // join makes the group of a volume, or finds the one that another member has made. Without a
 // group, alone is the reason, or "" if the volume has no label.
@@ -125,7 +120,7 @@ func (g grouping) plan(ctx context.Context, self *corev1.PersistentVolumeClaim, 
 	if err := g.api.List(ctx, claims, client.InNamespace(self.Namespace), client.MatchingLabels{key: self.Labels[key]}); err != nil {
 		return plan{}, fmt.Errorf("list PVCs with label %s=%s in namespace %s: %w", key, self.Labels[key], self.Namespace, err)
 	}
-	included, err := g.policies.includedClaims(ctx, self.Namespace, backup)
+	included, err := g.includedClaims(ctx, self.Namespace, backup)
 	if err != nil {
 		return plan{}, err
 	}
@@ -171,7 +166,7 @@ func (g grouping) describe(ctx context.Context, pvc *corev1.PersistentVolumeClai
 	if err != nil {
 		return group.Volume{}, policy.Settings{}, fmt.Errorf("render PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
 	}
-	params, ours, err := g.policies.of(&unstructured.Unstructured{Object: content}, pvc, backup)
+	params, ours, err := g.of(&unstructured.Unstructured{Object: content}, pvc, backup)
 	if err != nil || !ours {
 		return volume, policy.Settings{}, err
 	}

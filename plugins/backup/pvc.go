@@ -51,8 +51,8 @@ var _ biav2.BackupItemAction = (*PVCAction)(nil)
 // NewPVCAction returns the action. globalPolicies is the ConfigMap of volume policies that
 // apply to every backup (a flag of the Velero server), or "".
 func NewPVCAction(log logrus.FieldLogger, api client.Client, globalPolicies string) *PVCAction {
-	a := &PVCAction{log: log, api: api, policies: policies{log: log, api: api, global: globalPolicies}}
-	a.groups = grouping{log: log, api: api, policies: a.policies}
+	p := policies{log: log, api: api, global: globalPolicies}
+	a := &PVCAction{log: log, api: api, policies: p, groups: grouping{p}}
 	a.poller = poll.Poller{
 		Log:     log,
 		API:     api,

@@ -38,7 +38,8 @@ type writer struct {
 	// must not flush what it does not refer to.
 	storing sync.RWMutex
 
-	// sealing guards what follows, except for sealer.paged.
+	// sealing guards what follows, except for sealer.paged, and for sealer.zero, which
+	// does not change.
 	sealing sync.Mutex
 	sealer  *sealer
 	hold    *hold

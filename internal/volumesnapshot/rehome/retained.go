@@ -3,12 +3,10 @@ package rehome
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/vmware-tanzu/velero/pkg/label"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -86,10 +84,7 @@ func (r Rehomer) Rebuild(ctx context.Context, k Retained) error {
 	if shared, err := r.contents.IsShared(ctx, pair); err != nil || shared {
 		return err
 	}
-	if err := r.client.Create(ctx, pair); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("rebuild VolumeSnapshotContent %s: %w", k.Name, err)
-	}
-	return nil
+	return kube.Ensure(ctx, r.client, pair)
 }
 
 // plan returns the content of a retained pair in a namespace.
