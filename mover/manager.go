@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/mover/controller"
+	"github.com/blockmover/blockmover/mover/exposer"
 )
 
 // What the Deployment tells the manager about itself.
@@ -118,11 +120,16 @@ func (o *managerOptions) run(ctx context.Context) error {
 			return err
 		}
 	}
+	clientset, err := kubernetes.NewForConfig(restConfig)
+	if err != nil {
+		return fmt.Errorf("connect to Kubernetes API: %w", err)
+	}
 	err = controller.Setup(ctx, mgr, controller.Options{
 		Namespace:    o.namespace,
 		WorkerImage:  o.workerImage,
 		Config:       settings,
 		APIAudiences: audiences,
+		Logs:         exposer.PodLogs{Clientset: clientset},
 	})
 	if err != nil {
 		return err

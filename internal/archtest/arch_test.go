@@ -39,6 +39,7 @@ var pure = []string{
 	"internal/datapath",
 	"internal/device",
 	"internal/device/devicetest",
+	"internal/fault",
 	"internal/group",
 	"internal/identity",
 	"internal/phase",

@@ -19,13 +19,14 @@
 //	the run ended                  it leaves           the next run of the operation
 //	before the first checkpoint    nothing             starts over
 //	by a kill, or canceled         its checkpoint      resumes from it
-//	by an error                    nothing             starts over
+//	by an error                    its checkpoint      resumes from it
+//	by an error that is final      nothing             starts over
 //	by an error after the commit   its checkpoint      resumes from it
 //	after the last step            the repo snapshot   returns it
 //
-// A run that fails discards its checkpoint: what failed may be what it recorded. A
-// committed image is whole, and a run that is canceled has not failed. Package
-// repository says which runs can resume: the target must have a SnapshotHandle.
+// A run that fails with an error that is final (see package fault) discards its checkpoint:
+// what failed may be what it recorded. Package repository says which runs can resume: the
+// target must have a SnapshotHandle.
 //
 // The package is pure: device and repository are behind interfaces.
 package backup
@@ -40,6 +41,7 @@ import (
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -119,7 +121,7 @@ func Run(ctx context.Context, job Job) (result Result, err error) {
 	if err != nil {
 		return result, err
 	}
-	defer func() { err = errors.Join(err, run.Writer.Close(ctx, ending(ctx))) }()
+	defer func() { err = errors.Join(err, run.Writer.Close(ctx, ending(ctx, err))) }()
 	result.Decision = run.Decision
 	result.ToRead = run.Read.Bytes()
 	result.Resumed = min(run.Writer.Resumed()*run.Writer.Meta().ChunkSize, result.Size)
@@ -145,8 +147,8 @@ func Run(ctx context.Context, job Job) (result Result, err error) {
 
 // ending says what becomes of an image that is not committed. See the package
 // documentation.
-func ending(ctx context.Context) repository.Ending {
-	if ctx.Err() != nil {
+func ending(ctx context.Context, err error) repository.Ending {
+	if ctx.Err() != nil || fault.Of(err) != fault.Final {
 		return repository.Suspend
 	}
 	return repository.Discard

@@ -120,6 +120,8 @@ const (
 	kill fault = "kill"
 	// fail is an error of the repository.
 	fail fault = "fail"
+	// refuse is an error of the repository that is final.
+	refuse fault = "refuse"
 	// stop cancels the run.
 	stop fault = "stop"
 )
@@ -154,6 +156,8 @@ func (f *faulty) call(do func() error) error {
 	}
 	switch f.fault {
 	case fail:
+	case refuse:
+		return fmt.Errorf("%w: %w", errInjected, repository.ErrCorrupt)
 	case kill:
 		f.dead = true
 	case stop:
@@ -220,7 +224,7 @@ func (w *faultyWriter) Close(ctx context.Context, how repository.Ending) error {
 // runs the operation again. It keeps the table of the package documentation.
 func TestInterruptions(t *testing.T) {
 	for _, kind := range []repository.Kind{repository.Full, repository.Incremental} {
-		for _, f := range []fault{kill, fail, stop} {
+		for _, f := range []fault{kill, fail, refuse, stop} {
 			for _, after := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/%s/after=%t", kind, f, after), func(t *testing.T) {
 					interruptEach(t, kind, f, after)
@@ -270,8 +274,8 @@ func interruptEach(t *testing.T, kind repository.Kind, f fault, after bool) {
 		case result.SavedBefore:
 			savedBefore++
 			require.EqualValues(t, volumeSize, result.Resumed)
-		case f == fail && !committed:
-			require.Zero(t, result.Resumed, "a run that failed leaves nothing")
+		case f == refuse && !committed:
+			require.Zero(t, result.Resumed, "a run that was refused leaves nothing")
 		default:
 			require.Equal(t, checkpoints > 0, result.Resumed > 0, "interrupted at call %d", at)
 			if result.Resumed > 0 {

@@ -13,18 +13,22 @@ import (
 type Options struct {
 	// PageSize of the bitmap; default block.PageSize.
 	PageSize int64
-	// Attempts is how often in a row a stream may break before it has delivered a block;
-	// default 5.
-	Attempts int
+	// Patience is how long to wait in all for a stream that breaks and brings no block;
+	// default 300 times Backoff, which is 5 minutes. A sidecar that restarts with its driver
+	// may take as long.
+	Patience time.Duration
 	// Backoff is the wait before the first resumption. It doubles with each resumption that
 	// brings no block, up to 30 times. Default 1 s.
 	Backoff time.Duration
+	// Notify, if not nil, is called with the error that is waited for, and with nil when the
+	// stream goes on.
+	Notify func(error)
 }
 
 const (
-	defaultAttempts = 5
 	defaultBackoff  = time.Second
 	maxBackoffs     = 30
+	defaultBackoffs = 300
 	// maxResumptions bounds a stream that breaks again and again after a few blocks. With
 	// 1000, a server that cuts streams after a minute may take 16 hours.
 	maxResumptions = 1000
@@ -35,12 +39,18 @@ type Stats struct {
 	Messages    int64
 	Blocks      int64
 	Resumptions int64
+	// Waited is how much patience was used up.
+	Waited time.Duration
 }
 
 // CollectAllocated collects the allocated blocks of the target into the bitmap of a device of
 // size bytes.
 func CollectAllocated(ctx context.Context, src Source, size int64, o Options) (*block.Bitmap, Stats, error) {
 	b, stats, err := collect(ctx, size, o, src.Allocated)
+	if err == nil && stats.Messages == 0 {
+		// An empty list says that the volume is empty. Only a message says of which volume.
+		err = errors.New("the stream ended without a message: nothing states which volume is empty")
+	}
 	if err != nil {
 		return nil, stats, fmt.Errorf("collect allocated blocks: %w", err)
 	}
@@ -70,8 +80,8 @@ func collect(ctx context.Context, size int64, o Options, run stream) (*block.Bit
 	if err != nil {
 		return nil, Stats{}, err
 	}
-	c := collector{bitmap: bitmap, size: size}
-	for barren := 0; ; {
+	c := collector{bitmap: bitmap, size: size, notify: o.Notify}
+	for barren := 0; ; barren++ {
 		blocks := c.stats.Blocks
 		c.resumed = true
 		err := run(ctx, c.next, c.record)
@@ -84,13 +94,16 @@ func collect(ctx context.Context, size int64, o Options, run stream) (*block.Bit
 			// The stream broke after the last block of the volume.
 			return bitmap, c.stats, nil
 		case c.stats.Blocks > blocks:
-			barren = 0
+			barren, c.stats.Waited = 0, 0
 		}
-		if barren++; barren >= o.Attempts || c.stats.Resumptions >= maxResumptions {
+		pause := o.Backoff * time.Duration(min(1<<min(barren, maxBackoffs), maxBackoffs))
+		if c.stats.Waited+pause > o.Patience || c.stats.Resumptions >= maxResumptions {
 			return nil, c.stats, fmt.Errorf("give up at offset %d after %d resumptions: %w", c.next, c.stats.Resumptions, err)
 		}
 		c.stats.Resumptions++
-		if err := sleep(ctx, o.Backoff*time.Duration(min(1<<(barren-1), maxBackoffs))); err != nil {
+		c.stats.Waited += pause
+		c.waits(err)
+		if err := sleep(ctx, pause); err != nil {
 			return nil, c.stats, err
 		}
 	}
@@ -100,11 +113,11 @@ func (o Options) withDefaults(size int64) Options {
 	if o.PageSize == 0 {
 		o.PageSize = block.PageSize(size)
 	}
-	if o.Attempts == 0 {
-		o.Attempts = defaultAttempts
-	}
 	if o.Backoff == 0 {
 		o.Backoff = defaultBackoff
+	}
+	if o.Patience == 0 {
+		o.Patience = defaultBackoffs * o.Backoff
 	}
 	return o
 }
@@ -126,6 +139,9 @@ type collector struct {
 	bitmap *block.Bitmap
 	size   int64
 	stats  Stats
+	// notify is Options.Notify. waiting is set between its calls.
+	notify  func(error)
+	waiting bool
 
 	// started says that a batch has come, so that fixed is known.
 	started bool
@@ -139,8 +155,17 @@ type collector struct {
 	resumed bool
 }
 
+// waits notifies that the stream is waited for, or with nil that it goes on.
+func (c *collector) waits(why error) {
+	if c.notify != nil && (why != nil || c.waiting) {
+		c.notify(why)
+	}
+	c.waiting = why != nil
+}
+
 func (c *collector) record(b Batch) error {
 	c.stats.Messages++
+	c.waits(nil)
 	switch {
 	case b.Capacity != c.size:
 		return fmt.Errorf("storage describes a volume of %d bytes, the device has %d", b.Capacity, c.size)

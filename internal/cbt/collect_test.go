@@ -50,7 +50,6 @@ func TestCollectChecksTheStream(t *testing.T) {
 		bytes   int64
 		fails   string
 	}{
-		{name: "no message at all"},
 		{name: "empty messages", batches: script{variable(), variable()}},
 		{name: "fixed", batches: script{fixed(at(0, page)), fixed(at(page, page), at(3*page, page))}, bytes: 3 * page},
 		{name: "variable", batches: script{variable(at(0, 2*page)), variable(at(2*page, page))}, bytes: 3 * page},
@@ -92,6 +91,46 @@ func TestCollectChecksTheStream(t *testing.T) {
 	}
 }
 
+// TestCollectNothing: no message is no change, and is no statement about what is allocated.
+func TestCollectNothing(t *testing.T) {
+	const size = 10 * page
+	for _, c := range []struct {
+		name     string
+		messages script
+		ok       bool
+	}{
+		{"no message", nil, false},
+		{"a message without blocks", script{{Capacity: size}}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			run := collectors(c.messages, size, cbt.Options{PageSize: page})
+			b, _, err := run["changed"](t.Context())
+			require.NoError(t, err)
+			require.Zero(t, b.Bytes())
+			_, _, err = run["allocated"](t.Context())
+			if c.ok {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, "without a message")
+			}
+		})
+	}
+}
+
+// TestCollectSaysWhenItGoesOn: the one who is told that a stream is waited for is told when it
+// goes on.
+func TestCollectSaysWhenItGoesOn(t *testing.T) {
+	const size = 10 * page
+	memory := cbttest.Memory{Volume: cbttest.Volume{Capacity: size, Allocated: []block.Extent{{Offset: 0, Length: page}}}}
+	synctest.Test(t, func(t *testing.T) {
+		source := &cbttest.Faulty{Source: memory, After: []int{0}, Err: cbt.ErrInterrupted}
+		var told []error
+		_, _, err := cbt.CollectAllocated(t.Context(), source, size, cbt.Options{Notify: func(err error) { told = append(told, err) }})
+		require.NoError(t, err)
+		require.Equal(t, []error{cbt.ErrInterrupted, nil}, told)
+	})
+}
+
 type collector = func(context.Context) (*block.Bitmap, cbt.Stats, error)
 
 func collectors(s cbt.Source, size int64, o cbt.Options) map[string]collector {
@@ -128,7 +167,7 @@ func TestCollectResumes(t *testing.T) {
 		b, stats, err := cbt.CollectAllocated(t.Context(), timed, size, cbt.Options{})
 		require.NoError(t, err)
 		require.Equal(t, int64(50*page), b.Bytes())
-		require.Equal(t, cbt.Stats{Messages: 10, Blocks: 50, Resumptions: 5}, stats)
+		require.Equal(t, cbt.Stats{Messages: 10, Blocks: 50, Resumptions: 5, Waited: time.Second}, stats)
 		require.Equal(t, 6, source.Streams())
 		s := time.Second
 		require.Equal(t, []time.Duration{0, s, 2 * s, 4 * s, 8 * s, s}, waited)
@@ -172,13 +211,17 @@ func TestCollectDoesNotAskBeyondTheEnd(t *testing.T) {
 func TestCollectGivesUp(t *testing.T) {
 	const size = 10 * page
 	memory := cbttest.Memory{Volume: cbttest.Volume{Capacity: size, Allocated: []block.Extent{{Offset: 0, Length: page}}}}
-	t.Run("after attempts in a row", func(t *testing.T) {
+	t.Run("after minutes without a block", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			source := &cbttest.Faulty{Source: memory, After: slices.Repeat([]int{0}, 100), Err: cbt.ErrInterrupted}
-			_, stats, err := cbt.CollectAllocated(t.Context(), source, size, cbt.Options{})
+			var told []error
+			begun := time.Now()
+			_, stats, err := cbt.CollectAllocated(t.Context(), source, size, cbt.Options{Notify: func(err error) { told = append(told, err) }})
 			require.ErrorIs(t, err, cbt.ErrInterrupted)
-			require.Equal(t, int64(4), stats.Resumptions)
-			require.Equal(t, 5, source.Streams())
+			require.Equal(t, int64(13), stats.Resumptions)
+			require.Equal(t, 14, source.Streams())
+			require.InDelta(t, 5*time.Minute, time.Since(begun), float64(30*time.Second))
+			require.Equal(t, slices.Repeat([]error{cbt.ErrInterrupted}, 13), told)
 		})
 	})
 	t.Run("at once on a lasting error", func(t *testing.T) {

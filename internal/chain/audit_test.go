@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -190,8 +192,83 @@ func TestAuditFailedComesFirst(t *testing.T) {
 	require.Equal(t, l.data, restored)
 }
 
+// TestAuditOfWhatIsNotAllocated: what the storage leaves out of a full image must be zero.
+func TestAuditOfWhatIsNotAllocated(t *testing.T) {
+	l := newLiar()
+	in := l.input(t, "1", now, 0)
+	_, restored := l.backup(t, in)
+	require.NotEqual(t, l.data, restored, "this is what the audit is for")
+
+	l = newLiar()
+	d, restored := l.backup(t, l.input(t, "1", now, 5))
+	require.Equal(t, chain.AuditFailed, d.Reason)
+	require.Contains(t, d.Detail, "not allocated, and it holds data")
+	require.Equal(t, l.data, restored)
+
+	honest := newLiar()
+	clear(honest.data[auditedChunk:])
+	d, restored = honest.backup(t, honest.input(t, "1", now, 5))
+	require.Equal(t, []chain.Reason{chain.NoParent}, d.Reasons)
+	require.Equal(t, int64(50*auditedChunk), d.Audited.Bytes)
+	require.Equal(t, honest.data, restored)
+}
+
+// TestRefutedDataIsNotResumed: a run that trusted the storage has recorded a part of an image.
+// A later run of the operation finds that the storage lies, and does not continue from it.
+func TestRefutedDataIsNotResumed(t *testing.T) {
+	l := newLiar()
+	in := l.input(t, "1", now, 0)
+	in.Target.SnapshotHandle = "snap-1"
+	run, err := chain.Begin(t.Context(), in)
+	require.NoError(t, err)
+	half := int64(auditedChunks / 2)
+	require.NoError(t, run.Writer.Put(t.Context(), 0, l.data[:auditedChunk]))
+	require.NoError(t, run.Writer.Advance(t.Context(), half))
+	require.NoError(t, run.Writer.Close(t.Context(), repository.Suspend))
+
+	again, err := chain.Begin(t.Context(), in)
+	require.NoError(t, err)
+	require.Positive(t, again.Writer.Resumed(), "the same basis goes on")
+	require.NoError(t, again.Writer.Close(t.Context(), repository.Suspend))
+
+	in.Audit = 5
+	d, restored := l.backup(t, in)
+	require.Equal(t, chain.AuditFailed, d.Reason)
+	require.Equal(t, l.data, restored)
+}
+
+// TestUnavailableIsNotDamage: an object store that is away says nothing about a parent.
+func TestUnavailableIsNotDamage(t *testing.T) {
+	l := newLiar()
+	l.first(t)
+	l.openErr = fmt.Errorf("root: %w", repository.ErrUnavailable)
+	_, err := chain.Begin(t.Context(), l.input(t, "1", now, 5))
+	require.ErrorIs(t, err, repository.ErrUnavailable)
+}
+
+// TestPatienceIsForAllStreams: a service that is away is waited for once, not for each parent.
+func TestPatienceIsForAllStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLiar()
+		l.first(t)
+		l.backup(t, l.input(t, "1", now.Add(-time.Hour), 0))
+		in := l.input(t, "2", now, 0)
+		require.Len(t, in.History, 2)
+		in.Source = &cbttest.Faulty{Source: l.source, After: slices.Repeat([]int{0}, 1000), Err: cbt.ErrInterrupted}
+		begun := time.Now()
+		run, err := chain.Begin(t.Context(), in)
+		require.NoError(t, err)
+		require.Equal(t, []chain.Reason{chain.DeltaFailed, chain.AllocatedFailed}, run.Reasons)
+		require.Less(t, time.Since(begun), 6*time.Minute)
+	})
+}
+
 func TestAuditErrors(t *testing.T) {
 	l := newLiar()
+	l.source = cbttest.Memory{Volume: cbttest.Volume{
+		Capacity: int64(len(l.data)), Changed: map[cbt.ChangeID][]block.Extent{"handle-0": nil},
+		Allocated: []block.Extent{{Offset: 0, Length: int64(len(l.data))}},
+	}}
 	l.first(t)
 	in := l.input(t, "1", now, 5)
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/block"
@@ -110,6 +111,20 @@ type ladder struct {
 	audited audit.Result
 }
 
+// patient returns the options of the next stream. The patience is for all streams of a run: a
+// service that is away is waited for once.
+func (l *ladder) patient() cbt.Options {
+	o := l.Collect
+	if l.stats.Waited == 0 {
+		return o
+	}
+	if o.Backoff == 0 {
+		o.Backoff = time.Second
+	}
+	o.Patience = o.Backoff
+	return o
+}
+
 func (l *ladder) broke(reason Reason, err error) {
 	l.steps = append(l.steps, Step{reason, err.Error()})
 }
@@ -118,11 +133,12 @@ func (l *ladder) count(s cbt.Stats) {
 	l.stats.Messages += s.Messages
 	l.stats.Blocks += s.Blocks
 	l.stats.Resumptions += s.Resumptions
+	l.stats.Waited += s.Waited
 }
 
 // incremental tries a parent. After an error nothing else can be tried.
 func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (Run, bool, error) {
-	read, stats, err := cbt.CollectChanged(ctx, l.Source, cbt.ChangeID(parent.Meta.ChangeID), l.Target.Size, l.Collect)
+	read, stats, err := cbt.CollectChanged(ctx, l.Source, cbt.ChangeID(parent.Meta.ChangeID), l.Target.Size, l.patient())
 	l.count(stats)
 	if err == nil {
 		err = addResized(read, parent.Meta, l.Target.Size)
@@ -137,7 +153,7 @@ func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (R
 	if l.audited.Differs {
 		return Run{}, false, nil
 	}
-	w, err := l.writer(ctx, parent.ID)
+	w, err := l.writer(ctx, parent.ID, "changed")
 	if err != nil {
 		return Run{}, false, l.unusable(ctx, parent, err)
 	}
@@ -150,7 +166,7 @@ func (l *ladder) unusable(ctx context.Context, parent repository.Snapshot, err e
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, audit.ErrDevice):
+	case errors.Is(err, audit.ErrDevice), errors.Is(err, repository.ErrUnavailable):
 		return err
 	}
 	reason := ParentDamaged
@@ -190,9 +206,9 @@ func (l *ladder) audit(ctx context.Context, parent repository.Snapshot, read *bl
 	return err
 }
 
-func (l *ladder) writer(ctx context.Context, parent repository.SnapshotID) (repository.VolumeWriter, error) {
+func (l *ladder) writer(ctx context.Context, parent repository.SnapshotID, basis string) (repository.VolumeWriter, error) {
 	return l.Store.NewWriter(ctx, l.Target, repository.WriterOptions{
-		Volume: l.Volume, Operation: l.Operation, Parent: parent,
+		Volume: l.Volume, Operation: l.Operation, Parent: parent, Basis: basis,
 		Compression: l.Compression, CheckpointInterval: l.CheckpointInterval,
 	})
 }
@@ -221,40 +237,80 @@ func addResized(read *block.Bitmap, parent repository.Meta, size int64) error {
 }
 
 func (l *ladder) full(ctx context.Context) (Run, error) {
-	read, err := l.allocated(ctx)
+	read, basis, err := l.allocated(ctx)
 	if err != nil {
 		return Run{}, err
 	}
-	w, err := l.writer(ctx, "")
+	w, err := l.writer(ctx, "", basis)
 	if err != nil {
 		return Run{}, err
 	}
 	return l.run(w, read, repository.Full, ""), nil
 }
 
-// allocated returns what a full image reads.
-func (l *ladder) allocated(ctx context.Context) (*block.Bitmap, error) {
+// allocated returns what a full image reads, and who says so. A repeated run must not
+// continue from what another basis has chosen: an audit may have refuted it.
+func (l *ladder) allocated(ctx context.Context) (read *block.Bitmap, basis string, err error) {
 	if l.Source != nil && !l.audited.Differs {
-		read, stats, err := cbt.CollectAllocated(ctx, l.Source, l.Target.Size, l.Collect)
+		read, stats, err := cbt.CollectAllocated(ctx, l.Source, l.Target.Size, l.patient())
 		l.count(stats)
 		if err == nil {
-			return read, nil
+			err = l.auditZeros(ctx, read)
 		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+		switch {
+		case ctx.Err() != nil:
+			return nil, "", ctx.Err()
+		case errors.Is(err, audit.ErrDevice):
+			return nil, "", err
+		case err != nil:
+			l.broke(failure(err, AllocatedFailed), err)
+		case !l.audited.Differs:
+			return read, "allocated", nil
 		}
-		l.broke(failure(err, AllocatedFailed), err)
 	}
 	page := l.Collect.PageSize
 	if page == 0 {
 		page = block.PageSize(l.Target.Size)
 	}
-	read, err := block.NewBitmap(l.Target.Size, page)
-	if err != nil {
-		return nil, err
+	if read, err = block.NewBitmap(l.Target.Size, page); err != nil {
+		return nil, "", err
 	}
 	read.SetAll()
-	return read, nil
+	return read, "device", nil
+}
+
+// zeros is the image of what is not allocated.
+type zeros struct{}
+
+func (zeros) Matches(_ context.Context, _ int64, data []byte) (bool, error) {
+	return block.IsZero(data), nil
+}
+
+// auditZeros reads some of the chunks that the storage calls not allocated. They must be
+// zero.
+func (l *ladder) auditZeros(ctx context.Context, allocated *block.Bitmap) error {
+	if l.Audit == 0 {
+		return nil
+	}
+	chunkSize := l.Target.ChunkSize
+	if chunkSize == 0 {
+		chunkSize = repository.DefaultChunkSize(l.Target.Size)
+	}
+	g, err := block.NewGeometry(l.Target.Size, chunkSize)
+	if err != nil {
+		return err
+	}
+	found, err := audit.Run(ctx, audit.Input{
+		Percent: l.Audit, Seed: l.Operation, Device: l.Device, Geometry: g, Changed: allocated, Image: zeros{},
+	})
+	l.audited.Chunks += found.Chunks
+	l.audited.Bytes += found.Bytes
+	if err == nil && found.Differs {
+		l.audited.Differs, l.audited.Offset = true, found.Offset
+		l.broke(AuditFailed, fmt.Errorf("the storage calls the chunk at offset %d not allocated, and it holds data: "+
+			"full images of this volume from before may be wrong, too", found.Offset))
+	}
+	return err
 }
 
 func (l *ladder) run(w repository.VolumeWriter, read *block.Bitmap, kind repository.Kind, parent repository.SnapshotID) Run {

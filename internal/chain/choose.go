@@ -11,7 +11,10 @@
 //	  compare a part of the rest with the parent                                   AuditFailed
 //	  open the parent, check that it is whole                                      ParentGone, ParentDamaged
 //	ask the storage what is allocated             Full: reads what is allocated    AllocatedFailed
+//	  read a part of the rest, which must be zero                                  AuditFailed
 //	read the whole device                         Full: reads everything           the backup fails
+//
+// An error of the object store is not one of the parent: the run ends, and is repeated later.
 //
 // Without changed-block tracking (CBTUnavailable) only the last rung is left. Every rung that
 // broke is a Step, and so is every reason of Choose. The reason of the result is that of the

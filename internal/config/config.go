@@ -49,11 +49,14 @@ type Config struct {
 	RateLimit resource.Quantity `json:"rateLimit,omitempty"`
 	// PreparingTimeout bounds the time from the start of an attempt until its mover pod runs.
 	PreparingTimeout metav1.Duration `json:"preparingTimeout,omitempty"`
-	// PodDeadline bounds the life of a mover pod.
+	// PodDeadline bounds the life of a mover pod. Another one continues after it.
 	PodDeadline metav1.Duration `json:"podDeadline,omitempty"`
-	// Attempts is how many mover pods may be lost (evicted, killed, deleted, their
-	// node gone) before an operation fails.
+	// Attempts is how many mover pods in a row may be lost without progress (evicted, killed,
+	// deleted, their node gone, an error that may pass) before an operation fails.
 	Attempts int `json:"attempts,omitempty"`
+	// OutageTimeout is for how long an operation waits for an object store that does not
+	// answer.
+	OutageTimeout metav1.Duration `json:"outageTimeout,omitempty"`
 }
 
 // LoadConcurrency limits simultaneous operations.
@@ -125,6 +128,7 @@ const (
 	defaultAttempts         = 3
 	defaultPreparingTimeout = 30 * time.Minute // as Velero's node-agent
 	defaultPodDeadline      = 24 * time.Hour
+	defaultOutageTimeout    = time.Hour
 	defaultScratchSize      = "8Gi"
 	defaultServiceAccount   = "blockmover-worker"
 )
@@ -172,6 +176,9 @@ func (c *Config) fillIn() {
 	if c.PodDeadline.Duration == 0 {
 		c.PodDeadline.Duration = defaultPodDeadline
 	}
+	if c.OutageTimeout.Duration == 0 {
+		c.OutageTimeout.Duration = defaultOutageTimeout
+	}
 	if c.ScratchSize.IsZero() {
 		c.ScratchSize = resource.MustParse(defaultScratchSize)
 	}
@@ -190,6 +197,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("attempts is %d, want 1 or more", c.Attempts)
 	case c.PreparingTimeout.Duration < 0:
 		return fmt.Errorf("preparingTimeout is %s, want more than 0", c.PreparingTimeout.Duration)
+	case c.OutageTimeout.Duration < 0:
+		return fmt.Errorf("outageTimeout is %s, want more than 0", c.OutageTimeout.Duration)
 	case c.PodDeadline.Duration < time.Second:
 		return fmt.Errorf("podDeadline is %s, want 1s or more", c.PodDeadline.Duration)
 	case !c.RateLimit.IsZero() && c.RateLimit.CmpInt64(task.MinRateLimit) < 0:

@@ -40,7 +40,9 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 		return BackupStats{}, fmt.Errorf("device has %d bytes, bitmap %d, image %d", dev.Size(), read.Size(), meta.Size)
 	}
 	o = o.withDefaults(g.ChunkSize())
-	o.Progress.total.Store(chunkBytes(touched(read, g, w.Resumed()), g))
+	all := chunkBytes(touched(read, g, 0), g)
+	o.Progress.total.Store(all)
+	o.Progress.done.Store(all - chunkBytes(touched(read, g, w.Resumed()), g))
 
 	b := backupRun{dev: dev, w: w, geometry: g, pageSize: g.ChunkSize(), progress: o.Progress}
 	if meta.Kind == repository.Incremental {
@@ -233,6 +235,7 @@ func (b *backupRun) fill(p []byte, off int64) error {
 		return err
 	}
 	b.read.Add(n)
+	b.progress.read.Add(n)
 	return nil
 }
 

@@ -64,13 +64,17 @@ func (o Options) withDefaults(chunkSize int64) Options {
 }
 
 // Progress is how much of the work is done, in bytes. What need not be read or written does
-// not count. It is safe for concurrent use.
+// not count. What earlier runs of the operation have finished is done from the start. It is
+// safe for concurrent use.
 type Progress struct {
-	done, total atomic.Int64
+	done, total, read atomic.Int64
 }
 
 // Done returns the work that is done.
 func (p *Progress) Done() int64 { return p.done.Load() }
+
+// Read returns what was read from a device that is backed up.
+func (p *Progress) Read() int64 { return p.read.Load() }
 
 // Total returns all of the work. It is 0 until it is known.
 func (p *Progress) Total() int64 { return p.total.Load() }

@@ -182,7 +182,9 @@ func TestBackupResumes(t *testing.T) {
 	stats, err := datapath.Backup(t.Context(), device.NewMemory(random(1, size), 512), read, img, datapath.Options{Progress: progress})
 	require.NoError(t, err)
 	require.Equal(t, int64(20*chunkSize), stats.BytesRead)
-	require.Equal(t, int64(20*chunkSize), progress.Total())
+	require.Equal(t, int64(50*chunkSize), progress.Total(), "with what earlier runs have finished")
+	require.Equal(t, progress.Total(), progress.Done())
+	require.Equal(t, int64(20*chunkSize), progress.Read())
 	require.Len(t, img.chunks, 20)
 	require.NotContains(t, img.chunks, int64(39))
 }

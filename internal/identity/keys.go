@@ -86,7 +86,7 @@ var Keys = []Key{
 	{AnnotationRetention, "DataUploads", "manager", "auto, always or never: the retention rule of the storage snapshot", "set while the operation is secured; stays"},
 	{AnnotationRetained, "DataUploads", "manager", "JSON rehome.Retained: the retained storage snapshot", "from the end of the upload until the snapshot is released"},
 	{AnnotationReclaimPolicy, "PVs of an operation", "manager", "reclaim policy that the PV had before", "while the operation has the PV in its charge"},
-	{AnnotationRestoredVolume, "rebind PVs", "manager", "name of the PV that the restore wrote", "until the PV is bound to the target PVC"},
+	{AnnotationRestoredVolume, "rebind PVs", "manager", "name of the PV that the restore wrote", "until the PV is reserved for the target PVC"},
 	{AnnotationVolumeHandle, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "CSI volume handle of the source volume", "as long as the object"},
 	{AnnotationSnapshotTime, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "RFC 3339 with nanoseconds, UTC", "as long as the object"},
 	{AnnotationVolumeSize, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "bytes, decimal", "as long as the object"},

@@ -105,16 +105,6 @@ func RequestCancel(ctx context.Context, c client.Writer, op identity.Operation) 
 	return nil
 }
 
-// PublishProgress writes status.progress of an operation, in bytes of the volume.
-// It takes no lock: the worker owns this field and no other.
-func PublishProgress(ctx context.Context, c client.Writer, op identity.Operation, done, total int64) error {
-	progress := map[string]int64{"bytesDone": done, "totalBytes": total}
-	if err := merge(ctx, c, op, map[string]any{"status": map[string]any{"progress": progress}}); err != nil {
-		return fmt.Errorf("patch progress of %s: %w", op.Reference(), err)
-	}
-	return nil
-}
-
 // merge sends a merge patch for an object that need not have been read.
 func merge(ctx context.Context, c client.Writer, op identity.Operation, change map[string]any) error {
 	object, _, err := blank(op.Kind)

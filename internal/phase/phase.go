@@ -1,89 +1,3 @@
-// Package phase is the life of one operation, a DataUpload or a DataDownload, as a pure
-// function: Next takes the current phase and an Observation, and returns the next phase,
-// what to record, and when to look again.
-//
-//	New ──▶ Accepted ──▶ Prepared ──▶ InProgress ──▶ Completed
-//	  │         │            │             │
-//	  │         │            │             ├───────▶ Failed (from every phase on the left)
-//	  └─────────┴────────────┴─────────────┴───────▶ Canceling ──▶ Canceled
-//
-// # Two steps to an end
-//
-// First the Outcome is decided and recorded, while everything that proves it still
-// exists. Then the controller releases what the operation used, and only then the
-// terminal phase is set. So a crash at any point leaves either the proof or the record,
-// and a terminal operation leaves nothing behind. If the release itself runs out of time,
-// the message names what is left.
-//
-// # The phases
-//
-//	phase        the operation                        next                       at most
-//	New          makes its source safe, then waits    Accepted: safe, slot free  Secure for the source;
-//	             for a slot                                                      Velero's timeout for the slot
-//	Accepted     waits for the node and the volume    Prepared: pod scheduled    Prepare, per attempt
-//	             of the mover pod
-//	Prepared     waits for the mover pod to start     InProgress: pod runs       Prepare, per attempt
-//	InProgress   moves data                           Outcome: pod reported      the deadline of the pod
-//	Canceling    was canceled; releases               Canceled: all is released  Release
-//	Completed    ended; the data is in its place      none
-//	Failed       ended; the message says why          none
-//	Canceled     ended on request                     none
-//
-// An operation with an Outcome of Completed or Failed keeps its phase until everything is
-// released (at most Release). A completed result may have to reach its destination first
-// (at most Deliver). Velero's item operation timeout cancels an operation in any phase.
-//
-// The phase never goes back. A second attempt stays in the phase that the first one had
-// reached: Prepare bounds the time until its pod runs.
-//
-// # Scenario: the first mover pod is lost
-//
-// The node of the mover pod goes away. The second attempt waits for Limits.Backoff, and
-// continues from the checkpoint of the first, which is in the repository.
-//
-//	Work       Scheduled   Running     Lost                       Waiting   Running   Succeeded
-//	phase      Prepared ─▶ InProgress ─────────────────────────────────────────────▶ Completed
-//	Attempt    1           1 Started   2, Since = now, Reason     2         2 Started    ▲
-//	After      Prepare                 Backoff                    Prepare                │ released
-//	Outcome                                                                 Completed ───┘
-//
-// Started tells a pod that is gone from one that does not exist yet: only an attempt that
-// was seen running can be lost by having no pod. When as many attempts as Limits.Attempts
-// are lost, the outcome is Failed.
-//
-// # Scenario: canceled while queued
-//
-// All slots are taken. There is no pod, so there is nothing to stop; the re-homed
-// VolumeSnapshot of an upload has to be released all the same.
-//
-//	Work       Secured             (not observed)
-//	Slot       false
-//	Cancel     false               true
-//	phase      New ──────────────▶ Canceling ────────────────▶ Canceled
-//	message    queued: …           canceled on request         canceled on request
-//	Outcome                        Canceled                    Released, or Release has passed
-//
-// A queued operation has no limit of its own: Cancel or a free slot ends the wait.
-//
-// # Scenario: a restore whose hand-over waits
-//
-// The mover pod has written the volume. The storage takes minutes to detach it from the
-// node of that pod, and until then the target PVC cannot have it.
-//
-//	             pod reported    detaching    reserved    target PVC bound    released
-//	Work         Succeeded       (not observed any more)
-//	Outcome      Completed       Completed    Completed   Completed           Completed
-//	Committed                    false        true        true                true
-//	Delivered                    false        false       true                true
-//	phase        InProgress ───────────────────────────────────────────────▶ Completed
-//	canceled                     Canceling;   ignored: the volume is the user's now
-//	                             the volume
-//	                             is deleted
-//
-// Until the result is delivered, Deliver is the limit, and the message is what Left names.
-// If Deliver passes first, the outcome becomes Failed.
-//
-// The package is pure.
 package phase
 
 import (
@@ -121,6 +35,11 @@ type State int
 const (
 	// Waiting means that something has to happen in the cluster first.
 	Waiting State = iota
+	// Unknown means that a step failed with an error that may pass. How far the work is, is
+	// not known.
+	Unknown
+	// Held means that a quota leaves no room for now.
+	Held
 	// Secured means that the source of the operation is safe and may be exposed.
 	Secured
 	// Scheduled means that the mover pod has its node and its volume.
@@ -132,8 +51,11 @@ const (
 	// Broken means that the mover pod reported an error, or that another attempt would
 	// fail in the same way.
 	Broken
-	// Lost means that the mover pod ended without a report, or is gone.
+	// Lost means that the mover pod ended without a report, is gone, or reported an error
+	// that another attempt may not meet.
 	Lost
+	// Suspended means that the mover pod reported that the object store does not answer.
+	Suspended
 )
 
 // Work is the observed state of an operation's work. Detail tells people what the
@@ -146,13 +68,27 @@ type Work struct {
 // Attempt is one mover pod. The first attempt has number 1.
 type Attempt struct {
 	Number int `json:"number"`
-	// Since is when the attempt was decided on. It is zero for the first one.
+	// Since is when the attempt was decided on, or when its limits started again. It is zero
+	// for a first attempt without trouble.
 	Since time.Time `json:"since,omitzero"`
 	// Started is set once the attempt's pod was seen running. From then on, a missing pod
 	// is a lost pod, and not one that has yet to be created.
 	Started bool `json:"started,omitempty"`
 	// Reason is why the previous attempt was lost.
 	Reason string `json:"reason,omitempty"`
+	// Trouble is since when every step fails. It is zero while steps succeed.
+	Trouble time.Time `json:"trouble,omitzero"`
+	// Barren counts the attempts before this one since the last that made progress, and Lost
+	// those of them that were not Suspended.
+	Barren int `json:"barren,omitempty"`
+	Lost   int `json:"lost,omitempty"`
+	// Outage is when the first of a row of suspended attempts ended, without progress since.
+	Outage time.Time `json:"outage,omitzero"`
+	// Progress is the most bytes that an earlier attempt had done.
+	Progress int64 `json:"progress,omitempty"`
+	// BytesRead is what the attempt has read, and ReadBefore what those before it had.
+	BytesRead  int64 `json:"bytesRead,omitempty"`
+	ReadBefore int64 `json:"readBefore,omitempty"`
 }
 
 // Outcome is how an operation ends. It is decided once, and replaced only if a completed
@@ -178,6 +114,8 @@ type Observation struct {
 	// the delivery of a result may report.
 	Work    Work
 	Attempt Attempt
+	// Progress is how many bytes of the volume the attempt has done.
+	Progress int64
 	// Outcome is the outcome on record, or nil. The fields below it are observed only if it
 	// is set.
 	Outcome *Outcome
@@ -193,19 +131,22 @@ type Observation struct {
 // Limits bound the phases; see the package documentation.
 type Limits struct {
 	Secure, Prepare, Deliver, Release time.Duration
-	// Attempts is how many mover pods may be lost before the operation fails, 1 or more.
-	// Backoff is the pause before the second attempt. It doubles with each further one.
+	// Attempts is how many mover pods in a row may be lost without progress before the
+	// operation fails, 1 or more. Patience is for how long the object store may be away.
+	// Backoff is the pause before the second attempt. It doubles with each further one that
+	// makes no progress.
 	Attempts int
+	Patience time.Duration
 	Backoff  time.Duration
 }
 
 // Pause is how long to wait before creating the mover pod of an attempt.
-func (l Limits) Pause(number int) time.Duration {
-	if number < 2 {
+func (l Limits) Pause(a Attempt) time.Duration {
+	if a.Number < 2 {
 		return 0
 	}
-	const maxDoublings = 6 // 64 times the first pause is long enough
-	return l.Backoff << min(number-2, maxDoublings)
+	const maxDoublings = 4 // 16 times the first pause is long enough
+	return l.Backoff << min(max(a.Barren-1, 0), maxDoublings)
 }
 
 // Transition is what to do next.
@@ -217,6 +158,10 @@ type Transition struct {
 	Outcome *Outcome
 	// Attempt, if not nil, replaces the attempt on record.
 	Attempt *Attempt
+	// Retry is set if Attempt is another attempt.
+	Retry bool
+	// Overdue is set if a completed result waits for its delivery for longer than Deliver.
+	Overdue bool
 	// After is when to look again if nothing happens. 0 means never.
 	After time.Duration
 }
@@ -235,22 +180,53 @@ func Next(current Phase, o Observation, l Limits) Transition {
 		return decide(Canceling, Outcome{Phase: Canceled, Message: "canceled on request", At: o.Now})
 	case o.Work.State == Broken:
 		return decide(current, Outcome{Phase: Failed, Message: o.Work.Detail, At: o.Now})
-	case current == New:
-		return accept(o, l)
-	default:
-		return work(current, o, l)
+	case o.Work.State == Unknown || o.Work.State == Held:
+		return endure(current, o, l)
 	}
+	var recovered *Attempt
+	if !o.Attempt.Trouble.IsZero() {
+		o.Attempt.Trouble, o.Attempt.Since = time.Time{}, o.Now
+		recovered = &o.Attempt
+	}
+	step := work
+	if current == New {
+		step = accept
+	}
+	t := step(current, o, l)
+	if t.Attempt == nil {
+		t.Attempt = recovered
+	}
+	return t
+}
+
+// endure waits until steps succeed again.
+func endure(current Phase, o Observation, l Limits) Transition {
+	t := Transition{Next: current, Message: o.Work.Detail}
+	if o.Attempt.Trouble.IsZero() {
+		troubled := o.Attempt
+		troubled.Trouble = o.Now
+		t.Attempt = &troubled
+		return t
+	}
+	if lasted := o.Now.Sub(o.Attempt.Trouble); o.Work.State == Unknown && lasted >= l.Prepare {
+		return decide(current, Outcome{
+			Phase:   Failed,
+			Message: fmt.Sprintf("failed again and again for %s: %s", lasted.Round(time.Second), o.Work.Detail),
+			At:      o.Now,
+		})
+	}
+	return t
 }
 
 // accept accepts a new operation once its source is safe and a slot is free.
-func accept(o Observation, l Limits) Transition {
+func accept(_ Phase, o Observation, l Limits) Transition {
 	if o.Work.State != Waiting {
 		if o.Slot {
 			return Transition{Next: Accepted}
 		}
 		return Transition{Next: New, Message: "queued: as many operations run as the configuration allows"}
 	}
-	left := o.Created.Add(l.Secure).Sub(o.Now)
+	left := o.since(o.Created).Add(l.Secure).Sub(o.Now)
 	if left <= 0 {
 		return decide(New, Outcome{
 			Phase:   Failed,
@@ -261,15 +237,23 @@ func accept(o Observation, l Limits) Transition {
 	return Transition{Next: New, Message: o.Work.Detail, After: left}
 }
 
+// since returns when the clock of the attempt started: at the given time, or later.
+func (o Observation) since(start time.Time) time.Time {
+	if o.Attempt.Since.After(start) {
+		return o.Attempt.Since
+	}
+	return start
+}
+
 // work follows the mover pod of an accepted operation.
 func work(current Phase, o Observation, l Limits) Transition {
 	switch o.Work.State {
 	case Succeeded:
 		return decide(InProgress, Outcome{Phase: Completed, At: o.Now})
-	case Lost:
+	case Lost, Suspended:
 		return retry(current, o, l)
 	case Running:
-		t := Transition{Next: InProgress}
+		t := Transition{Next: InProgress, Message: o.Work.Detail}
 		if !o.Attempt.Started {
 			started := o.Attempt
 			started.Started = true
@@ -278,11 +262,7 @@ func work(current Phase, o Observation, l Limits) Transition {
 		return t
 	default: // the pod does not run yet
 	}
-	since := o.Accepted
-	if o.Attempt.Since.After(since) {
-		since = o.Attempt.Since
-	}
-	left := since.Add(l.Prepare + l.Pause(o.Attempt.Number)).Sub(o.Now)
+	left := o.since(o.Accepted).Add(l.Prepare + l.Pause(o.Attempt)).Sub(o.Now)
 	if left <= 0 {
 		return decide(current, Outcome{
 			Phase:   Failed,
@@ -297,45 +277,65 @@ func work(current Phase, o Observation, l Limits) Transition {
 	return Transition{Next: next, Message: o.Work.Detail, After: left}
 }
 
-// retry starts another attempt after a lost mover pod, or gives up.
+// retry starts another attempt after a mover pod that was lost or suspended, or gives up.
 func retry(current Phase, o Observation, l Limits) Transition {
-	if o.Attempt.Number >= l.Attempts {
+	next := Attempt{
+		Number: o.Attempt.Number + 1, Since: o.Now, Reason: o.Work.Detail,
+		Barren: o.Attempt.Barren, Lost: o.Attempt.Lost, Outage: o.Attempt.Outage,
+		Progress: max(o.Attempt.Progress, o.Progress), ReadBefore: o.Attempt.ReadBefore + o.Attempt.BytesRead,
+	}
+	if o.Progress > o.Attempt.Progress {
+		next.Barren, next.Lost, next.Outage = 0, 0, time.Time{}
+	}
+	next.Barren++
+	suspended := o.Work.State == Suspended
+	switch {
+	case !suspended:
+		next.Lost++
+	case next.Outage.IsZero():
+		next.Outage = o.Now
+	}
+	switch {
+	case !suspended && next.Lost >= l.Attempts:
 		return decide(current, Outcome{
 			Phase:   Failed,
-			Message: fmt.Sprintf("gave up after %d attempts: %s", o.Attempt.Number, o.Work.Detail),
+			Message: fmt.Sprintf("gave up after %d attempts without progress: %s", next.Lost, o.Work.Detail),
+			At:      o.Now,
+		})
+	case suspended && o.Now.Sub(next.Outage) >= l.Patience:
+		return decide(current, Outcome{
+			Phase:   Failed,
+			Message: fmt.Sprintf("gave up after %s without an answer of the object store: %s", l.Patience, o.Work.Detail),
 			At:      o.Now,
 		})
 	}
-	next := Attempt{Number: o.Attempt.Number + 1, Since: o.Now, Reason: o.Work.Detail}
-	return Transition{
-		Next:    current,
-		Attempt: &next,
-		Message: fmt.Sprintf("attempt %d of %d follows: %s", next.Number, l.Attempts, o.Work.Detail),
-		After:   l.Pause(next.Number),
+	message := fmt.Sprintf("attempt %d follows: %s", next.Number, o.Work.Detail)
+	if !suspended {
+		message = fmt.Sprintf("attempt %d follows (%d of %d without progress): %s", next.Number, next.Lost, l.Attempts, o.Work.Detail)
 	}
+	return Transition{Next: current, Attempt: &next, Retry: true, Message: message, After: l.Pause(next)}
 }
 
-// end waits for delivery and release until their limits pass.
+// end waits for delivery, and then for release until its limit passes.
 func end(current Phase, o Observation, l Limits) Transition {
 	out := *o.Outcome
 	undelivered := out.Phase == Completed && !o.Delivered
-	limit := l.Release
-	if undelivered {
-		limit = l.Deliver
-	}
-	left := out.At.Add(limit).Sub(o.Now)
+	left := out.At.Add(l.Release).Sub(o.Now)
+	late := o.Now.Sub(out.At)
 	switch {
 	case undelivered && o.Cancel && !o.Committed:
 		return decide(Canceling, Outcome{Phase: Canceled, Message: "canceled on request", At: o.Now})
 	case undelivered && o.Work.State == Broken:
 		return decide(current, Outcome{Phase: Failed, Message: o.Work.Detail, At: o.Now})
-	case undelivered && left <= 0:
-		return decide(current, Outcome{
-			Phase:   Failed,
-			Message: fmt.Sprintf("the result could not be handed over within %s: %s", limit, o.Left),
-			At:      o.Now,
-		})
-	case o.Released && !undelivered:
+	case undelivered && late >= l.Deliver:
+		return Transition{
+			Next:    current,
+			Message: fmt.Sprintf("the data is complete and is kept; since %s it waits: %s", out.At.UTC().Format(time.RFC3339), o.Left),
+			Overdue: true,
+		}
+	case undelivered:
+		return Transition{Next: current, Message: join(out.Message, o.Left), After: l.Deliver - late}
+	case o.Released:
 		return Transition{Next: out.Phase, Message: out.Message}
 	case left <= 0:
 		return Transition{Next: out.Phase, Message: join(out.Message, "left to be swept: "+o.Left)}

@@ -13,7 +13,7 @@ var (
 	start  = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	limits = phase.Limits{
 		Secure: 10 * time.Minute, Prepare: 30 * time.Minute, Deliver: 5 * time.Minute, Release: time.Minute,
-		Attempts: 3, Backoff: 5 * time.Second,
+		Attempts: 3, Patience: time.Hour, Backoff: 5 * time.Second,
 	}
 )
 
@@ -110,7 +110,7 @@ func TestNext(t *testing.T) {
 		},
 		"pod lost": {
 			current: phase.InProgress, o: at(time.Hour, work(phase.Lost, "evicted")),
-			want: phase.InProgress, attempt: 2, message: "attempt 2 of 3 follows: evicted", after: 5 * time.Second,
+			want: phase.InProgress, attempt: 2, message: "attempt 2 follows (1 of 3 without progress): evicted", after: 5 * time.Second,
 		},
 		"second attempt has its own time": {
 			current: phase.InProgress,
@@ -131,10 +131,38 @@ func TestNext(t *testing.T) {
 		"last pod lost": {
 			current: phase.InProgress,
 			o: at(time.Hour, func(o *phase.Observation) {
-				o.Attempt.Number = 3
+				o.Attempt.Number, o.Attempt.Barren, o.Attempt.Lost = 3, 2, 2
 				o.Work = phase.Work{State: phase.Lost, Detail: "evicted"}
 			}),
-			want: phase.InProgress, outcome: phase.Failed, message: "gave up after 3 attempts: evicted",
+			want: phase.InProgress, outcome: phase.Failed, message: "gave up after 3 attempts without progress: evicted",
+		},
+		"a step fails": {
+			o:    at(100*time.Hour, work(phase.Unknown, "get VolumeSnapshot: timeout")),
+			want: phase.New, attempt: 1, message: "get VolumeSnapshot: timeout",
+		},
+		"a step fails for as long as preparing may take": {
+			current: phase.Accepted,
+			o: at(100*time.Hour, func(o *phase.Observation) {
+				o.Attempt.Trouble = o.Now.Add(-30 * time.Minute)
+				o.Work = phase.Work{State: phase.Unknown, Detail: "denied by webhook"}
+			}),
+			want: phase.Accepted, outcome: phase.Failed, message: "failed again and again for 30m0s: denied by webhook",
+		},
+		"a quota has no limit": {
+			current: phase.Accepted,
+			o: at(100*time.Hour, func(o *phase.Observation) {
+				o.Attempt.Trouble = o.Now.Add(-99 * time.Hour)
+				o.Work = phase.Work{State: phase.Held, Detail: "exceeded quota"}
+			}),
+			want: phase.Accepted, message: "exceeded quota",
+		},
+		"limits start again after trouble": {
+			current: phase.Accepted,
+			o: at(100*time.Hour, func(o *phase.Observation) {
+				o.Attempt.Trouble = o.Now.Add(-99 * time.Hour)
+				o.Work.Detail = "the mover pod was created"
+			}),
+			want: phase.Accepted, attempt: 1, message: "the mover pod was created", after: 30 * time.Minute,
 		},
 		"completed waits for its release": {
 			current: phase.InProgress,
@@ -172,12 +200,13 @@ func TestNext(t *testing.T) {
 			})),
 			want: phase.InProgress, message: "detach", after: 3 * time.Minute,
 		},
-		"result not delivered in time": {
+		"a result that is late is kept": {
 			current: phase.InProgress,
-			o: at(5*time.Minute, outcome(phase.Completed, func(o *phase.Observation) {
+			o: at(100*time.Hour, outcome(phase.Completed, func(o *phase.Observation) {
 				o.Committed, o.Delivered, o.Left = false, false, "detach"
 			})),
-			want: phase.InProgress, outcome: phase.Failed, message: "the result could not be handed over within 5m0s: detach",
+			want:    phase.InProgress,
+			message: "the data is complete and is kept; since 2026-03-01T12:00:00Z it waits: detach",
 		},
 		"result cannot be delivered": {
 			current: phase.InProgress,
@@ -248,11 +277,57 @@ func TestEveryPhaseEnds(t *testing.T) {
 }
 
 func TestPause(t *testing.T) {
-	for number, want := range map[int]time.Duration{
-		0: 0, 1: 0, 2: 5 * time.Second, 3: 10 * time.Second, 4: 20 * time.Second, 8: 320 * time.Second, 100: 320 * time.Second,
+	for barren, want := range map[int]time.Duration{
+		0: 5 * time.Second, 1: 5 * time.Second, 2: 10 * time.Second, 3: 20 * time.Second, 5: 80 * time.Second, 100: 80 * time.Second,
 	} {
-		require.Equal(t, want, limits.Pause(number), "attempt %d", number)
+		require.Equal(t, want, limits.Pause(phase.Attempt{Number: 7, Barren: barren}), "%d barren attempts", barren)
 	}
+	require.Zero(t, limits.Pause(phase.Attempt{Number: 1}))
+}
+
+// TestAttemptsCountSinceProgress: an operation that comes further with each attempt has as
+// many as it needs.
+func TestAttemptsCountSinceProgress(t *testing.T) {
+	o := at(0, work(phase.Lost, "evicted"))
+	lose := func(done int64) phase.Transition {
+		o.Now = o.Now.Add(time.Hour)
+		o.Progress = done
+		o.Attempt.BytesRead = 10
+		next := phase.Next(phase.InProgress, o, limits)
+		if next.Attempt != nil {
+			require.True(t, next.Retry)
+			o.Attempt = *next.Attempt
+		}
+		return next
+	}
+	for done := int64(1); done <= 20; done++ {
+		require.Nil(t, lose(done).Outcome)
+		require.Equal(t, 1, o.Attempt.Lost)
+	}
+	require.Equal(t, int64(200), o.Attempt.ReadBefore)
+	require.Nil(t, lose(20).Outcome)
+	require.Equal(t, 2, o.Attempt.Lost)
+	got := lose(19)
+	require.NotNil(t, got.Outcome)
+	require.Equal(t, "gave up after 3 attempts without progress: evicted", got.Message)
+}
+
+// TestOutage: an object store may be away for Patience, however many attempts that takes.
+func TestOutage(t *testing.T) {
+	o := at(0, work(phase.Suspended, "connection refused"))
+	for range 59 {
+		next := phase.Next(phase.InProgress, o, limits)
+		require.Nil(t, next.Outcome)
+		require.Zero(t, next.Attempt.Lost)
+		o.Attempt = *next.Attempt
+		o.Now = o.Now.Add(time.Minute)
+	}
+	o.Progress = 1 // it came back, and went away again
+	next := phase.Next(phase.InProgress, o, limits)
+	require.Equal(t, o.Now, next.Attempt.Outage)
+	o.Attempt = *next.Attempt
+	o.Now = o.Now.Add(time.Hour)
+	require.Equal(t, "gave up after 1h0m0s without an answer of the object store: connection refused", phase.Next(phase.InProgress, o, limits).Message)
 }
 
 func TestUnderway(t *testing.T) {

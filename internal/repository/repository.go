@@ -33,6 +33,10 @@ var ErrNotFound = errors.New("not found in the repository")
 // its format.
 var ErrCorrupt = errors.New("repository content is damaged")
 
+// ErrUnavailable is wrapped by every error that says that the storage of the repository
+// cannot be reached, or does not do what it is asked for. The same call may succeed later.
+var ErrUnavailable = errors.New("object store is not available")
+
 // The default layout of an image; see Meta.WithDefaults.
 const (
 	// smallVolume is the largest volume with the smallest chunks and pages.
@@ -255,6 +259,9 @@ type WriterOptions struct {
 	Operation string
 	// Parent is the image to inherit from, or "" for a full one.
 	Parent SnapshotID
+	// Basis says who has chosen what is put, in words of the caller. A run with another basis
+	// does not continue what this one has recorded.
+	Basis string
 	// Compression of the data; "" is DefaultCompression.
 	Compression Compression
 	// CheckpointInterval is how many bytes a later run of the operation may have to put
@@ -269,7 +276,7 @@ type WriterOptions struct {
 // is no parent, or if the parent ends before it.
 //
 // From time to time, Advance records what is finished. A writer for the same operation,
-// parent and Meta continues after it; see Resumed. Meta must have a SnapshotHandle, because
+// parent, basis and Meta continues after it; see Resumed. Meta must have a SnapshotHandle, because
 // the handle says what the device holds. The SnapshotTime may differ.
 //
 // Every writer must be closed. After Commit, or after any error, only Close may be called.

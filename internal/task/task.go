@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 )
@@ -97,8 +98,9 @@ type Restore struct {
 // Report is what a mover pod did.
 type Report struct {
 	Version int `json:"version"`
-	// Error is empty when the operation succeeded.
-	Error string `json:"error,omitempty"`
+	// Error is empty when the operation succeeded. Class says what follows from it.
+	Error string      `json:"error,omitempty"`
+	Class fault.Class `json:"class,omitempty"`
 	// SnapshotID, Kind, Reason and Parent describe a backup. Reason says why an image is Full
 	// although an incremental one was asked for, or why blocks were read that CBT could have
 	// excluded.
@@ -224,8 +226,8 @@ func (r Report) Encode() (string, error) {
 	}
 }
 
-// DecodeReport parses a report. An error means that the operation failed; it does not mean
-// that the report is empty.
+// DecodeReport parses a report. An error says that the text is none: the kubelet, the
+// runtime and the kernel write into the same place.
 func DecodeReport(s string) (Report, error) {
 	var r Report
 	if err := decodeStrict(s, &r); err != nil {
@@ -233,6 +235,9 @@ func DecodeReport(s string) (Report, error) {
 	}
 	if r.Version != Version {
 		return Report{}, fmt.Errorf("decode task report: version is %d, want %d", r.Version, Version)
+	}
+	if !r.Class.Known() {
+		return Report{}, fmt.Errorf("decode task report: class of the error is %q", r.Class)
 	}
 	return r, nil
 }

@@ -16,7 +16,6 @@ import (
 
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/config"
-	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
@@ -66,6 +65,9 @@ const (
 	conflictInterval = 200 * time.Millisecond
 	releaseTimeout   = time.Minute
 	retryBackoff     = 5 * time.Second
+	minErrorInterval = 50 * time.Millisecond
+	// maxErrorInterval is how long a step that fails waits at most until it is repeated.
+	maxErrorInterval = 30 * time.Second
 )
 
 // Reconcile takes the next steps of one operation, asks package phase what follows
@@ -75,7 +77,7 @@ func (e *engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, 
 	if err != nil || op == nil || op.Status.Phase.Terminal() {
 		return ctrl.Result{}, err
 	}
-	was := op.Status.Phase
+	was, wasMessage := op.Status.Phase, op.Status.Message
 	seen, report, stepErr := e.step(ctx, op)
 	t := phase.Next(was, seen, e.limits(op))
 	if err := e.record(op, t, seen, report); err != nil {
@@ -87,7 +89,7 @@ func (e *engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, 
 	case err != nil:
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
-	e.announce(ctx, op, was, t, report)
+	e.announce(ctx, op, was, wasMessage, t, report)
 	switch {
 	case op.Status.Phase.Terminal():
 		return ctrl.Result{}, nil
@@ -122,30 +124,27 @@ func (e *engine) list(ctx context.Context, options ...client.ListOption) ([]*ope
 }
 
 func (e *engine) limits(op *operation.View) phase.Limits {
-	l := phase.Limits{
+	return phase.Limits{
+		// Not op.Timeout, which is for taking a snapshot: Velero's data movers give it this
+		// long to become ready.
 		Secure:   e.config.PreparingTimeout.Duration,
 		Prepare:  e.config.PreparingTimeout.Duration,
 		Deliver:  op.Timeout,
 		Release:  releaseTimeout,
 		Attempts: e.config.Attempts,
+		Patience: e.config.OutageTimeout.Duration,
 		Backoff:  retryBackoff,
 	}
-	if e.kind == identity.KindDataUpload {
-		l.Secure = op.Timeout
-	}
-	return l
 }
 
 // step takes the steps that the state of the operation asks for and returns their
-// result. An error that may pass becomes part of what is waited for, so that the
-// time limits apply to it. It is returned as well, so that the caller backs off.
+// result. It returns an error that may pass as well, so that the caller backs off.
 func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observation, *task.Report, error) {
 	seen := phase.Observation{
 		Now:      e.now(),
 		Created:  op.Created,
 		Accepted: op.Status.Accepted,
 		Cancel:   op.Cancel,
-		Attempt:  op.Status.Attempt,
 		Outcome:  op.Status.Outcome,
 	}
 	var report *task.Report
@@ -171,10 +170,23 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 		seen.Work = phase.Work{State: phase.Broken, Detail: err.Error()}
 		err = nil
 	default:
-		seen.Work = phase.Work{State: phase.Waiting, Detail: err.Error()}
+		seen.Work = phase.Work{State: phase.Unknown, Detail: err.Error()}
+		if isQuota(err) {
+			seen.Work.State = phase.Held
+		}
 		seen.Left = err.Error()
 	}
+	if report != nil {
+		op.Status.Attempt.BytesRead = report.BytesRead
+	}
+	seen.Attempt, seen.Progress = op.Status.Attempt, op.Status.BytesDone
 	return seen, report, err
+}
+
+// isQuota reports whether the API server has no room for an object now. It has no reason code
+// for that.
+func isQuota(err error) bool {
+	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota")
 }
 
 // admit secures a new operation and asks for a slot. An operation that is secured
@@ -218,19 +230,41 @@ func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *
 			op.Status.Node = pod.Spec.NodeName
 			err = e.exposer.AdoptVolume(ctx, op.Operation)
 		}
-		if err != nil && work.State != phase.Succeeded && work.State != phase.Broken {
+		if err != nil && report == nil {
 			return work, nil, err
 		}
+		e.follow(ctx, op, pod, &work)
 		return work, report, nil
 	case attempt.Started:
 		return phase.Work{State: phase.Lost, Detail: "the mover pod is gone"}, nil, nil
 	}
-	start := attempt.Since.Add(e.limits(op).Pause(attempt.Number))
+	start := attempt.Since.Add(e.limits(op).Pause(attempt))
 	if e.now().Before(start) {
 		return phase.Work{Detail: fmt.Sprintf("attempt %d starts at %s: %s", attempt.Number, start.UTC().Format(time.RFC3339), attempt.Reason)}, nil, nil
 	}
 	work, err := e.expose(ctx, op)
 	return work, nil, err
+}
+
+// follow writes the progress of a mover pod into the status, as far as the pod tells it. A log
+// that cannot be read is no reason to do anything else.
+func (e *engine) follow(ctx context.Context, op *operation.View, pod *corev1.Pod, work *phase.Work) {
+	if work.State != phase.Running && work.State != phase.Lost && work.State != phase.Suspended {
+		return
+	}
+	p, ok, err := e.exposer.Progress(ctx, pod)
+	if err != nil {
+		log.FromContext(ctx).V(1).Info("progress is not known", "error", err.Error())
+		return
+	}
+	if !ok {
+		return
+	}
+	op.Status.BytesDone, op.Status.BytesTotal = p.Done, p.Total
+	op.Status.Attempt.BytesRead = p.Read
+	if work.State == phase.Running {
+		work.Detail = p.Waiting
+	}
 }
 
 // record writes the decision into the operation.
@@ -257,19 +291,23 @@ func severity(reason string) string {
 }
 
 // announce writes log lines, events and metrics.
-func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Phase, t phase.Transition, report *task.Report) {
+func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Phase, wasMessage string, t phase.Transition, report *task.Report) {
 	logger := log.FromContext(ctx)
 	is := op.Status.Phase
 	if was != is {
 		logger.Info("phase changed", "from", was, "to", is, "message", t.Message)
 	}
-	if t.Attempt != nil && t.Attempt.Reason != "" {
+	if t.Retry {
 		logger.Info("mover pod lost", "attempt", t.Attempt.Number, "reason", t.Attempt.Reason)
-		e.recorder.Eventf(op.Object(), nil, corev1.EventTypeWarning, "MoverPodLost", "Retry", "%s", t.Message)
+		e.event(op, corev1.EventTypeWarning, "MoverPodLost", "Retry", t.Message)
+	}
+	if t.Overdue && t.Message != wasMessage {
+		logger.Info("hand-over is late", "message", t.Message)
+		e.event(op, corev1.EventTypeWarning, "HandOverLate", "HandOver", t.Message)
 	}
 	if t.Outcome != nil && report != nil && report.Reason != "" && report.Error == "" {
 		logger.Info("backup fell back", "kind", report.Kind, "reason", report.Reason, "reasons", report.Reasons, "detail", report.Detail)
-		e.recorder.Eventf(op.Object(), nil, severity(report.Reason), report.Reason, "Backup", "%s image: %s", report.Kind, report.Detail)
+		e.event(op, severity(report.Reason), report.Reason, "Backup", fmt.Sprintf("%s image: %s", report.Kind, report.Detail))
 	}
 	if !is.Terminal() {
 		return
@@ -282,6 +320,27 @@ func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Pha
 	if note == "" {
 		note = fmt.Sprintf("moved a volume of %d bytes", op.Status.BytesTotal)
 	}
-	e.recorder.Eventf(op.Object(), nil, kind, string(is), op.Kind, "%s", note)
+	e.event(op, kind, string(is), op.Kind, note)
 	e.metrics.count(op)
+}
+
+// event makes an event of the operation. The status has the whole text.
+func (e *engine) event(op *operation.View, kind, reason, action, note string) {
+	e.recorder.Eventf(op.Object(), nil, kind, reason, action, "%s", shorten(note))
+}
+
+// maxNote is the most bytes that the API server accepts as the note of an event.
+const maxNote = 1024
+
+// shorten cuts a note that is too long for an event, between two words where it can.
+func shorten(note string) string {
+	const more = " … (the status has the whole text)"
+	if len(note) <= maxNote {
+		return note
+	}
+	cut := strings.ToValidUTF8(note[:maxNote-len(more)], "")
+	if space := strings.LastIndexAny(cut, " \n"); space > maxNote/2 {
+		cut = cut[:space]
+	}
+	return strings.TrimRight(cut, " \n") + more
 }

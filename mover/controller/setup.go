@@ -3,10 +3,10 @@
 // end, and leaves nothing behind.
 //
 // Who writes what of a DataUpload or DataDownload: Velero and the plugins write
-// the spec, the worker in the mover pod writes status.progress while it runs,
-// and everything else of the status is written here. There is no status
-// subresource and there are no conditions, so everything is a patch of the
-// object, of disjoint fields, and phases change under an optimistic lock.
+// the spec, and the status is written here. A mover pod writes nothing: its progress
+// is read from its log. There is no status subresource and there are no conditions,
+// so everything is a patch of the object, of disjoint fields, and phases change
+// under an optimistic lock.
 //
 // One reconciliation observes, lets package phase decide, acts, and patches:
 //
@@ -34,6 +34,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -41,6 +42,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
@@ -59,6 +61,8 @@ type Options struct {
 	Config      config.Config
 	// APIAudiences are the audiences of tokens that the API server accepts.
 	APIAudiences []string
+	// Logs reads the logs of mover pods.
+	Logs exposer.Logs
 }
 
 // AddToScheme registers the types that the controllers use.
@@ -82,7 +86,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	around := surroundings{
 		client:       mgr.GetClient(),
 		reader:       mgr.GetAPIReader(),
-		exposer:      &exposer.Exposer{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: opts.Namespace},
+		exposer:      &exposer.Exposer{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Logs: opts.Logs, Namespace: opts.Namespace},
 		namespace:    opts.Namespace,
 		image:        opts.WorkerImage,
 		config:       opts.Config,
@@ -146,7 +150,10 @@ func watch(mgr ctrl.Manager, e *engine, object client.Object) *builder.Builder {
 	waiting := handler.EnqueueRequestsFromMapFunc(e.waiting)
 	return ctrl.NewControllerManagedBy(mgr).
 		Named(strings.ToLower(e.kind)).
-		WithOptions(ctrlcontroller.Options{MaxConcurrentReconciles: concurrency}).
+		WithOptions(ctrlcontroller.Options{
+			MaxConcurrentReconciles: concurrency,
+			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minErrorInterval, maxErrorInterval),
+		}).
 		For(object, builder.WithPredicates(ignoreProgress())).
 		Watches(object, waiting, builder.WithPredicates(slotFreed())).
 		WatchesMetadata(&corev1.Node{}, waiting, builder.WithPredicates(predicate.LabelChangedPredicate{})).

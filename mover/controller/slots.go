@@ -129,6 +129,8 @@ type weight struct{ underway, preparing int }
 // if it had: those behind it wait for it.
 func weigh(op *operation.View) weight {
 	switch {
+	case op.Status.Outcome != nil && op.Status.Phase != phase.Canceling:
+		return weight{} // its mover pod has ended, or never ran
 	case op.Status.Phase == phase.New && canAccept(op),
 		op.Status.Phase == phase.Accepted, op.Status.Phase == phase.Prepared:
 		return weight{underway: 1, preparing: 1}

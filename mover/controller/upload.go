@@ -263,6 +263,7 @@ func (u *uploads) complete(op *operation.View, report task.Report) error {
 	du.Status.DataMoverResult = &result
 	du.Status.IncrementalBytes = report.BytesUploaded
 	op.Status.BytesTotal, op.Status.BytesDone = report.VolumeSize, report.VolumeSize
+	result["bytesRead"] = fmt.Sprint(report.BytesRead + op.Status.Attempt.ReadBefore)
 	return nil
 }
 
@@ -294,14 +295,16 @@ func resultOf(report task.Report) (map[string]string, error) {
 
 // finish keeps the storage snapshot if it is wanted, now that the image is in the
 // repository, and releases the rest: the volume before the snapshot that it was created
-// from.
+// from. The upload is not delivered before the snapshot is kept, so no limit of the release
+// takes away the base of the next backup.
 func (u *uploads) finish(ctx context.Context, op *operation.View) (ending, error) {
-	end := ending{committed: true, delivered: true}
+	end := ending{committed: true}
 	if op.Status.Outcome.Phase == phase.Completed {
 		if err := u.keep(ctx, op); err != nil {
 			return end, err
 		}
 	}
+	end.delivered = true
 	var err error
 	if end.left, err = u.exposer.Release(ctx, op.Operation); err != nil || len(end.left) > 0 {
 		return end, err

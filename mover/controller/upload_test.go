@@ -249,9 +249,9 @@ func TestUploadFails(t *testing.T) {
 				no := false
 				content.Status.ReadyToUse = &no
 				w.update(content)
-				w.uploads.now = func() time.Time { return w.clock.Add(10 * time.Minute) }
+				w.uploads.now = func() time.Time { return w.clock.Add(30 * time.Minute) }
 			},
-			want: "could not start within 10m0s: VolumeSnapshot app/snap is not ready to use yet",
+			want: "could not start within 30m0s: VolumeSnapshot app/snap is not ready to use yet",
 		},
 		"no location": {
 			change: func(w *world) {

@@ -148,7 +148,7 @@ func requests(all []*operation.View) []reconcile.Request {
 	return out
 }
 
-// ignoreProgress drops the events that a worker's progress makes.
+// ignoreProgress drops the events that progress makes.
 func ignoreProgress() predicate.Predicate {
 	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		return !equality.Semantic.DeepEqual(withoutProgress(e.ObjectOld), withoutProgress(e.ObjectNew))
@@ -160,6 +160,10 @@ func withoutProgress(object client.Object) client.Object {
 	object.SetResourceVersion("")
 	object.SetManagedFields(nil)
 	object.SetGeneration(0)
+	if annotations := object.GetAnnotations(); annotations[identity.AnnotationAttempt] != "" {
+		delete(annotations, identity.AnnotationAttempt) // it has the bytes that were read
+		object.SetAnnotations(annotations)
+	}
 	switch o := object.(type) {
 	case *velerov2alpha1.DataUpload:
 		o.Status.Progress.BytesDone, o.Status.Progress.TotalBytes = 0, 0

@@ -85,6 +85,19 @@ type world struct {
 	podEnds func(pod *corev1.Pod) bool
 	// pods counts the mover pods that ran.
 	pods int
+	// log is what mover pods have written.
+	log string
+}
+
+// podLogs gives every mover pod the log of the world.
+type podLogs struct{ w *world }
+
+func (l podLogs) Tail(context.Context, *corev1.Pod) (text string, err error) {
+	err = l.w.faults.call(func() error {
+		text = l.w.log
+		return nil
+	})
+	return text, err
 }
 
 // faults makes calls of the controllers fail: one of them, or some at random, before or after
@@ -95,6 +108,18 @@ type faults struct {
 	after  bool
 	fired  bool
 	random *rand.Rand
+	// refuse, if not nil, may refuse to get, create or patch an object.
+	refuse func(verb string, object client.Object) error
+}
+
+// unless calls do, unless the object is refused.
+func (f *faults) unless(verb string, object client.Object, do func() error) error {
+	if f.refuse != nil {
+		if err := f.refuse(verb, object); err != nil {
+			return err
+		}
+	}
+	return f.call(do)
 }
 
 var errInjected = errors.New("injected fault")
@@ -123,19 +148,19 @@ func (f *faults) call(do func() error) error {
 func (f *faults) funcs() interceptor.Funcs {
 	return interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
-			return f.call(func() error { return c.Get(ctx, key, obj, opts...) })
+			return f.unless("get", obj, func() error { return c.Get(ctx, key, obj, opts...) })
 		},
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
 			return f.call(func() error { return c.List(ctx, list, opts...) })
 		},
 		Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
-			return f.call(func() error { return c.Create(ctx, obj, opts...) })
+			return f.unless("create", obj, func() error { return c.Create(ctx, obj, opts...) })
 		},
 		Delete: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.DeleteOption) error {
 			return f.call(func() error { return c.Delete(ctx, obj, opts...) })
 		},
 		Patch: func(ctx context.Context, c client.WithWatch, obj client.Object, patch client.Patch, opts ...client.PatchOption) error {
-			return f.call(func() error { return c.Patch(ctx, obj, patch, opts...) })
+			return f.unless("patch", obj, func() error { return c.Patch(ctx, obj, patch, opts...) })
 		},
 		SubResourcePatch: func(ctx context.Context, c client.Client, name string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
 			return f.call(func() error { return c.SubResource(name).Patch(ctx, obj, patch, opts...) })
@@ -218,7 +243,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	narrow := cached(faulty)
 	faulty = w.counted(faulty)
 	w.narrow, w.faulty = narrow, faulty
-	x := &exposer.Exposer{Client: narrow, Reader: faulty, Namespace: veleroNamespace}
+	x := &exposer.Exposer{Client: narrow, Reader: faulty, Logs: podLogs{w}, Namespace: veleroNamespace}
 	around := surroundings{client: narrow, reader: faulty, exposer: x, namespace: veleroNamespace, image: "blockmover:1", config: settings}
 	rehomer := rehome.New(narrow, faulty, veleroNamespace)
 	newEngine := func(kind string, f flow) *engine {

@@ -40,6 +40,8 @@ type Exposer struct {
 	// Reader reads from the API server. It is used if a stale answer could lose or leak a
 	// volume.
 	Reader client.Reader
+	// Logs reads the logs of mover pods.
+	Logs Logs
 	// Namespace is Velero's.
 	Namespace string
 }
@@ -120,6 +122,7 @@ func takeCharge(ctx context.Context, c client.Writer, op identity.Operation, pv 
 	}
 	metav1.SetMetaDataAnnotation(&pv.ObjectMeta, identity.AnnotationOperation, op.Reference())
 	metav1.SetMetaDataLabel(&pv.ObjectMeta, identity.LabelOperation, op.UID)
+	metav1.SetMetaDataLabel(&pv.ObjectMeta, velerov1.ExcludeFromBackupLabel, "true")
 	pv.Spec.PersistentVolumeReclaimPolicy = policy
 	if err := c.Patch(ctx, pv, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("set reclaim policy of PV %s to %s: %w", pv.Name, policy, err)

@@ -6,25 +6,26 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
 )
 
 // Observe returns the state of a mover pod, and its report if there is one.
 //
-// A report decides, whatever the status of the pod says. A report that cannot be read is a
-// failure. A pod that ended without a report was lost, and another attempt may succeed: it
-// was evicted or killed, ran out of memory, or its node is gone.
+// A report decides, whatever the status of the pod says. Every other text is from the kubelet,
+// the runtime or the kernel. A pod that ended without a report was lost, and another attempt
+// may succeed: it was evicted or killed, ran out of memory or time, or its node is gone.
 func Observe(pod *corev1.Pod) (phase.Work, *task.Report) {
-	if ended := terminated(pod); ended != nil && ended.Message != "" {
-		return readReport(ended)
+	if ended := terminated(pod); ended != nil {
+		if report, err := task.DecodeReport(ended.Message); err == nil {
+			return judge(ended, &report)
+		}
 	}
 	switch {
 	case pod.Status.Phase == corev1.PodFailed && pod.Status.Reason == "DeadlineExceeded":
-		return phase.Work{State: phase.Broken, Detail: "the mover pod ran longer than podDeadline allows"}, nil
-	case pod.Status.Phase == corev1.PodSucceeded:
-		return phase.Work{State: phase.Broken, Detail: "the mover pod ended without a report"}, nil
-	case pod.Status.Phase == corev1.PodFailed:
+		return phase.Work{State: phase.Lost, Detail: "the mover pod ran longer than podDeadline allows"}, nil
+	case pod.Status.Phase == corev1.PodFailed, pod.Status.Phase == corev1.PodSucceeded:
 		return phase.Work{State: phase.Lost, Detail: "the mover pod ended without a report" + whyEnded(pod)}, nil
 	case pod.DeletionTimestamp != nil:
 		return phase.Work{State: phase.Lost, Detail: "the mover pod is being deleted" + whyEnded(pod)}, nil
@@ -36,17 +37,19 @@ func Observe(pod *corev1.Pod) (phase.Work, *task.Report) {
 	return phase.Work{State: phase.Waiting, Detail: "the mover pod is not scheduled yet" + whyUnscheduled(pod)}, nil
 }
 
-func readReport(ended *corev1.ContainerStateTerminated) (phase.Work, *task.Report) {
-	report, err := task.DecodeReport(ended.Message)
+// judge returns what follows from a report.
+func judge(ended *corev1.ContainerStateTerminated, report *task.Report) (phase.Work, *task.Report) {
 	switch {
-	case err != nil:
-		return phase.Work{State: phase.Broken, Detail: fmt.Sprintf("the report of the mover pod (exit code %d) cannot be read: %v", ended.ExitCode, err)}, nil
-	case report.Error != "":
-		return phase.Work{State: phase.Broken, Detail: report.Error}, &report
-	case ended.ExitCode != 0:
-		return phase.Work{State: phase.Broken, Detail: fmt.Sprintf("the mover pod reported no error and exited with code %d", ended.ExitCode)}, nil
+	case report.Error == "" && ended.ExitCode != 0:
+		return phase.Work{State: phase.Lost, Detail: fmt.Sprintf("the mover pod reported no error and exited with code %d", ended.ExitCode)}, nil
+	case report.Error == "":
+		return phase.Work{State: phase.Succeeded}, report
+	case report.Class == fault.Outage:
+		return phase.Work{State: phase.Suspended, Detail: report.Error}, report
+	case report.Class == fault.Passing:
+		return phase.Work{State: phase.Lost, Detail: report.Error}, report
 	}
-	return phase.Work{State: phase.Succeeded}, &report
+	return phase.Work{State: phase.Broken, Detail: report.Error}, report
 }
 
 func terminated(pod *corev1.Pod) *corev1.ContainerStateTerminated {
@@ -67,6 +70,9 @@ func whyEnded(pod *corev1.Pod) string {
 	}
 	if ended := terminated(pod); ended != nil {
 		why += fmt.Sprintf(" (%s, exit code %d)", ended.Reason, ended.ExitCode)
+		if ended.Message != "" {
+			why += ": " + ended.Message
+		}
 	}
 	return why
 }

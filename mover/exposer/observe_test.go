@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/mover/exposer"
@@ -55,18 +56,25 @@ func TestObserve(t *testing.T) {
 			pod:  corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now}, Status: ended(corev1.PodSucceeded, 0, report(task.Report{SnapshotID: "k1"}))},
 			want: phase.Succeeded,
 		},
-		"success with an exit code": {pod: corev1.Pod{Status: ended(corev1.PodFailed, 2, report(task.Report{}))}, want: phase.Broken, detail: "code 2"},
-		"unreadable report":         {pod: corev1.Pod{Status: ended(corev1.PodSucceeded, 0, `{"version":1,"surprise":1}`)}, want: phase.Broken, detail: "surprise"},
-		"report of another version": {pod: corev1.Pod{Status: ended(corev1.PodSucceeded, 0, `{"version":99}`)}, want: phase.Broken, detail: "version is 99"},
-		"succeeded without report":  {pod: corev1.Pod{Status: ended(corev1.PodSucceeded, 0, "")}, want: phase.Broken, detail: "without a report"},
-		"killed":                    {pod: corev1.Pod{Status: ended(corev1.PodFailed, 137, "")}, want: phase.Lost, detail: "exit code 137"},
+		"success with an exit code": {pod: corev1.Pod{Status: ended(corev1.PodFailed, 2, report(task.Report{}))}, want: phase.Lost, detail: "code 2"},
+		"unreadable report":         {pod: corev1.Pod{Status: ended(corev1.PodSucceeded, 0, `{"version":1,"surprise":1}`)}, want: phase.Lost, detail: "surprise"},
+		"report of another version": {pod: corev1.Pod{Status: ended(corev1.PodSucceeded, 0, `{"version":99}`)}, want: phase.Lost, detail: "99"},
+		"succeeded without report":  {pod: corev1.Pod{Status: ended(corev1.PodSucceeded, 0, "")}, want: phase.Lost, detail: "without a report"},
+		"reported an outage":        {pod: corev1.Pod{Status: ended(corev1.PodFailed, 1, report(task.Report{Error: "EIO", Class: fault.Outage}))}, want: phase.Suspended, detail: "EIO"},
+		"reported that it may pass": {pod: corev1.Pod{Status: ended(corev1.PodFailed, 1, report(task.Report{Error: "EIO", Class: fault.Passing}))}, want: phase.Lost, detail: "EIO"},
+		"did not start": {
+			pod:  corev1.Pod{Status: ended(corev1.PodFailed, 128, "failed to create task: cgroup: device or resource busy")},
+			want: phase.Lost, detail: "cgroup: device or resource busy",
+		},
+		"out of memory": {pod: corev1.Pod{Status: ended(corev1.PodFailed, 137, "false: OOM")}, want: phase.Lost, detail: "false: OOM"},
+		"killed":        {pod: corev1.Pod{Status: ended(corev1.PodFailed, 137, "")}, want: phase.Lost, detail: "exit code 137"},
 		"evicted": {
 			pod:  corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted", Message: "low on memory"}},
 			want: phase.Lost, detail: "Evicted: low on memory",
 		},
 		"too late": {
 			pod:  corev1.Pod{Status: corev1.PodStatus{Phase: corev1.PodFailed, Reason: "DeadlineExceeded"}},
-			want: phase.Broken, detail: "podDeadline",
+			want: phase.Lost, detail: "podDeadline",
 		},
 		"being deleted": {
 			pod:  corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now}, Status: corev1.PodStatus{Phase: corev1.PodRunning}},

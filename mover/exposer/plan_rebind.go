@@ -20,12 +20,18 @@ func SelectedNode(pvc *corev1.PersistentVolumeClaim) string {
 
 // targetLabels are the labels that the selector of a target PVC requires of its PV. Velero's
 // restore sets a selector with velero.io/dynamic-pv-restore, so that no other volume is
-// provisioned in the meantime.
-func targetLabels(target *corev1.PersistentVolumeClaim) map[string]string {
+// provisioned in the meantime. A tenant who writes the selector must not write our labels.
+func targetLabels(target *corev1.PersistentVolumeClaim) (map[string]string, error) {
 	if target.Spec.Selector == nil {
-		return nil
+		return nil, nil
 	}
-	return target.Spec.Selector.MatchLabels
+	for key := range target.Spec.Selector.MatchLabels {
+		if strings.HasPrefix(key, identity.Domain) {
+			return nil, fmt.Errorf("%w: the selector of target PVC %s/%s asks for label %s, which is Blockmover's own: remove it from the PVC",
+				phase.ErrBroken, target.Namespace, target.Name, key)
+		}
+	}
+	return target.Spec.Selector.MatchLabels, nil
 }
 
 // PlanRebind returns the PV that gives the restored volume to the target PVC: the same
@@ -48,7 +54,11 @@ func PlanRebind(op identity.Operation, namespace string, restored *corev1.Persis
 		Spec: *restored.Spec.DeepCopy(),
 	}
 	maps.Copy(pv.Labels, restored.Labels)
-	maps.Copy(pv.Labels, targetLabels(target))
+	selected, err := targetLabels(target)
+	if err != nil {
+		return nil, fmt.Errorf("plan rebind PV: %w", err)
+	}
+	maps.Copy(pv.Labels, selected)
 	maps.Copy(pv.Annotations, restored.Annotations)
 	delete(pv.Annotations, "pv.kubernetes.io/bound-by-controller")
 	pv.Annotations[identity.AnnotationRestoredVolume] = restored.Name
@@ -60,12 +70,22 @@ func PlanRebind(op identity.Operation, namespace string, restored *corev1.Persis
 	pv.Spec.CSI.FSType = ""
 	if mode == corev1.PersistentVolumeFilesystem {
 		pv.Spec.CSI.FSType = filesystem
+		if filesystem == "xfs" && !slices.Contains(pv.Spec.MountOptions, noUUID) {
+			pv.Spec.MountOptions = append(pv.Spec.MountOptions, noUUID)
+		}
+	}
+	if target.Spec.StorageClassName != nil {
+		pv.Spec.StorageClassName = *target.Spec.StorageClassName
 	}
 	pv.Spec.AccessModes = slices.Clone(target.Spec.AccessModes)
 	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
 	pv.Spec.ClaimRef = parking(op, namespace)
 	return pv, nil
 }
+
+// noUUID lets XFS mount a volume beside another one with the same UUID. A restored volume has
+// the UUID of its original.
+const noUUID = "nouuid"
 
 // parking is a claim that never exists.
 func parking(op identity.Operation, namespace string) *corev1.ObjectReference {
@@ -77,9 +97,14 @@ func parking(op identity.Operation, namespace string) *corev1.ObjectReference {
 	}
 }
 
+// isParked reports whether a rebind PV is reserved for nobody. If somebody has removed its
+// claimRef, its annotation says whether it was committed.
 func isParked(pv *corev1.PersistentVolume, namespace string) bool {
 	ref := pv.Spec.ClaimRef
-	return ref != nil && ref.Namespace == namespace && ref.Name == pv.Name
+	if ref == nil {
+		return pv.Annotations[identity.AnnotationRestoredVolume] != ""
+	}
+	return ref.Namespace == namespace && ref.Name == pv.Name
 }
 
 // FilesystemOf returns what the external provisioner would write into the PV of a Filesystem

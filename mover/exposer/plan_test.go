@@ -156,6 +156,20 @@ func TestPlanRestoreVolumeIsWritable(t *testing.T) {
 	require.Equal(t, target.Spec.AccessModes, exposer.PlanRestoreVolume(op, target, "").Spec.AccessModes)
 }
 
+// TestPlanRebindRefusesOurLabels: a tenant writes the selector of a PVC, and must not write by
+// it the labels that the sweep goes by.
+func TestPlanRebindRefusesOurLabels(t *testing.T) {
+	restored := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{
+		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{}},
+	}}
+	target := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
+		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{identity.LabelOperation: "another"}},
+	}}
+	_, err := exposer.PlanRebind(op, "velero", restored, target, "")
+	require.ErrorIs(t, err, phase.ErrBroken)
+	require.ErrorContains(t, err, identity.LabelOperation)
+}
+
 func TestPlanRebind(t *testing.T) {
 	block, filesystem := corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem
 	affinity := &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{}}
@@ -189,6 +203,7 @@ func TestPlanRebind(t *testing.T) {
 	require.Equal(t, before, restored)
 
 	want := restored.Spec.DeepCopy()
+	want.MountOptions = append(want.MountOptions, "nouuid")
 	want.VolumeMode, want.CSI.FSType, want.AccessModes = &filesystem, "xfs", target.Spec.AccessModes
 	want.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
 	want.ClaimRef = &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: "velero", Name: "blockmover-restored-uid-1"}

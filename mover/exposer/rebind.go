@@ -3,7 +3,9 @@ package exposer
 import (
 	"context"
 	"fmt"
+	"strings"
 
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -47,7 +49,12 @@ func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey c
 		return Handover{}, err
 	}
 	if rebind != nil && !isParked(rebind, e.Namespace) {
-		return settle(ctx, e.Client, rebind, target)
+		if rebind.Spec.ClaimRef == nil && target != nil {
+			if err := commit(ctx, e.Client, rebind, target); err != nil {
+				return Handover{Committed: true}, err
+			}
+		}
+		return settle(ctx, e.Client, rebind, targetKey, target)
 	}
 	if err := wantsVolume(targetKey, target); err != nil {
 		return Handover{}, err
@@ -64,7 +71,7 @@ func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey c
 	if err := commit(ctx, e.Client, rebind, target); err != nil {
 		return Handover{}, err
 	}
-	return settle(ctx, e.Client, rebind, target)
+	return settle(ctx, e.Client, rebind, targetKey, target)
 }
 
 // wantsVolume checks that the target can still take the volume.
@@ -127,7 +134,16 @@ func (e *Exposer) retire(ctx context.Context, op identity.Operation, restoredNam
 	if restored == nil {
 		return "", nil
 	}
-	return "PV " + restoredName + " is being detached and deleted", kube.Delete(ctx, e.Client, restored)
+	return "PV " + restoredName + " is being detached and deleted" + heldBy(restored), kube.Delete(ctx, e.Client, restored)
+}
+
+// heldBy names the finalizers of an object that is being deleted: their owners have not let go
+// of it yet.
+func heldBy(object client.Object) string {
+	if object.GetDeletionTimestamp() == nil || len(object.GetFinalizers()) == 0 {
+		return ""
+	}
+	return " (held by " + strings.Join(object.GetFinalizers(), ", ") + ")"
 }
 
 // commit reserves the rebind PV for the target, including its UID. If the target is deleted,
@@ -141,6 +157,7 @@ func commit(ctx context.Context, c client.Writer, rebind *corev1.PersistentVolum
 		Name:       target.Name,
 		UID:        target.UID,
 	}
+	delete(rebind.Annotations, identity.AnnotationRestoredVolume) // it is not parked any more
 	if err := c.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("reserve PV %s for PVC %s/%s: %w", rebind.Name, target.Namespace, target.Name, err)
 	}
@@ -149,13 +166,13 @@ func commit(ctx context.Context, c client.Writer, rebind *corev1.PersistentVolum
 
 // settle lets go of a committed PV once it is bound, or once it is clear that it never will
 // be.
-func settle(ctx context.Context, c client.Writer, rebind *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim) (Handover, error) {
+func settle(ctx context.Context, c client.Writer, rebind *corev1.PersistentVolume, targetKey client.ObjectKey, target *corev1.PersistentVolumeClaim) (Handover, error) {
 	if target == nil || target.UID != rebind.Spec.ClaimRef.UID {
 		if err := letGo(ctx, c, rebind); err != nil {
 			return Handover{Committed: true}, err
 		}
-		return Handover{Committed: true}, fmt.Errorf("%w: target PVC %s/%s was deleted while it was bound to the restored volume",
-			phase.ErrBroken, rebind.Spec.ClaimRef.Namespace, rebind.Spec.ClaimRef.Name)
+		return Handover{Committed: true}, fmt.Errorf("%w: target PVC %s was deleted while it was bound to the restored volume",
+			phase.ErrBroken, targetKey)
 	}
 	if target.Spec.VolumeName != rebind.Name || target.Status.Phase != corev1.ClaimBound || rebind.Status.Phase != corev1.VolumeBound {
 		return Handover{
@@ -180,6 +197,7 @@ func letGo(ctx context.Context, c client.Writer, rebind *corev1.PersistentVolume
 		rebind.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimPolicy(policy)
 	}
 	delete(rebind.Labels, identity.LabelOperation)
+	delete(rebind.Labels, velerov1.ExcludeFromBackupLabel)
 	for _, mark := range []string{identity.AnnotationReclaimPolicy, identity.AnnotationRestoredVolume, identity.AnnotationOperation} {
 		delete(rebind.Annotations, mark)
 	}
@@ -269,6 +287,7 @@ func (e *Exposer) releaseRebind(ctx context.Context, op identity.Operation, rebi
 	// Only the rebind PV holds the volume. With a claim that does not exist it becomes
 	// Released, and its provisioner deletes it.
 	before := rebind.DeepCopy()
+	rebind.Spec.ClaimRef = parking(op, e.Namespace)
 	rebind.Spec.ClaimRef.UID = types.UID(op.UID)
 	rebind.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
 	err := e.Client.Patch(ctx, rebind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
@@ -284,7 +303,7 @@ func (e *Exposer) releasePod(ctx context.Context, op identity.Operation) (string
 	if err != nil || pod == nil {
 		return "", err
 	}
-	return "pod " + e.keyOf(op).String(), e.DeletePod(ctx, pod)
+	return "pod " + e.keyOf(op).String() + heldBy(pod), e.DeletePod(ctx, pod)
 }
 
 // releaseClaim deletes the PVC and names it until it is gone.
@@ -293,7 +312,7 @@ func (e *Exposer) releaseClaim(ctx context.Context, op identity.Operation) (stri
 	if err != nil || claim == nil {
 		return "", err
 	}
-	return "PVC " + e.keyOf(op).String(), kube.Delete(ctx, e.Client, claim)
+	return "PVC " + e.keyOf(op).String() + heldBy(claim), kube.Delete(ctx, e.Client, claim)
 }
 
 func nonEmpty(text string) []string {

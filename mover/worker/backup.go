@@ -9,6 +9,7 @@ import (
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
@@ -39,7 +40,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 			if dev, err = w.Environment.OpenReader(); err != nil {
 				return nil, err
 			}
-			return device.LimitReader(ctx, dev, r.RateLimit), nil
+			return device.LimitReader(ctx, livingReader{dev, &w.life}, r.RateLimit), nil
 		},
 		Plan: func(_ context.Context, dev device.Reader, _ []repository.Snapshot) (chain.Input, error) {
 			return w.plan(r, dev)
@@ -101,7 +102,7 @@ func reportOf(b backup.Result) task.Report {
 func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 	share, err := policy.ParsePercent(r.Backup.Audit)
 	if err != nil {
-		return chain.Input{}, fmt.Errorf("read audit %q: %w", r.Backup.Audit, err)
+		return chain.Input{}, fault.Mark(fmt.Errorf("read audit %q: %w", r.Backup.Audit, err))
 	}
 	in := chain.Input{
 		Request: chain.Request{
@@ -121,6 +122,7 @@ func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 		Collect: w.Collect,
 		Audit:   share,
 	}
+	in.Collect.Notify = w.waitsFor
 	in.Source, in.Unavailable = w.source()
 	return in, nil
 }
@@ -131,5 +133,16 @@ func (w *Worker) source() (cbt.Source, string) {
 	if err != nil {
 		return nil, err.Error()
 	}
-	return source, ""
+	return livingSource{source, &w.life}, ""
+}
+
+// waitsFor shows that the metadata service is waited for, or with nil that it answers again.
+func (w *Worker) waitsFor(why error) {
+	if why == nil {
+		w.waiting.Store(nil)
+		return
+	}
+	text := "waits for the metadata service of the storage: " + why.Error()
+	w.waiting.Store(&text)
+	w.Log.Info("Waiting for the metadata service", "error", why.Error())
 }

@@ -17,6 +17,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 
+	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/task"
 )
 
@@ -80,8 +81,8 @@ func (o *options) conclude(log logr.Logger, report task.Report, err error) error
 		return ErrReported
 	}
 	if err != nil {
-		log.Error(err, "Operation failed")
-		report.Error = err.Error()
+		report.Error, report.Class = err.Error(), fault.Of(err)
+		log.Error(err, "Operation failed", "class", report.Class)
 	}
 	if err := o.writeReport(report); err != nil {
 		return err
@@ -107,7 +108,7 @@ func (o *options) writeReport(report task.Report) error {
 func (o *options) work(ctx context.Context, cancel context.CancelCauseFunc, log logr.Logger) (task.Report, error) {
 	request, err := requestFromEnvironment()
 	if err != nil {
-		return task.Report{}, err
+		return task.Report{}, fault.Mark(err)
 	}
 	log = log.WithValues("namespace", request.Namespace, "name", request.Name, "volume", request.Volume.String())
 	c, err := newClient()
@@ -123,8 +124,9 @@ func (o *options) work(ctx context.Context, cancel context.CancelCauseFunc, log 
 			fatal:       func(err error) { cancel(fmt.Errorf("repository must not be used any more: %w", err)) },
 			log:         log,
 		},
-		Sink: newStatusSink(c, request),
+		Out:  os.Stdout,
 		Log:  log,
+		Stop: cancel,
 		Now:  time.Now,
 	}
 	return w.Run(ctx, request)
@@ -160,7 +162,7 @@ func supervise(ctx context.Context, log logr.Logger, grace time.Duration, work f
 		var r result
 		defer func() {
 			if p := recover(); p != nil {
-				r.err = fmt.Errorf("panic: %v", p)
+				r.err = fault.Mark(fmt.Errorf("panic: %v", p))
 				log.Error(r.err, "Worker panicked", "stack", string(debug.Stack()))
 			}
 			done <- r

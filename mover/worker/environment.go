@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/go-logr/logr"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
-	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"golang.org/x/sys/unix"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/config"
@@ -34,9 +37,31 @@ type pod struct {
 
 var _ Environment = (*pod)(nil)
 
+// ReachAPI implements Environment. Any answer of the API server will do.
+func (p *pod) ReachAPI(ctx context.Context) error {
+	key := client.ObjectKey{Namespace: p.request.Namespace, Name: p.request.BackupRepository}
+	err := p.client.Get(ctx, key, &velerov1.BackupRepository{})
+	if apierrors.ReasonForError(err) != metav1.StatusReasonUnknown {
+		return nil
+	}
+	return err
+}
+
 func (p *pod) OpenReader() (device.Reader, error) { return device.Open(p.request.Device) }
 
-func (p *pod) OpenWriter() (device.Writer, error) { return device.OpenWriter(p.request.Device) }
+// OpenWriter implements Environment. A device that was released a moment ago may still be in
+// use by the kernel.
+func (p *pod) OpenWriter() (device.Writer, error) {
+	const attempts, pause = 12, 5 * time.Second
+	for i := 1; ; i++ {
+		dev, err := device.OpenWriter(p.request.Device)
+		if !errors.Is(err, unix.EBUSY) || i == attempts {
+			return dev, err
+		}
+		p.log.Info("The device is busy", "device", p.request.Device, "attempt", i)
+		time.Sleep(pause)
+	}
+}
 
 func (p *pod) OpenStore(ctx context.Context) (repository.Store, error) {
 	return kopia.OpenVelero(ctx, p.client, kopia.VeleroOptions{
@@ -64,7 +89,7 @@ func (p *pod) Source() (cbt.Source, error) {
 	})
 }
 
-// newClient returns a client for the few objects that a worker reads and patches. It has no
+// newClient returns a client for the few objects that a worker reads. It has no
 // cache, because a worker lists and watches nothing.
 func newClient() (client.Client, error) {
 	rest, err := config.GetConfig()
@@ -72,7 +97,7 @@ func newClient() (client.Client, error) {
 		return nil, fmt.Errorf("find Kubernetes API: %w", err)
 	}
 	scheme := runtime.NewScheme()
-	if err := errors.Join(velerov1.AddToScheme(scheme), velerov2alpha1.AddToScheme(scheme)); err != nil {
+	if err := velerov1.AddToScheme(scheme); err != nil {
 		return nil, fmt.Errorf("register Velero's kinds: %w", err)
 	}
 	c, err := client.New(rest, client.Options{Scheme: scheme})

@@ -1,132 +1,120 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
 	"github.com/stretchr/testify/require"
-	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// recorder is a ProgressSink that can be made to fail.
-type recorder struct {
+// output is a log that can be made to fail.
+type output struct {
 	mu      sync.Mutex
-	got     []Progress
+	text    bytes.Buffer
 	failing atomic.Bool
 	calls   atomic.Int32
 }
 
-func (r *recorder) Publish(_ context.Context, p Progress) error {
-	r.calls.Add(1)
-	if r.failing.Load() {
-		return errors.New("the API does not answer")
+func (o *output) Write(p []byte) (int, error) {
+	o.calls.Add(1)
+	if o.failing.Load() {
+		return 0, errors.New("no space left on device")
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.got = append(r.got, p)
-	return nil
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
 }
 
-func (r *recorder) published() []Progress {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return append([]Progress(nil), r.got...)
+func (o *output) last() task.Progress {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	p, _ := task.LastProgress(o.text.String())
+	return p
+}
+
+func (o *output) lines() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.Count(o.text.String(), "\n")
 }
 
 func TestPublish(t *testing.T) {
-	var done, total atomic.Int64
-	total.Store(100)
-	sink := &recorder{}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		publish(ctx, logr.Discard(), sink, time.Millisecond, func() Progress { return Progress{Done: done.Load(), Total: total.Load()} })
-	}()
-	awaitLast := func(want Progress) {
-		t.Helper()
-		require.Eventually(t, func() bool {
-			got := sink.published()
-			return len(got) > 0 && got[len(got)-1] == want
-		}, 10*time.Second, time.Millisecond)
-	}
-	awaitLast(Progress{0, 100})
-	time.Sleep(20 * time.Millisecond)
-	require.Len(t, sink.published(), 1, "progress that has not changed is published once")
-	done.Store(40)
-	awaitLast(Progress{40, 100})
-	done.Store(100)
-	cancel()
-	<-ended
-	awaitLast(Progress{100, 100})
-}
-
-func TestPublishTheLastProgressAtTheEnd(t *testing.T) {
-	sink := &recorder{}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	publish(ctx, logr.Discard(), sink, time.Hour, func() Progress { return Progress{7, 9} })
-	require.Equal(t, []Progress{{7, 9}}, sink.published())
+	synctest.Test(t, func(t *testing.T) {
+		var done atomic.Int64
+		out := &output{}
+		ctx, cancel := context.WithCancel(t.Context())
+		go publish(ctx, logr.Discard(), out, time.Second, func() task.Progress { return task.Progress{Done: done.Load(), Total: 100} })
+		time.Sleep(5500 * time.Millisecond)
+		require.Equal(t, task.Progress{Total: 100}, out.last())
+		require.Equal(t, 1, out.lines(), "progress that has not changed is published once")
+		done.Store(40)
+		time.Sleep(time.Second)
+		require.Equal(t, task.Progress{Done: 40, Total: 100}, out.last())
+		done.Store(100)
+		cancel()
+		synctest.Wait()
+		require.Equal(t, task.Progress{Done: 100, Total: 100}, out.last(), "the last progress is published at the end")
+	})
 }
 
 func TestPublishFailures(t *testing.T) {
-	var warnings atomic.Int32
-	log := funcr.New(func(string, string) { warnings.Add(1) }, funcr.Options{})
-	sink := &recorder{}
-	sink.failing.Store(true)
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		publish(ctx, log, sink, time.Millisecond, func() Progress { return Progress{1, 2} })
-	}()
-	require.Eventually(t, func() bool { return sink.calls.Load() > 3 }, 10*time.Second, time.Millisecond)
-	sink.failing.Store(false)
-	require.Eventually(t, func() bool { return len(sink.published()) > 0 }, 10*time.Second, time.Millisecond)
-	cancel()
-	<-ended
-	require.EqualValues(t, 1, warnings.Load(), "warnings of one series of failures")
-	require.Equal(t, []Progress{{1, 2}}, sink.published())
+	synctest.Test(t, func(t *testing.T) {
+		var warnings atomic.Int32
+		log := funcr.New(func(string, string) { warnings.Add(1) }, funcr.Options{})
+		out := &output{}
+		out.failing.Store(true)
+		ctx, cancel := context.WithCancel(t.Context())
+		go publish(ctx, log, out, time.Second, func() task.Progress { return task.Progress{Done: 1, Total: 2} })
+		time.Sleep(3500 * time.Millisecond)
+		out.failing.Store(false)
+		time.Sleep(time.Second)
+		require.Equal(t, task.Progress{Done: 1, Total: 2}, out.last(), "it is published later")
+		require.EqualValues(t, 3, warnings.Load())
+		cancel()
+		synctest.Wait()
+	})
 }
 
-func TestStatusSink(t *testing.T) {
-	scheme := runtime.NewScheme()
-	require.NoError(t, velerov2alpha1.AddToScheme(scheme))
-	meta := metav1.ObjectMeta{Namespace: "velero", Name: "operation"}
-	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
-		&velerov2alpha1.DataUpload{ObjectMeta: meta, Status: velerov2alpha1.DataUploadStatus{Phase: "InProgress", Message: "kept"}},
-		&velerov2alpha1.DataDownload{ObjectMeta: meta},
-	).Build()
-	request := task.Request{Namespace: "velero", Name: "operation", Backup: &task.Backup{}}
-	sink := newStatusSink(c, request)
-	require.NoError(t, sink.Publish(t.Context(), Progress{Done: 1 << 40, Total: 2 << 40}))
-	require.NoError(t, sink.Publish(t.Context(), Progress{Done: 0, Total: 2 << 40}))
+func TestStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l life
+		stopped := make(chan error, 1)
+		begun := time.Now()
+		go l.watch(t.Context(), time.Minute, time.Second, func(err error) { stopped <- err })
+		time.Sleep(59 * time.Second)
+		l.beats.Add(1)
+		require.ErrorIs(t, <-stopped, errStalled)
+		require.InDelta(t, 2*time.Minute, time.Since(begun), float64(2*time.Second))
+	})
+}
 
-	upload, download := &velerov2alpha1.DataUpload{}, &velerov2alpha1.DataDownload{}
-	require.NoError(t, c.Get(t.Context(), client.ObjectKeyFromObject(&velerov2alpha1.DataUpload{ObjectMeta: meta}), upload))
-	require.EqualValues(t, 0, upload.Status.Progress.BytesDone, "0 replaces what was there")
-	require.EqualValues(t, 2<<40, upload.Status.Progress.TotalBytes)
-	require.Equal(t, velerov2alpha1.DataUploadPhaseInProgress, upload.Status.Phase)
-	require.Equal(t, "kept", upload.Status.Message)
-
-	request.Backup, request.Restore = nil, &task.Restore{}
-	require.NoError(t, newStatusSink(c, request).Publish(t.Context(), Progress{Done: 3, Total: 4}))
-	require.NoError(t, c.Get(t.Context(), client.ObjectKeyFromObject(upload), download))
-	require.EqualValues(t, 3, download.Status.Progress.BytesDone)
-
-	request.Name = "gone"
-	require.True(t, apierrors.IsNotFound(newStatusSink(c, request).Publish(t.Context(), Progress{1, 1})))
+// TestCutOff: a restore that does not reach the API server stops in time. A moment without it
+// is no reason.
+func TestCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		away := time.Now().Add(2 * time.Minute)
+		stopped := make(chan error, 1)
+		begun := time.Now()
+		go watchAPI(t.Context(), time.Minute, time.Second, func(context.Context) error {
+			if now := time.Since(begun); time.Now().After(away) || now > 10*time.Second && now < time.Minute {
+				return errors.New("connection refused")
+			}
+			return nil
+		}, func(err error) { stopped <- err })
+		err := <-stopped
+		require.ErrorIs(t, err, errCutOff)
+		require.ErrorContains(t, err, "connection refused")
+		require.InDelta(t, 3*time.Minute, time.Since(begun), float64(3*time.Second))
+	})
 }

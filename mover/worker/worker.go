@@ -2,23 +2,26 @@
 // reports.
 //
 // Its input is a task.Request in the environment. Its result is a task.Report in the
-// termination message. In between it writes its progress into the status of the DataUpload or
-// DataDownload. It owns only that field.
+// termination message. In between it writes its progress into its log, where the manager reads
+// it. Through the API it writes nothing.
 //
 // Packages backup and restore have the steps, and say what holds when they are interrupted.
 // The worker opens device, repository and block metadata for them, and renders their results.
 //
 // # How it ends
 //
-// Every error becomes a report, including a panic of the goroutine that runs the operation. A
+// Every error becomes a report with its class (package fault), including a panic of the
+// goroutine that runs the operation. A worker in which nothing moves any more gives up, and so
+// does a restore that has lost the API server: its volume may be given to another node. A
 // worker that is told to stop (SIGTERM: its node is drained, or the operation is canceled)
 // stops and leaves no report. It has not failed. The manager knows whether it wanted that,
 // and decides whether another attempt follows.
-// whether it wanted that, and decides whether another attempt follows.
 package worker
 
 import (
 	"context"
+	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -45,18 +48,27 @@ type Environment interface {
 	// Source is the changed-block tracking of the snapshot on the device. If there is none,
 	// the error wraps cbt.ErrUnavailable.
 	Source() (cbt.Source, error)
+	// ReachAPI fails if the API server is out of reach.
+	ReachAPI(ctx context.Context) error
 }
 
 // Worker runs one operation.
 type Worker struct {
 	Environment Environment
-	Sink        ProgressSink
-	Log         logr.Logger
+	// Out takes the lines of the progress.
+	Out io.Writer
+	Log logr.Logger
+	// Stop ends the context of Run with a cause.
+	Stop context.CancelCauseFunc
 	// Now is the clock.
 	Now func() time.Time
 	// Collect and DataPath tune the parts. DataPath.Progress is the worker's own.
 	Collect  cbt.Options
 	DataPath datapath.Options
+
+	life life
+	// waiting is what the operation waits for, or "".
+	waiting atomic.Pointer[string]
 }
 
 // Run does what the request asks for. With an error, the report says how far it came.
@@ -67,10 +79,18 @@ func (w *Worker) Run(ctx context.Context, r task.Request) (task.Report, error) {
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
-		publish(publishing, w.Log, w.Sink, progressInterval, func() Progress {
-			return Progress{Done: progress.Done(), Total: progress.Total()}
+		publish(publishing, w.Log, w.Out, progressInterval, func() task.Progress {
+			p := task.Progress{Done: progress.Done(), Total: progress.Total(), Read: progress.Read()}
+			if waiting := w.waiting.Load(); waiting != nil {
+				p.Waiting = *waiting
+			}
+			return p
 		})
 	}()
+	go w.life.watch(publishing, stallTimeout, watchInterval, w.Stop)
+	if r.Restore != nil {
+		go watchAPI(publishing, cutOffTimeout, watchInterval, w.Environment.ReachAPI, w.Stop)
+	}
 
 	options := w.DataPath
 	options.Progress = progress
@@ -119,7 +139,7 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 			if err != nil {
 				return nil, err
 			}
-			return device.LimitWriter(ctx, dev, r.RateLimit), nil
+			return device.LimitWriter(ctx, livingWriter{dev, &w.life}, r.RateLimit), nil
 		},
 		Begun: func(image repository.VolumeReader, dev device.Writer) error {
 			report.SnapshotID = r.Restore.SnapshotID

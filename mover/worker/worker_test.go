@@ -41,7 +41,7 @@ type fixture struct {
 	device *devicetest.Faulty
 	disk   *device.Memory
 	volume cbttest.Volume
-	sink   *recorder
+	out    *output
 	// The faults of the environment.
 	storeErr, readerErr, writerErr, sourceErr, listErr, deleteErr, saveErr, commitErr error
 	// cuts are the numbers of messages after which a stream of block metadata breaks.
@@ -56,12 +56,13 @@ func newFixture(t *testing.T) *fixture {
 	f := &fixture{
 		store:  repositorytest.NewMemory(),
 		volume: cbttest.Volume{Capacity: volumeSize, Changed: map[cbt.ChangeID][]block.Extent{}},
-		sink:   &recorder{},
+		out:    &output{},
 	}
 	f.insert(random(1))
 	f.Worker = &Worker{
 		Environment: f,
-		Sink:        f.sink,
+		Out:         f.out,
+		Stop:        func(error) {},
 		Log:         logr.Discard(),
 		Now:         func() time.Time { return monday },
 		Collect:     cbt.Options{Backoff: time.Nanosecond},
@@ -83,6 +84,8 @@ func (f *fixture) insert(data []byte) {
 }
 
 func (f *fixture) OpenReader() (device.Reader, error) { return f.device, f.readerErr }
+
+func (f *fixture) ReachAPI(context.Context) error { return nil }
 
 func (f *fixture) OpenWriter() (device.Writer, error) { return f.device, f.writerErr }
 
@@ -228,7 +231,7 @@ func TestBackupsAndRestores(t *testing.T) {
 		require.Equal(t, 1, f.device.Calls(devicetest.Close))
 	}
 	require.EqualValues(t, 4, f.closed.Load(), "stores closed")
-	require.Equal(t, Progress{volumeSize, volumeSize}, f.sink.published()[len(f.sink.published())-1])
+	require.Equal(t, task.Progress{Done: volumeSize, Total: volumeSize}, f.out.last())
 }
 
 func TestBackupSaysWhyItIsFull(t *testing.T) {
@@ -476,7 +479,7 @@ func TestRateLimit(t *testing.T) {
 // A backup succeeds without progress.
 func TestProgressFails(t *testing.T) {
 	f := newFixture(t)
-	f.sink.failing.Store(true)
+	f.out.failing.Store(true)
 	f.run(t, backupRequest("du-1.1", monday))
-	require.Positive(t, f.sink.calls.Load())
+	require.Positive(t, f.out.calls.Load())
 }

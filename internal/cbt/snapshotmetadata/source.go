@@ -15,8 +15,9 @@
 // A broken transport or a restarting sidecar causes the codes Unavailable, Aborted, Internal,
 // Canceled and DeadlineExceeded. They wrap cbt.ErrInterrupted. The sidecar also answers
 // Unavailable and Internal to what will not change by itself, such as a VolumeSnapshot
-// without a class. A certificate that the CA did not sign is Unavailable, too. No code tells
-// these apart, so the caller must bound its attempts.
+// without a class. No code tells
+// these apart, so the caller must bound its patience. A certificate that the CA did not sign
+// is Unavailable, too, and is not resumed.
 package snapshotmetadata
 
 import (
@@ -28,6 +29,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -260,12 +262,21 @@ func batch(m message) (cbt.Batch, error) {
 	return b, nil
 }
 
+// interruptions are the codes of streams that may be resumed; see the package documentation.
+var interruptions = []codes.Code{codes.Unavailable, codes.Aborted, codes.Internal, codes.Canceled, codes.DeadlineExceeded}
+
+// badCertificate is how gRPC begins the text of a TLS handshake that failed. It does not
+// succeed later: the CA is in the SnapshotMetadataService that was read.
+const badCertificate = "authentication handshake failed: tls: failed to verify certificate"
+
 // classify wraps the sentinel error for a gRPC status.
 func classify(err error) error {
-	switch status.Code(err) {
-	case codes.Unavailable, codes.Aborted, codes.Internal, codes.Canceled, codes.DeadlineExceeded:
+	switch code := status.Code(err); {
+	case strings.Contains(status.Convert(err).Message(), badCertificate):
+		return err
+	case slices.Contains(interruptions, code):
 		return fmt.Errorf("%w: %w", cbt.ErrInterrupted, err)
-	case codes.Unimplemented:
+	case code == codes.Unimplemented:
 		return fmt.Errorf("%w: %w", cbt.ErrUnavailable, err)
 	default:
 		return err

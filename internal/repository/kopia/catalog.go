@@ -73,7 +73,7 @@ func checkVolume(v repository.VolumeKey) error {
 func (s *Store) Save(ctx context.Context, snap repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
 	id, err := s.save(ctx, snap, img)
 	if err != nil {
-		return "", fmt.Errorf("save repo snapshot of %s: %w", snap.Volume, err)
+		return "", fmt.Errorf("save repo snapshot of %s: %w", snap.Volume, markWrite(err))
 	}
 	return id, nil
 }
@@ -185,15 +185,18 @@ func manifests(ctx context.Context, rep repo.Repository, v repository.VolumeKey)
 func (s *Store) List(ctx context.Context, v repository.VolumeKey) ([]repository.Snapshot, error) {
 	manifests, err := manifests(ctx, s.rep, v)
 	if err != nil {
-		return nil, fmt.Errorf("list repo snapshots of %s: %w", v, err)
+		return nil, fmt.Errorf("list repo snapshots of %s: %w", v, mark(err))
 	}
 	result := make([]repository.Snapshot, 0, len(manifests))
 	for _, m := range manifests {
 		snap, _, err := describe(ctx, s.rep, m)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil, fmt.Errorf("list repo snapshots of %s: %w", v, ctx.Err())
-			}
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("list repo snapshots of %s: %w", v, ctx.Err())
+		case errors.Is(mark(err), repository.ErrUnavailable): // it says nothing about the image
+			return nil, fmt.Errorf("list repo snapshots of %s: %w", v, mark(err))
+		default:
 			snap.Damage = err
 		}
 		result = append(result, snap)
@@ -217,7 +220,7 @@ func (s *Store) List(ctx context.Context, v repository.VolumeKey) ([]repository.
 func (s *Store) Get(ctx context.Context, id repository.SnapshotID) (repository.Snapshot, error) {
 	snap, _, err := s.load(ctx, id)
 	if err != nil {
-		return repository.Snapshot{}, fmt.Errorf("get repo snapshot %s: %w", id, err)
+		return repository.Snapshot{}, fmt.Errorf("get repo snapshot %s: %w", id, mark(err))
 	}
 	return snap, nil
 }

@@ -88,7 +88,7 @@ func findCheckpoint(ctx context.Context, rep repo.Repository, h *hold, meta repo
 	}
 	for _, id := range slices.Backward(h.ids) {
 		m, err := snapshot.LoadSnapshot(ctx, rep, id)
-		if err == nil && m.RootEntry != nil {
+		if err == nil && m.RootEntry != nil && m.Tags[tagBasis] == h.basis {
 			var img image
 			if img, err = readDirectory(ctx, rep, m.RootEntry.ObjectID); err == nil && sameMeta(img.document.Meta, meta) {
 				return img, nil

@@ -25,6 +25,8 @@ const (
 	// their labels alone.
 	tagHold   = "blockmover.io/hold"
 	holdValue = "true"
+	// tagBasis is WriterOptions.Basis.
+	tagBasis = "blockmover.io/basis"
 
 	holdDescription = "Blockmover volume image, not complete"
 
@@ -42,6 +44,7 @@ var errNoOperation = errors.New("operation ID is missing")
 type hold struct {
 	volume    repository.VolumeKey
 	operation string
+	basis     string
 	start     time.Time
 	// ids are the manifests that the next one replaces: its own last one, or what
 	// an earlier run of the operation has left.
@@ -54,7 +57,7 @@ type hold struct {
 
 // newHold removes the holds of dead operations, and finds what earlier runs of this
 // one have left, without touching it.
-func newHold(ctx context.Context, rep repo.Repository, volume repository.VolumeKey, operation string) (*hold, error) {
+func newHold(ctx context.Context, rep repo.Repository, volume repository.VolumeKey, operation, basis string) (*hold, error) {
 	if err := rep.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("refresh repository index: %w", err)
 	}
@@ -65,7 +68,7 @@ func newHold(ctx context.Context, rep repo.Repository, volume repository.VolumeK
 	if err != nil {
 		return nil, err
 	}
-	return &hold{volume: volume, operation: operation, start: rep.Time(), ids: ids}, nil
+	return &hold{volume: volume, operation: operation, basis: basis, start: rep.Time(), ids: ids}, nil
 }
 
 // findHolds lists the holds of an operation, oldest first.
@@ -100,7 +103,7 @@ func (h *hold) take(ctx context.Context, w repo.RepositoryWriter, root object.ID
 		IncompleteReason: incompleteReason,
 		Tags: map[string]string{
 			tagRequester: requester, tagUploader: uploader,
-			tagHold: holdValue, repository.TagOperation: h.operation,
+			tagHold: holdValue, repository.TagOperation: h.operation, tagBasis: h.basis,
 		},
 		Pins: []string{pin},
 	})

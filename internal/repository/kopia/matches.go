@@ -17,7 +17,7 @@ import (
 func (r *reader) Matches(ctx context.Context, chunk int64, data []byte) (bool, error) {
 	same, err := r.matches(ctx, chunk, data)
 	if err != nil {
-		return false, fmt.Errorf("compare chunk %d: %w", chunk, err)
+		return false, fmt.Errorf("compare chunk %d: %w", chunk, mark(err))
 	}
 	return same, nil
 }

@@ -38,7 +38,7 @@ type reader struct {
 func (s *Store) OpenReader(ctx context.Context, id repository.SnapshotID) (repository.VolumeReader, error) {
 	r, err := s.openReader(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("open image of repo snapshot %s: %w", id, err)
+		return nil, fmt.Errorf("open image of repo snapshot %s: %w", id, mark(err))
 	}
 	return r, nil
 }
@@ -95,7 +95,7 @@ func (r *reader) IsZero(ctx context.Context, chunk int64) (bool, error) {
 	}
 	entries, err := r.chunk(ctx, chunk)
 	if err != nil {
-		return false, fmt.Errorf("look up chunk %d: %w", chunk, err)
+		return false, fmt.Errorf("look up chunk %d: %w", chunk, mark(err))
 	}
 	for _, e := range entries {
 		if !r.zero[e.Object] {
@@ -119,7 +119,7 @@ func (r *reader) ReadAt(p []byte, off int64) (int, error) {
 		atEnd = io.EOF
 	}
 	if err := r.read(p, off); err != nil {
-		return 0, fmt.Errorf("read image at %d: %w", off, err)
+		return 0, fmt.Errorf("read image at %d: %w", off, mark(err))
 	}
 	return len(p), atEnd
 }

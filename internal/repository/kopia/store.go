@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
@@ -52,6 +56,41 @@ func translate(err error) error {
 		}
 	}
 	return err
+}
+
+// retried is what kopia writes when it has repeated a request to the storage in vain. It has
+// no error of its own for that.
+const retried = "unable to complete"
+
+// refused are the words of storages that answer and refuse the credentials. Waiting does not
+// help against them.
+var refused = []string{
+	blob.InvalidCredentialsErrStr, "AccessDenied", "Access Denied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
+	"AuthorizationFailure", "AuthenticationFailed", "no EC2 IMDS role found",
+}
+
+// mark marks errors of the storage, which are not about its content, with
+// repository.ErrUnavailable.
+func mark(err error) error {
+	var network net.Error
+	switch {
+	case err == nil, errors.Is(err, repository.ErrUnavailable), errors.Is(err, context.Canceled):
+		return err
+	case slices.ContainsFunc(refused, func(words string) bool { return strings.Contains(err.Error(), words) }):
+		return err
+	case errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(err.Error(), retried):
+		return fmt.Errorf("%w: %w", repository.ErrUnavailable, err)
+	}
+	return err
+}
+
+// markWrite is mark for a write. That a write finds something missing says that the storage
+// has no bucket now: a server that starts answers so before it has its buckets.
+func markWrite(err error) error {
+	if errors.Is(err, blob.ErrBlobNotFound) && !errors.Is(err, repository.ErrNotFound) {
+		return fmt.Errorf("%w: %w", repository.ErrUnavailable, err)
+	}
+	return mark(err)
 }
 
 // corrupt marks an error with repository.ErrCorrupt.

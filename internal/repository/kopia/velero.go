@@ -63,7 +63,7 @@ type VeleroOptions struct {
 func OpenVelero(ctx context.Context, c client.Client, o VeleroOptions) (*Store, error) {
 	rep, err := connectVelero(ctx, c, o)
 	if err != nil {
-		return nil, fmt.Errorf("open backup repository %s/%s: %w", o.Namespace, o.BackupRepository, explain(err))
+		return nil, fmt.Errorf("open backup repository %s/%s: %w", o.Namespace, o.BackupRepository, mark(explain(err)))
 	}
 	return New(rep), nil
 }

@@ -49,7 +49,7 @@ type writer struct {
 func (s *Store) NewWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (repository.VolumeWriter, error) {
 	w, err := s.newWriter(ctx, meta, o)
 	if err != nil {
-		return nil, fmt.Errorf("start image: %w", err)
+		return nil, fmt.Errorf("start image: %w", mark(err))
 	}
 	return w, nil
 }
@@ -70,7 +70,7 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 	if err != nil {
 		return nil, err
 	}
-	h, err := newHold(ctx, s.rep, o.Volume, o.Operation)
+	h, err := newHold(ctx, s.rep, o.Volume, o.Operation, o.Basis)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,8 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 		return nil, err
 	}
 	defer func() {
-		if err != nil && ctx.Err() == nil { // a canceled run is continued by the next one
+		// A run that is canceled, or has lost the object store, is continued by the next one.
+		if err != nil && ctx.Err() == nil && !errors.Is(mark(err), repository.ErrUnavailable) {
 			err = errors.Join(err, h.release(ctx, s.rep))
 		}
 	}()
@@ -160,7 +161,7 @@ func (w *writer) Resumed() int64 { return w.ledger.Resumed() }
 // Put implements repository.VolumeWriter.
 func (w *writer) Put(ctx context.Context, chunk int64, data []byte) error {
 	if err := w.put(ctx, chunk, data); err != nil {
-		return w.ledger.Fail(fmt.Errorf("put chunk %d: %w", chunk, err))
+		return w.ledger.Fail(fmt.Errorf("put chunk %d: %w", chunk, markWrite(err)))
 	}
 	return nil
 }
@@ -209,7 +210,7 @@ func (w *writer) Paged(ctx context.Context, chunk int64) (bool, error) {
 	}
 	paged, err := w.paged(ctx, chunk)
 	if err != nil {
-		return false, w.ledger.Fail(fmt.Errorf("look up chunk %d: %w", chunk, err))
+		return false, w.ledger.Fail(fmt.Errorf("look up chunk %d: %w", chunk, mark(err)))
 	}
 	return paged, nil
 }
@@ -224,7 +225,7 @@ func (w *writer) paged(ctx context.Context, chunk int64) (bool, error) {
 // PutPages implements repository.VolumeWriter.
 func (w *writer) PutPages(ctx context.Context, chunk int64, runs []repository.Pages) error {
 	if err := w.putPages(ctx, chunk, runs); err != nil {
-		return w.ledger.Fail(fmt.Errorf("put pages of chunk %d: %w", chunk, err))
+		return w.ledger.Fail(fmt.Errorf("put pages of chunk %d: %w", chunk, markWrite(err)))
 	}
 	return nil
 }
@@ -292,7 +293,7 @@ func (w *writer) Advance(ctx context.Context, chunk int64) error {
 		err = w.hold.renew(ctx, w.objects.w) // shows that the operation is alive
 	}
 	if err != nil {
-		return w.ledger.Fail(fmt.Errorf("advance to chunk %d: %w", chunk, err))
+		return w.ledger.Fail(fmt.Errorf("advance to chunk %d: %w", chunk, markWrite(err)))
 	}
 	return nil
 }
@@ -316,7 +317,7 @@ func (w *writer) sealUpTo(ctx context.Context, chunk int64) error {
 func (w *writer) Commit(ctx context.Context) (repository.Image, repository.WriteStats, error) {
 	img, err := w.commit(ctx)
 	if err != nil {
-		return repository.Image{}, repository.WriteStats{}, w.ledger.Fail(fmt.Errorf("commit image: %w", err))
+		return repository.Image{}, repository.WriteStats{}, w.ledger.Fail(fmt.Errorf("commit image: %w", markWrite(err)))
 	}
 	return img, w.ledger.Stats(), nil
 }

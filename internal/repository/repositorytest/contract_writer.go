@@ -103,6 +103,11 @@ func (s suite) resuming(t *testing.T) {
 	require.Zero(t, w.Resumed(), "another operation")
 	end(t, w, repository.Discard)
 	require.Equal(t, int64(12), begin(m, o).Resumed(), "it is still there")
+	refuted := o
+	refuted.Basis = "device"
+	w = begin(m, refuted)
+	require.Zero(t, w.Resumed(), "another basis")
+	end(t, w, repository.Discard)
 	changed := m
 	changed.SnapshotHandle = "other"
 	w = begin(changed, o)

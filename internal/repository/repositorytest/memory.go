@@ -33,6 +33,7 @@ type operation struct {
 type checkpoint struct {
 	image    *volume
 	segments int64
+	basis    string
 }
 
 type entry struct {

@@ -20,7 +20,7 @@ func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository
 		return nil, err
 	}
 	meta.Version, meta.Kind, meta.Parent = repository.MetaVersion, repository.Full, o.Parent
-	w := &memoryWriter{store: m, operation: op}
+	w := &memoryWriter{store: m, operation: op, basis: o.Basis}
 	var options ledger.Options
 	if o.Parent != "" {
 		meta.Kind = repository.Incremental
@@ -39,14 +39,14 @@ func (m *Memory) NewWriter(_ context.Context, meta repository.Meta, o repository
 		return nil, err
 	}
 	w.image = &volume{meta: meta, chunks: map[int64]string{}, paged: map[int64]bool{}}
-	options.Resumed = m.resume(op, w.image)
+	options.Resumed = m.resume(op, o.Basis, w.image)
 	w.ledger = ledger.New[string](w.layout, options)
 	return w, nil
 }
 
 // resume takes over what an earlier run of the operation has recorded of an image, and
 // returns the number of segments. What it has recorded of another one is forgotten.
-func (m *Memory) resume(op operation, v *volume) int64 {
+func (m *Memory) resume(op operation, basis string, v *volume) int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c, ok := m.unfinished[op]
@@ -55,7 +55,7 @@ func (m *Memory) resume(op operation, v *volume) int64 {
 	}
 	recorded := c.image.meta
 	recorded.SnapshotTime = v.meta.SnapshotTime
-	if recorded != v.meta || v.meta.SnapshotHandle == "" {
+	if recorded != v.meta || c.basis != basis || v.meta.SnapshotHandle == "" {
 		delete(m.unfinished, op)
 		return 0
 	}
@@ -68,6 +68,7 @@ func (m *Memory) resume(op operation, v *volume) int64 {
 type memoryWriter struct {
 	store     *Memory
 	operation operation
+	basis     string
 	layout    repository.Layout
 	parent    *volume
 	ledger    *ledger.Ledger[string]
@@ -189,7 +190,7 @@ func (w *memoryWriter) sealUpTo(chunk int64) error {
 	w.store.mu.Lock()
 	defer w.store.mu.Unlock()
 	image := &volume{meta: w.image.meta, chunks: maps.Clone(w.image.chunks), paged: maps.Clone(w.image.paged)}
-	w.store.unfinished[w.operation] = checkpoint{image, done.Sealed}
+	w.store.unfinished[w.operation] = checkpoint{image, done.Sealed, w.basis}
 	w.ledger.Recorded()
 	return nil
 }

@@ -1,0 +1,47 @@
+package task_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/internal/task"
+)
+
+func TestLastProgress(t *testing.T) {
+	line := func(p task.Progress) string {
+		text, err := p.Line()
+		require.NoError(t, err)
+		return text + "\n"
+	}
+	first := task.Progress{Done: 1, Total: 3, Read: 1}
+	last := task.Progress{Done: 2, Total: 3, Read: 2, Waiting: "the service"}
+	for name, c := range map[string]struct {
+		log  string
+		want task.Progress
+		ok   bool
+	}{
+		"nothing":        {},
+		"other lines":    {log: "{\"msg\":\"Backup begins\"}\nProgress\n"},
+		"one":            {log: line(first), want: first, ok: true},
+		"the last one":   {log: line(first) + "text\n" + line(last) + "{\"msg\":\"x\"}\n", want: last, ok: true},
+		"cut off":        {log: line(first) + line(last)[:30], want: first, ok: true},
+		"cut off before": {log: line(first)[10:] + line(last), want: last, ok: true},
+		"nonsense":       {log: line(first) + line(task.Progress{Done: 5, Total: 4}) + line(task.Progress{Done: -1}), want: first, ok: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, ok := task.LastProgress(c.log)
+			require.Equal(t, c.ok, ok)
+			require.Equal(t, c.want, got)
+		})
+	}
+}
+
+func FuzzLastProgress(f *testing.F) {
+	f.Add("{\"msg\":\"Progress\",\"bytesDone\":1,\"bytesTotal\":2}\n")
+	f.Fuzz(func(t *testing.T, log string) {
+		if p, ok := task.LastProgress(log); ok {
+			require.LessOrEqual(t, p.Done, p.Total)
+		}
+	})
+}
