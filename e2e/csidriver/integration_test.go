@@ -343,10 +343,9 @@ func TestGroup(t *testing.T) {
 		GroupSnapshotId: group.GetGroupSnapshotId(), SnapshotIds: []string{alone.GetSnapshotId()},
 	})
 	f.wantCode(err, codes.InvalidArgument)
-	f.options(`{"refuseMemberDelete": true}`)
 	_, err = f.controller.DeleteSnapshot(t.Context(), &csi.DeleteSnapshotRequest{SnapshotId: group.GetSnapshots()[0].GetSnapshotId()})
-	f.wantCode(err, codes.FailedPrecondition)
-	f.options(`{}`)
+	f.wantCode(err, codes.InvalidArgument)
+	f.options(`{"refuseMemberDelete": false}`)
 	f.deleteSnapshot(group.GetSnapshots()[0].GetSnapshotId())
 	_, err = f.groups.DeleteVolumeGroupSnapshot(t.Context(), &csi.DeleteVolumeGroupSnapshotRequest{
 		GroupSnapshotId: group.GetGroupSnapshotId(), SnapshotIds: []string{group.GetSnapshots()[0].GetSnapshotId(), group.GetSnapshots()[1].GetSnapshotId()},

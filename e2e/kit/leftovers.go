@@ -16,8 +16,8 @@ const (
 )
 
 // Leftovers lists objects of operations that no backup and no application needs: mover pods,
-// PVCs and volumes of Velero's namespace, unbound volumes, and VolumeSnapshots with their
-// contents, except those that are retained for a backup that exists.
+// PVCs and volumes of Velero's namespace, unbound volumes, and VolumeSnapshots and groups with
+// their contents, except those that are retained for a backup that exists.
 func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 	var found []string
 	note := func(items []Object, keep func(Object) bool) {
@@ -36,6 +36,16 @@ func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 		return o.Metadata.Labels[labelRetained] != "" && o.Metadata.DeletionTimestamp == nil &&
 			slices.ContainsFunc(backups, func(b Object) bool { return b.Metadata.Name == o.Metadata.Labels[labelBackup] })
 	}
+	pairs, err := k.List(ctx, "volumesnapshotcontents")
+	if err != nil {
+		return nil, err
+	}
+	// The content of a group stays while one of its members is retained.
+	withMember := func(group Object) bool {
+		return group.Metadata.DeletionTimestamp == nil && slices.ContainsFunc(pairs, func(pair Object) bool {
+			return retained(pair) && strings.Contains(pair.Metadata.Annotations["blockmover.io/group-snapshot"], `"content":"`+group.Metadata.Name+`"`)
+		})
+	}
 	for _, query := range []struct {
 		args []string
 		keep func(Object) bool
@@ -43,7 +53,7 @@ func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 		{[]string{"volumesnapshots", "-A"}, retained},
 		{[]string{"volumesnapshotcontents"}, retained},
 		{[]string{"volumegroupsnapshots", "-A"}, nothing},
-		{[]string{"volumegroupsnapshotcontents"}, nothing},
+		{[]string{"volumegroupsnapshotcontents"}, withMember},
 		{[]string{"persistentvolumeclaims", "-n", k.VeleroNamespace}, nothing},
 		{[]string{"pods", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},
 		{[]string{"configmaps", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},

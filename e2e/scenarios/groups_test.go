@@ -51,7 +51,8 @@ namespacedFilterPolicies:
 // not.
 func TestGroups(t *testing.T) {
 	s := newScenario(t)
-	s.driver().requireBase()
+	d := s.driver()
+	d.requireBase()
 	g := newGroupsRun(s)
 	args := append(s.policy(fmt.Sprintf(groupPolicy, "required")), "--include-namespaces", g.namespace)
 	g.startWriter()
@@ -91,15 +92,23 @@ func TestGroups(t *testing.T) {
 	}
 	require.Equal(t, "Full VolumeReplaced", uploads[idle].Status.DataMoverResult["kind"]+" "+uploads[idle].Status.DataMoverResult["reason"])
 	g.checkClean()
+	// Of the groups of three backups, the storage keeps the newest: one snapshot of each
+	// volume. It refuses to delete a member alone.
+	g.waitStorage(d, len(written)+1)
+	// Somebody deletes its content. The members know what it was.
+	_, err = s.kit.Kubectl(s.ctx, "delete", "volumegroupsnapshotcontents", "--all", "--timeout=30s")
+	require.NoError(t, err)
 
 	// The same without groups: no PVC has the label. On a slow machine, all snapshots can be
 	// taken between two writes, so this may need several backups.
 	policyArgs := s.policy(fmt.Sprintf(groupPolicy, "preferred"))
 	const tries = 3
 	singlesDiffer := false
+	backups := []string{second, third, first}
 	for i := 0; i < tries && !singlesDiffer; i++ {
 		singles := s.applyBackup(fmt.Sprintf("groups-singles-%d", i), g.namespace,
 			fmt.Sprintf("volumeGroupSnapshotLabelKey: example.com/none, resourcePolicy: {kind: configmap, name: %s}", policyArgs[1]))
+		backups = append(backups, singles)
 		singlesDiffer = !ofOneInstant(g.restored(singles)[strings.Join(written, ",")])
 	}
 	require.True(t, singlesDiffer, "%d backups of single snapshots show one instant each: the test proves nothing", tries)
@@ -118,6 +127,29 @@ func TestGroups(t *testing.T) {
 	}
 	restoreCRDs()
 	s.checkNothingLeft()
+
+	g.waitStorage(d, len(written)+1)
+	for _, name := range backups {
+		require.NoError(t, s.kit.DeleteBackup(s.ctx, name))
+	}
+	g.waitStorage(d, 0)
+	s.checkNothingLeft()
+}
+
+// waitStorage waits until the storage has so many snapshots of the volumes of the group.
+func (g *groupsRun) waitStorage(d *driverUnderTest, want int) {
+	g.Helper()
+	g.wait(fmt.Sprintf("%d snapshots in the storage", want), func(ctx context.Context) (bool, string, error) {
+		var all []string
+		for _, name := range append(slices.Clone(written), idle) {
+			found, err := d.snapshots(ctx, g.namespace, name)
+			if err != nil {
+				return false, "", err
+			}
+			all = append(all, found...)
+		}
+		return len(all) == want, fmt.Sprint(all), nil
+	})
 }
 
 // TestGroupFailures: whatever goes wrong, nothing of a group is left.

@@ -63,6 +63,7 @@ var adapters = []string{
 	"internal/volumesnapshot",
 	"internal/volumesnapshot/groupsnapshot",
 	"internal/volumesnapshot/internal/content",
+	"internal/volumesnapshot/internal/groupapi",
 	"internal/volumesnapshot/rehome",
 }
 

@@ -30,6 +30,8 @@ const (
 	AnnotationVolumeSize   = Domain + "volume-size"
 	AnnotationOrigin       = Domain + "origin-content"
 
+	AnnotationGroupSnapshot = Domain + "group-snapshot"
+
 	LabelRetained        = Domain + "retained"
 	LabelVolumeNamespace = Domain + "volume-namespace"
 	LabelVolume          = Domain + "volume"
@@ -91,6 +93,7 @@ var Keys = []Key{
 	{AnnotationSnapshotTime, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "RFC 3339 with nanoseconds, UTC", "as long as the object"},
 	{AnnotationVolumeSize, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "bytes, decimal", "as long as the object"},
 	{AnnotationOrigin, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "name of the VolumeSnapshotContent that the object replaces", "as long as the object"},
+	{AnnotationGroupSnapshot, "re-homed VolumeSnapshotContents and VolumeSnapshots of members of a group", "manager", "JSON: the group in the storage, and all its members", "as long as the object"},
 	{LabelRetained, "label of retained VolumeSnapshots and VolumeSnapshotContents", "manager", "auto or always: the retention rule; its presence says that the pair belongs to no operation any more", "until the pair is released"},
 	{LabelVolumeNamespace, "label and annotation of retained pairs", "manager", "namespace of the PVC; the label is shortened to what a label can hold", "as long as the pair is retained"},
 	{LabelVolume, "label and annotation of retained pairs", "manager", "name of the PVC; the label is shortened to what a label can hold", "as long as the pair is retained"},

@@ -80,14 +80,15 @@ func backupOf(du *velerov2alpha1.DataUpload) (name, uid string) {
 	return name, uid
 }
 
-// sweepRetained releases the retained snapshots that nobody needs.
-func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained, o owners) error {
+// sweepRetained releases the retained snapshots that nobody needs, and returns how many. The
+// next sweep deletes the groups that they were the last needed members of.
+func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained, o owners) (released int, err error) {
 	if len(retained) == 0 {
-		return nil
+		return 0, nil
 	}
 	needs, err := s.needsOf(ctx, o)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var errs []error
 	for _, r := range retained {
@@ -99,9 +100,11 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained,
 			"volume", r.Namespace+"/"+r.PVC, "snapshotHandle", r.SnapshotHandle, "backup", r.Backup, "reason", why)
 		if err := s.releaseRetained(ctx, r, o.uploads); err != nil {
 			errs = append(errs, fmt.Errorf("release retained VolumeSnapshot %s: %w", r.Name, err))
+			continue
 		}
+		released++
 	}
-	return errors.Join(errs...)
+	return released, errors.Join(errs...)
 }
 
 // releaseRetained removes the note from the DataUpload first. Otherwise the deletion of the

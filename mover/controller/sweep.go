@@ -114,10 +114,10 @@ func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
 		return 0, errors.Join(err, ownersErr)
 	}
 	released, releaseErr := s.sweepOperations(ctx, operations, o)
+	dropped, retainedErr := s.sweepRetained(ctx, retained, o)
 	ungrouped, groupErr := s.sweepGroups(ctx, groups, o)
-	return released + ungrouped, errors.Join(err, releaseErr, groupErr,
+	return released + dropped + ungrouped, errors.Join(err, releaseErr, retainedErr, groupErr,
 		s.sweepBackups(ctx, snapshots, o),
-		s.sweepRetained(ctx, retained, o),
 	)
 }
 

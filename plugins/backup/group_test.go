@@ -196,6 +196,9 @@ func (g *groupWorld) makeMember(ctx context.Context, c client.WithWatch, vgs *gr
 // somebody removes the finalizer. If the content says Delete, the storage deletes all of the
 // group.
 func (g *groupWorld) delete(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.DeleteOption) error {
+	if u, ok := obj.(*unstructured.Unstructured); ok && u.GetKind() == "VolumeGroupSnapshotContent" {
+		g.deleteGroupContent(u)
+	}
 	if err := c.Delete(ctx, obj, opts...); err != nil {
 		return err
 	}
@@ -233,6 +236,18 @@ func (g *groupWorld) delete(ctx context.Context, c client.WithWatch, obj client.
 		}
 	}
 	return nil
+}
+
+// deleteGroupContent acts as the sidecar: the storage deletes a group as a whole.
+func (g *groupWorld) deleteGroupContent(u *unstructured.Unstructured) {
+	policy, _, _ := unstructured.NestedString(u.Object, "spec", "deletionPolicy")
+	group, _, _ := unstructured.NestedString(u.Object, "spec", "volumeGroupSnapshotRef", "name")
+	if policy != "Delete" || u.GetAnnotations()["groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-deleted"] == "" {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	maps.DeleteFunc(g.storage, func(handle string, _ bool) bool { return strings.HasPrefix(handle, group+"/") })
 }
 
 // deleteContent acts as the sidecar. The snapshot controller has no finalizer on these
@@ -555,26 +570,50 @@ func TestGroupSurvivesAnyFault(t *testing.T) {
 	}
 }
 
-// TestGroupKeepsWhatIsNeeded: a member that was re-homed stays in the storage, and the others
-// are deleted one by one.
+// TestGroupKeepsWhatIsNeeded: while a member that was re-homed is needed, the whole group stays
+// in the storage, in our charge. Then all of it goes at once: a driver may refuse to delete a
+// member alone.
 func TestGroupKeepsWhatIsNeeded(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for call := 0; ; call++ {
 			g := newGroupWorld(t, "a", "b", "c")
 			name := g.members(g.start(&faulty.Fault{}), "a", "b", "c")["a"]
 			handle := handleOf(name, "b")
-			require.NoError(t, g.api.Create(t.Context(), &snapshotv1.VolumeSnapshotContent{
+			pair := &snapshotv1.VolumeSnapshotContent{
 				ObjectMeta: metav1.ObjectMeta{Name: "blockmover-retained"},
 				Spec:       snapshotv1.VolumeSnapshotContentSpec{Driver: driver, Source: snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: &handle}},
-			}))
+			}
+			require.NoError(t, g.api.Create(t.Context(), pair))
 			g.endUploads()
 			fault := &faulty.Fault{Call: call, After: after}
 			g.finalize(fault, name)
+			require.Len(t, g.storage, 3, fault.Fired())
+			kept := &groupsnapshotv1.VolumeGroupSnapshotContentList{}
+			require.NoError(t, g.api.List(t.Context(), kept))
+			require.Len(t, kept.Items, 1)
+			require.Equal(t, snapshotv1.VolumeSnapshotContentRetain, kept.Items[0].Spec.DeletionPolicy)
+			require.Equal(t, "backup-uid", kept.Items[0].Labels[identity.LabelBackupUID])
+
+			require.NoError(t, g.api.Delete(t.Context(), pair))
+			g.sweepGroups()
 			g.requireClean()
-			require.Equal(t, map[string]bool{handle: true}, g.storage, fault.Fired())
+			require.Empty(t, g.storage, fault.Fired())
 			if call > 0 && fault.Fired() == "" {
 				break
 			}
+		}
+	}
+}
+
+// sweepGroups releases all groups as the manager's sweep does.
+func (g *groupWorld) sweepGroups() {
+	g.t.Helper()
+	for range 10 {
+		groups, err := groupsnapshot.New(g.api, g.api).Find(g.t.Context(), g.snapshots())
+		require.NoError(g.t, err)
+		for _, group := range groups {
+			_, err := group.Release(g.t.Context(), nil)
+			require.NoError(g.t, err)
 		}
 	}
 }

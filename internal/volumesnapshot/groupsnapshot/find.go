@@ -9,13 +9,14 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/groupapi"
 )
 
 // Find returns the groups of ours of which anything is left, in order of their names:
 // stamps, VolumeGroupSnapshot, content, or members, which are among the given
 // VolumeSnapshots of backups.
 func (g Groups) Find(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot) ([]Group, error) {
-	served, err := discover(g.client.RESTMapper(), g.reader)
+	served, err := groupapi.Discover(g.client.RESTMapper(), g.reader)
 	if err != nil {
 		return nil, err
 	}
@@ -23,7 +24,7 @@ func (g Groups) Find(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot)
 	if err != nil {
 		return nil, err
 	}
-	withObjects, err := served.refs(ctx)
+	withObjects, err := refs(ctx, served)
 	if err != nil {
 		return nil, err
 	}
@@ -40,18 +41,21 @@ func (g Groups) Find(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot)
 }
 
 // refs returns the groups that have a VolumeGroupSnapshot or a content.
-func (o objects) refs(ctx context.Context) ([]Ref, error) {
-	found, err := o.listOurs(ctx, kindGroup)
+func refs(ctx context.Context, o groupapi.Objects) ([]Ref, error) {
+	found, err := o.ListOurs(ctx, groupapi.KindGroup)
 	if err != nil {
 		return nil, err
 	}
 	var refs []Ref
 	for _, vgs := range found {
+		if !identity.IsGroupName(vgs.GetName()) {
+			continue // a tenant can give our label to any VolumeGroupSnapshot
+		}
 		refs = append(refs, Ref{Namespace: vgs.GetNamespace(), Name: vgs.GetName(), BackupUID: vgs.GetLabels()[identity.LabelBackupUID]})
 	}
-	contents, err := o.ourContents(ctx)
+	contents, err := o.OurContents(ctx)
 	for _, c := range contents {
-		refs = append(refs, c.ref())
+		refs = append(refs, refOf(c))
 	}
 	return refs, err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/content"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/groupapi"
 )
 
 // Groups are the group snapshots of a cluster.
@@ -33,33 +34,34 @@ type Group struct {
 	client   client.Client
 	reader   client.Reader
 	contents content.Client
-	objects  objects
+	keeper   groupapi.Keeper
+	objects  groupapi.Objects
 }
 
 // Open returns the handle of a group, for the best version of the API that the cluster
 // serves. Its error is that of the discovery; that the cluster does not serve the API
 // is no error of Open.
 func (g Groups) Open(ref Ref) (Group, error) {
-	served, err := discover(g.client.RESTMapper(), g.reader)
+	served, err := groupapi.Discover(g.client.RESTMapper(), g.reader)
 	if err != nil {
 		return Group{}, err
 	}
 	return g.handle(served, ref), nil
 }
 
-func (g Groups) handle(served objects, ref Ref) Group {
-	return Group{Ref: ref, client: g.client, reader: g.reader, contents: content.New(g.client, g.reader), objects: served}
+func (g Groups) handle(served groupapi.Objects, ref Ref) Group {
+	return Group{Ref: ref, client: g.client, reader: g.reader, contents: content.New(g.client, g.reader), keeper: groupapi.NewKeeper(g.client, g.reader), objects: served}
 }
 
 // Classes returns the VolumeGroupSnapshotClasses.
 func (g Group) Classes(ctx context.Context) ([]group.Class, error) {
-	list, err := g.objects.list(ctx, kindClass)
+	list, err := g.objects.List(ctx, groupapi.KindClass)
 	if err != nil {
 		return nil, err
 	}
 	classes := make([]group.Class, len(list))
 	for i := range list {
-		class, err := decode(&list[i], &groupsnapshotv1.VolumeGroupSnapshotClass{})
+		class, err := groupapi.Decode(&list[i], &groupsnapshotv1.VolumeGroupSnapshotClass{})
 		if err != nil {
 			return nil, err
 		}
@@ -75,7 +77,7 @@ func (g Group) Classes(ctx context.Context) ([]group.Class, error) {
 // Find returns nil if the VolumeGroupSnapshot does not exist. One with the name that
 // belongs to another backup is an error.
 func (g Group) Find(ctx context.Context) (*VolumeGroupSnapshot, error) {
-	object, err := g.objects.find(ctx, kindGroup, g.key())
+	object, err := g.objects.Find(ctx, groupapi.KindGroup, g.key())
 	if err != nil || object == nil {
 		return nil, err
 	}
@@ -88,7 +90,7 @@ func (g Group) Find(ctx context.Context) (*VolumeGroupSnapshot, error) {
 // Create stamps the members and creates the VolumeGroupSnapshot, or returns the one
 // that another member created in the meantime.
 func (g Group) Create(ctx context.Context, class string, members []string) (*VolumeGroupSnapshot, error) {
-	if g.objects.served == nil {
+	if g.objects.Served == nil {
 		return nil, ErrNotServed
 	}
 	if err := stamp(ctx, g.client, g.Ref, members); err != nil {
@@ -117,7 +119,7 @@ func (g Group) Create(ctx context.Context, class string, members []string) (*Vol
 		return nil, fmt.Errorf("render VolumeGroupSnapshot %s: %w", g, err)
 	}
 	object := &unstructured.Unstructured{Object: rendered}
-	object.SetGroupVersionKind(g.objects.served.WithKind(kindGroup))
+	object.SetGroupVersionKind(g.objects.Served.WithKind(groupapi.KindGroup))
 	object, err = kube.AdoptAfter(ctx, g.reader, object, g.client.Create(ctx, object), g.adoptable)
 	if err != nil {
 		return nil, err

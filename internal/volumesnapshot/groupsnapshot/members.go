@@ -14,6 +14,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/groupapi"
 )
 
 // listMembers returns the VolumeSnapshots of a group. owner is the UID of the group, or
@@ -25,21 +26,30 @@ func listMembers(ctx context.Context, reader client.Reader, ref Ref, owner types
 		return nil, fmt.Errorf("list VolumeSnapshots of namespace %s: %w", ref.Namespace, err)
 	}
 	return slices.DeleteFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool {
-		if groupOf(&vs) == ref.Name {
+		if statedGroup(&vs) == ref.Name {
 			return false
 		}
 		return owner == "" || !slices.ContainsFunc(vs.OwnerReferences, func(o metav1.OwnerReference) bool { return o.UID == owner })
 	}), nil
 }
 
-// groupOf returns the name of the VolumeGroupSnapshot that a VolumeSnapshot is or was
-// a member of, or "".
-func groupOf(vs *snapshotv1.VolumeSnapshot) string {
+// statedGroup returns the group that the snapshot controller has written into the status of a
+// VolumeSnapshot, or "".
+func statedGroup(vs *snapshotv1.VolumeSnapshot) string {
 	if vs.Status != nil && vs.Status.VolumeGroupSnapshotName != nil {
 		return *vs.Status.VolumeGroupSnapshotName
 	}
+	return ""
+}
+
+// groupOf returns the name of the VolumeGroupSnapshot that a VolumeSnapshot is or was
+// a member of, or "". An owner reference alone is a hint: a tenant can write it.
+func groupOf(vs *snapshotv1.VolumeSnapshot) string {
+	if stated := statedGroup(vs); stated != "" {
+		return stated
+	}
 	for _, owner := range vs.OwnerReferences {
-		if owner.Kind == kindGroup && strings.HasPrefix(owner.APIVersion, APIGroup+"/") {
+		if owner.Kind == groupapi.KindGroup && strings.HasPrefix(owner.APIVersion, APIGroup+"/") {
 			return owner.Name
 		}
 	}
@@ -53,8 +63,8 @@ func IsOurMember(vs *snapshotv1.VolumeSnapshot) bool { return identity.IsGroupNa
 func memberRefs(snapshots []snapshotv1.VolumeSnapshot) []Ref {
 	var refs []Ref
 	for i := range snapshots {
-		if vs := &snapshots[i]; IsOurMember(vs) {
-			refs = append(refs, Ref{Namespace: vs.Namespace, Name: groupOf(vs), BackupUID: vs.Labels[identity.LabelBackupUID]})
+		if vs := &snapshots[i]; identity.IsGroupName(statedGroup(vs)) {
+			refs = append(refs, Ref{Namespace: vs.Namespace, Name: statedGroup(vs), BackupUID: vs.Labels[identity.LabelBackupUID]})
 		}
 	}
 	return refs

@@ -7,6 +7,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/groupapi"
 )
 
 // Ref names a VolumeGroupSnapshot of ours.
@@ -30,3 +31,10 @@ func (r Ref) adoptable(found *unstructured.Unstructured) error {
 
 // String is namespace/name.
 func (r Ref) String() string { return r.key().String() }
+
+// APIGroup is the API group of VolumeGroupSnapshots.
+const APIGroup = groupapi.APIGroup
+
+// ErrNotServed says that the cluster does not serve APIGroup in a version that this package
+// knows.
+var ErrNotServed = groupapi.ErrNotServed

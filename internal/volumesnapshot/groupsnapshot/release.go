@@ -12,6 +12,7 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/content"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/groupapi"
 )
 
 // Upload is a DataUpload of the group's backup that has not ended.
@@ -30,11 +31,11 @@ type Upload struct {
 // A member's storage snapshot is needed if a mover has re-homed it, for a running
 // upload or as a retained base. As long as one of uploads has yet to re-home its
 // member, the group stays. The storage deletes a group as a whole, re-homed members
-// included. So
+// included, and may refuse to delete a member alone. So
 //
-//   - if a member is needed, the group's content is set to Retain, and the members that
-//     nobody needs are deleted one by one
-//   - else the group's content is set to Delete, and the storage deletes the group
+//   - while a member is needed, the group's content stays with the policy Retain, and
+//     with it all storage snapshots of the group. It is not among what is still there
+//   - then the group's content is set to Delete, and the storage deletes the group
 func (g Group) Release(ctx context.Context, uploads []Upload) ([]string, error) {
 	if err := unstamp(ctx, g.client, g.reader, g.Ref); err != nil {
 		return nil, err
@@ -47,7 +48,7 @@ func (g Group) Release(ctx context.Context, uploads []Upload) ([]string, error) 
 		if taken, err := hasTaken(ctx, g.contents, upload, found.members); err != nil {
 			return nil, err
 		} else if !taken {
-			return []string{"DataUpload " + upload.Name + " has not taken over its member of " + kindGroup + " " + g.String()}, nil
+			return []string{"DataUpload " + upload.Name + " has not taken over its member of " + groupapi.KindGroup + " " + g.String()}, nil
 		}
 	}
 	left, err := g.releaseGroup(ctx, found)
@@ -58,7 +59,7 @@ func (g Group) Release(ctx context.Context, uploads []Upload) ([]string, error) 
 		left = append(left, "VolumeSnapshot "+client.ObjectKeyFromObject(&found.members[i]).String())
 	}
 	if found.group == nil && len(found.members) > 0 { // before, the snapshot controller holds the members
-		err = g.dismiss(ctx, found.members)
+		err = g.dismiss(ctx, found)
 	}
 	return left, err
 }
@@ -66,7 +67,7 @@ func (g Group) Release(ctx context.Context, uploads []Upload) ([]string, error) 
 // remains is what is left of a group. group and content are nil if they are gone.
 type remains struct {
 	group   *VolumeGroupSnapshot
-	content *groupContent
+	content *groupapi.Content
 	members []snapshotv1.VolumeSnapshot
 }
 
@@ -79,9 +80,9 @@ func (g Group) findRemains(ctx context.Context) (remains, error) {
 	var owner types.UID
 	if found.group != nil {
 		owner = found.group.UID
-		found.content, err = g.objects.contentOf(ctx, found.group)
+		found.content, err = contentOf(ctx, g.objects, found.group)
 	} else {
-		found.content, err = g.objects.orphanOf(ctx, g.Ref)
+		found.content, err = orphanOf(ctx, g.objects, g.Ref)
 	}
 	if err != nil {
 		return remains{}, err
@@ -104,23 +105,28 @@ func (g Group) releaseGroup(ctx context.Context, found remains) ([]string, error
 	var left []string
 	deletesContent := false
 	if found.content != nil {
-		left = append(left, kindContent+" "+found.content.Name)
 		needed, err := g.settle(ctx, found.content, found.members)
 		if err != nil {
 			return nil, err
 		}
+		if !needed {
+			left = append(left, groupapi.KindContent+" "+found.content.Name)
+		}
 		// If its policy is Delete, the snapshot controller deletes the content together
 		// with the group.
-		deletesContent = needed || found.group == nil
+		deletesContent = !needed && found.group == nil
 	}
 	if found.group != nil {
-		left = append(left, kindGroup+" "+g.String())
+		left = append(left, groupapi.KindGroup+" "+g.String())
 		if err := kube.Delete(ctx, g.client, found.group.object); err != nil {
 			return nil, err
 		}
 	}
 	if deletesContent {
-		return left, kube.Delete(ctx, g.client, found.content.object)
+		if err := g.keeper.FillStatus(ctx, found.content.Object); err != nil {
+			return nil, err
+		}
+		return left, kube.Delete(ctx, g.client, found.content.Object)
 	}
 	return left, nil
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -13,6 +14,7 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/content"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/groupapi"
 )
 
 // annotationGroupBeingDeleted is set by the snapshot controller while the group exists.
@@ -22,15 +24,15 @@ const annotationGroupBeingDeleted = "groupsnapshot.storage.kubernetes.io/volumeg
 // settle decides how the storage deletes the group, and reports whether a member is
 // needed. It prepares the contents of the members for the deletion of their
 // VolumeSnapshots, which comes with that of the group.
-func (g Group) settle(ctx context.Context, ofGroup *groupContent, members []snapshotv1.VolumeSnapshot) (needed bool, err error) {
+func (g Group) settle(ctx context.Context, ofGroup *groupapi.Content, members []snapshotv1.VolumeSnapshot) (needed bool, err error) {
 	if needed, err = isNeeded(ctx, g.contents, ofGroup); err != nil {
 		return false, err
 	}
-	policy, prepare := snapshotv1.VolumeSnapshotContentDelete, leaveToGroup
+	policy := snapshotv1.VolumeSnapshotContentDelete
 	if needed {
-		policy, prepare = snapshotv1.VolumeSnapshotContentRetain, detach
+		policy = snapshotv1.VolumeSnapshotContentRetain
 	}
-	if err := g.setPolicy(ctx, ofGroup.object, policy); err != nil {
+	if err := g.setPolicy(ctx, ofGroup.Object, policy); err != nil {
 		return false, err
 	}
 	for i := range members {
@@ -45,7 +47,7 @@ func (g Group) settle(ctx context.Context, ofGroup *groupContent, members []snap
 		if ofMember == nil {
 			continue
 		}
-		if err := prepare(ctx, g.contents, ofMember); err != nil {
+		if err := g.contents.Announce(ctx, ofMember, policy); err != nil {
 			return false, err
 		}
 	}
@@ -54,8 +56,8 @@ func (g Group) settle(ctx context.Context, ofGroup *groupContent, members []snap
 
 // isNeeded reports whether a storage snapshot of the group has been re-homed and is not
 // being deleted. If that cannot be known, it counts as needed.
-func isNeeded(ctx context.Context, contents content.Client, ofGroup *groupContent) (bool, error) {
-	handles, known := ofGroup.handles()
+func isNeeded(ctx context.Context, contents content.Client, ofGroup *groupapi.Content) (bool, error) {
+	handles, known := ofGroup.Members()
 	if !known {
 		return true, nil
 	}
@@ -74,26 +76,24 @@ func (g Group) setPolicy(ctx context.Context, ofGroup *unstructured.Unstructured
 	}
 	kube.SetAnnotation(ofGroup, annotationGroupBeingDeleted, "yes")
 	kube.SetLabel(ofGroup, identity.LabelBackupUID, g.BackupUID)
+	if equality.Semantic.DeepEqual(before, ofGroup) {
+		return nil
+	}
 	if err := client.IgnoreNotFound(g.client.Patch(ctx, ofGroup, client.MergeFrom(before))); err != nil {
 		return fmt.Errorf("set deletion policy of VolumeGroupSnapshotContent %s: %w", ofGroup.GetName(), err)
 	}
 	return nil
 }
 
-// leaveToGroup prepares a member's content for a group that the storage deletes as a
-// whole.
-func leaveToGroup(ctx context.Context, contents content.Client, ofMember *snapshotv1.VolumeSnapshotContent) error {
-	return contents.Announce(ctx, ofMember, snapshotv1.VolumeSnapshotContentDelete)
-}
-
-// detach prepares a member's content for a deletion without the group. The storage
-// snapshot goes with it unless another content has it too.
-func detach(ctx context.Context, contents content.Client, ofMember *snapshotv1.VolumeSnapshotContent) error {
+// detach prepares a member's content for its deletion. If the group has a content, the
+// storage snapshot goes with the group. Else it goes now, unless another content has it
+// too.
+func detach(ctx context.Context, contents content.Client, ofGroup *groupapi.Content, ofMember *snapshotv1.VolumeSnapshotContent) error {
 	shared, err := contents.IsShared(ctx, ofMember)
 	switch {
 	case err != nil:
 		return err
-	case shared:
+	case shared, ofGroup != nil:
 		return contents.Announce(ctx, ofMember, snapshotv1.VolumeSnapshotContentRetain)
 	}
 	return contents.Condemn(ctx, ofMember)
@@ -108,26 +108,26 @@ func detach(ctx context.Context, contents content.Client, ofMember *snapshotv1.V
 // content of a deleted member again, removes the group from the member's status, and
 // removes its own finalizers. Then the finalizer of the group is the last one, and the
 // content would stay.
-func (g Group) dismiss(ctx context.Context, members []snapshotv1.VolumeSnapshot) error {
+func (g Group) dismiss(ctx context.Context, found remains) error {
 	contents, err := g.contents.List(ctx)
 	if err != nil {
 		return err
 	}
-	for i := range members {
-		if err := g.dismissMember(ctx, &members[i], contents); err != nil {
+	for i := range found.members {
+		if err := g.dismissMember(ctx, found.content, &found.members[i], contents); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (g Group) dismissMember(ctx context.Context, vs *snapshotv1.VolumeSnapshot, contents []snapshotv1.VolumeSnapshotContent) error {
+func (g Group) dismissMember(ctx context.Context, ofGroup *groupapi.Content, vs *snapshotv1.VolumeSnapshot, contents []snapshotv1.VolumeSnapshotContent) error {
 	for i := range contents {
 		ofMember := &contents[i]
 		if ref := ofMember.Spec.VolumeSnapshotRef; ref.Namespace != vs.Namespace || ref.Name != vs.Name {
 			continue
 		}
-		if err := detach(ctx, g.contents, ofMember); err != nil {
+		if err := detach(ctx, g.contents, ofGroup, ofMember); err != nil {
 			return err
 		}
 		if err := g.contents.Delete(ctx, ofMember); err != nil {

@@ -72,7 +72,7 @@ func (g Group) whyUncut(ctx context.Context, vgs *VolumeGroupSnapshot, members i
 			return volumesnapshot.NotYetError(text)
 		}
 	}
-	found, err := g.objects.contentOf(ctx, vgs)
+	found, err := contentOf(ctx, g.objects, vgs)
 	switch {
 	case err != nil:
 		return err

@@ -86,7 +86,14 @@ func (r Rehomer) createContent(ctx context.Context, op identity.Operation, from 
 	if err != nil {
 		return nil, err
 	}
+	group, err := r.groups.Protect(ctx, origin)
+	if err != nil {
+		return nil, err
+	}
 	pair := planContent(op, r.namespace, origin, class)
+	if group != "" {
+		pair.Annotations[identity.AnnotationGroupSnapshot] = group
+	}
 	pair.Annotations[identity.AnnotationVolumeHandle] = source.handle
 	pair.Annotations[identity.AnnotationVolumeSize] = strconv.FormatInt(source.size, 10)
 	writeTime(pair, snapshotTime(vs, origin))

@@ -38,6 +38,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/content"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/groupapi"
 )
 
 // Rehomer creates, keeps and releases the pairs of one Velero.
@@ -45,6 +46,7 @@ type Rehomer struct {
 	client    client.Client
 	reader    client.Reader
 	contents  content.Client
+	groups    groupapi.Keeper
 	namespace string
 }
 
@@ -52,7 +54,7 @@ type Rehomer struct {
 // server: a stale answer would call a VolumeSnapshot vanished that was re-homed a
 // moment ago.
 func New(c client.Client, reader client.Reader, namespace string) Rehomer {
-	return Rehomer{client: c, reader: reader, contents: content.New(c, reader), namespace: namespace}
+	return Rehomer{client: c, reader: reader, contents: content.New(c, reader), groups: groupapi.NewKeeper(c, reader), namespace: namespace}
 }
 
 // keyOf is the key of a VolumeSnapshot in Velero's namespace.

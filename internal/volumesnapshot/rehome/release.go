@@ -56,7 +56,8 @@ func releaseOriginContent(ctx context.Context, contents content.Client, origin *
 	if err != nil {
 		return err
 	}
-	if !shared {
+	// A member stays with its group, which the sweep deletes.
+	if !shared && origin.Annotations[content.AnnotationGroupHandle] == "" {
 		if err := contents.Condemn(ctx, origin); err != nil {
 			return err
 		}
@@ -86,7 +87,7 @@ func (r Rehomer) releasePair(ctx context.Context, name string, pair *snapshotv1.
 		left = append(left, "VolumeSnapshotContent "+name)
 	}
 	if alive {
-		if err := r.contents.Condemn(ctx, pair); err != nil {
+		if err := r.condemn(ctx, pair); err != nil {
 			return nil, err
 		}
 	}
@@ -100,6 +101,18 @@ func (r Rehomer) releasePair(ctx context.Context, name string, pair *snapshotv1.
 		return left, r.contents.Delete(ctx, pair)
 	}
 	return left, nil
+}
+
+// condemn lets the storage snapshot go with the pair, or leaves it to its group.
+func (r Rehomer) condemn(ctx context.Context, pair *snapshotv1.VolumeSnapshotContent) error {
+	isMember, err := r.groups.Secure(ctx, pair)
+	switch {
+	case err != nil:
+		return err
+	case isMember:
+		return r.contents.Announce(ctx, pair, snapshotv1.VolumeSnapshotContentRetain)
+	}
+	return r.contents.Condemn(ctx, pair)
 }
 
 func isBound(vs *snapshotv1.VolumeSnapshot, pair *snapshotv1.VolumeSnapshotContent) bool {

@@ -284,7 +284,7 @@ func (s *controllerServer) DeleteSnapshot(_ context.Context, request *csi.Delete
 	}
 	existing, err := s.store.Snapshot(request.GetSnapshotId())
 	if err == nil && existing.GroupID != "" && loaded.RefuseMemberDelete {
-		return nil, status.Errorf(codes.FailedPrecondition, "snapshot %s belongs to group %s and is deleted with it only", existing.ID, existing.GroupID)
+		return nil, status.Errorf(codes.InvalidArgument, "snapshot %s is part of group snapshot %s: call DeleteVolumeGroupSnapshot instead", existing.ID, existing.GroupID)
 	}
 	return &csi.DeleteSnapshotResponse{}, s.store.DeleteSnapshot(request.GetSnapshotId(), !loaded.RequireBaseSnapshotForDelta)
 }

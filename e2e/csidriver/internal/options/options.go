@@ -62,9 +62,9 @@ type Options struct {
 	ShrinkTo map[string]int64 `json:"shrinkTo"`
 }
 
-// Defaults is the behaviour of a good driver.
+// Defaults is the behaviour of a driver that is as strict as the specification allows.
 func Defaults() Options {
-	return Options{BlockType: Fixed, BlockSize: 64 << 10, RequireBaseSnapshotForDelta: true}
+	return Options{BlockType: Fixed, BlockSize: 64 << 10, RequireBaseSnapshotForDelta: true, RefuseMemberDelete: true}
 }
 
 // The block types.

@@ -47,13 +47,13 @@ func TestKeys(t *testing.T) {
 		"breakStreamAfterMessages": 3, "refuseDelta": true, "refuseAllocated": true, "omitChangedBlocks": 0.25,
 		"overrunTail": true, "wrongBlocks": "overlap", "snapshotDelay": "5s", "createSnapshotError": "no",
 		"groupSnapshotError": "never", "maxSnapshotsPerVolume": 2, "omitRestoreSize": true,
-		"refuseMemberDelete": true, "shrinkTo": {"vol-1": 1048576}
+		"refuseMemberDelete": false, "shrinkTo": {"vol-1": 1048576}
 	}`)
 	want := options.Options{
 		BlockType: options.Variable, BlockSize: 4096, BreakStreamAfterMessages: 3, RefuseDelta: true, RefuseAllocated: true,
 		OmitChangedBlocks: 0.25, OverrunTail: true, WrongBlocks: options.Overlap, SnapshotDelay: options.Duration(5 * time.Second),
 		CreateSnapshotError: "no", GroupSnapshotError: "never", MaxSnapshotsPerVolume: 2, OmitRestoreSize: true,
-		RefuseMemberDelete: true, ShrinkTo: map[string]int64{"vol-1": 1 << 20},
+		RefuseMemberDelete: false, ShrinkTo: map[string]int64{"vol-1": 1 << 20},
 	}
 	if err != nil || !reflect.DeepEqual(loaded, want) {
 		t.Errorf("got %+v, %v\nwant %+v", loaded, err, want)
