@@ -110,7 +110,7 @@ func TestGroupMember(t *testing.T) {
 	s := newScenario(t)
 	d := s.driver()
 	namespace := s.namespace("member")
-	d.options(`{"refuseMemberDelete": false}`) // the group is not ours to delete
+	d.options(`{"requireBaseSnapshotForDelta": false, "refuseMemberDelete": false}`) // the group is not ours to delete
 	require.NoError(t, s.kit.Apply(s.ctx, disksManifest(s.kit, namespace, "group", []string{"disk"})))
 	_, err := s.kit.AppIn(s.ctx, namespace)
 	require.NoError(t, err)

@@ -37,6 +37,7 @@ const (
 	LabelVolume          = Domain + "volume"
 	LabelBackup          = Domain + "backup"
 	AnnotationLocation   = Domain + "storage-location"
+	AnnotationBackupGone = Domain + "backup-gone-since"
 
 	LabelGrouped      = Domain + "grouped"
 	AnnotationMembers = Domain + "members"
@@ -99,6 +100,7 @@ var Keys = []Key{
 	{LabelVolume, "label and annotation of retained pairs", "manager", "name of the PVC; the label is shortened to what a label can hold", "as long as the pair is retained"},
 	{LabelBackup, "label and annotation of retained pairs", "manager", "name of the Backup; the label is shortened to what a label can hold", "as long as the pair is retained"},
 	{AnnotationLocation, "retained pairs", "manager", "name of the BackupStorageLocation that has the image", "as long as the pair is retained"},
+	{AnnotationBackupGone, "VolumeSnapshotContents of retained pairs", "manager, plugin", "RFC 3339, UTC: since when the Backup does not exist", "until the pair is released or the Backup is back"},
 	{LabelGrouped, "label of PVCs", "plugin", "true: the PVC carries the stamp of at least one group", "until the last stamp is removed"},
 	{StampPrefix + "<digest>", "label of PVCs", "plugin", "UID of the Backup: the stamp that a VolumeGroupSnapshot selects its members by", "from the creation of the group until it is released"},
 	{AnnotationMembers, "VolumeGroupSnapshots", "plugin", "names of the member PVCs, separated by commas", "as long as the group"},

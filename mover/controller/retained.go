@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
@@ -93,7 +94,11 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained,
 	var errs []error
 	for _, r := range retained {
 		why := needs.needless(r, retained)
-		if why == "" {
+		if err := s.noteBackup(ctx, &r, needs); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if s.noteHeld(r, needs); why == "" || why == backupGone && s.now().Sub(r.BackupGone) < goneGrace {
 			continue
 		}
 		log.FromContext(ctx).Info("releasing a retained storage snapshot", "volumeSnapshot", s.namespace+"/"+r.Name,
@@ -105,6 +110,42 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained,
 		released++
 	}
 	return released, errors.Join(errs...)
+}
+
+// backupGone is why nobody needs a snapshot whose Backup does not exist.
+const backupGone = "its backup is gone"
+
+// goneGrace is for how long a snapshot outlives its Backup. A Backup that is deleted by Velero
+// takes its snapshots with it at once. But Backups also vanish while the backups exist: when
+// their location is changed or unreachable for Velero, or with the CRDs. Velero syncs them
+// back.
+const goneGrace = 24 * time.Hour
+
+// noteBackup records when the Backup of a retained snapshot was first missed, and that it is
+// back.
+func (s *sweeper) noteBackup(ctx context.Context, r *rehome.Retained, n needs) error {
+	switch gone := !n.hasBackup(*r); {
+	case gone && r.BackupGone.IsZero():
+		r.BackupGone = s.now()
+	case !gone && !r.BackupGone.IsZero():
+		r.BackupGone = time.Time{}
+	default:
+		return nil
+	}
+	return s.rehomer.MarkBackupGone(ctx, r.Name, r.BackupGone)
+}
+
+// noteHeld makes an event, once, if a snapshot that a user wants to keep holds up the deletion
+// of its volume: some storage deletes no volume that has snapshots.
+func (s *sweeper) noteHeld(r rehome.Retained, n needs) {
+	backup := n.backups[r.Backup]
+	if r.Retention != policy.RetentionAlways || !n.deleting[volumeID{r.Driver, r.VolumeHandle}] || backup == nil || s.held[r.Name] {
+		return
+	}
+	s.held[r.Name] = true
+	s.recorder.Eventf(backup, nil, corev1.EventTypeWarning, "SnapshotHoldsVolume", "Retain", "%s", shorten(fmt.Sprintf(
+		"retainSnapshot is always: storage snapshot %s of volume %s/%s stays although the volume is being deleted; "+
+			"some storage deletes the volume only after this backup is deleted", r.SnapshotHandle, r.Namespace, r.PVC)))
 }
 
 // releaseRetained removes the note from the DataUpload first. Otherwise the deletion of the
@@ -132,6 +173,9 @@ type needs struct {
 	// volumes are the CSI volumes that exist, with their claims. A volume without a claim
 	// has an empty one.
 	volumes map[volumeID][]client.ObjectKey
+	// deleting are the CSI volumes that nobody will get again: their PV is being deleted, or
+	// is released and its policy is Delete.
+	deleting map[volumeID]bool
 }
 
 // volumeID is how the storage names a volume.
@@ -142,6 +186,7 @@ func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 		backups:   map[string]*velerov1.Backup{},
 		uploading: map[client.ObjectKey]bool{},
 		volumes:   map[volumeID][]client.ObjectKey{},
+		deleting:  map[volumeID]bool{},
 	}
 	for _, op := range o.running() {
 		n.uploading[client.ObjectKey{Namespace: op.Upload.Spec.SourceNamespace, Name: op.Upload.Spec.SourcePVC}] = true
@@ -156,8 +201,13 @@ func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 		return needs{}, fmt.Errorf("list PVs: %w", err)
 	}
 	for i := range volumes.Items {
-		spec := &volumes.Items[i].Spec
+		pv := &volumes.Items[i]
+		spec := &pv.Spec
 		if spec.CSI == nil {
+			continue
+		}
+		if isBeingDeleted(pv) {
+			n.deleting[volumeID{spec.CSI.Driver, spec.CSI.VolumeHandle}] = true
 			continue
 		}
 		var claim client.ObjectKey
@@ -179,7 +229,7 @@ func (n needs) needless(r rehome.Retained, all []rehome.Retained) string {
 	case n.uploading[client.ObjectKey{Namespace: r.Namespace, Name: r.PVC}]:
 		return ""
 	case !n.hasBackup(r):
-		return "its backup is gone"
+		return backupGone
 	case r.Retention == policy.RetentionAlways:
 		return ""
 	case !n.hasVolume(r):
@@ -191,6 +241,13 @@ func (n needs) needless(r rehome.Retained, all []rehome.Retained) string {
 		}
 	}
 	return ""
+}
+
+// isBeingDeleted reports whether a volume goes as soon as the storage lets it. Its PV still
+// names the claim that it had.
+func isBeingDeleted(pv *corev1.PersistentVolume) bool {
+	ended := pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed
+	return pv.DeletionTimestamp != nil || ended && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
 }
 
 // isOfChain reports whether two retained snapshots belong to images of one volume in one

@@ -251,12 +251,19 @@ func (w *world) requireRetained(by policy.Retention) {
 	}, noted)
 }
 
-// requireReleasedWithBackup deletes the backup without telling the plugin.
+// requireReleasedWithBackup deletes the backup without telling the plugin. It may come back, so
+// the snapshot stays for a while.
 func (w *world) requireReleasedWithBackup() {
 	w.t.Helper()
 	if backup := get[velerov1.Backup](w, veleroNamespace, "backup"); backup != nil {
 		require.NoError(w.t, w.c.Delete(w.ctx, backup))
 	}
+	kept := len(w.snapshots)
+	w.sweepUp()
+	w.clock = w.clock.Add(goneGrace - time.Minute)
+	w.sweepUp()
+	require.Len(w.t, w.snapshots, kept)
+	w.clock = w.clock.Add(time.Minute)
 	w.sweepUp()
 	w.requireNothingLeft([]string{"volume-src"}, nil)
 	if du := w.dataUpload(); du != nil {
@@ -375,7 +382,7 @@ func TestRunningUploadHoldsBase(t *testing.T) {
 	polls := 0
 	w.podEnds = func(*corev1.Pod) bool {
 		if polls++; polls == 1 {
-			s.delete(0)
+			s.vanish(0)
 		}
 		require.Contains(t, w.snapshots, "snapshot-backup-0")
 		_, err := w.sweep.sweep(w.ctx)
@@ -385,6 +392,7 @@ func TestRunningUploadHoldsBase(t *testing.T) {
 	}
 	s.backup(1, policy.RetentionAuto)
 	require.Greater(t, polls, 1)
+	w.clock = w.clock.Add(goneGrace)
 	w.sweepUp()
 	s.check()
 	require.Equal(t, []string{"snapshot-backup-1"}, slices.Collect(maps.Keys(w.snapshots)))
@@ -449,8 +457,16 @@ func (s *series) backup(n int, retain policy.Retention) {
 	}
 }
 
-// delete deletes a backup as a server without our plugin does.
+// delete deletes a backup as a server without our plugin does, and lets the grace pass.
 func (s *series) delete(n int) {
+	s.t.Helper()
+	s.vanish(n)
+	s.sweepUp()
+	s.clock = s.clock.Add(goneGrace)
+}
+
+// vanish removes a Backup with its DataUpload.
+func (s *series) vanish(n int) {
 	s.t.Helper()
 	name := fmt.Sprintf("backup-%d", n)
 	require.NoError(s.t, s.c.Delete(s.ctx, get[velerov1.Backup](s.world, veleroNamespace, name)))

@@ -102,6 +102,9 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		rehomer:   rehome.New(around.client, pages, opts.Namespace),
 		groups:    groupsnapshot.New(around.client, pages),
 		namespace: opts.Namespace,
+		recorder:  mgr.GetEventRecorder("blockmover"),
+		now:       time.Now,
+		held:      map[string]bool{},
 	}
 	if err := sweep.setup(mgr); err != nil {
 		return fmt.Errorf("set up sweep: %w", err)

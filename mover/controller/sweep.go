@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -25,6 +26,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
@@ -46,6 +48,10 @@ type sweeper struct {
 	groups    groupsnapshot.Groups
 	namespace string
 
+	recorder events.EventRecorder
+	now      func() time.Time
+	// held are the retained snapshots of which it was said that they hold a volume.
+	held map[string]bool
 	// last is when the last sweep began.
 	last time.Time
 	// again counts the sweeps in a row that left something.
@@ -238,6 +244,9 @@ func (s *sweeper) findSnapshots(ctx context.Context) ([]snapshotv1.VolumeSnapsho
 // sweepBackups deletes the VolumeSnapshots that our action took for a backup that has ended,
 // unless a DataUpload still needs them. A plugin that died before it created the DataUpload
 // leaves such a VolumeSnapshot. Members of a group are released with the group.
+//
+// The label is a hint: a tenant can give it to any VolumeSnapshot. What counts is the name,
+// which is derived from the backup and the PVC.
 func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot, o owners) error {
 	needed := map[types.NamespacedName]bool{}
 	for _, op := range o.running() {
@@ -250,10 +259,28 @@ func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.Volum
 		if !o.hasEnded(vs.Labels[identity.LabelBackupUID]) || needed[key] || vs.DeletionTimestamp != nil || groupsnapshot.IsOurMember(vs) {
 			continue
 		}
+		if ours, err := s.isTaken(ctx, vs); err != nil || !ours {
+			errs = append(errs, err)
+			continue
+		}
 		log.FromContext(ctx).Info("deleting the VolumeSnapshot of a backup that has ended", "volumeSnapshot", key)
 		if _, err := volumesnapshot.Release(ctx, s.client, s.reader, key); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// isTaken reports whether our action has taken a VolumeSnapshot.
+func (s *sweeper) isTaken(ctx context.Context, vs *snapshotv1.VolumeSnapshot) (bool, error) {
+	claim := vs.Spec.Source.PersistentVolumeClaimName
+	if claim == nil {
+		return false, nil
+	}
+	pvc, err := kube.Find(ctx, s.reader, client.ObjectKey{Namespace: vs.Namespace, Name: *claim}, &corev1.PersistentVolumeClaim{})
+	if err != nil || pvc == nil {
+		// Without its PVC, nothing tells whose the snapshot is.
+		return false, err
+	}
+	return vs.Name == identity.VolumeSnapshotName(vs.Labels[identity.LabelBackupUID], string(pvc.UID)), nil
 }

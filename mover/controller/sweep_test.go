@@ -10,6 +10,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
@@ -28,7 +29,56 @@ func (w *world) neighbour() *sweeper {
 		exposer: &exposer.Exposer{Client: cached(w.c), Reader: w.c, Namespace: namespace},
 		rehomer: rehome.New(w.c, w.c, namespace),
 		groups:  groupsnapshot.New(w.c, w.c),
+		now:     func() time.Time { return w.clock }, recorder: events.NewFakeRecorder(1000), held: map[string]bool{},
 	}
+}
+
+// TestSweepTrustsNoLabels: a tenant can give our labels and owner references to its own
+// VolumeSnapshots and groups. The sweep deletes none of them, and changes no deletion policy.
+func TestSweepTrustsNoLabels(t *testing.T) {
+	for name, forge := range map[string]func(vs *snapshotv1.VolumeSnapshot){
+		"label": func(*snapshotv1.VolumeSnapshot) {},
+		"label and owner": func(vs *snapshotv1.VolumeSnapshot) {
+			vs.OwnerReferences = []metav1.OwnerReference{{
+				APIVersion: groupsnapshot.APIGroup + "/v1", Kind: "VolumeGroupSnapshot", Name: identity.GroupName("x", appNamespace, "db", driver), UID: "forged",
+			}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := uploadWorld(t)
+			require.NoError(t, w.c.Delete(w.ctx, w.dataUpload()))
+			vs := get[snapshotv1.VolumeSnapshot](w, appNamespace, "snap")
+			vs.Labels = map[string]string{identity.LabelBackupUID: "x"}
+			claim := "data"
+			vs.Spec.Source.PersistentVolumeClaimName = &claim
+			forge(vs)
+			w.update(vs)
+			content := get[snapshotv1.VolumeSnapshotContent](w, "", "snapcontent-1")
+			content.Spec.DeletionPolicy = snapshotv1.VolumeSnapshotContentRetain
+			w.update(content)
+			w.sweepUp()
+			require.NotNil(t, get[snapshotv1.VolumeSnapshot](w, appNamespace, "snap"))
+			content = get[snapshotv1.VolumeSnapshotContent](w, "", "snapcontent-1")
+			require.Equal(t, snapshotv1.VolumeSnapshotContentRetain, content.Spec.DeletionPolicy)
+			require.True(t, w.snapshots["snapshot-1"])
+		})
+	}
+}
+
+// TestSweepReleasesWhatWasTaken: the name says that our action took it.
+func TestSweepReleasesWhatWasTaken(t *testing.T) {
+	w := uploadWorld(t)
+	require.NoError(t, w.c.Delete(w.ctx, w.dataUpload()))
+	pvc := get[corev1.PersistentVolumeClaim](w, appNamespace, "data")
+	require.NotNil(t, pvc)
+	claim := pvc.Name
+	name := identity.VolumeSnapshotName("gone", string(pvc.UID))
+	require.NoError(t, w.c.Create(w.ctx, &snapshotv1.VolumeSnapshot{
+		ObjectMeta: metav1.ObjectMeta{Namespace: appNamespace, Name: name, Labels: map[string]string{identity.LabelBackupUID: "gone"}},
+		Spec:       snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: &claim}},
+	}))
+	w.sweepUp()
+	require.Nil(t, get[snapshotv1.VolumeSnapshot](w, appNamespace, name))
 }
 
 // runBeside runs an operation while a neighbour sweeps after each step.

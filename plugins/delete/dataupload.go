@@ -213,6 +213,7 @@ func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2
 	if err := a.rebuildRetained(ctx, rehomer, upload); err != nil {
 		return err
 	}
+	name := identity.OperationName(string(upload.UID))
 	pair, err := rehomer.Pair(ctx, identity.Operation{UID: string(upload.UID)})
 	if meta.IsNoMatchError(err) {
 		return nil // a cluster without snapshots
@@ -221,11 +222,15 @@ func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2
 		return err
 	}
 	if pair != nil && pair.Retained {
-		if busy, err := a.isUploading(ctx, upload); err != nil || busy {
+		busy, err := a.isUploading(ctx, upload)
+		if err != nil {
 			return err
 		}
+		if busy {
+			// The backup is deleted, and not only its object.
+			return rehomer.MarkBackupGone(ctx, name, time.Unix(0, 0))
+		}
 	}
-	name := identity.OperationName(string(upload.UID))
 	left, err := rehomer.ReleaseRetained(ctx, name)
 	if len(left) > 0 {
 		a.log.Infof("Releasing the storage snapshot that was retained as VolumeSnapshot %s/%s", upload.Namespace, name)

@@ -31,6 +31,8 @@ type Retained struct {
 	SnapshotTime   time.Time `json:"snapshotTime"`
 	// Class is the VolumeSnapshotClass, or "".
 	Class string `json:"class,omitempty"`
+	// BackupGone is since when the Backup does not exist, or zero.
+	BackupGone time.Time `json:"backupGone,omitzero"`
 	// SecretName and SecretNamespace name the secret that the driver needs to delete
 	// the snapshot; "" if it needs none.
 	SecretName      string `json:"secretName,omitempty"`
@@ -144,6 +146,9 @@ func readRetained(pair *snapshotv1.VolumeSnapshotContent) (Retained, error) {
 	}
 	if class := pair.Spec.VolumeSnapshotClassName; class != nil {
 		retained.Class = *class
+	}
+	if gone, err := time.Parse(time.RFC3339, a[identity.AnnotationBackupGone]); err == nil {
+		retained.BackupGone = gone
 	}
 	if retained.Backup == "" || retained.PVC == "" || retained.VolumeHandle == "" {
 		return Retained{}, fmt.Errorf("read retained VolumeSnapshotContent %s: its annotations do not say which volume and backup it is of", pair.Name)

@@ -3,7 +3,9 @@ package rehome
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/vmware-tanzu/velero/pkg/label"
@@ -52,6 +54,24 @@ func listRetained(ctx context.Context, contents content.Client, namespace string
 	}
 	slices.SortFunc(out, Retained.compareAge)
 	return out, errors.Join(errs...)
+}
+
+// MarkBackupGone records since when the Backup of a retained pair does not exist. A zero time
+// removes the record.
+func (r Rehomer) MarkBackupGone(ctx context.Context, name string, since time.Time) error {
+	pair, err := r.contents.Find(ctx, name)
+	if err != nil || pair == nil {
+		return err
+	}
+	before := pair.DeepCopy()
+	delete(pair.Annotations, identity.AnnotationBackupGone)
+	if !since.IsZero() {
+		kube.SetAnnotation(pair, identity.AnnotationBackupGone, since.UTC().Format(time.RFC3339))
+	}
+	if err := client.IgnoreNotFound(r.client.Patch(ctx, pair, client.MergeFrom(before))); err != nil {
+		return fmt.Errorf("record that the backup of VolumeSnapshotContent %s is gone: %w", name, err)
+	}
+	return nil
 }
 
 // ReleaseRetained deletes a retained pair with the snapshot in the storage, and
