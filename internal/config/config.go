@@ -38,10 +38,13 @@ type Config struct {
 
 	// Fields that Velero's node-agent does not have.
 
-	Tolerations        []corev1.Toleration           `json:"tolerations,omitempty"`
-	ImagePullSecrets   []corev1.LocalObjectReference `json:"imagePullSecrets,omitempty"`
-	ServiceAccountName string                        `json:"serviceAccountName,omitempty"`
-	SecurityContext    SecurityContext               `json:"securityContext,omitempty"`
+	Tolerations      []corev1.Toleration           `json:"tolerations,omitempty"`
+	ImagePullSecrets []corev1.LocalObjectReference `json:"imagePullSecrets,omitempty"`
+	// DefaultCredential is the key of a Secret in Velero's namespace that has the credential of
+	// locations without one of their own. If it is not set, it is that of Velero's server.
+	DefaultCredential  *corev1.SecretKeySelector `json:"defaultCredential,omitempty"`
+	ServiceAccountName string                    `json:"serviceAccountName,omitempty"`
+	SecurityContext    SecurityContext           `json:"securityContext,omitempty"`
 	// ScratchSize bounds the disk that a mover pod may use for caches.
 	ScratchSize resource.Quantity `json:"scratchSize,omitempty"`
 	// RateLimit is how many bytes per second a mover pod reads from the volume or writes to
@@ -99,6 +102,9 @@ type RestorePVC struct {
 	// IgnoreDelayBinding restores a WaitForFirstConsumer volume without waiting for the pod
 	// that will use it. The volume may then be where that pod cannot run.
 	IgnoreDelayBinding bool `json:"ignoreDelayBinding,omitempty"`
+	// StorageClass has, by the class of the target PVC, the class that the volume is made of
+	// instead. The key "" is for PVCs with the class "", which provides no volumes.
+	StorageClass map[string]string `json:"storageClass,omitempty"`
 }
 
 // PodResources are quantities; empty or "0" is unset.
@@ -203,6 +209,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("podDeadline is %s, want 1s or more", c.PodDeadline.Duration)
 	case !c.RateLimit.IsZero() && c.RateLimit.CmpInt64(task.MinRateLimit) < 0:
 		return fmt.Errorf("rateLimit is %s, want 0 for none, or %d bytes a second or more", c.RateLimit.String(), task.MinRateLimit)
+	case c.DefaultCredential != nil && (c.DefaultCredential.Name == "" || c.DefaultCredential.Key == ""):
+		return errors.New("defaultCredential has no name or no key")
 	case c.ScratchSize.Sign() < 0:
 		return fmt.Errorf("scratchSize is %s, want more than 0", c.ScratchSize.String())
 	}

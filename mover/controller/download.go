@@ -3,10 +3,14 @@ package controller
 import (
 	"context"
 	"fmt"
+	"slices"
 
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
@@ -47,8 +51,12 @@ func (d *downloads) secure(ctx context.Context, op *operation.View) (phase.Work,
 // place is where a restored volume has to be.
 type place struct {
 	target *corev1.PersistentVolumeClaim
-	// node is the only node that will do, or "" if any will.
+	// class is what the volume is made of.
+	class string
+	// node is the only node that will do, or "" if any will. The pod that uses the target
+	// tolerates its taints.
 	node    string
+	taints  []corev1.Taint
 	waiting string
 }
 
@@ -60,30 +68,71 @@ func (d *downloads) placeFor(ctx context.Context, dd *velerov2alpha1.DataDownloa
 	case err != nil:
 		return place{}, err
 	case target == nil:
-		return place{waiting: fmt.Sprintf("target PVC %s does not exist yet", key)}, nil
+		return d.missing(ctx, dd)
 	case target.DeletionTimestamp != nil:
 		return place{}, fmt.Errorf("%w: target PVC %s is being deleted", phase.ErrBroken, key)
 	case target.Spec.VolumeName != "":
 		return place{}, fmt.Errorf("%w: target PVC %s is bound to PV %s already", phase.ErrBroken, key, target.Spec.VolumeName)
 	case target.Spec.StorageClassName == nil:
 		return place{waiting: fmt.Sprintf("target PVC %s has no storage class, and the cluster has no default", key)}, nil
-	case *target.Spec.StorageClassName == "":
-		return place{}, fmt.Errorf("%w: target PVC %s has the storage class \"\", which provides no volumes", phase.ErrBroken, key)
 	}
-	class, err := d.storageClass(ctx, *target.Spec.StorageClassName)
+	className := d.config.RestorePVC.StorageClass[*target.Spec.StorageClassName]
+	if className == "" {
+		className = *target.Spec.StorageClassName
+	}
+	if className == "" {
+		return place{}, fmt.Errorf("%w: target PVC %s has the storage class \"\", which provides no volumes: name one in restorePVC.storageClass of the configuration",
+			phase.ErrBroken, key)
+	}
+	class, err := d.storageClass(ctx, className)
 	switch {
 	case err != nil:
 		return place{}, err
 	case class == nil:
-		return place{waiting: fmt.Sprintf("StorageClass %s of target PVC %s does not exist", *target.Spec.StorageClassName, key)}, nil
+		return place{waiting: fmt.Sprintf("StorageClass %s of target PVC %s does not exist", className, key)}, nil
 	case !bindsLate(class) || d.config.RestorePVC.IgnoreDelayBinding:
-		return place{target: target}, nil
+		return place{target: target, class: className}, nil
 	}
 	node := exposer.SelectedNode(target)
 	if node == "" {
 		return place{waiting: fmt.Sprintf("target PVC %s waits for its first consumer: no pod that uses it was scheduled yet", key)}, nil
 	}
-	return place{target: target, node: node}, nil
+	found, err := kube.Find(ctx, d.reader, client.ObjectKey{Name: node}, &corev1.Node{})
+	if err != nil {
+		return place{}, err
+	}
+	if found == nil {
+		return place{waiting: fmt.Sprintf("node %s, which the scheduler chose for target PVC %s, does not exist any more: a new pod that uses the PVC is waited for", node, key)}, nil
+	}
+	return place{target: target, class: className, node: node, taints: found.Spec.Taints}, nil
+}
+
+// missing says why there is no target PVC. Velero creates it before its Restore waits for the
+// operations: after that, it never comes.
+func (d *downloads) missing(ctx context.Context, dd *velerov2alpha1.DataDownload) (place, error) {
+	key := targetOf(dd)
+	restore := &velerov1.Restore{}
+	i := slices.IndexFunc(dd.OwnerReferences, func(o metav1.OwnerReference) bool { return o.Kind == "Restore" })
+	if i >= 0 {
+		found, err := kube.Find(ctx, d.reader, client.ObjectKey{Namespace: d.namespace, Name: dd.OwnerReferences[i].Name}, restore)
+		if err != nil {
+			return place{}, err
+		}
+		if found != nil && hasCreated(found) {
+			return place{}, fmt.Errorf("%w: Velero has not created target PVC %s: the errors of Restore %s say why", phase.ErrBroken, key, found.Name)
+		}
+	}
+	return place{waiting: fmt.Sprintf("target PVC %s does not exist yet", key)}, nil
+}
+
+// hasCreated reports whether a restore has created all that it will create.
+func hasCreated(restore *velerov1.Restore) bool {
+	switch restore.Status.Phase {
+	case "", velerov1.RestorePhaseNew, velerov1.RestorePhaseInProgress:
+		return false
+	default:
+		return true
+	}
 }
 
 func targetOf(dd *velerov2alpha1.DataDownload) types.NamespacedName {
@@ -102,7 +151,9 @@ func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work,
 		return phase.Work{Detail: at.waiting}, err
 	}
 	err = d.exposer.EnsureVolume(ctx, op.Operation, func() (*corev1.PersistentVolumeClaim, error) {
-		return exposer.PlanRestoreVolume(op.Operation, at.target, at.node), nil
+		return exposer.PlanRestoreVolume(op.Operation, exposer.RestoreVolume{
+			Target: at.target, Class: at.class, Size: dd.Spec.SnapshotSize, Node: at.node,
+		}), nil
 	})
 	if err != nil {
 		return phase.Work{}, err
@@ -115,7 +166,8 @@ func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work,
 		Attempt:      op.Status.Attempt.Number,
 		Relabel:      true,
 		Node:         at.node,
-		StorageClass: *at.target.Spec.StorageClassName,
+		Taints:       at.taints,
+		StorageClass: at.class,
 	}
 	request := task.Request{
 		Namespace:        d.namespace,

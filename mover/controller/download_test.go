@@ -242,3 +242,42 @@ func TestDownloadFails(t *testing.T) {
 		})
 	}
 }
+
+// TestDownloadOfARefusedTarget: Velero has created all that it will create, and the target is not
+// among it.
+func TestDownloadOfARefusedTarget(t *testing.T) {
+	for p, want := range map[velerov1.RestorePhase]phase.Phase{
+		velerov1.RestorePhaseInProgress:                                phase.New,
+		velerov1.RestorePhaseWaitingForPluginOperationsPartiallyFailed: phase.Failed,
+	} {
+		w := downloadWorld(t, &velerov1.Restore{
+			ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "restore"}, Status: velerov1.RestoreStatus{Phase: p},
+		})
+		dd := get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")
+		dd.OwnerReferences = []metav1.OwnerReference{{Kind: "Restore", Name: "restore"}}
+		w.update(dd)
+		require.NoError(t, w.c.Delete(w.ctx, get[corev1.PersistentVolumeClaim](w, appNamespace, "data")))
+		op := w.drive(w.downs, "dd", time.Minute)
+		require.Equal(t, want, op.Status.Phase, op.Status.Message)
+		if want == phase.Failed {
+			require.Contains(t, op.Status.Message, "Velero has not created target PVC app/data: the errors of Restore restore say why")
+		}
+	}
+}
+
+// TestDownloadWaitsForAnotherNode: the node that the scheduler chose for the target has vanished.
+func TestDownloadWaitsForAnotherNode(t *testing.T) {
+	w := downloadWorld(t)
+	target := get[corev1.PersistentVolumeClaim](w, appNamespace, "data")
+	late := "late"
+	target.Spec.StorageClassName = &late
+	target.Annotations["volume.kubernetes.io/selected-node"] = "gone"
+	w.update(target)
+	op := w.drive(w.downs, "dd", time.Minute)
+	require.Equal(t, phase.New, op.Status.Phase)
+	require.Contains(t, op.Status.Message, "node gone, which the scheduler chose for target PVC app/data, does not exist any more")
+	target = get[corev1.PersistentVolumeClaim](w, appNamespace, "data")
+	target.Annotations["volume.kubernetes.io/selected-node"] = "node-1"
+	w.update(target)
+	require.Equal(t, phase.Completed, w.run(w.downs, "dd").Status.Phase)
+}

@@ -234,7 +234,7 @@ func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *
 			return work, nil, err
 		}
 		e.follow(ctx, op, pod, &work)
-		return work, report, nil
+		return e.explain(ctx, op, work), report, nil
 	case attempt.Started:
 		return phase.Work{State: phase.Lost, Detail: "the mover pod is gone"}, nil, nil
 	}

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -178,6 +180,42 @@ func TestLateHandOver(t *testing.T) {
 	held = false
 	op = w.drive(w.downs, "dd", 5*time.Minute)
 	require.Equal(t, phase.Completed, op.Status.Phase, op.Status.Message)
+}
+
+// TestWhyAMoverPodDoesNotRun: the message has the words of whoever knows it. A volume that the
+// driver refuses ends the operation within a minute.
+func TestWhyAMoverPodDoesNotRun(t *testing.T) {
+	for name, tc := range map[string]struct {
+		reason, message string
+		want            phase.Phase
+	}{
+		"mount": {"FailedMount", `MountVolume.SetUp failed: secret "velero-aws" not found`, phase.Accepted},
+		"busy":  {"ProvisioningFailed", "rpc error: code = DeadlineExceeded desc = the array is slow", phase.Accepted},
+		"refused": {
+			"ProvisioningFailed", `failed to provision volume with StorageClass "fast": rpc error: code = InvalidArgument desc = snapshot has volume mode Filesystem, request Block`,
+			phase.Failed,
+		},
+		"no class": {"ProvisioningFailed", `storageclass.storage.k8s.io "slow" not found`, phase.Failed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := uploadWorld(t)
+			w.stuck = true
+			w.drive(w.uploads, "du", 10*time.Second)
+			pods := list[corev1.PodList](w, client.InNamespace(veleroNamespace)).Items
+			require.Len(t, pods, 1)
+			for i, text := range []string{"an older one", tc.message} {
+				require.NoError(t, w.c.Create(w.ctx, &corev1.Event{
+					ObjectMeta:     metav1.ObjectMeta{Namespace: veleroNamespace, Name: fmt.Sprint("event-", i)},
+					InvolvedObject: corev1.ObjectReference{Name: pods[0].Name}, Type: corev1.EventTypeWarning, Reason: tc.reason, Message: text,
+					LastTimestamp: metav1.NewTime(w.clock.Add(time.Duration(i) * time.Second)),
+				}))
+			}
+			op := w.drive(w.uploads, "du", time.Minute)
+			require.Equal(t, tc.want, op.Status.Phase, op.Status.Message)
+			require.Contains(t, op.Status.Message, tc.reason+": "+tc.message)
+			require.NotContains(t, op.Status.Message, "older")
+		})
+	}
 }
 
 func TestShortenedEvents(t *testing.T) {

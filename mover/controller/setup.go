@@ -31,6 +31,7 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -68,6 +69,7 @@ type Options struct {
 // AddToScheme registers the types that the controllers use.
 func AddToScheme(scheme *runtime.Scheme) error {
 	return errors.Join(
+		appsv1.AddToScheme(scheme),
 		corev1.AddToScheme(scheme),
 		storagev1.AddToScheme(scheme),
 		snapshotv1.AddToScheme(scheme),

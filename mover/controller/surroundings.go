@@ -8,7 +8,6 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/config"
@@ -60,7 +59,7 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 	}
 	plan.Image, plan.Config, plan.Task = s.image, s.config, encoded
 	plan.LocationSecrets = secretsOf(location)
-	if plan.Cloud, err = s.hasCloudSecret(ctx); err != nil {
+	if plan.Inherited, err = s.inherited(ctx); err != nil {
 		return phase.Work{}, err
 	}
 	pod, err := plan.Pod()
@@ -83,12 +82,4 @@ func secretsOf(location *velerov1.BackupStorageLocation) []corev1.SecretKeySelec
 		secrets = append(secrets, *o.CACertRef)
 	}
 	return secrets
-}
-
-// hasCloudSecret looks for Velero's default credential, without reading it.
-func (s *surroundings) hasCloudSecret(ctx context.Context) (bool, error) {
-	secret := &metav1.PartialObjectMetadata{}
-	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
-	found, err := kube.Find(ctx, s.reader, client.ObjectKey{Namespace: s.namespace, Name: exposer.CloudSecret}, secret)
-	return found != nil, err
 }

@@ -92,6 +92,10 @@ func (u *uploads) expose(ctx context.Context, op *operation.View) (phase.Work, e
 	}
 	class := du.Spec.CSISnapshot.StorageClass
 	pvcConfig := u.config.BackupPVC[class]
+	if class == "" && pvcConfig.StorageClass == "" {
+		return phase.Work{}, fmt.Errorf("%w: PVC %s/%s has no storage class, so its snapshot cannot be made a volume to read from: "+
+			"name one in backupPVC[\"\"].storageClass of the configuration", phase.ErrBroken, du.Spec.SourceNamespace, du.Spec.SourcePVC)
+	}
 	err = u.exposer.EnsureVolume(ctx, op.Operation, func() (*corev1.PersistentVolumeClaim, error) {
 		return exposer.PlanBackupVolume(op.Operation, pair.Name, class, pair.Size, pvcConfig), nil
 	})

@@ -85,6 +85,8 @@ type world struct {
 	podEnds func(pod *corev1.Pod) bool
 	// pods counts the mover pods that ran.
 	pods int
+	// stuck keeps mover pods from being scheduled.
+	stuck bool
 	// log is what mover pods have written.
 	log string
 }
@@ -231,6 +233,10 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	}
 	w.c = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
 		WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{}).WithRESTMapper(w.mapper).
+		WithIndex(&corev1.Event{}, exposer.EventObject, func(o client.Object) []string {
+			event, _ := o.(*corev1.Event)
+			return []string{event.InvolvedObject.Name}
+		}).
 		WithInterceptorFuncs(interceptor.Funcs{Create: func(ctx context.Context, c client.WithWatch, object client.Object, opts ...client.CreateOption) error {
 			identify(object)
 			return c.Create(ctx, object, opts...)
@@ -281,7 +287,6 @@ func base() []client.Object {
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Provisioner: driver, Parameters: map[string]string{"csi.storage.k8s.io/fstype": "xfs"}},
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "late"}, Provisioner: driver, VolumeBindingMode: &late},
 		&velerov1.BackupStorageLocation{ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "default"}},
-		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: exposer.CloudSecret}},
 	}
 }
 
@@ -512,6 +517,8 @@ func (w *world) stepPods() {
 			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: exposer.ContainerName, State: corev1.ContainerState{
 				Terminated: &corev1.ContainerStateTerminated{Message: text, ExitCode: code},
 			}}}
+		case w.stuck:
+			continue
 		case pod.Status.Phase == "" && claim != nil && claim.Spec.VolumeName != "":
 			w.pods++
 			pod.Spec.NodeName = "node-1"

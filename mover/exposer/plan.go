@@ -22,12 +22,15 @@ const (
 	DevicePath = "/dev/blockmover"
 	// HomePath is a writable directory of config.ScratchSize.
 	HomePath = "/home/blockmover"
+	// ConnectionPath has the connection file that Velero's code writes for kopia. It holds the
+	// credential of the object store, so it is in memory.
+	ConnectionPath = HomePath + "/udmrepo"
 	// RepositoryPath has the file repository-password.
 	RepositoryPath = "/credentials/repository"
 	// LocationPath has <secret>/<key> for the credential and the CA that the
 	// BackupStorageLocation names.
 	LocationPath = "/credentials/location"
-	// CloudPath has the file cloud if Velero has a default credential.
+	// CloudPath has the default credential, if Velero has one.
 	CloudPath = "/credentials/cloud"
 	// TokenPath is the service account token for the SnapshotMetadata service.
 	TokenPath      = tokenDirectory + "/" + tokenFile
@@ -35,13 +38,10 @@ const (
 	tokenFile      = "token"
 )
 
-// The Secrets that `velero install` creates.
+// The Secret that Velero creates.
 const (
 	repositorySecret = "velero-repo-credentials"
 	repositoryKey    = "repository-password"
-	// CloudSecret is the default credential.
-	CloudSecret = "cloud-credentials"
-	cloudKey    = "cloud"
 )
 
 // ContainerName is the name of the mover pod's only container.
@@ -95,28 +95,46 @@ func PlanBackupVolume(op identity.Operation, snapshot, class string, size int64,
 	return pvc
 }
 
+// RestoreVolume is what a restore writes.
+type RestoreVolume struct {
+	Target *corev1.PersistentVolumeClaim
+	// Class replaces that of the target; "" does not.
+	Class string
+	// Size of the image in bytes. The target may ask for less: a volume may be larger than its
+	// PVC requested.
+	Size int64
+	// Node is where the target's first pod was scheduled, or "".
+	Node string
+}
+
 // PlanRestoreVolume returns the empty PVC that a restore writes. It is what the target asks
-// for, but as a block device. node is where the target's first pod was scheduled, or "".
-func PlanRestoreVolume(op identity.Operation, target *corev1.PersistentVolumeClaim, node string) *corev1.PersistentVolumeClaim {
+// for, but as a block device, and for one pod alone: a mover pod that is cut off with its node
+// must not write beside the next one.
+func PlanRestoreVolume(op identity.Operation, v RestoreVolume) *corev1.PersistentVolumeClaim {
+	target, class := v.Target, v.Target.Spec.StorageClassName
+	if v.Class != "" {
+		class = &v.Class
+	}
+	size := target.Spec.Resources.Requests[corev1.ResourceStorage]
+	if image := resource.NewQuantity(v.Size, resource.BinarySI); size.Cmp(*image) < 0 {
+		size = *image
+	}
 	pvc := &corev1.PersistentVolumeClaim{ObjectMeta: metaOf(op)}
 	for key, value := range target.Annotations {
 		if isForDriver(key) {
 			pvc.Annotations[key] = value
 		}
 	}
-	if node != "" {
-		pvc.Annotations[annotationSelectedNode] = node
+	if v.Node != "" {
+		pvc.Annotations[annotationSelectedNode] = v.Node
 	}
-	mode, access := corev1.PersistentVolumeBlock, slices.Clone(target.Spec.AccessModes)
-	if !slices.ContainsFunc(access, func(m corev1.PersistentVolumeAccessMode) bool { return m != corev1.ReadOnlyMany }) {
-		access = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce} // the mover pod writes it
-	}
+	mode := corev1.PersistentVolumeBlock
 	pvc.Spec = corev1.PersistentVolumeClaimSpec{
-		AccessModes:               access,
-		StorageClassName:          target.Spec.StorageClassName,
+		AccessModes:               []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod},
+		StorageClassName:          class,
 		VolumeAttributesClassName: target.Spec.VolumeAttributesClassName,
 		VolumeMode:                &mode,
-		Resources:                 requestStorage(target.Spec.Resources.Requests[corev1.ResourceStorage]),
+		Resources:                 requestStorage(size),
 	}
 	return pvc
 }
@@ -152,7 +170,9 @@ type PodPlan struct {
 	Relabel bool
 	// Node is where the pod has to run. If it is empty, Topology is where the volume can be
 	// used, and StorageClass selects the configured affinity.
-	Node         string
+	Node string
+	// Taints are those of Node, which the pod tolerates: the application does.
+	Taints       []corev1.Taint
 	Topology     *corev1.NodeSelector
 	StorageClass string
 	// Audience of the SnapshotMetadata service; "" is no service.
@@ -160,8 +180,20 @@ type PodPlan struct {
 	// LocationSecrets are the credential and the CA that the BackupStorageLocation
 	// names.
 	LocationSecrets []corev1.SecretKeySelector
-	// Cloud is set if Velero has a default credential.
-	Cloud bool
+	// Inherited is what the pod has in common with Velero's server.
+	Inherited Inherited
+}
+
+// Inherited is what a mover pod takes over from Velero's server.
+type Inherited struct {
+	// Credential is the default credential, or nil.
+	Credential *corev1.SecretKeySelector
+	// Env and EnvFrom are variables of the server, such as those of a proxy. They do not
+	// replace ours.
+	Env     []corev1.EnvVar
+	EnvFrom []corev1.EnvFromSource
+	// Labels are for webhooks that give a pod its identity in the cloud.
+	Labels map[string]string
 }
 
 // Pod builds the mover pod: one process without privileges or capabilities, without access
@@ -188,6 +220,7 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 			ImagePullPolicy: corev1.PullIfNotPresent,
 			Command:         []string{"/blockmover", "worker"},
 			Env:             env,
+			EnvFrom:         p.Inherited.EnvFrom,
 			VolumeMounts:    mounts,
 			VolumeDevices:   []corev1.VolumeDevice{{Name: "device", DevicePath: DevicePath}},
 			Resources:       resources,
@@ -204,7 +237,7 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 		ServiceAccountName:            p.Config.ServiceAccountName,
 		ImagePullSecrets:              p.Config.ImagePullSecrets,
 		PriorityClassName:             p.Config.PriorityClassName,
-		Tolerations:                   p.Config.Tolerations,
+		Tolerations:                   p.tolerations(),
 		NodeSelector:                  map[string]string{corev1.LabelOSStable: string(corev1.Linux)},
 		Affinity:                      p.affinity(),
 		TopologySpreadConstraints:     spread(),
@@ -220,10 +253,9 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 func (p PodPlan) decorate(meta *metav1.ObjectMeta) {
 	ours := maps.Clone(meta.Labels)
 	ours[labelAppName], ours[labelComponent] = appName, component
-	meta.Labels = maps.Clone(p.Config.PodLabels)
-	if meta.Labels == nil {
-		meta.Labels = map[string]string{}
-	}
+	meta.Labels = map[string]string{}
+	maps.Copy(meta.Labels, p.Inherited.Labels)
+	maps.Copy(meta.Labels, p.Config.PodLabels)
 	maps.Copy(meta.Labels, ours)
 
 	mine := maps.Clone(meta.Annotations)
@@ -249,6 +281,21 @@ func (p PodPlan) securityContext() *corev1.PodSecurityContext {
 		context.SELinuxOptions = &corev1.SELinuxOptions{Type: "spc_t"}
 	}
 	return context
+}
+
+// tolerations are the configured ones and those of the node that the pod has to run on. A
+// node that is not ready, or is drained, is not tolerated.
+func (p PodPlan) tolerations() []corev1.Toleration {
+	tolerations := slices.Clone(p.Config.Tolerations)
+	for _, taint := range p.Taints {
+		if strings.HasPrefix(taint.Key, "node.kubernetes.io/") {
+			continue
+		}
+		tolerations = append(tolerations, corev1.Toleration{
+			Key: taint.Key, Operator: corev1.TolerationOpEqual, Value: taint.Value, Effect: taint.Effect,
+		})
+	}
+	return tolerations
 }
 
 func spread() []corev1.TopologySpreadConstraint {
@@ -314,11 +361,13 @@ func (p PodPlan) volumes() ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvV
 		}}},
 		scratch("home", p.Config.ScratchSize),
 		scratch("tmp", resource.MustParse(tmpSize)),
+		inMemory("connection", resource.MustParse(connectionSize)),
 		secret("repository", repositorySecret, repositoryKey),
 	}
 	mounts := []corev1.VolumeMount{
 		{Name: "home", MountPath: HomePath},
 		{Name: "tmp", MountPath: "/tmp"},
+		{Name: "connection", MountPath: ConnectionPath},
 		{Name: "repository", MountPath: RepositoryPath, ReadOnly: true},
 	}
 	env := []corev1.EnvVar{{Name: task.EnvRequest, Value: p.Task}, {Name: "HOME", Value: HomePath}}
@@ -326,11 +375,16 @@ func (p PodPlan) volumes() ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvV
 		volumes = append(volumes, secrets("location", p.LocationSecrets))
 		mounts = append(mounts, corev1.VolumeMount{Name: "location", MountPath: LocationPath, ReadOnly: true})
 	}
-	if p.Cloud {
-		volumes = append(volumes, secret("cloud", CloudSecret, cloudKey))
+	if c := p.Inherited.Credential; c != nil {
+		volumes = append(volumes, secret("cloud", c.Name, c.Key))
 		mounts = append(mounts, corev1.VolumeMount{Name: "cloud", MountPath: CloudPath, ReadOnly: true})
 		for _, name := range []string{"AWS_SHARED_CREDENTIALS_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_CREDENTIALS_FILE"} {
-			env = append(env, corev1.EnvVar{Name: name, Value: CloudPath + "/" + cloudKey})
+			env = append(env, corev1.EnvVar{Name: name, Value: CloudPath + "/" + c.Key})
+		}
+	}
+	for _, inherited := range p.Inherited.Env {
+		if !slices.ContainsFunc(env, func(ours corev1.EnvVar) bool { return ours.Name == inherited.Name }) {
+			env = append(env, inherited)
 		}
 	}
 	if p.Audience != "" {
@@ -343,12 +397,20 @@ func (p PodPlan) volumes() ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvV
 const (
 	// tmpSize is for what libraries put there; the mover itself uses its home.
 	tmpSize = "256Mi"
+	// connectionSize is for a few files of some KiB.
+	connectionSize = "8Mi"
 	// tokenSeconds is how long a token lives; the kubelet renews it at 80 % of that.
 	tokenSeconds = 3600
 )
 
 func scratch(name string, size resource.Quantity) corev1.Volume {
 	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &size}}}
+}
+
+func inMemory(name string, size resource.Quantity) corev1.Volume {
+	volume := scratch(name, size)
+	volume.EmptyDir.Medium = corev1.StorageMediumMemory
+	return volume
 }
 
 func secret(volume, name, key string) corev1.Volume {

@@ -40,7 +40,7 @@ func TestPodIsUnprivileged(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			plan := exposer.PodPlan{
-				Config: parse(t, document), Relabel: true, Cloud: true, Audience: "metadata",
+				Config: parse(t, document), Relabel: true, Inherited: inherited(), Audience: "metadata",
 				LocationSecrets: []corev1.SecretKeySelector{{LocalObjectReference: corev1.LocalObjectReference{Name: "s3"}, Key: "credentials"}},
 			}
 			pod := podOf(t, plan)
@@ -68,7 +68,7 @@ func TestPodIsUnprivileged(t *testing.T) {
 				}
 			}
 			for _, m := range pod.Spec.Containers[0].VolumeMounts {
-				writable := m.MountPath == exposer.HomePath || m.MountPath == "/tmp"
+				writable := m.MountPath == exposer.HomePath || m.MountPath == exposer.ConnectionPath || m.MountPath == "/tmp"
 				require.Equal(t, !writable, m.ReadOnly, m.MountPath)
 			}
 		})
@@ -84,17 +84,24 @@ func TestPodHasWhatTheWorkerReads(t *testing.T) {
 		return out
 	}
 	bare := podOf(t, exposer.PodPlan{Config: parse(t, ""), Relabel: true})
-	require.Equal(t, map[string]string{"/home/blockmover": "home", "/tmp": "tmp", "/credentials/repository": "repository"}, mounts(bare))
+	require.Equal(t, map[string]string{
+		"/home/blockmover": "home", "/home/blockmover/udmrepo": "connection", "/tmp": "tmp", "/credentials/repository": "repository",
+	}, mounts(bare))
+	for _, v := range bare.Spec.Volumes {
+		if v.Name == "connection" {
+			require.Equal(t, corev1.StorageMediumMemory, v.EmptyDir.Medium, "it holds a credential")
+		}
+	}
 	require.Equal(t, []corev1.VolumeDevice{{Name: "device", DevicePath: "/dev/blockmover"}}, bare.Spec.Containers[0].VolumeDevices)
 	require.Equal(t, []corev1.EnvVar{{Name: "BLOCKMOVER_TASK", Value: "{}"}, {Name: "HOME", Value: "/home/blockmover"}}, bare.Spec.Containers[0].Env)
 	require.Nil(t, bare.Spec.Affinity)
 
 	full := podOf(t, exposer.PodPlan{
-		Config: parse(t, ""), Cloud: true, Audience: "metadata", ReadOnly: true,
+		Config: parse(t, ""), Inherited: inherited(), Audience: "metadata", ReadOnly: true,
 		LocationSecrets: []corev1.SecretKeySelector{{LocalObjectReference: corev1.LocalObjectReference{Name: "s3"}, Key: "credentials"}},
 	})
 	require.Equal(t, map[string]string{
-		"/home/blockmover": "home", "/tmp": "tmp", "/credentials/repository": "repository",
+		"/home/blockmover": "home", "/home/blockmover/udmrepo": "connection", "/tmp": "tmp", "/credentials/repository": "repository",
 		"/credentials/location": "location", "/credentials/cloud": "cloud", "/var/run/secrets/blockmover/metadata": "metadata-token",
 	}, mounts(full))
 	require.Contains(t, full.Spec.Containers[0].Env, corev1.EnvVar{Name: "AWS_SHARED_CREDENTIALS_FILE", Value: "/credentials/cloud/cloud"})
@@ -146,14 +153,31 @@ func TestPlanBackupVolume(t *testing.T) {
 	require.Nil(t, exposer.PlanBackupVolume(op, "snap", "", 123, config.BackupPVC{}).Spec.StorageClassName)
 }
 
-func TestPlanRestoreVolumeIsWritable(t *testing.T) {
+// TestPlanRestoreVolume: one pod writes, whatever the target asks for, and the image fits.
+func TestPlanRestoreVolume(t *testing.T) {
 	class := "fast"
-	target := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
-		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany}, StorageClassName: &class,
-	}}
-	require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, exposer.PlanRestoreVolume(op, target, "").Spec.AccessModes)
-	target.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany, corev1.ReadOnlyMany}
-	require.Equal(t, target.Spec.AccessModes, exposer.PlanRestoreVolume(op, target, "").Spec.AccessModes)
+	for _, access := range []corev1.PersistentVolumeAccessMode{corev1.ReadOnlyMany, corev1.ReadWriteMany, corev1.ReadWriteOnce} {
+		target := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{access}, StorageClassName: &class,
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+		}}
+		pvc := exposer.PlanRestoreVolume(op, exposer.RestoreVolume{Target: target, Size: 3 << 30})
+		require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}, pvc.Spec.AccessModes)
+		require.Equal(t, "3Gi", pvc.Spec.Resources.Requests.Storage().String())
+		require.Equal(t, "fast", *pvc.Spec.StorageClassName)
+		pvc = exposer.PlanRestoreVolume(op, exposer.RestoreVolume{Target: target, Class: "slow", Size: 1})
+		require.Equal(t, "1Gi", pvc.Spec.Resources.Requests.Storage().String())
+		require.Equal(t, "slow", *pvc.Spec.StorageClassName)
+	}
+}
+
+// TestPodToleratesItsNode: a pod that has to run on the node of the application tolerates what
+// the application does.
+func TestPodToleratesItsNode(t *testing.T) {
+	pod := podOf(t, exposer.PodPlan{Node: "n1", Taints: []corev1.Taint{
+		{Key: "gpu", Value: "yes", Effect: corev1.TaintEffectNoSchedule}, {Key: "node.kubernetes.io/not-ready", Effect: corev1.TaintEffectNoExecute},
+	}})
+	require.Equal(t, []corev1.Toleration{{Key: "gpu", Operator: corev1.TolerationOpEqual, Value: "yes", Effect: corev1.TaintEffectNoSchedule}}, pod.Spec.Tolerations)
 }
 
 // TestPlanRebindRefusesOurLabels: a tenant writes the selector of a PVC, and must not write by
@@ -230,4 +254,39 @@ func TestFilesystemOf(t *testing.T) {
 	require.Equal(t, "xfs", exposer.FilesystemOf(map[string]string{"csi.storage.k8s.io/fstype": "xfs"}))
 	require.Equal(t, "btrfs", exposer.FilesystemOf(map[string]string{"fsType": "btrfs"}))
 	require.Equal(t, "ext4", exposer.FilesystemOf(map[string]string{"fstype": "", "pool": "a"}))
+}
+
+func inherited() exposer.Inherited {
+	return exposer.Inherited{
+		Credential: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "cloud-credentials"}, Key: "cloud"},
+	}
+}
+
+// TestPodInherits: a mover pod reaches the object store as Velero's server does. Nothing replaces
+// what is its own.
+func TestPodInherits(t *testing.T) {
+	pod, err := exposer.PodPlan{Operation: op, Image: "image", Attempt: 1, Task: "task", Config: parse(t, "podLabels: {a: config}"), Inherited: exposer.Inherited{
+		Credential: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "velero-aws"}, Key: "aws"},
+		Env:        []corev1.EnvVar{{Name: "HTTPS_PROXY", Value: "http://proxy:3128"}, {Name: "HOME", Value: "/elsewhere"}},
+		EnvFrom:    []corev1.EnvFromSource{{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "azure"}}}},
+		Labels:     map[string]string{"azure.workload.identity/use": "true", "a": "server", identity.LabelOperation: "another"},
+	}}.Pod()
+	require.NoError(t, err)
+	env := map[string]string{}
+	for _, e := range pod.Spec.Containers[0].Env {
+		require.NotContains(t, env, e.Name, "each variable once")
+		env[e.Name] = e.Value
+	}
+	require.Equal(t, "http://proxy:3128", env["HTTPS_PROXY"])
+	require.Equal(t, exposer.HomePath, env["HOME"])
+	require.Equal(t, exposer.CloudPath+"/aws", env["AWS_SHARED_CREDENTIALS_FILE"])
+	require.Equal(t, "azure", pod.Spec.Containers[0].EnvFrom[0].SecretRef.Name)
+	require.Equal(t, "true", pod.Labels["azure.workload.identity/use"])
+	require.Equal(t, "config", pod.Labels["a"])
+	require.Equal(t, op.UID, pod.Labels[identity.LabelOperation])
+	for _, v := range pod.Spec.Volumes {
+		if v.Name == "cloud" {
+			require.Equal(t, "velero-aws", v.Secret.SecretName)
+		}
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/label"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -44,7 +45,7 @@ func newDataUpload(pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolum
 			SnapshotType: velerov2alpha1.SnapshotTypeCSI,
 			CSISnapshot: &velerov2alpha1.CSISnapshotSpec{
 				VolumeSnapshot: volumeSnapshot,
-				StorageClass:   *pvc.Spec.StorageClassName,
+				StorageClass:   ptr.Deref(pvc.Spec.StorageClassName, ""),
 				SnapshotClass:  class,
 				Driver:         pv.Spec.CSI.Driver,
 			},

@@ -16,6 +16,7 @@ import (
 	biav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/backupitemaction/v2"
 	"github.com/vmware-tanzu/velero/pkg/util/csi"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -35,6 +36,9 @@ const PVCActionName = "blockmover.io/pvc-backup"
 
 // defaultSnapshotTimeout is Velero's default of Backup.spec.csiSnapshotTimeout.
 const defaultSnapshotTimeout = 10 * time.Minute
+
+// maxNameLength is that of a file, 255, without ".json".
+const maxNameLength = 250
 
 // PVCAction backs up the PVCs that a volume policy gives to Blockmover. It is safe for
 // concurrent use: Velero runs item blocks in parallel.
@@ -98,6 +102,14 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	if !ours {
 		return withoutStaleMarks(item), nil, "", nil, nil
 	}
+	if owner := metav1.GetControllerOf(pvc); owner != nil && owner.Kind == "Pod" {
+		// Kubernetes makes such a PVC for its pod, and lets the pod use no other.
+		a.log.Warnf("PVC %s/%s is the generic ephemeral volume of pod %s: it is not backed up, and a restored pod gets a new and empty one",
+			pvc.Namespace, pvc.Name, owner.Name)
+		skipped := &unstructured.Unstructured{Object: withoutStaleMarks(item).UnstructuredContent()}
+		kube.SetAnnotation(skipped, velerov1.SkipFromBackupAnnotation, "true")
+		return skipped, nil, "", nil, nil
+	}
 	upload, err := a.start(ctx, pvc, backup, params, snapshotTimeout)
 	if err != nil {
 		return nil, nil, "", nil, fmt.Errorf("back up PVC %s/%s with blockmover: %w", pvc.Namespace, pvc.Name, err)
@@ -139,6 +151,9 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	settings, err := a.settings(ctx, backup, params)
 	if err != nil {
 		return nil, err
+	}
+	if len(pvc.Name) > maxNameLength {
+		return nil, fmt.Errorf("its name has %d characters, want at most %d: Velero stores it as a file, and cannot restore a longer one", len(pvc.Name), maxNameLength)
 	}
 	if _, err := a.poller.AcceptTimeout(ctx, backup.Namespace, backup.Spec.ItemOperationTimeout.Duration); err != nil {
 		return nil, err
@@ -222,9 +237,6 @@ func (a *PVCAction) volumeOf(ctx context.Context, pvc *corev1.PersistentVolumeCl
 	}
 	if pv.Spec.CSI == nil {
 		return nil, fmt.Errorf("PersistentVolume %s is not a CSI volume: blockmover cannot snapshot it", pv.Name)
-	}
-	if pvc.Spec.StorageClassName == nil || *pvc.Spec.StorageClassName == "" {
-		return nil, errors.New("the PVC has no storage class: its snapshot cannot be made a volume to read from")
 	}
 	return pv, nil
 }

@@ -466,7 +466,7 @@ func TestExecuteErrors(t *testing.T) {
 			w.class.Driver = "other.csi"
 			parameters("{mover: blockmover, snapshotClass: snap}")(w)
 		}, []string{"is of driver other.csi, the volume of test.csi.example"}},
-		"no storage class": {func(w *world) { w.pvc.Spec.StorageClassName = nil }, []string{"no storage class"}},
+		"long name": {func(w *world) { w.pvc.Name = strings.Repeat("x", 253) }, []string{"its name has 253 characters, want at most 250"}},
 		"pending": {func(w *world) {
 			w.policy, w.pvc.Status.Phase, w.pvc.Spec.VolumeName = pvcPolicy, corev1.ClaimPending, ""
 		}, []string{"the PVC is Pending, want Bound"}},
@@ -871,4 +871,17 @@ func TestFailedReadsKeepsTheFirst(t *testing.T) {
 
 func progressOf(done, total int64) shared.DataMoveOperationProgress {
 	return shared.DataMoveOperationProgress{BytesDone: done, TotalBytes: total}
+}
+
+// TestExecuteSkipsEphemeralVolumes: Kubernetes makes the PVC of a generic ephemeral volume for its
+// pod, and a restored pod does not start with another one.
+func TestExecuteSkipsEphemeralVolumes(t *testing.T) {
+	w := newWorld(t)
+	controller := true
+	w.pvc.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "web-0", Controller: &controller}}
+	r := w.execute(w.start(&faulty.Fault{}))
+	require.NoError(t, r.err)
+	require.Empty(t, r.operationID)
+	require.Equal(t, "true", r.item.GetAnnotations()[velerov1.SkipFromBackupAnnotation])
+	require.Empty(t, w.snapshots())
 }

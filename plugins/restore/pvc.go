@@ -12,7 +12,6 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	riav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/restoreitemaction/v2"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -81,6 +80,12 @@ func (a *PVCAction) Execute(input *velero.RestoreItemActionExecuteInput) (*veler
 		return velero.NewRestoreItemActionExecuteOutput(input.Item), nil
 	}
 	delete(pvc.Annotations, identity.AnnotationDataUpload)
+	if owner := podOf(&fromBackup); owner != "" {
+		// Kubernetes makes the PVC of a generic ephemeral volume for its pod, and lets the pod
+		// use no other. A restored one would keep the pod from starting.
+		a.log.Warnf("PVC %s/%s is the generic ephemeral volume of pod %s: it is not restored, and the pod gets a new and empty one", pvc.Namespace, pvc.Name, owner)
+		return velero.NewRestoreItemActionExecuteOutput(input.Item).WithoutRestore(), nil
+	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), poll.CallTimeout)
 	defer cancel()
@@ -134,8 +139,7 @@ func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.Persist
 	if _, err := a.poller.AcceptTimeout(ctx, restore.Namespace, restore.Spec.ItemOperationTimeout.Duration); err != nil {
 		return "", err
 	}
-	growTo(pvc, fromBackup.Status.Capacity[corev1.ResourceStorage])
-	growTo(pvc, *resource.NewQuantity(result.SnapshotSize, resource.BinarySI))
+	result.SnapshotSize = max(result.SnapshotSize, fromBackup.Status.Capacity.Storage().Value())
 	download := newDataDownload(restore, backup, result, namespace, pvc.Name, string(fromBackup.UID))
 	selectOnly(pvc, label.GetValidName(namespace+"."+pvc.Name+"."+download.Name))
 	if err := a.ensureDataDownload(ctx, download); err != nil {
@@ -166,19 +170,6 @@ func unbind(pvc *corev1.PersistentVolumeClaim) {
 	}
 }
 
-// growTo raises the request of a PVC to the size of the image: a volume may be larger than
-// its PVC requested.
-func growTo(pvc *corev1.PersistentVolumeClaim, size resource.Quantity) {
-	request, set := pvc.Spec.Resources.Requests[corev1.ResourceStorage]
-	if set && request.Cmp(size) >= 0 {
-		return
-	}
-	if pvc.Spec.Resources.Requests == nil {
-		pvc.Spec.Resources.Requests = corev1.ResourceList{}
-	}
-	pvc.Spec.Resources.Requests[corev1.ResourceStorage] = size
-}
-
 // selectOnly makes a PVC wait for the volume that the mover will label with value.
 func selectOnly(pvc *corev1.PersistentVolumeClaim, value string) {
 	if pvc.Spec.Selector == nil {
@@ -188,6 +179,14 @@ func selectOnly(pvc *corev1.PersistentVolumeClaim, value string) {
 		pvc.Spec.Selector.MatchLabels = map[string]string{}
 	}
 	pvc.Spec.Selector.MatchLabels[velerov1.DynamicPVRestoreLabel] = value
+}
+
+// podOf returns the pod that a PVC was made for, or "".
+func podOf(pvc *corev1.PersistentVolumeClaim) string {
+	if owner := metav1.GetControllerOf(pvc); owner != nil && owner.Kind == "Pod" {
+		return owner.Name
+	}
+	return ""
 }
 
 // Progress implements RestoreItemAction.

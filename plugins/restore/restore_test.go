@@ -199,16 +199,18 @@ func TestExecuteUploaderConfig(t *testing.T) {
 	require.Equal(t, map[string]string{"WriteSparseFiles": "false"}, w.downloads()[0].Spec.DataMoverConfig)
 }
 
-func TestExecuteGrowsRequest(t *testing.T) {
+// TestExecuteAsksForTheSize: the PVC asks for what it asked for, which a LimitRange or a quota of
+// the namespace allows. The DataDownload has the size of the volume, which may be larger.
+func TestExecuteAsksForTheSize(t *testing.T) {
 	tests := map[string]struct {
 		capacity string
 		snapshot int64
-		want     string
+		want     int64
 	}{
-		"request is enough":       {"1Gi", 1 << 30, "1Gi"},
-		"volume was larger":       {"3Gi", 1 << 30, "3Gi"},
-		"device was larger still": {"3Gi", 4 << 30, "4Gi"},
-		"size unknown":            {"0", 0, "1Gi"},
+		"request is enough":       {"1Gi", 1 << 30, 1 << 30},
+		"volume was larger":       {"3Gi", 1 << 30, 3 << 30},
+		"device was larger still": {"3Gi", 4 << 30, 4 << 30},
+		"size unknown":            {"0", 0, 0},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -219,7 +221,8 @@ func TestExecuteGrowsRequest(t *testing.T) {
 			w.results[upload] = result
 			pvc, _, err := w.execute(w.start(&faulty.Fault{}))
 			require.NoError(t, err)
-			require.Equal(t, test.want, pvc.Spec.Resources.Requests.Storage().String())
+			require.Equal(t, "1Gi", pvc.Spec.Resources.Requests.Storage().String())
+			require.Equal(t, test.want, w.downloads()[0].Spec.SnapshotSize)
 		})
 	}
 }
@@ -500,4 +503,19 @@ func TestSelectors(t *testing.T) {
 			require.Equal(t, test.name, test.action.Name())
 		})
 	}
+}
+
+// TestExecuteSkipsEphemeralVolumes: Kubernetes makes the PVC of a generic ephemeral volume for its
+// pod, and the pod does not start with another one.
+func TestExecuteSkipsEphemeralVolumes(t *testing.T) {
+	w := newWorld(t)
+	controller := true
+	w.pvc.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "web-0", Controller: &controller}}
+	item, err := runtime.DefaultUnstructuredConverter.ToUnstructured(w.pvc)
+	require.NoError(t, err)
+	object := &unstructured.Unstructured{Object: item}
+	output, err := w.start(&faulty.Fault{}).Execute(&velero.RestoreItemActionExecuteInput{Item: object, ItemFromBackup: object.DeepCopy(), Restore: w.restore})
+	require.NoError(t, err)
+	require.True(t, output.SkipRestore)
+	require.Empty(t, w.downloads())
 }

@@ -1,0 +1,104 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/mover/exposer"
+)
+
+const (
+	// serverName is the usual name of the Deployment of Velero's server, and that of its
+	// container.
+	serverName = "velero"
+	// credentialsPath is where Velero's server has its default credential.
+	credentialsPath = "/credentials"
+	defaultKey      = "cloud"
+	// labelWorkloadIdentity makes Azure's webhook give a pod the identity of its service
+	// account.
+	labelWorkloadIdentity = "azure.workload.identity/use"
+)
+
+// inherited returns what mover pods take over from Velero's server, so that they reach the
+// object store as it does: the default credential, proxies and other variables. There may be
+// no server, for example while it is being installed again.
+func (s *surroundings) inherited(ctx context.Context) (exposer.Inherited, error) {
+	list := &appsv1.DeploymentList{}
+	if err := s.reader.List(ctx, list, client.InNamespace(s.namespace)); err != nil {
+		return exposer.Inherited{}, fmt.Errorf("list Deployments of namespace %s: %w", s.namespace, err)
+	}
+	slices.SortStableFunc(list.Items, func(a, b appsv1.Deployment) int { return cmp.Compare(rankServer(&a), rankServer(&b)) })
+	var found exposer.Inherited
+	for i := range list.Items {
+		template := &list.Items[i].Spec.Template
+		if c := serverContainer(&template.Spec); c != nil {
+			found = inheritedFrom(template, c)
+			break
+		}
+	}
+	if s.config.DefaultCredential != nil {
+		found.Credential = s.config.DefaultCredential
+	}
+	return found, nil
+}
+
+func rankServer(d *appsv1.Deployment) int {
+	if d.Name == serverName {
+		return 0
+	}
+	return 1
+}
+
+// serverContainer returns the container that runs `velero server`, or nil.
+func serverContainer(spec *corev1.PodSpec) *corev1.Container {
+	for i := range spec.Containers {
+		c := &spec.Containers[i]
+		if slices.Contains(slices.Concat(c.Command, c.Args), "server") && (c.Name == serverName || slices.Contains(c.Command, "/velero")) {
+			return c
+		}
+	}
+	return nil
+}
+
+func inheritedFrom(template *corev1.PodTemplateSpec, c *corev1.Container) exposer.Inherited {
+	found := exposer.Inherited{Credential: credentialOf(&template.Spec, c), EnvFrom: c.EnvFrom, Labels: map[string]string{}}
+	if value, ok := template.Labels[labelWorkloadIdentity]; ok {
+		found.Labels[labelWorkloadIdentity] = value
+	}
+	for _, env := range c.Env {
+		// What names a file in the server's pod, or is about the server itself, is not for
+		// others.
+		if strings.HasPrefix(env.Name, "VELERO_") || env.Name == "LD_LIBRARY_PATH" || strings.HasPrefix(env.Value, credentialsPath+"/") {
+			continue
+		}
+		found.Env = append(found.Env, env)
+	}
+	return found
+}
+
+// credentialOf returns the Secret that the container has mounted as its default credential, or
+// nil.
+func credentialOf(spec *corev1.PodSpec, c *corev1.Container) *corev1.SecretKeySelector {
+	mount := slices.IndexFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == credentialsPath })
+	if mount < 0 {
+		return nil
+	}
+	volume := slices.IndexFunc(spec.Volumes, func(v corev1.Volume) bool { return v.Name == c.VolumeMounts[mount].Name })
+	if volume < 0 || spec.Volumes[volume].Secret == nil {
+		return nil
+	}
+	key := defaultKey
+	for _, env := range c.Env {
+		if file, ok := strings.CutPrefix(env.Value, credentialsPath+"/"); ok && !strings.Contains(file, "/") {
+			key = file
+		}
+	}
+	return &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: spec.Volumes[volume].Secret.SecretName}, Key: key}
+}

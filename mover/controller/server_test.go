@@ -1,0 +1,80 @@
+package controller
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/blockmover/blockmover/mover/exposer"
+)
+
+// server is Velero's Deployment as its Helm chart makes it, with a Secret of another name.
+func server(name string) *appsv1.Deployment {
+	return &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: name},
+		Spec: appsv1.DeploymentSpec{Template: corev1.PodTemplateSpec{
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{labelWorkloadIdentity: "true", "name": "velero"}},
+			Spec: corev1.PodSpec{
+				Containers: []corev1.Container{{
+					Name: "velero", Command: []string{"/velero"}, Args: []string{"server"},
+					Env: []corev1.EnvVar{
+						{Name: "AWS_SHARED_CREDENTIALS_FILE", Value: "/credentials/aws"},
+						{Name: "VELERO_NAMESPACE", Value: "velero"},
+						{Name: "LD_LIBRARY_PATH", Value: "/plugins"},
+						{Name: "HTTPS_PROXY", Value: "http://proxy:3128"},
+					},
+					VolumeMounts: []corev1.VolumeMount{{Name: "plugins", MountPath: "/plugins"}, {Name: "c", MountPath: "/credentials"}},
+				}},
+				Volumes: []corev1.Volume{
+					{Name: "plugins"},
+					{Name: "c", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "velero-aws"}}},
+				},
+			},
+		}},
+	}
+}
+
+func (w *world) surroundings() *surroundings {
+	w.t.Helper()
+	flow, ok := w.uploads.flow.(*uploads)
+	require.True(w.t, ok)
+	return &flow.surroundings
+}
+
+func TestInherited(t *testing.T) {
+	credential := func(name, key string) *corev1.SecretKeySelector {
+		return &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: name}, Key: key}
+	}
+	other := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "a-blockmover"}}
+	for _, name := range []string{"velero", "backup-velero"} {
+		w := newWorld(t, other.DeepCopy(), server(name))
+		got, err := w.surroundings().inherited(w.ctx)
+		require.NoError(t, err)
+		require.Equal(t, exposer.Inherited{
+			Credential: credential("velero-aws", "aws"),
+			Env:        []corev1.EnvVar{{Name: "HTTPS_PROXY", Value: "http://proxy:3128"}},
+			Labels:     map[string]string{labelWorkloadIdentity: "true"},
+		}, got)
+	}
+
+	w := newWorld(t)
+	got, err := w.surroundings().inherited(w.ctx)
+	require.NoError(t, err)
+	require.Equal(t, exposer.Inherited{}, got, "no server")
+
+	bare := server("velero")
+	bare.Spec.Template.Spec.Volumes = nil
+	w = newWorld(t, bare)
+	got, err = w.surroundings().inherited(w.ctx)
+	require.NoError(t, err)
+	require.Nil(t, got.Credential)
+
+	s := newWorld(t, server("velero")).surroundings()
+	s.config.DefaultCredential = credential("mine", "key")
+	got, err = s.inherited(w.ctx)
+	require.NoError(t, err)
+	require.Equal(t, credential("mine", "key"), got.Credential)
+}
