@@ -65,11 +65,10 @@ type Config struct {
 // LoadConcurrency limits simultaneous operations.
 type LoadConcurrency struct {
 	// GlobalConfig is the number for each node that no rule of PerNodeConfig matches. The
-	// limit is the sum over all nodes. The scheduler spreads the pods.
+	// limit is the sum over all nodes that can run mover pods. The scheduler spreads the pods.
 	GlobalConfig  int           `json:"globalConfig,omitempty"`
 	PerNodeConfig []RuledConfig `json:"perNodeConfig,omitempty"`
-	// PrepareQueueLength limits the operations that are exposed and do not run yet. 0 is no
-	// limit of its own.
+	// PrepareQueueLength limits the operations that are exposed and do not run yet.
 	PrepareQueueLength int `json:"prepareQueueLength,omitempty"`
 }
 
@@ -131,6 +130,7 @@ type SecurityContext struct {
 // Defaults.
 const (
 	defaultPerNode          = 4
+	defaultPrepareQueue     = 32
 	defaultAttempts         = 3
 	defaultPreparingTimeout = 30 * time.Minute // as Velero's node-agent
 	defaultPodDeadline      = 24 * time.Hour
@@ -173,6 +173,9 @@ func (c *Config) fillIn() {
 	if c.LoadConcurrency.GlobalConfig == 0 {
 		c.LoadConcurrency.GlobalConfig = defaultPerNode
 	}
+	if c.LoadConcurrency.PrepareQueueLength == 0 {
+		c.LoadConcurrency.PrepareQueueLength = defaultPrepareQueue
+	}
 	if c.Attempts == 0 {
 		c.Attempts = defaultAttempts
 	}
@@ -198,7 +201,7 @@ func (c *Config) check() error {
 	case c.LoadConcurrency.GlobalConfig < 0:
 		return fmt.Errorf("loadConcurrency.globalConfig is %d, want 1 or more", c.LoadConcurrency.GlobalConfig)
 	case c.LoadConcurrency.PrepareQueueLength < 0:
-		return fmt.Errorf("loadConcurrency.prepareQueueLength is %d, want 0 or more", c.LoadConcurrency.PrepareQueueLength)
+		return fmt.Errorf("loadConcurrency.prepareQueueLength is %d, want 1 or more", c.LoadConcurrency.PrepareQueueLength)
 	case c.Attempts < 0:
 		return fmt.Errorf("attempts is %d, want 1 or more", c.Attempts)
 	case c.PreparingTimeout.Duration < 0:
@@ -296,6 +299,23 @@ func (c Config) AffinityFor(class string) *metav1.LabelSelector {
 		}
 	}
 	return fallback
+}
+
+// Selects reports whether LoadAffinity lets any mover pod run on a node with these labels.
+func (c Config) Selects(node map[string]string) (bool, error) {
+	forAll := false
+	for i := range c.LoadAffinity {
+		rule := &c.LoadAffinity[i]
+		selector, err := metav1.LabelSelectorAsSelector(&rule.NodeSelector)
+		if err != nil {
+			return false, fmt.Errorf("read node selector %d of loadAffinity: %w", i, err)
+		}
+		if selector.Matches(labels.Set(node)) {
+			return true, nil
+		}
+		forAll = forAll || rule.StorageClass == ""
+	}
+	return !forAll, nil
 }
 
 // Slots returns how many operations of one kind may be underway on nodes with

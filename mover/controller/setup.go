@@ -42,7 +42,6 @@ import (
 	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/blockmover/blockmover/internal/config"
@@ -128,11 +127,11 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	}
 	up := makeEngine(identity.KindDataUpload, &uploads{surroundings: around, rehomer: rehomer})
 	owner := handler.EnqueueRequestsFromMapFunc(ownerOf(up.kind, opts.Namespace))
-	if err := watch(mgr, up, &velerov2alpha1.DataUpload{}).
-		Watches(&snapshotv1.VolumeSnapshot{}, owner).
-		Watches(&snapshotv1.VolumeSnapshot{}, handler.EnqueueRequestsFromMapFunc(up.referring(indexSource))).
-		Watches(&snapshotv1.VolumeSnapshotContent{}, owner).
-		Complete(up); err != nil {
+	uploadController, err := watch(mgr, up, &velerov2alpha1.DataUpload{}).Build(up)
+	if err != nil {
+		return fmt.Errorf("set up DataUpload controller: %w", err)
+	}
+	if err := mgr.Add(&snapshotWatcher{mgr: mgr, controller: uploadController, owner: owner, source: handler.EnqueueRequestsFromMapFunc(up.referring(indexSource))}); err != nil {
 		return fmt.Errorf("set up DataUpload controller: %w", err)
 	}
 	down := makeEngine(identity.KindDataDownload, &downloads{surroundings: around})
@@ -161,7 +160,7 @@ func watch(mgr ctrl.Manager, e *engine, object client.Object) *builder.Builder {
 		}).
 		For(object, builder.WithPredicates(ignoreProgress())).
 		Watches(object, waiting, builder.WithPredicates(slotFreed())).
-		WatchesMetadata(&corev1.Node{}, waiting, builder.WithPredicates(predicate.LabelChangedPredicate{})).
+		Watches(&corev1.Node{}, waiting, builder.WithPredicates(nodeChanged())).
 		Watches(&corev1.Pod{}, owner).
 		Watches(&corev1.PersistentVolumeClaim{}, owner).
 		Watches(&corev1.PersistentVolume{}, owner).

@@ -8,9 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
@@ -62,14 +59,9 @@ func (e *engine) next(ctx context.Context) ([]*operation.View, error) {
 // load lists the operations and counts the slots, both from the cache. It forgets the
 // grants that the list shows. The caller holds the lock.
 func (e *engine) load(ctx context.Context) (all []*operation.View, slots int, err error) {
-	nodes := &metav1.PartialObjectMetadataList{}
-	nodes.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NodeList"))
-	if err := e.client.List(ctx, nodes); err != nil {
-		return nil, 0, fmt.Errorf("list nodes: %w", err)
-	}
-	labels := make([]map[string]string, len(nodes.Items))
-	for i := range nodes.Items {
-		labels[i] = nodes.Items[i].Labels
+	labels, err := labelsOfNodes(ctx, e.client, e.config)
+	if err != nil {
+		return nil, 0, err
 	}
 	if slots, err = e.config.LoadConcurrency.Slots(labels); err != nil {
 		return nil, 0, fmt.Errorf("count slots: %w", err)

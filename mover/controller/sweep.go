@@ -212,7 +212,7 @@ func (s *sweeper) findOperations(ctx context.Context) (map[string]identity.Opera
 		if kind.namespaced {
 			options = append(options, client.InNamespace(s.namespace))
 		}
-		if err := s.reader.List(ctx, kind.list, options...); err != nil {
+		if err := withoutKinds(s.reader.List(ctx, kind.list, options...)); err != nil {
 			return nil, fmt.Errorf("list %T: %w", kind.list, err)
 		}
 		err := meta.EachListItem(kind.list, func(item runtime.Object) error {
@@ -235,7 +235,7 @@ func (s *sweeper) findOperations(ctx context.Context) (map[string]identity.Opera
 // findSnapshots returns the VolumeSnapshots that were taken for backups.
 func (s *sweeper) findSnapshots(ctx context.Context) ([]snapshotv1.VolumeSnapshot, error) {
 	snapshots := &snapshotv1.VolumeSnapshotList{}
-	if err := s.reader.List(ctx, snapshots, client.HasLabels{identity.LabelBackupUID}); err != nil {
+	if err := withoutKinds(s.reader.List(ctx, snapshots, client.HasLabels{identity.LabelBackupUID})); err != nil {
 		return nil, fmt.Errorf("list VolumeSnapshots of backups: %w", err)
 	}
 	return snapshots.Items, nil

@@ -121,7 +121,7 @@ func TestSweepGroups(t *testing.T) {
 func TestSweepGroupsWithoutTheirKinds(t *testing.T) {
 	w := newWorld(t)
 	name := groupOf(t, w, "deleted-uid")
-	w.sweep.groups = groupsnapshot.New(withoutKinds{w.narrow}, w.faulty)
+	w.sweep.groups = groupsnapshot.New(clientWithoutKinds{w.narrow}, w.faulty)
 	w.sweepUp()
 	require.Empty(t, list[snapshotv1.VolumeSnapshotList](w).Items)
 	require.Empty(t, list[snapshotv1.VolumeSnapshotContentList](w).Items)
@@ -129,8 +129,8 @@ func TestSweepGroupsWithoutTheirKinds(t *testing.T) {
 	require.Equal(t, map[string]string{"keep": "me"}, get[corev1.PersistentVolumeClaim](w, appNamespace, name).Labels)
 }
 
-// withoutKinds is a client of a cluster without the kinds of groups.
-type withoutKinds struct{ client.Client }
+// clientWithoutKinds is a client of a cluster without the kinds of groups.
+type clientWithoutKinds struct{ client.Client }
 
 // RESTMapper implements client.Client.
-func (withoutKinds) RESTMapper() meta.RESTMapper { return meta.NewDefaultRESTMapper(nil) }
+func (clientWithoutKinds) RESTMapper() meta.RESTMapper { return meta.NewDefaultRESTMapper(nil) }

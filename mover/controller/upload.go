@@ -47,6 +47,9 @@ func (u *uploads) secure(ctx context.Context, op *operation.View) (phase.Work, e
 		return phase.Work{}, fmt.Errorf("%w: snapshot type is %q, want %s with its csiSnapshot",
 			phase.ErrBroken, du.Spec.SnapshotType, velerov2alpha1.SnapshotTypeCSI)
 	}
+	if served, err := snapshotsServed(u.client.RESTMapper()); err != nil || !served {
+		return phase.Work{Detail: "the cluster does not serve VolumeSnapshots"}, err
+	}
 	pair, err := u.rehomer.Ensure(ctx, op.Operation, originOf(du))
 	if err != nil {
 		return phase.Work{}, err

@@ -44,6 +44,7 @@ func CacheOptions(namespace string) (cache.Options, error) {
 	return cache.Options{
 		DefaultNamespaces: map[string]cache.Config{namespace: {}},
 		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Node{}:                      {Transform: trimNode},
 			&corev1.Pod{}:                       {Label: ours},
 			&corev1.PersistentVolume{}:          {Label: ours},
 			&snapshotv1.VolumeSnapshotContent{}: {Label: ours},

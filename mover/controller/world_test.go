@@ -217,6 +217,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 		},
 		podEnds: func(*corev1.Pod) bool { return true },
 	}
+	w.mapper.Add(snapshotv1.SchemeGroupVersion.WithKind("VolumeSnapshot"), meta.RESTScopeNamespace)
 	uids := 0
 	identify := func(object client.Object) {
 		uids++

@@ -12,6 +12,7 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -31,18 +32,26 @@ func New(api client.Client, reader client.Reader) Client { return Client{api, re
 
 // Find returns nil if the content does not exist.
 func (c Client) Find(ctx context.Context, name string) (*snapshotv1.VolumeSnapshotContent, error) {
-	return kube.Find(ctx, c.reader, client.ObjectKey{Name: name}, &snapshotv1.VolumeSnapshotContent{})
+	return ifServed(kube.Find(ctx, c.reader, client.ObjectKey{Name: name}, &snapshotv1.VolumeSnapshotContent{}))
+}
+
+// ifServed passes a result on. A cluster that does not serve the kind has no object of it.
+func ifServed[T any](found *T, err error) (*T, error) {
+	if meta.IsNoMatchError(err) {
+		return nil, nil
+	}
+	return found, err
 }
 
 // FindSnapshot returns nil if the VolumeSnapshot does not exist.
 func (c Client) FindSnapshot(ctx context.Context, key client.ObjectKey) (*snapshotv1.VolumeSnapshot, error) {
-	return kube.Find(ctx, c.reader, key, &snapshotv1.VolumeSnapshot{})
+	return ifServed(kube.Find(ctx, c.reader, key, &snapshotv1.VolumeSnapshot{}))
 }
 
 // List lists contents.
 func (c Client) List(ctx context.Context, options ...client.ListOption) ([]snapshotv1.VolumeSnapshotContent, error) {
 	list := &snapshotv1.VolumeSnapshotContentList{}
-	if err := c.reader.List(ctx, list, options...); err != nil {
+	if err := c.reader.List(ctx, list, options...); err != nil && !meta.IsNoMatchError(err) {
 		return nil, fmt.Errorf("list VolumeSnapshotContents: %w", err)
 	}
 	return list.Items, nil

@@ -1,0 +1,64 @@
+package controller
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
+)
+
+// withoutSnapshots is a client of a cluster that has no CRDs of snapshots.
+func withoutSnapshots(c client.WithWatch) client.WithWatch {
+	missing := func(of any) error {
+		switch of.(type) {
+		case *snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotList, *snapshotv1.VolumeSnapshotContent, *snapshotv1.VolumeSnapshotContentList:
+			return &meta.NoKindMatchError{GroupKind: schema.GroupKind{Group: snapshotv1.GroupName, Kind: "VolumeSnapshot"}}
+		}
+		return nil
+	}
+	return interceptor.NewClient(c, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			if err := missing(obj); err != nil {
+				return err
+			}
+			return c.Get(ctx, key, obj, opts...)
+		},
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			if err := missing(list); err != nil {
+				return err
+			}
+			return c.List(ctx, list, opts...)
+		},
+	})
+}
+
+// TestClusterWithoutSnapshots: it restores, and the sweep cleans up. An upload says what is
+// missing, and begins when it is there.
+func TestClusterWithoutSnapshots(t *testing.T) {
+	w := downloadWorld(t)
+	bare := withoutSnapshots(w.c)
+	w.sweep.reader, w.sweep.rehomer, w.sweep.groups = bare, rehome.New(bare, bare, veleroNamespace), groupsnapshot.New(bare, bare)
+	require.Equal(t, phase.Completed, w.run(w.downs, "dd").Status.Phase)
+	_, err := w.sweep.sweep(w.ctx)
+	require.NoError(t, err)
+	requireRestored(t, w)
+
+	w = uploadWorld(t)
+	*w.mapper = *meta.NewDefaultRESTMapper(nil)
+	op := w.drive(w.uploads, "du", time.Minute)
+	require.Equal(t, phase.New, op.Status.Phase)
+	require.True(t, strings.HasPrefix(op.Status.Message, "the cluster does not serve VolumeSnapshots"), op.Status.Message)
+	w.mapper.Add(snapshotv1.SchemeGroupVersion.WithKind("VolumeSnapshot"), meta.RESTScopeNamespace)
+	require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
+}
