@@ -20,6 +20,7 @@ import (
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/device/devicetest"
+	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
@@ -294,4 +295,23 @@ func TestAuditErrors(t *testing.T) {
 	in.Device = device.NewMemory(l.data, 512)
 	_, err = chain.Begin(ctx, in)
 	require.ErrorIs(t, err, context.Canceled)
+}
+
+// TestShortDevice: a device that is smaller than the volume is backed up only if the storage says
+// that the volume is so small.
+func TestShortDevice(t *testing.T) {
+	l := newLiar()
+	l.first(t)
+	l.source = cbttest.Memory{Volume: cbttest.Volume{
+		Capacity: int64(len(l.data)), Changed: map[cbt.ChangeID][]block.Extent{"handle-0": {{Offset: 0, Length: auditedChunk}}},
+	}}
+	in := l.input(t, "1", now, 0)
+	in.Capacity = in.Target.Size + 1
+	d, _ := l.backup(t, in)
+	require.Equal(t, repository.Incremental, d.Kind, "the storage states the size")
+
+	in.Source, in.Unavailable, in.Operation = nil, "no service", "2"
+	_, err := chain.Begin(t.Context(), in)
+	require.ErrorContains(t, err, "smaller than the volume")
+	require.Equal(t, fault.Final, fault.Of(err))
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/blockmover/blockmover/internal/audit"
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/cbt"
+	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 )
@@ -29,6 +30,9 @@ type Input struct {
 	// History has the repo snapshots of the volume as a Catalog lists them. It has no repo
 	// snapshots of failed operations.
 	History []repository.Snapshot
+	// Capacity is what Kubernetes says of the volume, in bytes, or 0. A target that is smaller
+	// is backed up only if the storage says that the volume is.
+	Capacity int64
 	// Operation is the ID that the repo snapshot will be saved with.
 	Operation string
 	Store     Store
@@ -140,6 +144,9 @@ func (l *ladder) count(s cbt.Stats) {
 func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (Run, bool, error) {
 	read, stats, err := cbt.CollectChanged(ctx, l.Source, cbt.ChangeID(parent.Meta.ChangeID), l.Target.Size, l.patient())
 	l.count(stats)
+	if err == nil && stats.Messages == 0 && l.isShort() {
+		err = errors.New("the stream ended without a message: nothing states how large the volume is")
+	}
 	if err == nil {
 		err = addResized(read, parent.Meta, l.Target.Size)
 	}
@@ -268,6 +275,11 @@ func (l *ladder) allocated(ctx context.Context) (read *block.Bitmap, basis strin
 			return read, "allocated", nil
 		}
 	}
+	if l.isShort() {
+		// Without a word of the storage, the rest of the volume would be lost.
+		return nil, "", fault.Mark(fmt.Errorf("the device that was made from the snapshot has %d bytes, the PersistentVolume %d: "+
+			"the driver reports a size of its snapshot that is smaller than the volume", l.Target.Size, l.Capacity))
+	}
 	page := l.Collect.PageSize
 	if page == 0 {
 		page = block.PageSize(l.Target.Size)
@@ -278,6 +290,9 @@ func (l *ladder) allocated(ctx context.Context) (read *block.Bitmap, basis strin
 	read.SetAll()
 	return read, "device", nil
 }
+
+// isShort reports whether the target is smaller than Kubernetes says of the volume.
+func (l *ladder) isShort() bool { return l.Target.Size < l.Capacity }
 
 // zeros is the image of what is not allocated.
 type zeros struct{}

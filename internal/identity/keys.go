@@ -29,6 +29,8 @@ const (
 	AnnotationSnapshotTime = Domain + "snapshot-time"
 	AnnotationVolumeSize   = Domain + "volume-size"
 	AnnotationOrigin       = Domain + "origin-content"
+	AnnotationCapacity     = Domain + "volume-capacity"
+	AnnotationSourceFS     = Domain + "source-filesystem"
 
 	AnnotationGroupSnapshot = Domain + "group-snapshot"
 
@@ -93,6 +95,8 @@ var Keys = []Key{
 	{AnnotationVolumeHandle, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "CSI volume handle of the source volume", "as long as the object"},
 	{AnnotationSnapshotTime, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "RFC 3339 with nanoseconds, UTC", "as long as the object"},
 	{AnnotationVolumeSize, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "bytes, decimal", "as long as the object"},
+	{AnnotationCapacity, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "bytes, decimal: capacity of the PersistentVolume of the source", "as long as the object"},
+	{AnnotationSourceFS, "re-homed VolumeSnapshotContents and VolumeSnapshots of Filesystem volumes", "manager", "file system that the PersistentVolume of the source names", "as long as the object"},
 	{AnnotationOrigin, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "name of the VolumeSnapshotContent that the object replaces", "as long as the object"},
 	{AnnotationGroupSnapshot, "re-homed VolumeSnapshotContents and VolumeSnapshots of members of a group", "manager", "JSON: the group in the storage, and all its members", "as long as the object"},
 	{LabelRetained, "label of retained VolumeSnapshots and VolumeSnapshotContents", "manager", "auto or always: the retention rule; its presence says that the pair belongs to no operation any more", "until the pair is released"},

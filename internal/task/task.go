@@ -72,6 +72,10 @@ type Backup struct {
 	SnapshotTime   time.Time `json:"snapshotTime"`
 	// VolumeSnapshot is the name of the re-homed VolumeSnapshot in Namespace.
 	VolumeSnapshot string `json:"volumeSnapshot"`
+	// Capacity is that of the source's PersistentVolume in bytes, and Filesystem what that
+	// names. Both are empty if they are not known.
+	Capacity   int64  `json:"capacity,omitempty"`
+	Filesystem string `json:"filesystem,omitempty"`
 	// Metadata says where the SnapshotMetadata service of the driver answers. If it is nil,
 	// MetadataUnavailable says why.
 	Metadata            *MetadataService `json:"metadata,omitempty"`
@@ -189,6 +193,8 @@ func (b Backup) check() error {
 	switch {
 	case b.ParentSnapshot == "":
 		return errors.New("parent snapshot is missing, want auto, none or an ID")
+	case b.Capacity < 0:
+		return fmt.Errorf("capacity is %d, want 0 or more", b.Capacity)
 	case b.FullEvery < 0:
 		return fmt.Errorf("fullEvery is %s, want 0 or more", b.FullEvery)
 	case !isPercent(b.Audit):

@@ -150,6 +150,8 @@ func (u *uploads) request(ctx context.Context, op *operation.View, pair rehome.R
 		SnapshotHandle:      pair.SnapshotHandle,
 		SnapshotTime:        pair.SnapshotTime,
 		VolumeSnapshot:      pair.Name,
+		Capacity:            pair.Capacity,
+		Filesystem:          pair.Filesystem,
 		MetadataUnavailable: unavailable,
 	}
 	if service != nil {

@@ -104,7 +104,11 @@ func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 	if err != nil {
 		return chain.Input{}, fault.Mark(fmt.Errorf("read audit %q: %w", r.Backup.Audit, err))
 	}
+	if err := checkFilesystem(dev, r.Backup.Filesystem); err != nil {
+		return chain.Input{}, err
+	}
 	in := chain.Input{
+		Capacity: r.Backup.Capacity,
 		Request: chain.Request{
 			Parent:    r.Backup.ParentSnapshot,
 			FullEvery: r.Backup.FullEvery,

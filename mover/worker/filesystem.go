@@ -2,7 +2,12 @@ package worker
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/fault"
 )
 
 // superblocks says where file systems have their magic, and what mounts them. ext2 and ext3
@@ -29,3 +34,27 @@ func filesystemOf(volume io.ReaderAt) string {
 	}
 	return ""
 }
+
+// checkFilesystem fails if a device does not have the file system that its PersistentVolume
+// names: some drivers make a Block volume of a Filesystem snapshot, and fill it with something
+// else. A volume that nobody has mounted yet is zero. An encrypted one shows nothing.
+func checkFilesystem(dev device.Reader, want string) error {
+	switch want {
+	case "ext2", "ext3", "ext4", "xfs", "btrfs":
+	default:
+		return nil
+	}
+	start := device.NewBuffer(int(min(filesystemStart, dev.Size())))
+	if _, err := dev.ReadAt(start, 0); err != nil {
+		return fmt.Errorf("read the start of a volume with file system %s: %w; "+
+			"the driver may not be able to give a Block volume of a Filesystem snapshot", want, err)
+	}
+	if block.IsZero(start) || bytes.HasPrefix(start, []byte("LUKS\xba\xbe")) || filesystemOf(bytes.NewReader(start)) != "" {
+		return nil
+	}
+	return fault.Mark(fmt.Errorf("the device has no file system, and the PersistentVolume says that it has %s: "+
+		"the driver does not give a Block volume of a Filesystem snapshot", want))
+}
+
+// filesystemStart has all superblocks.
+const filesystemStart = 128 << 10

@@ -96,6 +96,12 @@ func (r Rehomer) createContent(ctx context.Context, op identity.Operation, from 
 	}
 	pair.Annotations[identity.AnnotationVolumeHandle] = source.handle
 	pair.Annotations[identity.AnnotationVolumeSize] = strconv.FormatInt(source.size, 10)
+	if source.capacity > 0 {
+		pair.Annotations[identity.AnnotationCapacity] = strconv.FormatInt(source.capacity, 10)
+	}
+	if source.filesystem != "" {
+		pair.Annotations[identity.AnnotationSourceFS] = source.filesystem
+	}
 	writeTime(pair, snapshotTime(vs, origin))
 	if err := r.client.Create(ctx, pair); err != nil {
 		return nil, fmt.Errorf("create VolumeSnapshotContent %s: %w", pair.Name, err)

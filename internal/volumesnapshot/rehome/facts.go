@@ -23,6 +23,10 @@ type Rehomed struct {
 	SnapshotTime   time.Time
 	// Size is the minimum size, in bytes, of a volume created from the pair.
 	Size int64
+	// Capacity is that of the PV of the source, in bytes, or 0 if it is not known.
+	Capacity int64
+	// Filesystem is what the PV of a Filesystem volume names, or "".
+	Filesystem string
 	// Secured is set when the storage snapshot is safe from what happens to its origin.
 	Secured bool
 	// Ready is set when a volume can be created from the pair. Until then, Waiting says
@@ -47,8 +51,14 @@ func describe(pair *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSnaps
 		VolumeHandle: pair.Annotations[identity.AnnotationVolumeHandle],
 		SnapshotTime: at,
 		Size:         size,
+		Filesystem:   pair.Annotations[identity.AnnotationSourceFS],
 		Secured:      true,
 		Ready:        vs.DeletionTimestamp == nil && content.BoundTo(vs) != "" && isTrue(vs.Status.ReadyToUse),
+	}
+	if text := pair.Annotations[identity.AnnotationCapacity]; text != "" {
+		if out.Capacity, err = strconv.ParseInt(text, 10, 64); err != nil {
+			return Rehomed{}, fmt.Errorf("%w: read annotation %s of VolumeSnapshotContent %s: %w", phase.ErrBroken, identity.AnnotationCapacity, pair.Name, err)
+		}
 	}
 	if handle := pair.Spec.Source.SnapshotHandle; handle != nil {
 		out.SnapshotHandle = *handle

@@ -103,7 +103,7 @@ func TestRehomeMember(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, rehome.Rehomed{
 		Name: "blockmover-op-uid", Driver: "driver", VolumeHandle: "volume-1", SnapshotHandle: "snapshot-1",
-		SnapshotTime: time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC), Size: 5 << 30, Secured: true,
+		SnapshotTime: time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC), Size: 5 << 30, Capacity: 5 << 30, Secured: true,
 		Waiting: "re-homed VolumeSnapshot velero/blockmover-op-uid is not ready to use yet",
 	}, pair)
 

@@ -33,8 +33,10 @@ func (o Origin) key() client.ObjectKey {
 // volume is the source volume as the storage knows it.
 type volume struct {
 	handle string
-	// size is in bytes.
-	size int64
+	// size is in bytes. capacity is that of the PV, or 0.
+	size, capacity int64
+	// filesystem is what the PV of a Filesystem volume names, or "".
+	filesystem string
 }
 
 // volumeOf finds the volume that a VolumeSnapshot was taken of.
@@ -75,7 +77,12 @@ func volumeOfClaim(ctx context.Context, reader client.Reader, from Origin, drive
 	if err != nil || pv == nil || pv.Spec.CSI == nil || pv.Spec.CSI.Driver != driver {
 		return volume{}, err
 	}
-	return volume{handle: pv.Spec.CSI.VolumeHandle, size: pv.Spec.Capacity.Storage().Value()}, nil
+	v := volume{handle: pv.Spec.CSI.VolumeHandle, size: pv.Spec.Capacity.Storage().Value()}
+	v.capacity = v.size
+	if mode := pv.Spec.VolumeMode; mode == nil || *mode == corev1.PersistentVolumeFilesystem {
+		v.filesystem = pv.Spec.CSI.FSType
+	}
+	return v, nil
 }
 
 // chooseClass chooses the class of the pair. Members of a group have none, and for a
