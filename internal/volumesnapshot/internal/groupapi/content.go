@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -95,6 +96,9 @@ func read(found []unstructured.Unstructured, err error) ([]*Content, error) {
 // contentWith returns the content of a group of the storage, or nil.
 func (o Objects) contentWith(ctx context.Context, driver, handle string) (*Content, error) {
 	contents, err := read(o.List(ctx, KindContent))
+	if apierrors.IsNotFound(err) {
+		err = ErrNotServed // no longer
+	}
 	if err != nil {
 		return nil, err
 	}

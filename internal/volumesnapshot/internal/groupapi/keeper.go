@@ -129,7 +129,9 @@ func (k Keeper) takeCharge(ctx context.Context, group *Content, backupUID string
 }
 
 // Secure reports whether a re-homed member is to be left to its group. If the content of the
-// group is gone, Secure makes it again from the record, so that the group can be deleted.
+// group is gone, Secure makes it again from the record, so that the group can be deleted. In a
+// cluster that does not serve the API any more, the error wraps ErrNotServed: the member has to
+// wait.
 func (k Keeper) Secure(ctx context.Context, member client.Object) (bool, error) {
 	text := member.GetAnnotations()[identity.AnnotationGroupSnapshot]
 	if text == "" {
@@ -146,7 +148,7 @@ func (k Keeper) Secure(ctx context.Context, member client.Object) (bool, error) 
 	group, err := objects.contentWith(ctx, record.Driver, record.Handle)
 	switch {
 	case errors.Is(err, ErrNotServed):
-		return false, nil
+		return false, fmt.Errorf("%s is part of group snapshot %s of the storage, which cannot be deleted now: %w", member.GetName(), record.Handle, err)
 	case err != nil || group != nil:
 		return group != nil, err
 	}

@@ -155,3 +155,13 @@ func TestSecureReadsItsRecord(t *testing.T) {
 	_, err := groupapi.NewKeeper(c, c).Secure(t.Context(), rehomed("garbage"))
 	require.ErrorContains(t, err, identity.AnnotationGroupSnapshot)
 }
+
+// TestSecureWaitsForTheAPI: the CRDs of groups are gone. The storage may refuse to delete a member
+// alone, so it waits.
+func TestSecureWaitsForTheAPI(t *testing.T) {
+	c := newClient(t, false)
+	record, err := json.Marshal(groupapi.Record{Handle: "group-1", Driver: driver})
+	require.NoError(t, err)
+	_, err = groupapi.NewKeeper(c, c).Secure(t.Context(), rehomed(string(record)))
+	require.ErrorIs(t, err, groupapi.ErrNotServed)
+}
