@@ -204,12 +204,6 @@ func (c *Config) check() error {
 		return fmt.Errorf("loadConcurrency.prepareQueueLength is %d, want 1 or more", c.LoadConcurrency.PrepareQueueLength)
 	case c.Attempts < 0:
 		return fmt.Errorf("attempts is %d, want 1 or more", c.Attempts)
-	case c.PreparingTimeout.Duration < 0:
-		return fmt.Errorf("preparingTimeout is %s, want more than 0", c.PreparingTimeout.Duration)
-	case c.OutageTimeout.Duration < 0:
-		return fmt.Errorf("outageTimeout is %s, want more than 0", c.OutageTimeout.Duration)
-	case c.PodDeadline.Duration < time.Second:
-		return fmt.Errorf("podDeadline is %s, want 1s or more", c.PodDeadline.Duration)
 	case !c.RateLimit.IsZero() && c.RateLimit.CmpInt64(task.MinRateLimit) < 0:
 		return fmt.Errorf("rateLimit is %s, want 0 for none, or %d bytes a second or more", c.RateLimit.String(), task.MinRateLimit)
 	case c.DefaultCredential != nil && (c.DefaultCredential.Name == "" || c.DefaultCredential.Key == ""):
@@ -217,7 +211,7 @@ func (c *Config) check() error {
 	case c.ScratchSize.Sign() < 0:
 		return fmt.Errorf("scratchSize is %s, want more than 0", c.ScratchSize.String())
 	}
-	if err := c.checkSelectors(); err != nil {
+	if err := errors.Join(c.checkTimes(), c.checkSelectors()); err != nil {
 		return err
 	}
 	for class, pvc := range c.BackupPVC {
@@ -227,6 +221,18 @@ func (c *Config) check() error {
 	}
 	_, err := c.PodResources.Requirements()
 	return err
+}
+
+func (c *Config) checkTimes() error {
+	switch {
+	case c.PreparingTimeout.Duration < 0:
+		return fmt.Errorf("preparingTimeout is %s, want more than 0", c.PreparingTimeout.Duration)
+	case c.OutageTimeout.Duration < 0:
+		return fmt.Errorf("outageTimeout is %s, want more than 0", c.OutageTimeout.Duration)
+	case c.PodDeadline.Duration < time.Second:
+		return fmt.Errorf("podDeadline is %s, want 1s or more", c.PodDeadline.Duration)
+	}
+	return nil
 }
 
 // checkSelectors checks the rules that select nodes.

@@ -281,3 +281,21 @@ func TestDownloadWaitsForAnotherNode(t *testing.T) {
 	w.update(target)
 	require.Equal(t, phase.Completed, w.run(w.downs, "dd").Status.Phase)
 }
+
+// TestQueuedDownloadLosesItsNode: what a download waits for after hours in the queue has the whole
+// time to come.
+func TestQueuedDownloadLosesItsNode(t *testing.T) {
+	w := downloadWorld(t)
+	dd := w.operation(w.downs, "dd")
+	dd.Status.Secured = true
+	require.NoError(t, dd.Save(w.ctx, w.c))
+	target := get[corev1.PersistentVolumeClaim](w, appNamespace, "data")
+	late := "late"
+	target.Spec.StorageClassName = &late
+	w.update(target)
+	w.clock = w.clock.Add(5 * time.Hour)
+	op := w.drive(w.downs, "dd", time.Minute)
+	require.Equal(t, phase.New, op.Status.Phase, op.Status.Message)
+	require.Contains(t, op.Status.Message, "waits for its first consumer")
+	require.False(t, op.Status.Secured)
+}

@@ -202,6 +202,9 @@ func (e *engine) admit(ctx context.Context, op *operation.View) (work phase.Work
 	switch {
 	case err != nil || work.State != phase.Secured:
 		e.grants.giveBack(op)
+		if err == nil && op.Status.Secured {
+			op.Status.Attempt.Since = e.now() // it waits from now on, and not since it was created
+		}
 		return work, false, err
 	case !slot:
 		slot, err = e.take(ctx, op)
@@ -274,7 +277,8 @@ func (e *engine) record(op *operation.View, t phase.Transition, seen phase.Obser
 			return err
 		}
 	}
-	if op.Status.Phase == phase.New && seen.Outcome == nil {
+	known := seen.Work.State != phase.Unknown && seen.Work.State != phase.Held
+	if op.Status.Phase == phase.New && seen.Outcome == nil && known {
 		op.Status.Secured = seen.Work.State == phase.Secured
 	}
 	op.Status.Apply(t, seen.Now)

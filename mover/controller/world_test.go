@@ -261,8 +261,10 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	}
 	w.uploads = newEngine(identity.KindDataUpload, &uploads{surroundings: around, rehomer: rehomer})
 	w.downs = newEngine(identity.KindDataDownload, &downloads{surroundings: around})
-	w.sweep = &sweeper{client: w.c, reader: w.counted(w.c), exposer: x, rehomer: rehomer, groups: groupsnapshot.New(narrow, faulty), namespace: veleroNamespace,
-		recorder: events.NewFakeRecorder(1000), now: func() time.Time { return w.clock }, held: map[string]bool{}}
+	w.sweep = &sweeper{
+		client: w.c, reader: w.counted(w.c), exposer: x, rehomer: rehomer, groups: groupsnapshot.New(narrow, faulty), namespace: veleroNamespace,
+		recorder: events.NewFakeRecorder(1000), now: func() time.Time { return w.clock }, held: map[string]bool{},
+	}
 	return w
 }
 

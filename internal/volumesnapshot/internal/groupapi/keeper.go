@@ -83,18 +83,32 @@ func (k Keeper) Protect(ctx context.Context, member *snapshotv1.VolumeSnapshotCo
 	if !known || len(members) == 0 {
 		return "", fmt.Errorf("VolumeGroupSnapshotContent %s does not tell the handles of its members yet", group.Name)
 	}
-	backupUID := group.Labels[identity.LabelBackupUID]
-	if backupUID == "" {
-		vgs, err := objects.Find(ctx, KindGroup, group.Group())
-		if err != nil {
-			return "", err
-		}
-		if vgs != nil {
-			backupUID = vgs.GetLabels()[identity.LabelBackupUID]
-		}
+	backupUID, err := objects.backupOf(ctx, group)
+	if err != nil {
+		return "", err
 	}
+	text, err := json.Marshal(recordOf(group, members, backupUID))
+	if err != nil {
+		return "", fmt.Errorf("render record of group %s: %w", handle, err)
+	}
+	return string(text), k.takeCharge(ctx, group, backupUID)
+}
+
+// backupOf returns the UID of the backup that a group belongs to, or "".
+func (o Objects) backupOf(ctx context.Context, group *Content) (string, error) {
+	if uid := group.Labels[identity.LabelBackupUID]; uid != "" {
+		return uid, nil
+	}
+	vgs, err := o.Find(ctx, KindGroup, group.Group())
+	if err != nil || vgs == nil {
+		return "", err
+	}
+	return vgs.GetLabels()[identity.LabelBackupUID], nil
+}
+
+func recordOf(group *Content, members []string, backupUID string) Record {
 	record := Record{
-		Handle: handle, Members: members, Driver: group.Spec.Driver, Content: group.Name,
+		Handle: group.Handle(), Members: members, Driver: group.Spec.Driver, Content: group.Name,
 		Namespace: group.Group().Namespace, Name: group.Group().Name, BackupUID: backupUID, Secrets: map[string]string{},
 	}
 	if class := group.Spec.VolumeGroupSnapshotClassName; class != nil {
@@ -105,11 +119,7 @@ func (k Keeper) Protect(ctx context.Context, member *snapshotv1.VolumeSnapshotCo
 			record.Secrets[key] = value
 		}
 	}
-	text, err := json.Marshal(record)
-	if err != nil {
-		return "", fmt.Errorf("render record of group %s: %w", handle, err)
-	}
-	return string(text), k.takeCharge(ctx, group, backupUID)
+	return record
 }
 
 // takeCharge marks a content as ours and lets the group survive it.

@@ -1,0 +1,97 @@
+package exposer
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/blockmover/blockmover/internal/task"
+)
+
+// volumes are the device, the scratch space and the credentials.
+func (p PodPlan) volumes() ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvVar) {
+	volumes := []corev1.Volume{
+		{Name: "device", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
+			ClaimName: p.Operation.ObjectName(), ReadOnly: p.ReadOnly,
+		}}},
+		scratch("home", p.Config.ScratchSize),
+		scratch("tmp", resource.MustParse(tmpSize)),
+		inMemory("connection", resource.MustParse(connectionSize)),
+		secret("repository", repositorySecret, repositoryKey),
+	}
+	mounts := []corev1.VolumeMount{
+		{Name: "home", MountPath: HomePath},
+		{Name: "tmp", MountPath: "/tmp"},
+		{Name: "connection", MountPath: ConnectionPath},
+		{Name: "repository", MountPath: RepositoryPath, ReadOnly: true},
+	}
+	env := []corev1.EnvVar{{Name: task.EnvRequest, Value: p.Task}, {Name: "HOME", Value: HomePath}}
+	if len(p.LocationSecrets) > 0 {
+		volumes = append(volumes, secrets("location", p.LocationSecrets))
+		mounts = append(mounts, corev1.VolumeMount{Name: "location", MountPath: LocationPath, ReadOnly: true})
+	}
+	if c := p.Inherited.Credential; c != nil {
+		volumes = append(volumes, secret("cloud", c.Name, c.Key))
+		mounts = append(mounts, corev1.VolumeMount{Name: "cloud", MountPath: CloudPath, ReadOnly: true})
+		for _, name := range []string{"AWS_SHARED_CREDENTIALS_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_CREDENTIALS_FILE"} {
+			env = append(env, corev1.EnvVar{Name: name, Value: CloudPath + "/" + c.Key})
+		}
+	}
+	for _, inherited := range p.Inherited.Env {
+		if !slices.ContainsFunc(env, func(ours corev1.EnvVar) bool { return ours.Name == inherited.Name }) {
+			env = append(env, inherited)
+		}
+	}
+	if p.Audience != "" {
+		volumes = append(volumes, token("metadata-token", p.Audience))
+		mounts = append(mounts, corev1.VolumeMount{Name: "metadata-token", MountPath: tokenDirectory, ReadOnly: true})
+	}
+	return volumes, mounts, env
+}
+
+const (
+	// tmpSize is for what libraries put there; the mover itself uses its home.
+	tmpSize = "256Mi"
+	// connectionSize is for a few files of some KiB.
+	connectionSize = "8Mi"
+	// tokenSeconds is how long a token lives; the kubelet renews it at 80 % of that.
+	tokenSeconds = 3600
+)
+
+func scratch(name string, size resource.Quantity) corev1.Volume {
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &size}}}
+}
+
+func inMemory(name string, size resource.Quantity) corev1.Volume {
+	volume := scratch(name, size)
+	volume.EmptyDir.Medium = corev1.StorageMediumMemory
+	return volume
+}
+
+func secret(volume, name, key string) corev1.Volume {
+	return corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+		SecretName: name, Items: []corev1.KeyToPath{{Key: key, Path: key}},
+	}}}
+}
+
+// secrets is a volume with <secret>/<key> for each selector.
+func secrets(volume string, selectors []corev1.SecretKeySelector) corev1.Volume {
+	sources := make([]corev1.VolumeProjection, len(selectors))
+	for i, s := range selectors {
+		sources[i].Secret = &corev1.SecretProjection{
+			LocalObjectReference: s.LocalObjectReference,
+			Items:                []corev1.KeyToPath{{Key: s.Key, Path: s.Name + "/" + s.Key}},
+		}
+	}
+	return corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: sources}}}
+}
+
+func token(volume, audience string) corev1.Volume {
+	seconds := int64(tokenSeconds)
+	return corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
+			Audience: audience, ExpirationSeconds: &seconds, Path: tokenFile,
+		}}},
+	}}}
+}
