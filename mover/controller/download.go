@@ -8,6 +8,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -76,10 +77,7 @@ func (d *downloads) placeFor(ctx context.Context, dd *velerov2alpha1.DataDownloa
 	case target.Spec.StorageClassName == nil:
 		return place{waiting: fmt.Sprintf("target PVC %s has no storage class, and the cluster has no default", key)}, nil
 	}
-	className := d.config.RestorePVC.StorageClass[*target.Spec.StorageClassName]
-	if className == "" {
-		className = *target.Spec.StorageClassName
-	}
+	className := d.classFor(target)
 	if className == "" {
 		return place{}, fmt.Errorf("%w: target PVC %s has the storage class \"\", which provides no volumes: name one in restorePVC.storageClass of the configuration",
 			phase.ErrBroken, key)
@@ -193,11 +191,11 @@ func (d *downloads) finish(ctx context.Context, op *operation.View) (ending, err
 	dd := op.Download
 	end := ending{committed: true, delivered: true}
 	if op.Status.Outcome.Phase == phase.Completed {
-		filesystem, err := d.filesystemFor(ctx, op)
+		mount, err := d.mountFor(ctx, op)
 		if err != nil {
 			return ending{}, err
 		}
-		handover, err := d.exposer.Rebind(ctx, op.Operation, targetOf(dd), filesystem)
+		handover, err := d.exposer.Rebind(ctx, op.Operation, targetOf(dd), mount)
 		end.committed, end.delivered = handover.Committed, handover.Delivered
 		if err != nil || !handover.Delivered {
 			end.left = []string{handover.Waiting}
@@ -209,19 +207,27 @@ func (d *downloads) finish(ctx context.Context, op *operation.View) (ending, err
 	return end, err
 }
 
-// filesystemFor returns the file system to mount the volume as: the one that it holds, or
-// else the one of the target's class.
-func (d *downloads) filesystemFor(ctx context.Context, op *operation.View) (string, error) {
-	if op.Status.Filesystem != "" {
-		return op.Status.Filesystem, nil
-	}
+// mountFor returns how the target's class mounts the volume: as the file system that it holds, or
+// else as that of the class.
+func (d *downloads) mountFor(ctx context.Context, op *operation.View) (exposer.Mount, error) {
+	var mount exposer.Mount
 	target, err := kube.Find(ctx, d.reader, targetOf(op.Download), &corev1.PersistentVolumeClaim{})
-	if err != nil || target == nil || target.Spec.StorageClassName == nil {
-		return exposer.FilesystemOf(nil), err
+	if err == nil && target != nil && target.Spec.StorageClassName != nil {
+		var class *storagev1.StorageClass
+		if class, err = d.storageClass(ctx, d.classFor(target)); class != nil {
+			mount.Parameters = class.Parameters
+		}
 	}
-	class, err := d.storageClass(ctx, *target.Spec.StorageClassName)
-	if err != nil || class == nil {
-		return exposer.FilesystemOf(nil), err
+	if mount.Filesystem = op.Status.Filesystem; mount.Filesystem == "" {
+		mount.Filesystem = exposer.FilesystemOf(mount.Parameters)
 	}
-	return exposer.FilesystemOf(class.Parameters), nil
+	return mount, err
+}
+
+// classFor returns the name of the class that the volume of a target is made of.
+func (d *downloads) classFor(target *corev1.PersistentVolumeClaim) string {
+	if other := d.config.RestorePVC.StorageClass[*target.Spec.StorageClassName]; other != "" {
+		return other
+	}
+	return *target.Spec.StorageClassName
 }

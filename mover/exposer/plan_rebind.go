@@ -40,8 +40,8 @@ func targetLabels(target *corev1.PersistentVolumeClaim) (map[string]string, erro
 //
 // Finalizers are not copied. Each controller sets its own again (the provisioner once the PV
 // is bound and has the policy Delete), and a finalizer without its controller would keep the
-// PV forever. filesystem is what a Filesystem volume is mounted as.
-func PlanRebind(op identity.Operation, namespace string, restored *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
+// PV forever.
+func PlanRebind(op identity.Operation, namespace string, restored *corev1.PersistentVolume, target *corev1.PersistentVolumeClaim, mount Mount) (*corev1.PersistentVolume, error) {
 	if restored.Spec.CSI == nil {
 		return nil, fmt.Errorf("plan rebind PV: %w: PV %s is not a CSI volume", phase.ErrBroken, restored.Name)
 	}
@@ -69,11 +69,12 @@ func PlanRebind(op identity.Operation, namespace string, restored *corev1.Persis
 	pv.Spec.VolumeMode = &mode
 	pv.Spec.CSI.FSType = ""
 	if mode == corev1.PersistentVolumeFilesystem {
-		pv.Spec.CSI.FSType = filesystem
-		if filesystem == "xfs" && !slices.Contains(pv.Spec.MountOptions, noUUID) {
+		pv.Spec.CSI.FSType = mount.Filesystem
+		if mount.Filesystem == "xfs" && !slices.Contains(pv.Spec.MountOptions, noUUID) {
 			pv.Spec.MountOptions = append(pv.Spec.MountOptions, noUUID)
 		}
 	}
+	mount.resolveSecrets(pv.Spec.CSI, target, restored.Name)
 	if target.Spec.StorageClassName != nil {
 		pv.Spec.StorageClassName = *target.Spec.StorageClassName
 	}

@@ -189,7 +189,7 @@ func TestPlanRebindRefusesOurLabels(t *testing.T) {
 	target := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
 		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{identity.LabelOperation: "another"}},
 	}}
-	_, err := exposer.PlanRebind(op, "velero", restored, target, "")
+	_, err := exposer.PlanRebind(op, "velero", restored, target, exposer.Mount{})
 	require.ErrorIs(t, err, phase.ErrBroken)
 	require.ErrorContains(t, err, identity.LabelOperation)
 }
@@ -222,7 +222,7 @@ func TestPlanRebind(t *testing.T) {
 		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"velero.io/dynamic-pv-restore": "x"}},
 	}}
 	before := restored.DeepCopy()
-	pv, err := exposer.PlanRebind(op, "velero", restored, target, "xfs")
+	pv, err := exposer.PlanRebind(op, "velero", restored, target, exposer.Mount{Filesystem: "xfs"})
 	require.NoError(t, err)
 	require.Equal(t, before, restored)
 
@@ -240,13 +240,41 @@ func TestPlanRebind(t *testing.T) {
 	}, pv.Annotations)
 
 	target.Spec.VolumeMode = &block
-	pv, err = exposer.PlanRebind(op, "velero", restored, target, "xfs")
+	pv, err = exposer.PlanRebind(op, "velero", restored, target, exposer.Mount{Filesystem: "xfs"})
 	require.NoError(t, err)
 	require.Empty(t, pv.Spec.CSI.FSType)
 
 	restored.Spec.CSI = nil
-	_, err = exposer.PlanRebind(op, "velero", restored, target, "xfs")
+	_, err = exposer.PlanRebind(op, "velero", restored, target, exposer.Mount{Filesystem: "xfs"})
 	require.ErrorIs(t, err, phase.ErrBroken)
+}
+
+// TestPlanRebindResolvesSecrets: the class names Secrets by the PVC, and the PVC is the target now.
+func TestPlanRebindResolvesSecrets(t *testing.T) {
+	restored := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: "pvc-1"},
+		Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+			NodeStageSecretRef:         &corev1.SecretReference{Name: "blockmover-1", Namespace: "velero"},
+			NodePublishSecretRef:       &corev1.SecretReference{Name: "fixed", Namespace: "kube-system"},
+			ControllerPublishSecretRef: &corev1.SecretReference{Name: "pvc-1-key", Namespace: "velero"},
+		}}},
+	}
+	target := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "data", Annotations: map[string]string{"a/b": "key"}}}
+	pv, err := exposer.PlanRebind(op, "velero", restored, target, exposer.Mount{Parameters: map[string]string{
+		"csi.storage.k8s.io/node-stage-secret-name":              "${pvc.name}-${pvc.annotations['a/b']}",
+		"csi.storage.k8s.io/node-stage-secret-namespace":         "${pvc.namespace}",
+		"csi.storage.k8s.io/node-publish-secret-name":            "fixed",
+		"csi.storage.k8s.io/node-publish-secret-namespace":       "kube-system",
+		"csi.storage.k8s.io/controller-publish-secret-name":      "${pv.name}-key",
+		"csi.storage.k8s.io/controller-publish-secret-namespace": "${pvc.namespace}",
+		"csi.storage.k8s.io/node-expand-secret-name":             "${pvc.name}",
+		"csi.storage.k8s.io/node-expand-secret-namespace":        "${pvc.namespace}",
+	}})
+	require.NoError(t, err)
+	require.Equal(t, &corev1.SecretReference{Name: "data-key", Namespace: "app"}, pv.Spec.CSI.NodeStageSecretRef)
+	require.Equal(t, &corev1.SecretReference{Name: "fixed", Namespace: "kube-system"}, pv.Spec.CSI.NodePublishSecretRef)
+	require.Equal(t, &corev1.SecretReference{Name: "pvc-1-key", Namespace: "app"}, pv.Spec.CSI.ControllerPublishSecretRef)
+	require.Nil(t, pv.Spec.CSI.NodeExpandSecretRef, "the driver was given none")
 }
 
 func TestFilesystemOf(t *testing.T) {

@@ -37,9 +37,7 @@ type Handover struct {
 // The two PVs never serve pods at the same time: the restored one, and its attachment to the
 // node, are gone before the target's pod can start. The reclaim policy comes last: a
 // provisioner that sees Delete on an unbound PV might act on it.
-//
-// filesystem is what a Filesystem target is mounted as.
-func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey client.ObjectKey, filesystem string) (Handover, error) {
+func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey client.ObjectKey, mount Mount) (Handover, error) {
 	target, err := findClaim(ctx, e.Reader, targetKey)
 	if err != nil {
 		return Handover{}, err
@@ -60,7 +58,7 @@ func (e *Exposer) Rebind(ctx context.Context, op identity.Operation, targetKey c
 		return Handover{}, err
 	}
 	if rebind == nil {
-		if rebind, err = e.park(ctx, op, target, filesystem); err != nil {
+		if rebind, err = e.park(ctx, op, target, mount); err != nil {
 			return Handover{}, err
 		}
 	}
@@ -86,7 +84,7 @@ func wantsVolume(key client.ObjectKey, target *corev1.PersistentVolumeClaim) err
 }
 
 // park creates the rebind PV.
-func (e *Exposer) park(ctx context.Context, op identity.Operation, target *corev1.PersistentVolumeClaim, filesystem string) (*corev1.PersistentVolume, error) {
+func (e *Exposer) park(ctx context.Context, op identity.Operation, target *corev1.PersistentVolumeClaim, mount Mount) (*corev1.PersistentVolume, error) {
 	claim, err := findClaim(ctx, e.Reader, e.keyOf(op))
 	if err != nil {
 		return nil, err
@@ -104,7 +102,7 @@ func (e *Exposer) park(ctx context.Context, op identity.Operation, target *corev
 	if err := takeCharge(ctx, e.Client, op, restored, corev1.PersistentVolumeReclaimRetain); err != nil {
 		return nil, err
 	}
-	rebind, err := PlanRebind(op, e.Namespace, restored, target, filesystem)
+	rebind, err := PlanRebind(op, e.Namespace, restored, target, mount)
 	if err != nil {
 		return nil, err
 	}
