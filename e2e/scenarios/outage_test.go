@@ -1,0 +1,142 @@
+package scenarios
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/e2e/kit"
+)
+
+// envOutage is how long TestObjectStoreAway keeps the object store away.
+const envOutage = "BLOCKMOVER_OUTAGE"
+
+// TestObjectStoreAway kills the S3 server in the middle of a backup and of a restore, for longer
+// than a request is repeated. Both complete, and nobody has to do anything.
+func TestObjectStoreAway(t *testing.T) {
+	s := newScenario(t)
+	if os.Getenv("BLOCKMOVER_CSI_STATE") == "" {
+		t.Skip("BLOCKMOVER_CSI_STATE is not set: this is not the harness's cluster")
+	}
+	outage := 75 * time.Second
+	if text := os.Getenv(envOutage); text != "" {
+		var err error
+		outage, err = time.ParseDuration(text)
+		require.NoError(t, err)
+	}
+	app := s.app("away")
+	want := s.sums(app)
+	s.limitRate("8Mi")
+
+	name := s.name("away")
+	s.deleteBackupInTheEnd(name)
+	_, err := s.kit.Velero(s.ctx, append([]string{"backup", "create", name}, append(perVolume.args(s), "--include-namespaces", app.Namespace)...)...)
+	require.NoError(t, err)
+	s.outageDuring("datauploads.velero.io", "velero.io/backup-name="+name, outage)
+	require.NoError(t, s.kit.CompleteBackup(s.ctx, name))
+
+	target := s.namespace("away-copy")
+	restore := s.name("away-restore")
+	_, err = s.kit.Velero(s.ctx, "restore", "create", restore, "--from-backup", name, "--namespace-mappings", app.Namespace+":"+target)
+	require.NoError(t, err)
+	s.outageDuring("datadownloads.velero.io", "velero.io/restore-name="+restore, outage)
+	require.NoError(t, s.kit.Wait(s.ctx, "restore to complete", 5*time.Minute, func(ctx context.Context) (bool, string, error) {
+		var o kit.Object
+		err := s.kit.Get(ctx, &o, "-n", s.kit.VeleroNamespace, "restores.velero.io", restore)
+		return o.Status.Phase == "Completed", o.Status.Phase, err
+	}))
+	s.checkContent(target, want)
+	s.checkNothingLeft()
+}
+
+// outageDuring kills the S3 server as soon as an operation moves data, and starts it again.
+func (s *scenario) outageDuring(kind, selector string, outage time.Duration) {
+	s.Helper()
+	s.wait("bytes to be moved", func(ctx context.Context) (bool, string, error) {
+		out, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "get", kind, "-l", selector, "-o", "jsonpath={.items[*].status.progress.bytesDone}")
+		for _, done := range strings.Fields(out) {
+			if n, _ := strconv.ParseInt(done, 10, 64); n > 16<<20 {
+				return true, out, nil
+			}
+		}
+		return false, out, err
+	})
+	restart := s.killObjectStore()
+	time.Sleep(outage)
+	out, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "get", kind, "-l", selector,
+		"-o", `jsonpath={range .items[*]}{.status.phase} {.status.progress.bytesDone}/{.status.progress.totalBytes} {.metadata.annotations.blockmover\.io/attempt}{"\n"}{end}`)
+	require.NoError(s, err)
+	s.Logf("after %s without the object store:\n%s", outage, out)
+	restart()
+}
+
+// killObjectStore kills the S3 server and returns what starts it again.
+func (s *scenario) killObjectStore() (restart func()) {
+	s.Helper()
+	processes, err := filepath.Glob("/proc/[0-9]*/comm")
+	require.NoError(s, err)
+	for _, comm := range processes {
+		name, err := os.ReadFile(comm)
+		if err != nil || strings.TrimSpace(string(name)) != "versitygw" {
+			continue
+		}
+		process := filepath.Dir(comm)
+		argv, err := os.ReadFile(filepath.Join(process, "cmdline"))
+		require.NoError(s, err)
+		environ, err := os.ReadFile(filepath.Join(process, "environ"))
+		require.NoError(s, err)
+		pid, err := strconv.Atoi(filepath.Base(process))
+		require.NoError(s, err)
+		require.NoError(s, syscall.Kill(pid, syscall.SIGKILL))
+		return func() {
+			args := strings.Split(strings.TrimSuffix(string(argv), "\x00"), "\x00")
+			cmd := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // it outlives the test
+			for variable := range bytes.SplitSeq(environ, []byte{0}) {
+				cmd.Env = append(cmd.Env, string(variable))
+			}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+			require.NoError(s, cmd.Start())
+		}
+	}
+	s.Fatal("there is no S3 server")
+	return nil
+}
+
+// limitRate limits mover pods until the end of the test.
+func (s *scenario) limitRate(rate string) {
+	s.Helper()
+	var config struct{ Data map[string]string }
+	text, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "get", "configmap", "blockmover-config", "-o", "json")
+	require.NoError(s, err)
+	require.NoError(s, json.Unmarshal([]byte(text), &config))
+	before := config.Data["config.yaml"]
+	configure := func(ctx context.Context, document string) {
+		patch, err := json.Marshal(map[string]any{"data": map[string]string{"config.yaml": document}})
+		require.NoError(s, err)
+		for _, args := range [][]string{
+			{"patch", "configmap", "blockmover-config", "--type=merge", "-p", string(patch)},
+			{"rollout", "restart", "deployment/blockmover"},
+			{"rollout", "status", "deployment/blockmover", "--timeout=120s"},
+		} {
+			_, err := s.kit.Kubectl(ctx, append([]string{"-n", s.kit.VeleroNamespace}, args...)...)
+			require.NoError(s, err)
+		}
+	}
+	s.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		configure(ctx, before)
+	})
+	configure(s.ctx, fmt.Sprintf("%s\nrateLimit: %s\n", before, rate))
+}
