@@ -311,4 +311,5 @@ resourceModifierRules:
 		out, err := r.kit.Kubectl(ctx, "-n", target, "get", "pvc", "-o", "jsonpath={.items[*].spec.resources.requests.storage} {.items[*].status.capacity.storage}")
 		return strings.TrimSpace(out) == "8388608 16Mi", out, err
 	})
+	r.checkNothingLeft()
 }
