@@ -46,6 +46,11 @@ func TestObjectStoreAway(t *testing.T) {
 	s.outageDuring("datauploads.velero.io", "velero.io/backup-name="+name, outage)
 	require.NoError(t, s.kit.CompleteBackup(s.ctx, name))
 
+	// Velero validates a location once a minute, and restores from none that was away.
+	_, err = s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "wait", "backupstoragelocations.velero.io/default",
+		"--for=jsonpath={.status.phase}=Available", "--timeout=150s")
+	require.NoError(t, err)
+
 	target := s.namespace("away-copy")
 	restore := s.name("away-restore")
 	_, err = s.kit.Velero(s.ctx, "restore", "create", restore, "--from-backup", name, "--namespace-mappings", app.Namespace+":"+target)
