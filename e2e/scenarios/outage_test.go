@@ -26,9 +26,7 @@ const envOutage = "BLOCKMOVER_OUTAGE"
 // than a request is repeated. Both complete, and nobody has to do anything.
 func TestObjectStoreAway(t *testing.T) {
 	s := newScenario(t)
-	if os.Getenv("BLOCKMOVER_CSI_STATE") == "" {
-		t.Skip("BLOCKMOVER_CSI_STATE is not set: this is not the harness's cluster")
-	}
+	s.harness()
 	outage := 75 * time.Second
 	if text := os.Getenv(envOutage); text != "" {
 		var err error

@@ -414,14 +414,22 @@ type driverUnderTest struct {
 	api  csi.ControllerClient
 }
 
-// driver is for tests that change the behaviour of the harness's driver. On another cluster
-// they are skipped.
-func (s *scenario) driver() *driverUnderTest {
+// harness returns the directory of the harness's CSI drivers. On another cluster, the test is
+// skipped.
+func (s *scenario) harness() string {
 	s.Helper()
 	state := os.Getenv("BLOCKMOVER_CSI_STATE")
 	if state == "" {
 		s.Skip("BLOCKMOVER_CSI_STATE is not set: this is not the harness's cluster")
 	}
+	return state
+}
+
+// driver is for tests that change the behaviour of the harness's driver. On another cluster
+// they are skipped.
+func (s *scenario) driver() *driverUnderTest {
+	s.Helper()
+	state := s.harness()
 	d := &driverUnderTest{scenario: s, name: os.Getenv("BLOCKMOVER_DRIVER_BLOCK")}
 	d.file = filepath.Join(state, d.name, "options.json")
 	before, err := os.ReadFile(d.file)

@@ -200,15 +200,23 @@ func (l *ladder) audit(ctx context.Context, parent repository.Snapshot, read *bl
 		return err
 	}
 	defer image.Close() //nolint:errcheck // it was only read
+	return l.compare(ctx, g, read, image, func(offset int64) error {
+		return fmt.Errorf("the storage calls the chunk at offset %d unchanged since repo snapshot %s, and it differs from it: "+
+			"incremental images of this volume from before may be wrong, too", offset, parent.ID)
+	})
+}
+
+// compare audits what a list of blocks leaves out. If it differs from the image, lie says what
+// the storage has claimed.
+func (l *ladder) compare(ctx context.Context, g block.Geometry, listed *block.Bitmap, image audit.Image, lie func(offset int64) error) error {
 	found, err := audit.Run(ctx, audit.Input{
-		Percent: l.Audit, Seed: l.Operation, Device: l.Device, Geometry: g, Changed: read, Image: image,
+		Percent: l.Audit, Seed: l.Operation, Device: l.Device, Geometry: g, Changed: listed, Image: image,
 	})
 	l.audited.Chunks += found.Chunks
 	l.audited.Bytes += found.Bytes
 	if err == nil && found.Differs {
 		l.audited.Differs, l.audited.Offset = true, found.Offset
-		l.broke(AuditFailed, fmt.Errorf("the storage calls the chunk at offset %d unchanged since repo snapshot %s, and it differs from it: "+
-			"incremental images of this volume from before may be wrong, too", found.Offset, parent.ID))
+		l.broke(AuditFailed, lie(found.Offset))
 	}
 	return err
 }
@@ -315,17 +323,10 @@ func (l *ladder) auditZeros(ctx context.Context, allocated *block.Bitmap) error 
 	if err != nil {
 		return err
 	}
-	found, err := audit.Run(ctx, audit.Input{
-		Percent: l.Audit, Seed: l.Operation, Device: l.Device, Geometry: g, Changed: allocated, Image: zeros{},
+	return l.compare(ctx, g, allocated, zeros{}, func(offset int64) error {
+		return fmt.Errorf("the storage calls the chunk at offset %d not allocated, and it holds data: "+
+			"full images of this volume from before may be wrong, too", offset)
 	})
-	l.audited.Chunks += found.Chunks
-	l.audited.Bytes += found.Bytes
-	if err == nil && found.Differs {
-		l.audited.Differs, l.audited.Offset = true, found.Offset
-		l.broke(AuditFailed, fmt.Errorf("the storage calls the chunk at offset %d not allocated, and it holds data: "+
-			"full images of this volume from before may be wrong, too", found.Offset))
-	}
-	return err
 }
 
 func (l *ladder) run(w repository.VolumeWriter, read *block.Bitmap, kind repository.Kind, parent repository.SnapshotID) Run {

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"reflect"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -109,4 +111,13 @@ func describe(object client.Object, key client.ObjectKey) string {
 		return kind + " " + key.Name
 	}
 	return kind + " " + key.String()
+}
+
+// PodOf returns the name of the pod that a PVC was made for as a generic ephemeral volume, or
+// "". Kubernetes lets the pod use no other PVC.
+func PodOf(pvc *corev1.PersistentVolumeClaim) string {
+	if owner := metav1.GetControllerOf(pvc); owner != nil && owner.Kind == "Pod" {
+		return owner.Name
+	}
+	return ""
 }

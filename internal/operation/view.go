@@ -18,8 +18,8 @@
 //
 // Neither kind has a status subresource. Every write is a patch of the object, and
 // its parties own disjoint fields: Velero and the plugins write the spec, the
-// worker status.progress while it runs, the manager the rest of the status. Save
-// takes an optimistic lock because phases must not change behind its back.
+// manager the status. Save takes an optimistic lock because phases must not change
+// behind its back.
 package operation
 
 import (

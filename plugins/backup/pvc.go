@@ -16,7 +16,6 @@ import (
 	biav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/backupitemaction/v2"
 	"github.com/vmware-tanzu/velero/pkg/util/csi"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -102,10 +101,9 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	if !ours {
 		return withoutStaleMarks(item), nil, "", nil, nil
 	}
-	if owner := metav1.GetControllerOf(pvc); owner != nil && owner.Kind == "Pod" {
-		// Kubernetes makes such a PVC for its pod, and lets the pod use no other.
+	if owner := kube.PodOf(pvc); owner != "" {
 		a.log.Warnf("PVC %s/%s is the generic ephemeral volume of pod %s: it is not backed up, and a restored pod gets a new and empty one",
-			pvc.Namespace, pvc.Name, owner.Name)
+			pvc.Namespace, pvc.Name, owner)
 		skipped := &unstructured.Unstructured{Object: withoutStaleMarks(item).UnstructuredContent()}
 		kube.SetAnnotation(skipped, velerov1.SkipFromBackupAnnotation, "true")
 		return skipped, nil, "", nil, nil

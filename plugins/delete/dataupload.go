@@ -215,9 +215,6 @@ func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2
 	}
 	name := identity.OperationName(string(upload.UID))
 	pair, err := rehomer.Pair(ctx, identity.Operation{UID: string(upload.UID)})
-	if meta.IsNoMatchError(err) {
-		return nil // a cluster without snapshots
-	}
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func (a *PVCAction) Execute(input *velero.RestoreItemActionExecuteInput) (*veler
 		return velero.NewRestoreItemActionExecuteOutput(input.Item), nil
 	}
 	delete(pvc.Annotations, identity.AnnotationDataUpload)
-	if owner := podOf(&fromBackup); owner != "" {
+	if owner := kube.PodOf(&fromBackup); owner != "" {
 		// Kubernetes makes the PVC of a generic ephemeral volume for its pod, and lets the pod
 		// use no other. A restored one would keep the pod from starting.
 		a.log.Warnf("PVC %s/%s is the generic ephemeral volume of pod %s: it is not restored, and the pod gets a new and empty one", pvc.Namespace, pvc.Name, owner)
@@ -179,14 +179,6 @@ func selectOnly(pvc *corev1.PersistentVolumeClaim, value string) {
 		pvc.Spec.Selector.MatchLabels = map[string]string{}
 	}
 	pvc.Spec.Selector.MatchLabels[velerov1.DynamicPVRestoreLabel] = value
-}
-
-// podOf returns the pod that a PVC was made for, or "".
-func podOf(pvc *corev1.PersistentVolumeClaim) string {
-	if owner := metav1.GetControllerOf(pvc); owner != nil && owner.Kind == "Pod" {
-		return owner.Name
-	}
-	return ""
 }
 
 // Progress implements RestoreItemAction.

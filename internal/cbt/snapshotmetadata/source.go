@@ -15,9 +15,8 @@
 // A broken transport or a restarting sidecar causes the codes Unavailable, Aborted, Internal,
 // Canceled and DeadlineExceeded. They wrap cbt.ErrInterrupted. The sidecar also answers
 // Unavailable and Internal to what will not change by itself, such as a VolumeSnapshot
-// without a class. No code tells
-// these apart, so the caller must bound its patience. A certificate that the CA did not sign
-// is Unavailable, too, and is not resumed.
+// without a class. No code tells these apart, so the caller must bound its patience. A
+// certificate that the CA did not sign is Unavailable, too, and is not resumed.
 package snapshotmetadata
 
 import (
