@@ -4,9 +4,11 @@ import (
 	"testing"
 	"time"
 
+	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -33,6 +35,8 @@ type fixture struct {
 	pvc     *corev1.PersistentVolumeClaim
 	pv      *corev1.PersistentVolume
 	classes []client.Object
+	// group is the content of the group, or nil in a cluster without groups.
+	group *groupsnapshotv1.VolumeGroupSnapshotContent
 }
 
 // member is a member of a group: it has no class and no restore size
@@ -92,8 +96,17 @@ func (f fixture) rehomer(t *testing.T) rehomer {
 	scheme := runtime.NewScheme()
 	require.NoError(t, snapshotv1.AddToScheme(scheme))
 	require.NoError(t, corev1.AddToScheme(scheme))
-	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{}).
-		WithObjects(append(f.classes, f.vs, f.content, f.pvc, f.pv)...).Build()
+	require.NoError(t, groupsnapshotv1.AddToScheme(scheme))
+	objects := append(f.classes, f.vs, f.content, f.pvc, f.pv)
+	mapper := meta.NewDefaultRESTMapper(nil)
+	if f.group != nil {
+		objects = append(objects, f.group)
+		for _, kind := range []string{"VolumeGroupSnapshot", "VolumeGroupSnapshotContent"} {
+			mapper.Add(groupsnapshotv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
+		}
+	}
+	c := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(mapper).
+		WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{}).WithObjects(objects...).Build()
 	return rehomer{rehome.New(c, c, "velero"), c}
 }
 
@@ -230,4 +243,48 @@ func TestMemberOfExistingGroup(t *testing.T) {
 	left, err := volumesnapshot.Release(t.Context(), r.api, r.api, client.ObjectKeyFromObject(f.vs))
 	require.NoError(t, err)
 	require.Empty(t, left)
+}
+
+// TestReleaseBeforeThePair: an upload that ends between protecting its origin and making the
+// pair has only the origin. A group of ours takes the storage snapshot along; without one,
+// nobody else would delete it.
+func TestReleaseBeforeThePair(t *testing.T) {
+	for name, tc := range map[string]struct {
+		group string
+		want  snapshotv1.DeletionPolicy
+	}{
+		"group of ours":          {identity.GroupName("backup-uid", "app", "db", "driver"), snapshotv1.VolumeSnapshotContentRetain},
+		"group of somebody else": {"nightly", snapshotv1.VolumeSnapshotContentDelete},
+		"group is gone":          {"", snapshotv1.VolumeSnapshotContentDelete},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := member()
+			f.content.Spec.DeletionPolicy = snapshotv1.VolumeSnapshotContentRetain
+			f.content.Labels[identity.LabelOperation] = operation.UID
+			f.content.Finalizers = []string{"example.com/look"}
+			handle := "group-1"
+			if tc.group != "" {
+				f.group = &groupsnapshotv1.VolumeGroupSnapshotContent{
+					ObjectMeta: metav1.ObjectMeta{Name: "group-content"},
+					Spec: groupsnapshotv1.VolumeGroupSnapshotContentSpec{
+						Driver: "driver", DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete,
+						VolumeGroupSnapshotRef: corev1.ObjectReference{Namespace: "app", Name: tc.group},
+					},
+					Status: &groupsnapshotv1.VolumeGroupSnapshotContentStatus{VolumeGroupSnapshotHandle: &handle},
+				}
+			}
+			r := f.rehomer(t)
+			left, err := r.Release(t.Context(), operation)
+			require.NoError(t, err)
+			require.Equal(t, []string{"VolumeSnapshotContent content-1"}, left)
+			content := contentOf(t, r, "content-1")
+			require.Equal(t, tc.want, content.Spec.DeletionPolicy)
+			require.NotNil(t, content.DeletionTimestamp)
+			if f.group != nil {
+				group := &groupsnapshotv1.VolumeGroupSnapshotContent{}
+				require.NoError(t, r.api.Get(t.Context(), client.ObjectKeyFromObject(f.group), group))
+				require.Equal(t, snapshotv1.VolumeSnapshotContentDelete, group.Spec.DeletionPolicy, "a release takes no charge of a group")
+			}
+		})
+	}
 }

@@ -34,7 +34,7 @@ func (r Rehomer) Release(ctx context.Context, op identity.Operation) ([]string, 
 		if origin.DeletionTimestamp != nil {
 			continue
 		}
-		if err := releaseOriginContent(ctx, r.contents, origin); err != nil {
+		if err := r.releaseOrigin(ctx, origin); err != nil {
 			return nil, err
 		}
 	}
@@ -49,24 +49,24 @@ func (r Rehomer) Release(ctx context.Context, op identity.Operation) ([]string, 
 	return append(left, ofPair...), err
 }
 
-// releaseOriginContent deletes a protected origin. The storage snapshot goes with it,
-// unless the pair's content has it too.
-func releaseOriginContent(ctx context.Context, contents content.Client, origin *snapshotv1.VolumeSnapshotContent) error {
-	shared, err := contents.IsShared(ctx, origin)
+// releaseOrigin deletes a protected origin. The storage snapshot goes with it, unless the
+// pair's content has it too, or it is a member of a group of ours: the group takes it along.
+func (r Rehomer) releaseOrigin(ctx context.Context, origin *snapshotv1.VolumeSnapshotContent) error {
+	kept, err := r.contents.IsShared(ctx, origin)
+	if err == nil && !kept {
+		kept, err = r.groups.Owns(ctx, origin)
+	}
+	if err == nil && !kept {
+		err = r.contents.Condemn(ctx, origin)
+	}
 	if err != nil {
 		return err
 	}
-	// A member stays with its group, which the sweep deletes.
-	if !shared && origin.Annotations[content.AnnotationGroupHandle] == "" {
-		if err := contents.Condemn(ctx, origin); err != nil {
-			return err
-		}
-	}
 	ref := origin.Spec.VolumeSnapshotRef
-	if err := contents.DeleteSnapshot(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, origin.Name); err != nil {
+	if err := r.contents.DeleteSnapshot(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, origin.Name); err != nil {
 		return err
 	}
-	return contents.Delete(ctx, origin)
+	return r.contents.Delete(ctx, origin)
 }
 
 // releasePair deletes a pair, of which one half may be missing, and returns what is

@@ -64,19 +64,8 @@ func NewKeeper(c client.Client, reader client.Reader) Keeper { return Keeper{c, 
 // deletion of its VolumeGroupSnapshot. It returns the record of the group, or "" if the content
 // is of no group of ours.
 func (k Keeper) Protect(ctx context.Context, member *snapshotv1.VolumeSnapshotContent) (string, error) {
-	handle := member.Annotations[content.AnnotationGroupHandle]
-	if handle == "" {
-		return "", nil
-	}
-	objects, err := Discover(k.client.RESTMapper(), k.reader)
-	if err != nil {
-		return "", err
-	}
-	group, err := objects.contentWith(ctx, member.Spec.Driver, handle)
-	if errors.Is(err, ErrNotServed) || err == nil && (group == nil || !identity.IsGroupName(group.Group().Name)) {
-		return "", nil
-	}
-	if err != nil {
+	objects, group, err := k.groupOf(ctx, member)
+	if err != nil || group == nil {
 		return "", err
 	}
 	members, known := group.Members()
@@ -89,9 +78,34 @@ func (k Keeper) Protect(ctx context.Context, member *snapshotv1.VolumeSnapshotCo
 	}
 	text, err := json.Marshal(recordOf(group, members, backupUID))
 	if err != nil {
-		return "", fmt.Errorf("render record of group %s: %w", handle, err)
+		return "", fmt.Errorf("render record of group %s: %w", group.Handle(), err)
 	}
 	return string(text), k.takeCharge(ctx, group, backupUID)
+}
+
+// Owns reports whether the storage snapshot of a member's content goes with a group of ours. It
+// changes nothing.
+func (k Keeper) Owns(ctx context.Context, member *snapshotv1.VolumeSnapshotContent) (bool, error) {
+	_, group, err := k.groupOf(ctx, member)
+	return group != nil, err
+}
+
+// groupOf returns the group of ours that a member's content is of, or nil. A cluster that does
+// not serve the API has no groups.
+func (k Keeper) groupOf(ctx context.Context, member *snapshotv1.VolumeSnapshotContent) (Objects, *Content, error) {
+	handle := member.Annotations[content.AnnotationGroupHandle]
+	if handle == "" {
+		return Objects{}, nil, nil
+	}
+	objects, err := Discover(k.client.RESTMapper(), k.reader)
+	if err != nil {
+		return Objects{}, nil, err
+	}
+	group, err := objects.contentWith(ctx, member.Spec.Driver, handle)
+	if errors.Is(err, ErrNotServed) || err == nil && (group == nil || !identity.IsGroupName(group.Group().Name)) {
+		return objects, nil, nil
+	}
+	return objects, group, err
 }
 
 // backupOf returns the UID of the backup that a group belongs to, or "".
