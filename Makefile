@@ -50,7 +50,7 @@ demo: cluster-build ## the main job, start to finish, on a cluster of its own
 
 .PHONY: e2e
 e2e: cluster-build ## the scenarios on two clusters (RUN=regexp picks some, on one)
-	@cd e2e && go test -c -o $(SCENARIOS) ./scenarios
+	@cd e2e && go test -c -o $(SCENARIOS) ./scenarios && go build -o $(CACHE)/bin/rights ./cmd/rights
 	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/e2e.sh $(SCENARIOS) $(if $(RUN),'$(RUN)')
 
 .PHONY: unit

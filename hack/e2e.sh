@@ -2,6 +2,7 @@
 # Runs the scenarios: all of them on two clusters of our own at once, for they
 # wait most of the time; those that a pattern picks on one; on the cluster that
 # KUBECONFIG names if it is set. E2E_NAME names the clusters, "e2e" if it is not set.
+# After all of them, it looks for rights that nothing has used.
 #
 # usage: hack/e2e.sh PROGRAM [PATTERN]
 set -euo pipefail
@@ -17,10 +18,13 @@ fi
 second='^Test(Groups|GroupFailures|Killed.*|Cancel|Reasons|RetainedSnapshots)$'
 children=()
 
+audit=$(mktemp -d)
+trap 'rm -rf "$audit"' EXIT
+
 half() {
 	local name=$1
 	shift
-	hack/with-cluster.sh "$name" "$program" "${options[@]}" "$@" > >(sed -u "s/^/$name: /") 2>&1 &
+	BLOCKMOVER_AUDIT=$audit/$name.log hack/with-cluster.sh "$name" "$program" "${options[@]}" "$@" > >(sed -u "s/^/$name: /") 2>&1 &
 	children+=($!)
 }
 
@@ -39,4 +43,7 @@ status=0
 for child in "${children[@]}"; do
 	wait "$child" || status=1
 done
+if ((status == 0)); then
+	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR" "$audit"/*.log
+fi
 exit $status

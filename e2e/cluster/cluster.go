@@ -21,7 +21,8 @@
 //
 //   - Two clusters share nothing but the cache, which running clusters only read.
 //   - Every wait has a deadline, and its error names the log to read.
-//   - A component that exits is reported and never restarted: `status` fails.
+//   - A component that exits is reported, and started again after a second. `status` fails
+//     in the meantime. If one exits while the cluster starts, `up` fails.
 //
 // It does not promise security (the keys of the CA are in the state directory), more than one
 // node, Services other than `kubernetes` (there is no kube-proxy), or DNS.
@@ -119,6 +120,9 @@ func (c *Cluster) CSIState(driver string) string { return c.path("csi", driver) 
 func (c *Cluster) csiSocket(driver string) string {
 	return filepath.Join(c.KubeletRoot(), "plugins", driver, "csi.sock")
 }
+
+// AuditLog has a line of JSON for each request of Blockmover's accounts.
+func (c *Cluster) AuditLog() string { return c.path("audit.log") }
 
 func (c *Cluster) containerdSocket() string { return c.path("containerd", "containerd.sock") }
 func (c *Cluster) log(component string) string {

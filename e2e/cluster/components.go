@@ -47,6 +47,8 @@ func (c *Cluster) apiserver() component {
 		"--service-account-key-file="+pki("service-accounts.key"),
 		"--service-account-signing-key-file="+pki("service-accounts.key"),
 		"--authorization-mode=Node,RBAC",
+		// What our accounts ask for, for the scenario that looks for rights without a use.
+		"--audit-policy-file="+c.path("audit.yaml"), "--audit-log-path="+c.AuditLog(), "--audit-log-maxsize=1000",
 		"--allow-privileged=true", "--profiling=false", "--event-ttl=3h",
 	)
 }
@@ -153,6 +155,7 @@ func (c *Cluster) writeConfigs() error {
 		"containerd.toml":        c.containerdConfig(),
 		"cni/10-bridge.conflist": c.cniConfig(),
 		"kubelet.yaml":           c.kubeletConfig(),
+		"audit.yaml":             auditPolicy,
 		"s3-credentials":         fmt.Sprintf("[default]\naws_access_key_id=%s\naws_secret_access_key=%s\n", S3AccessKey, S3SecretKey),
 	} {
 		if err := os.MkdirAll(filepath.Dir(c.path(name)), 0o755); err != nil {
@@ -164,6 +167,16 @@ func (c *Cluster) writeConfigs() error {
 	}
 	return nil
 }
+
+// auditPolicy records the requests of the service accounts that deploy makes.
+const auditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Metadata
+  users: ["system:serviceaccount:` + VeleroNamespace + `:blockmover-manager", "system:serviceaccount:` + VeleroNamespace + `:blockmover-worker"]
+- level: None
+`
 
 func (c *Cluster) containerdConfig() string {
 	return fmt.Sprintf(`version = 2

@@ -37,9 +37,10 @@ type Status struct {
 
 // ComponentStatus is one process; Exited is empty while it runs.
 type ComponentStatus struct {
-	Name   string `json:"name"`
-	PID    int    `json:"pid"` // in the cluster's PID namespace
-	Exited string `json:"exited,omitempty"`
+	Name     string `json:"name"`
+	PID      int    `json:"pid"` // in the cluster's PID namespace
+	Exited   string `json:"exited,omitempty"`
+	Restarts int    `json:"restarts,omitempty"`
 }
 
 // Err says what is wrong with a cluster, or returns nil.
@@ -162,41 +163,84 @@ func (s *supervisor) writeStatus() {
 	}
 }
 
-// launch starts components. Each has a log file of its own, and none is restarted.
+// launch starts components. Each has a log file of its own.
 func (s *supervisor) launch(components ...component) error {
 	for _, comp := range components {
-		log, err := os.OpenFile(s.c.log(comp.name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+		cmd, err := s.c.run(comp)
 		if err != nil {
 			return err
-		}
-		cmd := exec.Command(comp.argv[0], comp.argv[1:]...)
-		cmd.Stdout, cmd.Stderr = log, log
-		cmd.Dir = "/"
-		cmd.Env = append(append(os.Environ(), "TMPDIR="+s.c.path("tmp")), comp.env...)
-		// In a process group of its own, it gets no Ctrl-C of the terminal.
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		if err := errors.Join(cmd.Start(), log.Close()); err != nil {
-			return fmt.Errorf("start %s: %w", comp.name, err)
 		}
 		s.mu.Lock()
 		index := len(s.status.Components)
 		s.status.Components = append(s.status.Components, ComponentStatus{Name: comp.name, PID: cmd.Process.Pid})
 		s.writeStatus()
 		s.mu.Unlock()
-		go s.watch(cmd, comp.name, index)
+		go s.watch(comp, cmd, index)
 	}
 	return nil
 }
 
-func (s *supervisor) watch(cmd *exec.Cmd, name string, index int) {
-	_ = cmd.Wait()
-	how := cmd.ProcessState.String()
-	fmt.Fprintf(os.Stderr, "%s: %s exited: %s; see %s\n", time.Now().Format(time.RFC3339), name, how, s.c.log(name))
-	s.mu.Lock()
-	s.status.Components[index].Exited = how + " at " + time.Now().Format(time.RFC3339) + "; see " + s.c.log(name)
-	s.writeStatus()
-	s.mu.Unlock()
-	s.fail(fmt.Errorf("%s exited: %s; %s ends with:\n%s", name, how, s.c.log(name), logEnd(s.c.log(name))))
+// run starts the process of a component.
+func (c *Cluster) run(comp component) (*exec.Cmd, error) {
+	log, err := os.OpenFile(c.log(comp.name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(comp.argv[0], comp.argv[1:]...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Dir = "/"
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+c.path("tmp")), comp.env...)
+	// In a process group of its own, it gets no Ctrl-C of the terminal.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := errors.Join(cmd.Start(), log.Close()); err != nil {
+		return nil, fmt.Errorf("start %s: %w", comp.name, err)
+	}
+	return cmd, nil
+}
+
+// restartDelay is the pause before a component that exited is started again.
+const restartDelay = time.Second
+
+// watch waits for the end of a component. If one ends while the cluster starts, the start
+// fails. Later, it is started again, as the kubelet or systemd would: some sidecars exit when
+// their driver does. If there is a file of its name in the directory "hold", watch waits until
+// the file is gone.
+func (s *supervisor) watch(comp component, cmd *exec.Cmd, index int) {
+	for {
+		_ = cmd.Wait()
+		how := cmd.ProcessState.String()
+		fmt.Fprintf(os.Stderr, "%s: %s exited: %s; see %s\n", time.Now().Format(time.RFC3339), comp.name, how, s.c.log(comp.name))
+		s.mu.Lock()
+		ready := s.status.Phase == PhaseReady
+		s.status.Components[index].Exited = how + " at " + time.Now().Format(time.RFC3339) + "; see " + s.c.log(comp.name)
+		s.writeStatus()
+		s.mu.Unlock()
+		if !ready {
+			s.fail(fmt.Errorf("%s exited: %s; %s ends with:\n%s", comp.name, how, s.c.log(comp.name), logEnd(s.c.log(comp.name))))
+			return
+		}
+		var err error
+		if cmd, err = s.restart(comp); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", time.Now().Format(time.RFC3339), err)
+			return
+		}
+		s.mu.Lock()
+		status := &s.status.Components[index]
+		status.PID, status.Exited = cmd.Process.Pid, ""
+		status.Restarts++
+		s.writeStatus()
+		s.mu.Unlock()
+	}
+}
+
+func (s *supervisor) restart(comp component) (*exec.Cmd, error) {
+	time.Sleep(restartDelay)
+	for {
+		if _, err := os.Stat(s.c.path("hold", comp.name)); err != nil {
+			return s.c.run(comp)
+		}
+		time.Sleep(restartDelay / 4)
+	}
 }
 
 // driverOptions let the test drivers report a delta whose base snapshot is deleted, as some
@@ -247,7 +291,7 @@ func (s *supervisor) start(ctx context.Context) error {
 
 // makeDirs makes the directories and files that the components expect.
 func (c *Cluster) makeDirs() error {
-	for _, dir := range []string{"logs", "tmp", "s3/" + S3Bucket, "pod-logs", "containerd", "kubelet/plugins_registry", "volume-plugins"} {
+	for _, dir := range []string{"logs", "tmp", "hold", "s3/" + S3Bucket, "pod-logs", "containerd", "kubelet/plugins_registry", "volume-plugins"} {
 		if err := os.MkdirAll(c.path(dir), 0o755); err != nil {
 			return err
 		}

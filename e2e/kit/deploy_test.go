@@ -34,7 +34,9 @@ func TestDeployBase(t *testing.T) {
 	objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), overlay)
 	require.NoError(t, err)
 
-	cluster := map[string]bool{"ClusterRole": true, "ClusterRoleBinding": true}
+	cluster := map[string]bool{
+		"ClusterRole": true, "ClusterRoleBinding": true, "ValidatingAdmissionPolicy": true, "ValidatingAdmissionPolicyBinding": true,
+	}
 	deployments := 0
 	for _, object := range objects.Resources() {
 		if !cluster[object.GetKind()] {

@@ -1,12 +1,11 @@
 package scenarios
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -75,7 +74,7 @@ func (s *scenario) outageDuring(kind, selector string, outage time.Duration) {
 		}
 		return false, out, err
 	})
-	restart := s.killObjectStore()
+	restart := s.kill("versitygw")
 	time.Sleep(outage)
 	out, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "get", kind, "-l", selector,
 		"-o", `jsonpath={range .items[*]}{.status.phase} {.status.progress.bytesDone}/{.status.progress.totalBytes} {.metadata.annotations.blockmover\.io/attempt}{"\n"}{end}`)
@@ -84,35 +83,36 @@ func (s *scenario) outageDuring(kind, selector string, outage time.Duration) {
 	restart()
 }
 
-// killObjectStore kills the S3 server and returns what starts it again.
-func (s *scenario) killObjectStore() (restart func()) {
+// kill kills a component of the harness's cluster, and returns what lets it start again.
+func (s *scenario) kill(component string) (restart func()) {
 	s.Helper()
-	processes, err := filepath.Glob("/proc/[0-9]*/comm")
+	s.harness()
+	state := os.Getenv("BLOCKMOVER_CLUSTER_STATE")
+	text, err := os.ReadFile(filepath.Join(state, "status.json"))
 	require.NoError(s, err)
-	for _, comm := range processes {
-		name, err := os.ReadFile(comm)
-		if err != nil || strings.TrimSpace(string(name)) != "versitygw" {
-			continue
-		}
-		process := filepath.Dir(comm)
-		argv, err := os.ReadFile(filepath.Join(process, "cmdline"))
-		require.NoError(s, err)
-		environ, err := os.ReadFile(filepath.Join(process, "environ"))
-		require.NoError(s, err)
-		pid, err := strconv.Atoi(filepath.Base(process))
-		require.NoError(s, err)
-		require.NoError(s, syscall.Kill(pid, syscall.SIGKILL))
-		return func() {
-			args := strings.Split(strings.TrimSuffix(string(argv), "\x00"), "\x00")
-			cmd := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // it outlives the test
-			for variable := range bytes.SplitSeq(environ, []byte{0}) {
-				cmd.Env = append(cmd.Env, string(variable))
-			}
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-			require.NoError(s, cmd.Start())
+	var status struct {
+		Components []struct {
+			Name string
+			PID  int
 		}
 	}
-	s.Fatal("there is no S3 server")
+	require.NoError(s, json.Unmarshal(text, &status))
+	for _, c := range status.Components {
+		if c.Name != component {
+			continue
+		}
+		hold := filepath.Join(state, "hold", component)
+		require.NoError(s, os.WriteFile(hold, nil, 0o600))
+		let := func() {
+			if err := os.Remove(hold); err != nil && !errors.Is(err, os.ErrNotExist) {
+				s.Errorf("let %s start again: %v", component, err)
+			}
+		}
+		s.Cleanup(let)
+		require.NoError(s, syscall.Kill(c.PID, syscall.SIGKILL))
+		return let
+	}
+	s.Fatalf("there is no component %s", component)
 	return nil
 }
 

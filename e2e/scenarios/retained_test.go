@@ -171,10 +171,13 @@ spec:
 	return upload
 }
 
-// createUpload makes a DataUpload of a VolumeSnapshot without a backup. more has further
-// fields of its spec, one line each.
+// createUpload makes a DataUpload of a VolumeSnapshot without a backup. It labels the
+// VolumeSnapshot as Velero labels its own: the manager may delete no others. more has further
+// fields of the spec, one line each.
 func (s *scenario) createUpload(d *driverUnderTest, name, namespace, pvc, volumeSnapshot string, more ...string) {
 	s.Helper()
+	_, err := s.kit.Kubectl(s.ctx, "-n", namespace, "label", "volumesnapshot", volumeSnapshot, "velero.io/backup-name="+name)
+	require.NoError(s, err)
 	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
 kind: DataUpload
 metadata: {name: %s, namespace: %s}

@@ -324,21 +324,9 @@ func (c Config) Selects(node map[string]string) (bool, error) {
 	return !forAll, nil
 }
 
-// Slots returns how many operations of one kind may be underway on nodes with
-// these labels. The smallest number of the rules that match a node counts.
-func (l LoadConcurrency) Slots(nodes []map[string]string) (int, error) {
-	total := 0
-	for _, node := range nodes {
-		n, err := l.slotsOf(node)
-		if err != nil {
-			return 0, err
-		}
-		total += n
-	}
-	return total, nil
-}
-
-func (l LoadConcurrency) slotsOf(node map[string]string) (int, error) {
+// Slots returns how many operations of one kind may be underway on a node with
+// these labels. The smallest number of the rules that match it counts.
+func (l LoadConcurrency) Slots(node map[string]string) (int, error) {
 	number, matched := l.GlobalConfig, false
 	for i := range l.PerNodeConfig {
 		rule := &l.PerNodeConfig[i]

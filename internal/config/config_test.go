@@ -65,9 +65,11 @@ attempts: 1
 	require.Equal(t, map[string]string{"backup": "yes"}, c.AffinityFor("other").MatchLabels)
 	require.Equal(t, map[string]string{"backup": "yes"}, c.AffinityFor("").MatchLabels)
 
-	slots, err := c.LoadConcurrency.Slots([]map[string]string{{}, {"disk": "slow"}, nil})
-	require.NoError(t, err)
-	require.Equal(t, 2+1+2, slots)
+	for want, node := range map[int]map[string]string{2: nil, 1: {"disk": "slow"}} {
+		slots, err := c.LoadConcurrency.Slots(node)
+		require.NoError(t, err)
+		require.Equal(t, want, slots)
+	}
 
 	r, err := c.PodResources.Requirements()
 	require.NoError(t, err)

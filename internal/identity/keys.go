@@ -18,6 +18,7 @@ const (
 	AnnotationAttemptNumber = Domain + "attempt-number"
 	AnnotationOutcome       = Domain + "outcome"
 	AnnotationSecured       = Domain + "secured"
+	AnnotationPlace         = Domain + "place"
 	AnnotationFilesystem    = Domain + "filesystem"
 	AnnotationRetention     = Domain + "retain"
 	AnnotationRetained      = Domain + "retained-snapshot"
@@ -87,6 +88,7 @@ var Keys = []Key{
 	{AnnotationAttemptNumber, "mover pods", "manager", "number of the attempt, from 1", "as long as the pod"},
 	{AnnotationOutcome, "DataUploads, DataDownloads", "manager", "JSON phase.Outcome", "from the decision on; stays"},
 	{AnnotationSecured, "DataUploads, DataDownloads", "manager", "true", "from the moment that a new operation waits for nothing but a slot; stays"},
+	{AnnotationPlace, "DataUploads, DataDownloads", "manager", "name of the only node that can use the volume", "from the moment that a new operation waits for nothing but a slot; stays"},
 	{AnnotationFilesystem, "DataDownloads", "manager", "file system found on the restored volume", "from the report on; stays"},
 	{AnnotationRetention, "DataUploads", "manager", "auto, always or never: the retention rule of the storage snapshot", "set while the operation is secured; stays"},
 	{AnnotationRetained, "DataUploads", "manager", "JSON rehome.Retained: the retained storage snapshot", "from the end of the upload until the snapshot is released"},

@@ -83,6 +83,9 @@ type Status struct {
 	Outcome *phase.Outcome
 	// Secured is set once a new operation waits for nothing but a slot.
 	Secured bool
+	// Place is the only node that can use the volume, or "" if there are several or it is not
+	// known.
+	Place string
 	// Filesystem is the file system found on a restored volume, or "".
 	Filesystem string
 	// Retention is the rule of the storage snapshot, or "".
@@ -191,6 +194,7 @@ func (s *Status) Apply(t phase.Transition, now time.Time) {
 // readAnnotations returns the first error, after it has read what can be read.
 func (s *Status) readAnnotations(annotations map[string]string) error {
 	s.Secured = annotations[identity.AnnotationSecured] != ""
+	s.Place = annotations[identity.AnnotationPlace]
 	s.Filesystem = annotations[identity.AnnotationFilesystem]
 	s.Retention = policy.Retention(annotations[identity.AnnotationRetention])
 	s.Retained = annotations[identity.AnnotationRetained]
@@ -234,6 +238,7 @@ func decode[T any](annotations map[string]string, key string) (*T, error) {
 func (s Status) annotations() (map[string]string, error) {
 	values := map[string]string{
 		identity.AnnotationSecured:    "",
+		identity.AnnotationPlace:      s.Place,
 		identity.AnnotationFilesystem: s.Filesystem,
 		identity.AnnotationRetention:  string(s.Retention),
 		identity.AnnotationRetained:   s.Retained,

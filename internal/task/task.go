@@ -23,10 +23,6 @@ import (
 // Version of both documents.
 const Version = 1
 
-// EnvRequest is the environment variable of the mover pod that holds the
-// Request.
-const EnvRequest = "BLOCKMOVER_TASK"
-
 // MaxReportBytes is the most of a termination message that the kubelet keeps.
 const MaxReportBytes = 4096
 

@@ -7,7 +7,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
@@ -106,10 +105,10 @@ func TestDamagedHoldsUpNobody(t *testing.T) {
 	for title, damage := range damages {
 		t.Run(title, func(t *testing.T) {
 			all := queued(t, "+", "+")
-			require.False(t, hasSlot(all[1], all, nil, 1, config.LoadConcurrency{}))
+			require.False(t, hasSlot(all[1], all, nil, slots{total: 1}))
 			kube.SetAnnotation(all[0].Upload, damage.key, damage.value)
 			all[0] = operation.Of(all[0].Upload)
-			require.True(t, hasSlot(all[1], all, nil, 1, config.LoadConcurrency{}))
+			require.True(t, hasSlot(all[1], all, nil, slots{total: 1}))
 		})
 	}
 }

@@ -46,6 +46,7 @@ func (d *downloads) secure(ctx context.Context, op *operation.View) (phase.Work,
 	if err != nil || place.waiting != "" {
 		return phase.Work{Detail: place.waiting}, err
 	}
+	op.Status.Place = place.node
 	return phase.Work{State: phase.Secured}, nil
 }
 

@@ -200,7 +200,7 @@ func TestDownloadWaitsForConsumer(t *testing.T) {
 		require.Equal(t, []string{"node-1"}, term.MatchFields[0].Values)
 		return true
 	}
-	w.run(w.downs, "dd")
+	require.Equal(t, "node-1", w.run(w.downs, "dd").Status.Place)
 	requireRestored(t, w)
 	require.Equal(t, "ext4", list[corev1.PersistentVolumeList](w).Items[0].Spec.CSI.FSType)
 }

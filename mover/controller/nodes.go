@@ -6,6 +6,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	scheduling "k8s.io/component-helpers/scheduling/corev1"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
@@ -13,21 +16,55 @@ import (
 	"github.com/blockmover/blockmover/internal/config"
 )
 
-// labelsOfNodes returns the labels of each node that can run mover pods.
-func labelsOfNodes(ctx context.Context, c client.Reader, settings config.Config) ([]map[string]string, error) {
+// countSlots returns how many operations of one kind may be underway on the nodes of the
+// cluster.
+func countSlots(ctx context.Context, c client.Reader, settings config.Config) (slots, error) {
 	nodes := &corev1.NodeList{}
 	if err := c.List(ctx, nodes); err != nil {
-		return nil, fmt.Errorf("list nodes: %w", err)
+		return slots{}, fmt.Errorf("list nodes: %w", err)
 	}
-	var found []map[string]string
+	found := slots{on: map[string]int{}, preparing: settings.LoadConcurrency.PrepareQueueLength}
 	for i := range nodes.Items {
 		node := &nodes.Items[i]
 		selected, err := settings.Selects(node.Labels)
 		if err != nil {
-			return nil, err
+			return slots{}, err
 		}
-		if selected && canRun(node, settings.Tolerations) {
-			found = append(found, node.Labels)
+		if !selected || !canRun(node, settings.Tolerations) {
+			continue
+		}
+		n, err := settings.LoadConcurrency.Slots(node.Labels)
+		if err != nil {
+			return slots{}, fmt.Errorf("count slots of node %s: %w", node.Name, err)
+		}
+		found.on[node.Name] = n
+		found.total += n
+	}
+	return found, nil
+}
+
+// onlyNode returns the name of the only node that a selector matches, or "". A nil selector
+// matches all.
+func onlyNode(ctx context.Context, c client.Reader, selector *corev1.NodeSelector) (string, error) {
+	if selector == nil {
+		return "", nil
+	}
+	matcher, err := nodeaffinity.NewNodeSelector(selector)
+	if err != nil {
+		return "", fmt.Errorf("read node affinity: %w", err)
+	}
+	nodes := &corev1.NodeList{}
+	if err := c.List(ctx, nodes); err != nil {
+		return "", fmt.Errorf("list nodes: %w", err)
+	}
+	found := ""
+	for i := range nodes.Items {
+		switch node := &nodes.Items[i]; {
+		case !matcher.Match(node):
+		case found != "":
+			return "", nil
+		default:
+			found = node.Name
 		}
 	}
 	return found, nil
@@ -41,13 +78,9 @@ func canRun(node *corev1.Node, tolerations []corev1.Toleration) bool {
 	if system, ok := node.Labels[corev1.LabelOSStable]; ok && system != string(corev1.Linux) {
 		return false
 	}
-	for i := range node.Spec.Taints {
-		taint := &node.Spec.Taints[i]
-		if taint.Effect != corev1.TaintEffectPreferNoSchedule && !isTolerated(taint, tolerations) {
-			return false
-		}
-	}
-	return true
+	repels := func(t *corev1.Taint) bool { return t.Effect != corev1.TaintEffectPreferNoSchedule }
+	_, repelled := scheduling.FindMatchingUntoleratedTaint(klog.Background(), node.Spec.Taints, tolerations, repels, false)
+	return !repelled
 }
 
 func isReady(node *corev1.Node) bool {
@@ -57,19 +90,6 @@ func isReady(node *corev1.Node) bool {
 		}
 	}
 	return true
-}
-
-func isTolerated(taint *corev1.Taint, tolerations []corev1.Toleration) bool {
-	for i := range tolerations {
-		t := &tolerations[i]
-		if t.Effect != "" && t.Effect != taint.Effect || t.Key != "" && t.Key != taint.Key {
-			continue
-		}
-		if t.Operator == corev1.TolerationOpExists || t.Value == taint.Value {
-			return true
-		}
-	}
-	return false
 }
 
 // trimNode keeps of a node what decides whether it can run mover pods. The cache has all nodes.

@@ -56,9 +56,10 @@ func TestNodesThatCanRunMoverPods(t *testing.T) {
 			require.NoError(t, w.c.Create(w.ctx, kept))
 			settings, err := config.Parse([]byte(tc.config))
 			require.NoError(t, err)
-			found, err := labelsOfNodes(w.ctx, w.c, settings)
+			found, err := countSlots(w.ctx, w.c, settings)
 			require.NoError(t, err)
-			require.Len(t, found, tc.want)
+			require.Len(t, found.on, tc.want)
+			require.Equal(t, tc.want*settings.LoadConcurrency.GlobalConfig, found.total)
 		})
 	}
 	was, is := node(func(*corev1.Node) {}), node(func(n *corev1.Node) { n.ResourceVersion = "2" })

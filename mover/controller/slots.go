@@ -3,12 +3,10 @@ package controller
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
 
-	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 )
@@ -26,12 +24,12 @@ type grants struct {
 func (e *engine) take(ctx context.Context, op *operation.View) (bool, error) {
 	e.grants.mu.Lock()
 	defer e.grants.mu.Unlock()
-	all, slots, err := e.load(ctx)
+	all, limits, err := e.load(ctx)
 	if err != nil {
 		return false, err
 	}
 	delete(e.grants.uids, op.UID)
-	if !hasSlot(op, all, e.grants.uids, slots, e.config.LoadConcurrency) {
+	if !hasSlot(op, all, e.grants.uids, limits) {
 		return false, nil
 	}
 	e.grants.uids[op.UID] = true
@@ -49,25 +47,21 @@ func (g *grants) giveBack(op *operation.View) {
 func (e *engine) next(ctx context.Context) ([]*operation.View, error) {
 	e.grants.mu.Lock()
 	defer e.grants.mu.Unlock()
-	all, slots, err := e.load(ctx)
+	all, limits, err := e.load(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return startable(all, e.grants.uids, slots, e.config.LoadConcurrency), nil
+	return startable(all, e.grants.uids, limits), nil
 }
 
 // load lists the operations and counts the slots, both from the cache. It forgets the
 // grants that the list shows. The caller holds the lock.
-func (e *engine) load(ctx context.Context) (all []*operation.View, slots int, err error) {
-	labels, err := labelsOfNodes(ctx, e.client, e.config)
-	if err != nil {
-		return nil, 0, err
-	}
-	if slots, err = e.config.LoadConcurrency.Slots(labels); err != nil {
-		return nil, 0, fmt.Errorf("count slots: %w", err)
+func (e *engine) load(ctx context.Context) (all []*operation.View, limits slots, err error) {
+	if limits, err = countSlots(ctx, e.client, e.config); err != nil {
+		return nil, slots{}, err
 	}
 	if all, err = e.list(ctx); err != nil {
-		return nil, 0, err
+		return nil, slots{}, err
 	}
 	still := map[string]bool{}
 	for _, op := range all {
@@ -76,42 +70,68 @@ func (e *engine) load(ctx context.Context) (all []*operation.View, slots int, er
 		}
 	}
 	e.grants.uids = still
-	return all, slots, nil
+	return all, limits, nil
 }
 
 // startable returns the new operations that may start now. Slots go to the oldest of
-// those that are secured. So none starves, and one that waits for its consumer or its
-// snapshot holds up nobody.
-func startable(all []*operation.View, granted map[string]bool, slots int, limits config.LoadConcurrency) []*operation.View {
-	underway, preparing := 0, 0
+// those that are secured. So none starves. One that waits for its consumer, its
+// snapshot, or a slot of the only node that can use its volume holds up nobody.
+func startable(all []*operation.View, granted map[string]bool, limits slots) []*operation.View {
+	taken := slots{on: map[string]int{}}
 	var queue []*operation.View
 	for _, op := range all {
-		w := weigh(op)
 		switch {
 		case op.Status.Phase == phase.New && granted[op.UID]:
-			underway++
-			preparing++
+			taken.add(op, weight{underway: 1, preparing: 1})
 		case op.Status.Phase != phase.New:
-			underway += w.underway
-			preparing += w.preparing
+			taken.add(op, weigh(op))
 		case canAccept(op):
 			queue = append(queue, op)
 		}
 	}
-	free := slots - underway
-	if limits.PrepareQueueLength > 0 {
-		free = min(free, limits.PrepareQueueLength-preparing)
-	}
 	slices.SortFunc(queue, compareAge)
-	return queue[:max(0, min(free, len(queue)))]
+	var may []*operation.View
+	for _, op := range queue {
+		if limits.allow(taken, op) {
+			may = append(may, op)
+			taken.add(op, weight{underway: 1, preparing: 1})
+		}
+	}
+	return may
 }
 
 // hasSlot reports whether an operation that is secured may start now.
-func hasSlot(op *operation.View, all []*operation.View, granted map[string]bool, slots int, limits config.LoadConcurrency) bool {
+func hasSlot(op *operation.View, all []*operation.View, granted map[string]bool, limits slots) bool {
 	secured := *op
 	secured.Status.Secured = true
 	others := slices.DeleteFunc(slices.Clone(all), func(other *operation.View) bool { return other.UID == op.UID })
-	return slices.Contains(startable(append(others, &secured), granted, slots, limits), &secured)
+	return slices.Contains(startable(append(others, &secured), granted, limits), &secured)
+}
+
+// slots counts operations of one kind that are underway, or that may be.
+type slots struct {
+	total int
+	// on has the nodes that can run mover pods.
+	on map[string]int
+	// preparing is for those whose mover pod does not run yet. As a limit, 0 is none.
+	preparing int
+}
+
+// add counts an operation.
+func (s *slots) add(op *operation.View, w weight) {
+	s.total += w.underway
+	s.preparing += w.preparing
+	s.on[cmp.Or(op.Status.Node, op.Status.Place)] += w.underway
+}
+
+// allow reports whether one more operation may start beside those that have a slot. On a node
+// that cannot run mover pods, it may: the scheduler then says why it does not run.
+func (s slots) allow(taken slots, op *operation.View) bool {
+	if taken.total >= s.total || s.preparing > 0 && taken.preparing >= s.preparing {
+		return false
+	}
+	there, known := s.on[op.Status.Place]
+	return !known || taken.on[op.Status.Place] < there
 }
 
 // weight is what an operation takes of the limits.

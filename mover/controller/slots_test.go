@@ -13,7 +13,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
-	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
@@ -58,13 +57,57 @@ func TestHasSlot(t *testing.T) {
 			all := queued(t, tc.all...)
 			var may []int
 			for i, op := range all {
-				if op.Status.Phase == phase.New && hasSlot(op, all, nil, tc.slots, config.LoadConcurrency{PrepareQueueLength: tc.queue}) {
+				if op.Status.Phase == phase.New && hasSlot(op, all, nil, slots{total: tc.slots, preparing: tc.queue}) {
 					may = append(may, i)
 				}
 			}
 			require.Equal(t, tc.want, may)
 		})
 	}
+}
+
+// TestSlotsOfANode: an operation whose volume only one node can use waits for a slot there, and
+// holds up nobody.
+func TestSlotsOfANode(t *testing.T) {
+	on := func(op *operation.View, running, place string) {
+		op.Status.Node, op.Status.Place = running, place
+	}
+	all := queued(t, phase.InProgress, phase.InProgress, "+", "+", "+", "+")
+	on(all[0], "a", "")
+	on(all[1], "", "a") // its pod is not scheduled yet
+	on(all[2], "", "a")
+	on(all[3], "", "b")
+	on(all[4], "", "cordoned")
+	limits := slots{total: 6, on: map[string]int{"a": 2, "b": 2, "c": 2}}
+	var may []string
+	for _, op := range startable(all, nil, limits) {
+		may = append(may, op.Name)
+	}
+	require.Equal(t, []string{"3", "4", "5"}, may)
+
+	on(all[1], "", "c")
+	may = nil
+	for _, op := range startable(all, map[string]bool{"3": true}, limits) {
+		may = append(may, op.Name)
+	}
+	require.Equal(t, []string{"2", "4", "5"}, may)
+}
+
+func TestOnlyNode(t *testing.T) {
+	w := newWorld(t)
+	for name, zone := range map[string]string{"n1": "a", "n2": "b", "n3": "b"} {
+		require.NoError(t, w.c.Create(w.ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"zone": zone}}}))
+	}
+	for zone, want := range map[string]string{"a": "n1", "b": "", "c": ""} {
+		found, err := onlyNode(w.ctx, w.c, &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "zone", Operator: corev1.NodeSelectorOpIn, Values: []string{zone}}},
+		}}})
+		require.NoError(t, err)
+		require.Equal(t, want, found)
+	}
+	found, err := onlyNode(w.ctx, w.c, nil)
+	require.NoError(t, err)
+	require.Empty(t, found)
 }
 
 // TestQueueIsServed runs more uploads than there are slots.
@@ -212,4 +255,15 @@ func TestSlotFreed(t *testing.T) {
 		require.Equal(t, weigh(pair[0]) != weight{}, slotFreed().Delete(event.DeleteEvent{Object: pair[0].Object()}))
 		require.False(t, slotFreed().Create(event.CreateEvent{Object: pair[0].Object()}))
 	}
+}
+
+// TestPlaceOfAnUpload: a volume of a node is read on that node.
+func TestPlaceOfAnUpload(t *testing.T) {
+	w := uploadWorld(t)
+	pv := get[corev1.PersistentVolume](w, "", "pv-data")
+	pv.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+		MatchFields: []corev1.NodeSelectorRequirement{{Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpIn, Values: []string{"node-1"}}},
+	}}}}
+	w.update(pv)
+	require.Equal(t, "node-1", w.run(w.uploads, "du").Status.Place)
 }

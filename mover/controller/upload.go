@@ -67,6 +67,15 @@ func (u *uploads) secure(ctx context.Context, op *operation.View) (phase.Work, e
 	if _, _, err := u.repositoryFor(ctx, du.Spec.SourceNamespace, du.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
 	}
+	if !op.Status.Secured {
+		affinity, err := u.affinityOf(ctx, du)
+		if err != nil {
+			return phase.Work{}, err
+		}
+		if op.Status.Place, err = onlyNode(ctx, u.client, affinity); err != nil {
+			return phase.Work{}, err
+		}
+	}
 	return phase.Work{State: phase.Secured}, nil
 }
 
@@ -230,13 +239,18 @@ func (u *uploads) settings(ctx context.Context, du *velerov2alpha1.DataUpload) (
 	return settings, nil
 }
 
-// topologyOf returns the nodes that can use the source volume, for classes that bind late.
-// With immediate binding, the scheduler reads them from the bound PV.
+// topologyOf returns the nodes that the volume to read from must be made for, for classes that
+// bind late. With immediate binding, the scheduler reads them from the bound PV.
 func (u *uploads) topologyOf(ctx context.Context, du *velerov2alpha1.DataUpload) (*corev1.NodeSelector, error) {
 	class, err := u.storageClass(ctx, du.Spec.CSISnapshot.StorageClass)
 	if err != nil || class == nil || !bindsLate(class) {
 		return nil, err
 	}
+	return u.affinityOf(ctx, du)
+}
+
+// affinityOf returns the nodes that can use the source volume, or nil if all can or it is gone.
+func (u *uploads) affinityOf(ctx context.Context, du *velerov2alpha1.DataUpload) (*corev1.NodeSelector, error) {
 	key := client.ObjectKey{Namespace: du.Spec.SourceNamespace, Name: du.Spec.SourcePVC}
 	pvc, err := kube.Find(ctx, u.reader, key, &corev1.PersistentVolumeClaim{})
 	if err != nil || pvc == nil || pvc.Spec.VolumeName == "" {

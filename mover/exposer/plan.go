@@ -13,6 +13,8 @@ import (
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/task"
 )
 
 // Paths in the mover pod.
@@ -202,7 +204,11 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 	if err != nil {
 		return nil, fmt.Errorf("plan mover pod: %w", err)
 	}
-	volumes, mounts, env := p.volumes()
+	request, err := task.Environ(p.Task)
+	if err != nil {
+		return nil, fmt.Errorf("plan mover pod: %w: %w", phase.ErrBroken, err)
+	}
+	volumes, mounts, env := p.volumes(request)
 	if limit, ok := resources.Limits[corev1.ResourceMemory]; ok {
 		// Collect garbage before the kernel kills: a tenth is left for what is not heap.
 		env = append(env, corev1.EnvVar{Name: "GOMEMLIMIT", Value: fmt.Sprint(limit.Value() / 10 * 9)})

@@ -9,8 +9,9 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 )
 
-// volumes are the device, the scratch space and the credentials.
-func (p PodPlan) volumes() ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvVar) {
+// volumes are the device, the scratch space, the credentials, and the variables with the task and
+// where all that is.
+func (p PodPlan) volumes(request []task.Variable) ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvVar) {
 	volumes := []corev1.Volume{
 		{Name: "device", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
 			ClaimName: p.Operation.ObjectName(), ReadOnly: p.ReadOnly,
@@ -26,7 +27,11 @@ func (p PodPlan) volumes() ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvV
 		{Name: "connection", MountPath: ConnectionPath},
 		{Name: "repository", MountPath: RepositoryPath, ReadOnly: true},
 	}
-	env := []corev1.EnvVar{{Name: task.EnvRequest, Value: p.Task}, {Name: "HOME", Value: HomePath}}
+	var env []corev1.EnvVar
+	for _, v := range request {
+		env = append(env, corev1.EnvVar{Name: v.Name, Value: v.Value})
+	}
+	env = append(env, corev1.EnvVar{Name: "HOME", Value: HomePath})
 	if len(p.LocationSecrets) > 0 {
 		volumes = append(volumes, secrets("location", p.LocationSecrets))
 		mounts = append(mounts, corev1.VolumeMount{Name: "location", MountPath: LocationPath, ReadOnly: true})

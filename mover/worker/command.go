@@ -106,7 +106,7 @@ func (o *options) writeReport(report task.Report) error {
 
 // work reads the task and runs it in this pod.
 func (o *options) work(ctx context.Context, cancel context.CancelCauseFunc, log logr.Logger) (task.Report, error) {
-	request, err := requestFromEnvironment()
+	request, err := task.FromEnviron(os.LookupEnv)
 	if err != nil {
 		return task.Report{}, fault.Mark(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -105,13 +104,4 @@ func newClient() (client.Client, error) {
 		return nil, fmt.Errorf("connect to Kubernetes API: %w", err)
 	}
 	return c, nil
-}
-
-// requestFromEnvironment reads the task.
-func requestFromEnvironment() (task.Request, error) {
-	text, ok := os.LookupEnv(task.EnvRequest)
-	if !ok {
-		return task.Request{}, fmt.Errorf("environment variable %s is not set", task.EnvRequest)
-	}
-	return task.DecodeRequest(text)
 }

@@ -207,8 +207,11 @@ func (o *options) status() *cobra.Command {
 			}
 			for _, comp := range status.Components {
 				state := "running"
-				if comp.Exited != "" {
+				switch {
+				case comp.Exited != "":
 					state = comp.Exited
+				case comp.Restarts > 0:
+					state = fmt.Sprintf("running, %d restarts", comp.Restarts)
 				}
 				cmd.Printf("%-50s %s\n", comp.Name, state)
 			}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestUnusedRights(t *testing.T) {
+	directory := t.TempDir()
+	write := func(name, text string) string {
+		file := filepath.Join(directory, name)
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		return file
+	}
+	write("rbac.yaml", `# A comment.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: manager}
+rules:
+- {apiGroups: [""], resources: [pods], verbs: [get, delete]}
+- {apiGroups: [""], resources: [pods/log], verbs: [get]}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: manager}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: manager}
+rules:
+- {apiGroups: [""], resources: [pods], verbs: [get]}
+- {apiGroups: [apps], resources: [deployments], verbs: [list]}
+`)
+	const head = `{"user":{"username":"system:serviceaccount:velero:`
+	log := write("audit.log", head+`manager"},"verb":"get","objectRef":{"resource":"pods","namespace":"velero"}}
+`+head+`manager"},"verb":"get","objectRef":{"resource":"pods","subresource":"log","namespace":"velero"}}
+`+head+`manager"},"userAgent":"kubectl/v1","verb":"delete","objectRef":{"resource":"pods","namespace":"velero"}}
+`+head+`worker"},"verb":"list","objectRef":{"resource":"deployments","apiGroup":"apps","namespace":"velero"}}
+`+head+`manager"},"verb":"get"}
+`)
+	unused, err := run(directory, []string{log})
+	require.NoError(t, err)
+	require.Equal(t, []string{
+		`Role manager: delete pods (apiGroup "")`,
+		`ClusterRole manager: get pods (apiGroup "")`,
+		`ClusterRole manager: list deployments (apiGroup "apps")`,
+	}, unused)
+
+	elsewhere := write("more.log", head+`manager"},"verb":"get","objectRef":{"resource":"pods","namespace":"app"}}
+`+head+`manager"},"verb":"delete","objectRef":{"resource":"pods","namespace":"velero"}}
+`+head+`manager"},"verb":"list","objectRef":{"resource":"deployments","apiGroup":"apps","namespace":"velero"}}
+`)
+	unused, err = run(directory, []string{log, elsewhere})
+	require.NoError(t, err)
+	require.Empty(t, unused)
+}
