@@ -78,7 +78,7 @@ soak: ## as root: random lives of volumes against a model (SOAK_STEPS=200 SOAK_S
 
 .PHONY: soak-short
 soak-short:
-	@$(MAKE) --no-print-directory soak SOAK_STEPS=76 SOAK_SEED=$(or $(SOAK_SEED),1)
+	@$(MAKE) --no-print-directory soak SOAK_STEPS=80 SOAK_SEED=$(or $(SOAK_SEED),1)
 
 # The benchmark has binaries of its own: a cluster that runs keeps its.
 BENCH := $(CACHE)/bench

@@ -28,6 +28,7 @@ func TestBackupType(t *testing.T) {
 		return claim.Status.Phase == "Bound", claim.Status.Phase, err
 	}))
 	policyArgs := s.policy(customPolicy)
+	door := "snapshotMoveData: true, datamover: blockmover"
 	ours := fmt.Sprintf("resourcePolicy: {kind: configmap, name: %s}", policyArgs[1])
 
 	first := s.backup("type-first", append(policyArgs, "--include-namespaces", namespace)...)
@@ -37,22 +38,22 @@ func TestBackupType(t *testing.T) {
 
 	upload := s.checkType(s.applyBackup("type-full", namespace, "backupType: full, "+ours), "Full", "ForcedFull")
 	require.Equal(t, "none", upload.Spec.ParentSnapshot)
-	s.checkType(s.applyBackup("type-door", namespace, "backupType: FULL, snapshotMoveData: true, datamover: blockmover"), "Full", "ForcedFull")
+	s.checkType(s.applyBackup("type-door", namespace, "backupType: FULL, "+door), "Full", "ForcedFull")
 
 	err := s.kit.Apply(s.ctx, s.backupManifest("type-wrong", namespace, "backupType: differential, "+ours))
 	require.ErrorContains(t, err, "spec.backupType")
 
 	// Two Schedules of one volume. The one with full images says so in its template. Velero
 	// 1.18 drops that when it makes a Backup from the template.
-	for name, backupType := range map[string]string{"weekly": "backupType: Full, ", "daily": ""} {
+	for name, template := range map[string]string{"weekly": "backupType: Full, " + ours, "daily": ours, "door": "backupType: Full, " + door} {
 		require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v1
 kind: Schedule
 metadata: {name: %s, namespace: %s}
 spec:
   schedule: "0 1 * * *"
   paused: true
-  template: {%sincludedNamespaces: [%s], storageLocation: default, ttl: 1h, %s}
-`, s.name(name), s.kit.VeleroNamespace, backupType, namespace, ours)))
+  template: {includedNamespaces: [%s], storageLocation: default, ttl: 1h, %s}
+`, s.name(name), s.kit.VeleroNamespace, namespace, template)))
 		s.Cleanup(func() {
 			ctx, cancel := cleanupContext()
 			defer cancel()
@@ -61,6 +62,7 @@ spec:
 		})
 	}
 	s.checkType(s.backup("type-weekly", "--from-schedule", s.name("weekly")), "Full", "ForcedFull")
+	s.checkType(s.backup("type-weekly-door", "--from-schedule", s.name("door")), "Full", "ForcedFull")
 	s.checkType(s.backup("type-daily", "--from-schedule", s.name("daily")), "Incremental", "")
 	s.checkNothingLeft()
 }

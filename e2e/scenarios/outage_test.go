@@ -14,34 +14,56 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// envOutage is how long TestObjectStoreAway keeps the object store away.
-const envOutage = "BLOCKMOVER_OUTAGE"
+// envOutage is how long TestObjectStoreAway keeps the object store away, and envOutageSize the
+// size of the volume.
+const (
+	envOutage     = "BLOCKMOVER_OUTAGE"
+	envOutageSize = "BLOCKMOVER_OUTAGE_SIZE"
+)
+
+// outageSeconds is how long the data moves without an outage.
+const outageSeconds = 20
 
 // TestObjectStoreAway kills the S3 server in the middle of a backup and of a restore, for longer
-// than a request is repeated. Both complete, and nobody has to do anything.
+// than a request is repeated. Both complete, and nobody has to do anything. They read no more
+// again than what a checkpoint covers.
 func TestObjectStoreAway(t *testing.T) {
 	s := newScenario(t)
 	s.harness()
-	outage := 75 * time.Second
+	outage, size := 75*time.Second, int64(160<<20)
 	if text := os.Getenv(envOutage); text != "" {
 		var err error
 		outage, err = time.ParseDuration(text)
 		require.NoError(t, err)
 	}
-	app := s.app("away")
-	want := s.sums(app)
-	s.limitRate("8Mi")
+	if text := os.Getenv(envOutageSize); text != "" {
+		quantity, err := resource.ParseQuantity(text)
+		require.NoError(t, err)
+		size = quantity.Value()
+	}
+	namespace := s.namespace("away")
+	disk := strings.ReplaceAll(disksManifest(s.kit, namespace, "disk", []string{"disk"}), "storage: 16Mi", fmt.Sprintf("storage: %d", size))
+	require.NoError(t, s.kit.Apply(s.ctx, disk))
+	app, err := s.kit.AppIn(s.ctx, namespace)
+	require.NoError(t, err)
+	_, err = app.Exec(s.ctx, fmt.Sprintf("dd if=/dev/urandom of=/dev/disk bs=1M count=%d conv=fsync", size>>20))
+	require.NoError(t, err)
+	want := s.diskSums(app, []string{"disk"})
+	s.configure(fmt.Sprintf("rateLimit: %d", size/outageSeconds))
 
 	name := s.name("away")
 	s.deleteBackupInTheEnd(name)
-	_, err := s.kit.Velero(s.ctx, append([]string{"backup", "create", name}, append(perVolume.args(s), "--include-namespaces", app.Namespace)...)...)
+	_, err = s.kit.Velero(s.ctx, append([]string{"backup", "create", name}, append(perVolume.args(s), "--include-namespaces", namespace)...)...)
 	require.NoError(t, err)
-	s.outageDuring("datauploads.velero.io", "velero.io/backup-name="+name, outage)
+	uploads := []string{"datauploads.velero.io", "-l", "velero.io/backup-name=" + name}
+	s.outageDuring(uploads, size, outage)
 	require.NoError(t, s.kit.CompleteBackup(s.ctx, name))
+	s.checkReadAgain(uploads, size)
 
 	// Velero validates a location once a minute, and restores from none that was away.
 	_, err = s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "wait", "backupstoragelocations.velero.io/default",
@@ -50,25 +72,50 @@ func TestObjectStoreAway(t *testing.T) {
 
 	target := s.namespace("away-copy")
 	restore := s.name("away-restore")
-	_, err = s.kit.Velero(s.ctx, "restore", "create", restore, "--from-backup", name, "--namespace-mappings", app.Namespace+":"+target)
+	_, err = s.kit.Velero(s.ctx, "restore", "create", restore, "--from-backup", name, "--namespace-mappings", namespace+":"+target)
 	require.NoError(t, err)
-	s.outageDuring("datadownloads.velero.io", "velero.io/restore-name="+restore, outage)
+	downloads := []string{"datadownloads.velero.io", "-l", "velero.io/restore-name=" + restore}
+	s.outageDuring(downloads, size, outage)
 	require.NoError(t, s.kit.Wait(s.ctx, "restore to complete", 5*time.Minute, func(ctx context.Context) (bool, string, error) {
 		var o kit.Object
 		err := s.kit.Get(ctx, &o, "-n", s.kit.VeleroNamespace, "restores.velero.io", restore)
 		return o.Status.Phase == "Completed", o.Status.Phase, err
 	}))
-	s.checkContent(target, want)
+	s.checkReadAgain(downloads, size)
+	restored, err := s.kit.AppIn(s.ctx, target)
+	require.NoError(t, err)
+	require.Equal(t, want, s.diskSums(restored, []string{"disk"}))
 	s.checkNothingLeft()
 }
 
-// outageDuring kills the S3 server as soon as an operation moves data, and starts it again.
-func (s *scenario) outageDuring(kind, selector string, outage time.Duration) {
+// checkReadAgain checks how much of a volume an operation has read or written more than once.
+func (s *scenario) checkReadAgain(operation []string, size int64) {
 	s.Helper()
+	found, err := s.kit.List(s.ctx, append([]string{"-n", s.kit.VeleroNamespace}, operation...)...)
+	require.NoError(s, err)
+	require.Len(s, found, 1)
+	var attempt struct {
+		Number                int
+		BytesRead, ReadBefore int64
+	}
+	require.NoError(s, json.Unmarshal([]byte(found[0].Metadata.Annotations["blockmover.io/attempt"]), &attempt))
+	again := attempt.BytesRead + attempt.ReadBefore - size
+	s.Logf("%s took %d attempts and moved %d of %d MiB again", found[0], attempt.Number, again>>20, size>>20)
+	require.Greater(s, attempt.Number, 1, "the outage ended an attempt")
+	require.LessOrEqual(s, again, int64(checkpointInterval))
+}
+
+// checkpointInterval is what the data path records at the latest.
+const checkpointInterval = 4 << 30
+
+// outageDuring kills the S3 server as soon as an operation moves data, and starts it again.
+func (s *scenario) outageDuring(operation []string, size int64, outage time.Duration) {
+	s.Helper()
+	get := append([]string{"-n", s.kit.VeleroNamespace, "get"}, operation...)
 	s.wait("bytes to be moved", func(ctx context.Context) (bool, string, error) {
-		out, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "get", kind, "-l", selector, "-o", "jsonpath={.items[*].status.progress.bytesDone}")
+		out, err := s.kit.Kubectl(ctx, append(get, "-o", "jsonpath={.items[*].status.progress.bytesDone}")...)
 		for _, done := range strings.Fields(out) {
-			if n, _ := strconv.ParseInt(done, 10, 64); n > 16<<20 {
+			if n, _ := strconv.ParseInt(done, 10, 64); n > size/10 {
 				return true, out, nil
 			}
 		}
@@ -76,8 +123,7 @@ func (s *scenario) outageDuring(kind, selector string, outage time.Duration) {
 	})
 	restart := s.kill("versitygw")
 	time.Sleep(outage)
-	out, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "get", kind, "-l", selector,
-		"-o", `jsonpath={range .items[*]}{.status.phase} {.status.progress.bytesDone}/{.status.progress.totalBytes} {.metadata.annotations.blockmover\.io/attempt}{"\n"}{end}`)
+	out, err := s.kit.Kubectl(s.ctx, append(get, "-o", `jsonpath={range .items[*]}{.status.phase} {.status.progress.bytesDone}/{.status.progress.totalBytes} {.metadata.annotations.blockmover\.io/attempt}{"\n"}{end}`)...)
 	require.NoError(s, err)
 	s.Logf("after %s without the object store:\n%s", outage, out)
 	restart()
@@ -116,15 +162,17 @@ func (s *scenario) kill(component string) (restart func()) {
 	return nil
 }
 
-// limitRate limits mover pods until the end of the test.
-func (s *scenario) limitRate(rate string) {
+// configure adds lines to the configuration of the mover until the end of the test. The last call
+// counts.
+func (s *scenario) configure(lines string) {
 	s.Helper()
 	var config struct{ Data map[string]string }
 	text, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "get", "configmap", "blockmover-config", "-o", "json")
 	require.NoError(s, err)
 	require.NoError(s, json.Unmarshal([]byte(text), &config))
-	before := config.Data["config.yaml"]
-	configure := func(ctx context.Context, document string) {
+	const mark = "\n# of a scenario\n"
+	before, _, found := strings.Cut(config.Data["config.yaml"], mark)
+	set := func(ctx context.Context, document string) {
 		patch, err := json.Marshal(map[string]any{"data": map[string]string{"config.yaml": document}})
 		require.NoError(s, err)
 		for _, args := range [][]string{
@@ -136,10 +184,12 @@ func (s *scenario) limitRate(rate string) {
 			require.NoError(s, err)
 		}
 	}
-	s.Cleanup(func() {
-		ctx, cancel := cleanupContext()
-		defer cancel()
-		configure(ctx, before)
-	})
-	configure(s.ctx, fmt.Sprintf("%s\nrateLimit: %s\n", before, rate))
+	if !found {
+		s.Cleanup(func() {
+			ctx, cancel := cleanupContext()
+			defer cancel()
+			set(ctx, before)
+		})
+	}
+	set(s.ctx, before+mark+lines+"\n")
 }

@@ -7,9 +7,9 @@
 //
 // A step is a card of a shuffled deck. So every kind of step comes soon, in an order that
 // only the seed decides: writes, discards, growth and shrinking, backups by several
-// schedules, deletions, maintenance, a PVC that is made again under its name, and a driver
-// that starts to answer in another way. Storage snapshots are kept as by retainSnapshot:
-// auto.
+// schedules, of single volumes and of all at one instant, deletions, maintenance, a PVC that is
+// made again under its name, and a driver that starts to answer in another way. Storage
+// snapshots are kept as by retainSnapshot: auto. Those of a group go with the group.
 //
 // The model predicts each backup before it runs: its kind, its parent, its reasons, and how
 // often the stream of blocks is resumed. After every 10th step, each remaining backup is
@@ -147,8 +147,11 @@ type soak struct {
 	// the driver still uses such ones as bases.
 	retained map[string]*saved
 	ghosts   map[string]bool
+	// groups are those of the storage: the handles of their snapshots by that of the group. A
+	// group stays as long as one of them is retained.
+	groups map[string][]string
 
-	// beside has the names of backups that ran beside another one.
+	// beside has the names of backups that ran beside another one, a deletion or maintenance.
 	beside map[string]bool
 
 	// step is the name of the running one. names is the number of the last name.
@@ -187,7 +190,7 @@ func newSoak(ctx context.Context, t *testing.T, seed int, driver, stock string) 
 		T: t, ctx: ctx, noise: noise, rnd: rand.New(noise), repo: repo,
 		storage:  startStorage(ctx, t, driver, dir),
 		kopia:    connectKopia(ctx, t, stock, dir, repo),
-		retained: map[string]*saved{}, ghosts: map[string]bool{}, beside: map[string]bool{}, done: map[string]int{},
+		retained: map[string]*saved{}, ghosts: map[string]bool{}, groups: map[string][]string{}, beside: map[string]bool{}, done: map[string]int{},
 	}
 	s.step = "start"
 	s.setOptions(defaultOptions())
@@ -270,16 +273,21 @@ func (s *soak) check() {
 	slices.Sort(handles)
 	haveVolumes, haveSnapshots := s.storage.left()
 	require.Equal(s, handles, haveVolumes, "volumes of the storage")
-	require.Equal(s, slices.Sorted(maps.Keys(s.retained)), haveSnapshots, "storage snapshots")
+	stored := maps.Clone(s.retained)
+	for _, members := range s.groups {
+		for _, handle := range members {
+			stored[handle] = nil
+		}
+	}
+	require.Equal(s, slices.Sorted(maps.Keys(stored)), haveSnapshots, "storage snapshots")
 }
 
 // checkManifests compares the repo snapshots with the model.
 //
-// A hold of an operation that has ended is an error, unless the operation ran beside another
-// one. If two processes compact kopia's manifests at once, and only one of them knows of a
-// deletion, the other one brings back what was deleted. The sweep of holds removes it after a
-// day.
-// holds takes it away after a day.
+// A hold of an operation that has ended is an error, unless another process changed the
+// repository while the operation ran. If two processes compact kopia's manifests at once, and
+// only one of them knows of a deletion, the other one brings back what was deleted. The sweep of
+// holds removes it after a day.
 func (s *soak) checkManifests() {
 	s.Helper()
 	var want []string
@@ -323,7 +331,7 @@ func (s *soak) requireDone() {
 	for _, what := range []string{
 		"Full", "Incremental", "Incremental with resumptions", "Incremental after a resize",
 		"Incremental on a base that is gone", "Incremental that is audited", "Incremental of a volume made anew", "abort", "parent deleted meanwhile", "restored", "target too small",
-		"NoParent", "ForcedFull", "DeltaFailed",
+		"NoParent", "ForcedFull", "DeltaFailed", "group deleted", "Incremental on a member that is not retained",
 	} {
 		require.NotZero(s, s.done[what], what)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -34,7 +35,7 @@ type card struct {
 	play  func(*soak)
 }
 
-// cards are the deck, 38 in all.
+// cards are the deck, 40 in all.
 var cards = []card{
 	{"write", 6, func(s *soak) { s.write(s.pickVolume()) }},
 	{"discard", 2, func(s *soak) { s.discard(s.pickVolume()) }},
@@ -44,6 +45,7 @@ var cards = []card{
 	{"weekly full backup", 2, func(s *soak) { s.backup(s.pickVolume(), identity.ParentNone) }},
 	{"backup on a parent by its ID", 1, func(s *soak) { s.backup(s.pickVolume(), "") }},
 	{"two backups at once", 2, (*soak).backUpTwo},
+	{"group backup", 2, (*soak).backUpGroup},
 	{"delete", 3, (*soak).deleteAny},
 	{"quick maintenance", 1, func(s *soak) { s.maintain("--safety=full") }},
 	{"quick maintenance without safety", 1, func(s *soak) { s.maintain("--safety=none") }},
@@ -278,17 +280,49 @@ func (s *soak) releaseRetained() {
 	}
 }
 
+// deleteSnapshot deletes a storage snapshot that is not retained. A member of a group goes with
+// its group, once no member is retained.
 func (s *soak) deleteSnapshot(handle string) {
 	s.Helper()
-	s.storage.deleteSnapshot(handle)
-	if !s.options.RequireBaseSnapshotForDelta {
-		s.ghosts[handle] = true
+	group := s.groupOf(handle)
+	if group == "" {
+		s.storage.deleteSnapshot(handle)
+		s.forget(handle)
+		return
+	}
+	members := s.groups[group]
+	if slices.ContainsFunc(members, func(member string) bool { return s.retained[member] != nil }) {
+		s.storage.requireMember(handle)
+		return
+	}
+	s.storage.deleteGroup(group, members)
+	s.forget(members...)
+	delete(s.groups, group)
+	s.done["group deleted"]++
+}
+
+func (s *soak) forget(deleted ...string) {
+	for _, handle := range deleted {
+		if !s.options.RequireBaseSnapshotForDelta {
+			s.ghosts[handle] = true
+		}
 	}
 }
 
-// isBase reports whether the driver tells what changed since a backup.
+// groupOf returns the group of a storage snapshot, or "".
+func (s *soak) groupOf(handle string) string {
+	for group, members := range s.groups {
+		if slices.Contains(members, handle) {
+			return group
+		}
+	}
+	return ""
+}
+
+// isBase reports whether the driver tells what changed since a backup. A member of a group is a
+// base as long as the group exists.
 func (s *soak) isBase(b *saved) bool {
-	return s.retained[b.snapshot] != nil || s.ghosts[b.snapshot] && !s.options.RequireBaseSnapshotForDelta
+	return s.retained[b.snapshot] != nil || s.groupOf(b.snapshot) != "" || s.ghosts[b.snapshot] && !s.options.RequireBaseSnapshotForDelta
 }
 
 // outcome is what a backup must be.
@@ -381,6 +415,33 @@ func (s *soak) backUpTwo() {
 	s.backUp(s.job(v, identity.ParentAuto), s.job(w, identity.ParentAuto))
 }
 
+// backUpGroup backs up all volumes as they are at one instant.
+func (s *soak) backUpGroup() {
+	s.Helper()
+	var jobs []*job
+	var handles []string
+	for _, v := range s.volumes {
+		s.expire(v)
+		if s.chance(2) {
+			s.write(v)
+		}
+		handles = append(handles, v.handle)
+		jobs = append(jobs, s.newJob(v, identity.ParentAuto))
+	}
+	group, snapshots := s.storage.groupSnapshot(s.name("group"), handles)
+	for _, j := range jobs {
+		s.groups[group] = append(s.groups[group], snapshots[j.handle].GetSnapshotId())
+		if s.chance(2) {
+			s.write(j.source)
+		}
+	}
+	s.say("group %s", group)
+	for _, j := range jobs {
+		s.expose(j, snapshots[j.handle])
+	}
+	s.backUp(jobs...)
+}
+
 // expire deletes a backup of a volume that has many, usually the oldest.
 func (s *soak) expire(v *volume) {
 	s.Helper()
@@ -399,16 +460,28 @@ func (s *soak) job(v *volume, asked string) *job {
 	if s.chance(2) {
 		s.write(v)
 	}
-	b := &saved{name: s.name("backup"), volume: v.key, handle: v.handle, data: bytes.Clone(v.data)}
-	snapshot := s.storage.snapshot(b.name, v.handle)
-	b.snapshot = snapshot.GetSnapshotId()
+	j := s.newJob(v, asked)
+	snapshot := s.storage.snapshot(j.name, v.handle)
 	if s.chance(2) {
 		s.write(v)
 	}
-	clone := s.storage.create(s.name("clone"), 0, v.blockSize, b.snapshot)
-	path := s.storage.publish(clone, true)
-	s.requireContent("the storage snapshot itself", path, b.data)
-	return &job{saved: b, source: v, asked: asked, taken: snapshot.GetCreationTime().AsTime(), clone: clone, path: path}
+	s.expose(j, snapshot)
+	return j
+}
+
+// newJob is a backup of a volume as it is now.
+func (s *soak) newJob(v *volume, asked string) *job {
+	b := &saved{name: s.name("backup"), volume: v.key, handle: v.handle, data: bytes.Clone(v.data)}
+	return &job{saved: b, source: v, asked: asked}
+}
+
+// expose makes a device of the storage snapshot of a job.
+func (s *soak) expose(j *job, snapshot *csi.Snapshot) {
+	s.Helper()
+	j.snapshot, j.taken = snapshot.GetSnapshotId(), snapshot.GetCreationTime().AsTime()
+	j.clone = s.storage.create(s.name("clone"), 0, j.source.blockSize, j.snapshot)
+	j.path = s.storage.publish(j.clone, true)
+	s.requireContent("the storage snapshot itself", j.path, j.data)
 }
 
 // backUp does with the jobs what mover pods do, all at once, and with the storage snapshots
@@ -421,6 +494,9 @@ func (s *soak) backUp(jobs ...*job) {
 	}
 	if parent := jobs[0].want.parent; parent != nil && s.chance(6) {
 		s.done["parent deleted meanwhile"]++
+		for _, j := range jobs {
+			s.beside[j.name] = true
+		}
 		s.deleteBackup(parent)
 		s.maintain("--full", "--safety=full")
 	}
@@ -441,13 +517,18 @@ func (s *soak) backUp(jobs ...*job) {
 		s.close(j.store)
 		s.storage.unpublish(j.clone)
 		s.storage.deleteVolume(j.clone)
-		if j.id != "" {
-			s.say("%s is %s", j.name, j.id)
-			s.backups = append(s.backups, j.saved)
+		if j.id == "" {
+			continue
 		}
-		if j.id != "" && s.options.RequireBaseSnapshotForDelta {
+		s.say("%s is %s", j.name, j.id)
+		s.backups = append(s.backups, j.saved)
+		if s.options.RequireBaseSnapshotForDelta {
 			s.retained[j.snapshot] = j.saved
-		} else {
+		}
+	}
+	for _, j := range jobs {
+		// The group may have gone with another member of it.
+		if s.retained[j.snapshot] == nil && !s.ghosts[j.snapshot] {
 			s.deleteSnapshot(j.snapshot)
 		}
 	}
@@ -554,13 +635,14 @@ func (s *soak) count(j *job) {
 	}
 	all := s.of(j.volume)
 	for what, is := range map[string]bool{
-		"Incremental with resumptions":           j.run.Source.Resumptions > 0,
-		"Incremental after a resize":             len(parent.data) != len(j.data),
-		"Incremental on an older parent":         parent != all[len(all)-1],
-		"Incremental on a base that is gone":     s.ghosts[parent.snapshot],
-		"Incremental that is audited":            j.run.Audited.Chunks > 0,
-		"Incremental of a volume made anew":      all[0].handle != j.handle,
-		"Incremental with no block that changed": j.run.Source.Blocks == 0,
+		"Incremental with resumptions":                 j.run.Source.Resumptions > 0,
+		"Incremental after a resize":                   len(parent.data) != len(j.data),
+		"Incremental on an older parent":               parent != all[len(all)-1],
+		"Incremental on a base that is gone":           s.ghosts[parent.snapshot],
+		"Incremental on a member that is not retained": s.groupOf(parent.snapshot) != "" && s.retained[parent.snapshot] == nil,
+		"Incremental that is audited":                  j.run.Audited.Chunks > 0,
+		"Incremental of a volume made anew":            all[0].handle != j.handle,
+		"Incremental with no block that changed":       j.run.Source.Blocks == 0,
 	} {
 		if is {
 			s.done[what]++

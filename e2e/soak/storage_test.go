@@ -43,6 +43,7 @@ type storage struct {
 
 	identity   csi.IdentityClient
 	controller csi.ControllerClient
+	groups     csi.GroupControllerClient
 	node       csi.NodeClient
 	metadata   csi.SnapshotMetadataClient
 }
@@ -71,6 +72,7 @@ func startStorage(ctx context.Context, t *testing.T, binary, dir string) *storag
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = connection.Close() })
 	s.identity, s.controller = csi.NewIdentityClient(connection), csi.NewControllerClient(connection)
+	s.groups = csi.NewGroupControllerClient(connection)
 	s.node, s.metadata = csi.NewNodeClient(connection), csi.NewSnapshotMetadataClient(connection)
 	ready, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -220,6 +222,34 @@ func (s *storage) snapshot(name, volume string) *csi.Snapshot {
 func (s *storage) deleteSnapshot(id string) {
 	s.Helper()
 	_, err := s.controller.DeleteSnapshot(s.ctx, &csi.DeleteSnapshotRequest{SnapshotId: id})
+	require.NoError(s, err)
+}
+
+// requireMember checks that a snapshot of a group cannot be deleted alone.
+func (s *storage) requireMember(id string) {
+	s.Helper()
+	_, err := s.controller.DeleteSnapshot(s.ctx, &csi.DeleteSnapshotRequest{SnapshotId: id})
+	require.Equal(s, codes.InvalidArgument, status.Code(err), "%v", err)
+}
+
+// groupSnapshot takes snapshots of volumes at one instant. It returns the handle of the group,
+// and the snapshots by the handles of their volumes.
+func (s *storage) groupSnapshot(name string, volumes []string) (string, map[string]*csi.Snapshot) {
+	s.Helper()
+	response, err := s.groups.CreateVolumeGroupSnapshot(s.ctx, &csi.CreateVolumeGroupSnapshotRequest{Name: name, SourceVolumeIds: volumes})
+	require.NoError(s, err)
+	members := map[string]*csi.Snapshot{}
+	for _, snapshot := range response.GetGroupSnapshot().GetSnapshots() {
+		require.True(s, snapshot.GetReadyToUse())
+		members[snapshot.GetSourceVolumeId()] = snapshot
+	}
+	require.Len(s, members, len(volumes))
+	return response.GetGroupSnapshot().GetGroupSnapshotId(), members
+}
+
+func (s *storage) deleteGroup(id string, members []string) {
+	s.Helper()
+	_, err := s.groups.DeleteVolumeGroupSnapshot(s.ctx, &csi.DeleteVolumeGroupSnapshotRequest{GroupSnapshotId: id, SnapshotIds: members})
 	require.NoError(s, err)
 }
 

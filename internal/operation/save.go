@@ -2,7 +2,6 @@ package operation
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"github.com/vmware-tanzu/velero/pkg/apis/velero/shared"
@@ -96,26 +95,17 @@ func (v *View) SetCancel() {
 	v.Download.Spec.Cancel = true
 }
 
-// RequestCancel asks the manager to end an operation. It takes no lock: nobody
-// else writes spec.cancel, and progress must not get in its way.
+// RequestCancel asks the manager to end an operation, which need not have been read. It takes no
+// lock: nobody else writes spec.cancel, and progress must not get in its way.
 func RequestCancel(ctx context.Context, c client.Writer, op identity.Operation) error {
-	if err := merge(ctx, c, op, map[string]any{"spec": map[string]any{"cancel": true}}); err != nil {
-		return fmt.Errorf("cancel %s: %w", op.Reference(), err)
-	}
-	return nil
-}
-
-// merge sends a merge patch for an object that need not have been read.
-func merge(ctx context.Context, c client.Writer, op identity.Operation, change map[string]any) error {
 	object, _, err := blank(op.Kind)
 	if err != nil {
 		return err
 	}
 	object.SetNamespace(op.Namespace)
 	object.SetName(op.Name)
-	patch, err := json.Marshal(change)
-	if err != nil {
-		return fmt.Errorf("encode patch: %w", err)
+	if err := c.Patch(ctx, object, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"cancel":true}}`))); err != nil {
+		return fmt.Errorf("cancel %s: %w", op.Reference(), err)
 	}
-	return c.Patch(ctx, object, client.RawPatch(types.MergePatchType, patch))
+	return nil
 }

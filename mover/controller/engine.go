@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -325,7 +326,32 @@ func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Pha
 		note = fmt.Sprintf("moved a volume of %d bytes", op.Status.BytesTotal)
 	}
 	e.event(op, kind, string(is), op.Kind, note)
+	if owner := velerosObject(op.Object()); owner != nil && is == phase.Failed {
+		// Velero counts the error in the status of a Backup or Restore, and describes it only
+		// with --details.
+		e.recorder.Eventf(owner, op.Object(), kind, "VolumeFailed", op.Kind, "%s", shorten("PVC "+claimOf(op).String()+": "+note))
+	}
 	e.metrics.count(op)
+}
+
+// claimOf returns the PVC that is backed up or restored.
+func claimOf(op *operation.View) types.NamespacedName {
+	if op.Upload != nil {
+		return types.NamespacedName{Namespace: op.Upload.Spec.SourceNamespace, Name: op.Upload.Spec.SourcePVC}
+	}
+	return targetOf(op.Download)
+}
+
+// velerosObject returns a reference to the Backup or Restore of an operation, or nil.
+func velerosObject(object client.Object) *corev1.ObjectReference {
+	for _, owner := range object.GetOwnerReferences() {
+		if owner.Kind == "Backup" || owner.Kind == "Restore" {
+			return &corev1.ObjectReference{
+				APIVersion: owner.APIVersion, Kind: owner.Kind, Namespace: object.GetNamespace(), Name: owner.Name, UID: owner.UID,
+			}
+		}
+	}
+	return nil
 }
 
 // event makes an event of the operation. The status has the whole text.

@@ -9,6 +9,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/stretchr/testify/require"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -225,4 +226,22 @@ func TestShortenedEvents(t *testing.T) {
 	require.LessOrEqual(t, len(got), maxNote)
 	require.True(t, strings.HasSuffix(got, "wörter … (the status has the whole text)"), got)
 	require.LessOrEqual(t, len(shorten(strings.Repeat("x", 5000))), maxNote)
+}
+
+// TestFailureIsSeenOnTheBackup: an administrator looks at the Backup, and not at its DataUploads.
+func TestFailureIsSeenOnTheBackup(t *testing.T) {
+	w := uploadWorld(t)
+	recorder, _ := w.uploads.recorder.(*events.FakeRecorder)
+	du := get[velerov2alpha1.DataUpload](w, veleroNamespace, "du")
+	du.OwnerReferences = []metav1.OwnerReference{{APIVersion: "velero.io/v1", Kind: "Backup", Name: "nightly", UID: "backup-uid"}}
+	du.Spec.SnapshotType = "other"
+	w.update(du)
+	require.Equal(t, phase.Failed, w.run(w.uploads, "du").Status.Phase)
+	var notes []string
+	for len(recorder.Events) > 0 {
+		notes = append(notes, <-recorder.Events)
+	}
+	require.Contains(t, strings.Join(notes, "\n"), `Warning VolumeFailed PVC app/data: `)
+	require.Equal(t, &corev1.ObjectReference{APIVersion: "velero.io/v1", Kind: "Backup", Namespace: veleroNamespace, Name: "nightly", UID: "backup-uid"},
+		velerosObject(get[velerov2alpha1.DataUpload](w, veleroNamespace, "du")))
 }

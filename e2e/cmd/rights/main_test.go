@@ -33,6 +33,7 @@ metadata: {name: manager}
 rules:
 - {apiGroups: [""], resources: [pods], verbs: [get]}
 - {apiGroups: [apps], resources: [deployments], verbs: [list]}
+- {apiGroups: [""], resources: [nodes], verbs: [list, watch]}
 `)
 	const head = `{"user":{"username":"system:serviceaccount:velero:`
 	log := write("audit.log", head+`manager"},"verb":"get","objectRef":{"resource":"pods","namespace":"velero"}}
@@ -47,11 +48,14 @@ rules:
 		`Role manager: delete pods (apiGroup "")`,
 		`ClusterRole manager: get pods (apiGroup "")`,
 		`ClusterRole manager: list deployments (apiGroup "apps")`,
+		`ClusterRole manager: list nodes (apiGroup "")`,
+		`ClusterRole manager: watch nodes (apiGroup "")`,
 	}, unused)
 
 	elsewhere := write("more.log", head+`manager"},"verb":"get","objectRef":{"resource":"pods","namespace":"app"}}
 `+head+`manager"},"verb":"delete","objectRef":{"resource":"pods","namespace":"velero"}}
 `+head+`manager"},"verb":"list","objectRef":{"resource":"deployments","apiGroup":"apps","namespace":"velero"}}
+`+head+`manager"},"verb":"watch","objectRef":{"resource":"nodes"}}
 `)
 	unused, err = run(directory, []string{log, elsewhere})
 	require.NoError(t, err)
