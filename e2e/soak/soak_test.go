@@ -151,7 +151,11 @@ type soak struct {
 	// group stays as long as one of them is retained.
 	groups map[string][]string
 
-	// beside has the names of backups that ran beside another one, a deletion or maintenance.
+	// recent are the names of the backups since the last check. raced is set if two processes
+	// have changed the repository at once since then. beside has the names of the backups of
+	// such times.
+	recent []string
+	raced  bool
 	beside map[string]bool
 
 	// step is the name of the running one. names is the number of the last name.
@@ -284,12 +288,16 @@ func (s *soak) check() {
 
 // checkManifests compares the repo snapshots with the model.
 //
-// A hold of an operation that has ended is an error, unless another process changed the
-// repository while the operation ran. If two processes compact kopia's manifests at once, and
-// only one of them knows of a deletion, the other one brings back what was deleted. The sweep of
-// holds removes it after a day.
+// A hold of an operation that has ended is an error, unless two processes changed the repository
+// at once around that time. If both compact kopia's manifests, and only one of them knows of a
+// deletion, the other one brings back what was deleted, also that of operations that follow. The
+// sweep of holds removes it after a day.
 func (s *soak) checkManifests() {
 	s.Helper()
+	for _, operation := range s.recent {
+		s.beside[operation] = s.raced
+	}
+	s.recent, s.raced = nil, false
 	var want []string
 	for _, b := range s.backups {
 		want = append(want, string(b.id))

@@ -489,14 +489,13 @@ func (s *soak) expose(j *job, snapshot *csi.Snapshot) {
 func (s *soak) backUp(jobs ...*job) {
 	s.Helper()
 	for _, j := range jobs {
-		s.beside[j.name] = len(jobs) > 1
+		s.raced = s.raced || len(jobs) > 1
+		s.recent = append(s.recent, j.name)
 		s.begin(j)
 	}
 	if parent := jobs[0].want.parent; parent != nil && s.chance(6) {
 		s.done["parent deleted meanwhile"]++
-		for _, j := range jobs {
-			s.beside[j.name] = true
-		}
+		s.raced = true
 		s.deleteBackup(parent)
 		s.maintain("--full", "--safety=full")
 	}
