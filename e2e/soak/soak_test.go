@@ -339,7 +339,7 @@ func (s *soak) requireDone() {
 	for _, what := range []string{
 		"Full", "Incremental", "Incremental with resumptions", "Incremental after a resize",
 		"Incremental on a base that is gone", "Incremental that is audited", "Incremental of a volume made anew", "abort", "parent deleted meanwhile", "restored", "target too small",
-		"NoParent", "ForcedFull", "DeltaFailed", "group deleted", "Incremental on a member that is not retained",
+		"NoParent", "ForcedFull", "DeltaFailed", "group deleted",
 	} {
 		require.NotZero(s, s.done[what], what)
 	}

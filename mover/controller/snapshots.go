@@ -6,9 +6,13 @@ import (
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -27,6 +31,37 @@ func snapshotsServed(mapper meta.RESTMapper) (bool, error) {
 		return false, fmt.Errorf("discover %s: %w", snapshotv1.SchemeGroupVersion, err)
 	}
 	return true, nil
+}
+
+// NewCache makes the cache of the manager. It asks at once whether the kinds in CacheOptions are
+// namespaced, also the ones that the cluster does not serve yet.
+func NewCache(config *rest.Config, options cache.Options) (cache.Cache, error) {
+	options.Mapper = withSnapshots(options.Mapper)
+	return cache.New(config, options)
+}
+
+// snapshotMapper knows VolumeSnapshots and their contents in any cluster.
+type snapshotMapper struct {
+	meta.RESTMapper
+	snapshots *meta.DefaultRESTMapper
+}
+
+func withSnapshots(served meta.RESTMapper) meta.RESTMapper {
+	m := snapshotMapper{served, meta.NewDefaultRESTMapper(nil)}
+	m.snapshots.Add(snapshotv1.SchemeGroupVersion.WithKind("VolumeSnapshot"), meta.RESTScopeNamespace)
+	m.snapshots.Add(snapshotv1.SchemeGroupVersion.WithKind("VolumeSnapshotContent"), meta.RESTScopeRoot)
+	return m
+}
+
+// RESTMapping implements meta.RESTMapper.
+func (m snapshotMapper) RESTMapping(kind schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
+	mapping, err := m.RESTMapper.RESTMapping(kind, versions...)
+	if meta.IsNoMatchError(err) {
+		if known, knownErr := m.snapshots.RESTMapping(kind, versions...); knownErr == nil {
+			return known, nil
+		}
+	}
+	return mapping, err
 }
 
 // snapshotInterval is how often a cluster without VolumeSnapshots is asked whether it has them
@@ -71,10 +106,10 @@ func (w *snapshotWatcher) Start(ctx context.Context) error {
 	return nil
 }
 
-// withoutKinds returns no error for one that says that the cluster does not serve a kind: it
-// has no object of it.
+// withoutKinds returns no error of a list for one that says that the cluster does not serve the
+// kind, or no longer: it has no object of it.
 func withoutKinds(err error) error {
-	if meta.IsNoMatchError(err) {
+	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
 		return nil
 	}
 	return err

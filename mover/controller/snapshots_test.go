@@ -8,6 +8,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -61,4 +62,22 @@ func TestClusterWithoutSnapshots(t *testing.T) {
 	require.True(t, strings.HasPrefix(op.Status.Message, "the cluster does not serve VolumeSnapshots"), op.Status.Message)
 	w.mapper.Add(snapshotv1.SchemeGroupVersion.WithKind("VolumeSnapshot"), meta.RESTScopeNamespace)
 	require.Equal(t, phase.Completed, w.run(w.uploads, "du").Status.Phase)
+}
+
+// TestCacheKnowsSnapshots: the options of the cache name kinds that the cluster may not serve.
+func TestCacheKnowsSnapshots(t *testing.T) {
+	served := meta.NewDefaultRESTMapper(nil)
+	served.Add(corev1.SchemeGroupVersion.WithKind("Pod"), meta.RESTScopeNamespace)
+	mapper := withSnapshots(served)
+	for gvk, scope := range map[schema.GroupVersionKind]meta.RESTScope{
+		corev1.SchemeGroupVersion.WithKind("Pod"):                       meta.RESTScopeNamespace,
+		snapshotv1.SchemeGroupVersion.WithKind("VolumeSnapshot"):        meta.RESTScopeNamespace,
+		snapshotv1.SchemeGroupVersion.WithKind("VolumeSnapshotContent"): meta.RESTScopeRoot,
+	} {
+		mapping, err := mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+		require.NoError(t, err)
+		require.Equal(t, scope, mapping.Scope, gvk)
+	}
+	_, err := mapper.RESTMapping(schema.GroupKind{Kind: "Other"}, "v1")
+	require.True(t, meta.IsNoMatchError(err))
 }

@@ -102,15 +102,15 @@ func granted(directory string) (rights, error) {
 				return nil, fmt.Errorf("parse %s: %w", file, err)
 			}
 			if role.Kind == "Role" || role.Kind == "ClusterRole" {
-				all = append(all, of(role)...)
+				all = all.with(role)
 			}
 		}
 	}
 	return all, nil
 }
 
-func of(role rbacv1.ClusterRole) rights {
-	var all rights
+// with returns the rights with those of one more role.
+func (all rights) with(role rbacv1.ClusterRole) rights {
 	for _, rule := range role.Rules {
 		for _, group := range rule.APIGroups {
 			for _, resource := range rule.Resources {
