@@ -21,6 +21,7 @@ import (
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
@@ -393,8 +394,28 @@ type job struct {
 	ended chan error
 }
 
-// errGivenUp ends a backup after it has begun.
-var errGivenUp = errors.New("given up")
+// Errors that end a backup after it has begun: one that may pass keeps the hold for another
+// attempt, which never comes here, and a final one drops it.
+var (
+	errGivenUp = errors.New("given up")
+	errRefused = fault.Mark(errors.New("refused"))
+)
+
+// fate draws how a backup goes on.
+func (s *soak) fate(j *job) error {
+	switch {
+	case !s.chance(8):
+		return nil
+	case s.chance(2):
+		s.done["refused"]++
+		s.say("%s is refused", j.name)
+		return errRefused
+	}
+	s.done["given up"]++
+	s.say("%s is given up", j.name)
+	s.kept[j.name] = true
+	return errGivenUp
+}
 
 // backup makes one, with "" as what is asked for on any parent by its ID.
 func (s *soak) backup(v *volume, asked string) {
@@ -489,27 +510,22 @@ func (s *soak) expose(j *job, snapshot *csi.Snapshot) {
 func (s *soak) backUp(jobs ...*job) {
 	s.Helper()
 	for _, j := range jobs {
-		s.raced = s.raced || len(jobs) > 1
-		s.recent = append(s.recent, j.name)
+		s.beside[j.name] = len(jobs) > 1
 		s.begin(j)
 	}
 	if parent := jobs[0].want.parent; parent != nil && s.chance(6) {
 		s.done["parent deleted meanwhile"]++
-		s.raced = true
+		for _, j := range jobs {
+			s.beside[j.name] = true
+		}
 		s.deleteBackup(parent)
 		s.maintain("--full", "--safety=full")
 	}
 	for _, j := range jobs {
-		if s.chance(12) {
-			s.done["abort"]++
-			s.say("%s is given up", j.name)
-			j.proceed <- errGivenUp
-			continue
-		}
-		j.proceed <- nil
+		j.proceed <- s.fate(j)
 	}
 	for _, j := range jobs {
-		if err := <-j.ended; !errors.Is(err, errGivenUp) {
+		if err := <-j.ended; !errors.Is(err, errGivenUp) && !errors.Is(err, errRefused) {
 			require.NoError(s, err)
 		}
 		require.NoError(s, j.dev.Close())
