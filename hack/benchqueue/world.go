@@ -89,13 +89,25 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 	for _, object := range []client.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: velero}},
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: app}},
-		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}},
 	} {
 		if err := w.client.Create(ctx, object); err != nil {
 			return w, fmt.Errorf("create %s: %w", object.GetName(), err)
 		}
 	}
-	return w, nil
+	return w, w.addNode(ctx)
+}
+
+// addNode adds a node that can run mover pods. The API server taints a new one as not ready.
+func (w *world) addNode(ctx context.Context) error {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}
+	if err := w.client.Create(ctx, node); err != nil {
+		return fmt.Errorf("create node: %w", err)
+	}
+	node.Spec.Taints = nil
+	if err := w.client.Update(ctx, node); err != nil {
+		return fmt.Errorf("remove taint from node: %w", err)
+	}
+	return nil
 }
 
 func (w *world) close() error {
