@@ -47,7 +47,7 @@ func (c *Cluster) apiserver() component {
 		"--service-account-key-file="+pki("service-accounts.key"),
 		"--service-account-signing-key-file="+pki("service-accounts.key"),
 		"--authorization-mode=Node,RBAC",
-		// What our accounts ask for, for the scenario that looks for rights without a use.
+		// What our accounts ask for, for the search for rights without a use.
 		"--audit-policy-file="+c.path("audit.yaml"), "--audit-log-path="+c.AuditLog(), "--audit-log-maxsize=1000",
 		"--allow-privileged=true", "--profiling=false", "--event-ttl=3h",
 	)

@@ -63,6 +63,18 @@ images: [{name: blockmover, newName: %s, newTag: %s}]
 	if _, err := k.Kubectl(ctx, "apply", "-k", dir); err != nil {
 		return err
 	}
-	_, err = k.Kubectl(ctx, "-n", k.VeleroNamespace, "rollout", "status", "deployment/blockmover", "--timeout=120s")
+	return k.waitForMover(ctx)
+}
+
+// RestartMover replaces the manager by a new one, and waits for it.
+func (k *Kit) RestartMover(ctx context.Context) error {
+	if _, err := k.Kubectl(ctx, "-n", k.VeleroNamespace, "rollout", "restart", "deployment/blockmover"); err != nil {
+		return err
+	}
+	return k.waitForMover(ctx)
+}
+
+func (k *Kit) waitForMover(ctx context.Context) error {
+	_, err := k.Kubectl(ctx, "-n", k.VeleroNamespace, "rollout", "status", "deployment/blockmover", "--timeout=120s")
 	return err
 }

@@ -3,7 +3,6 @@ package scenarios
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -19,19 +18,7 @@ func TestFailuresAreSeen(t *testing.T) {
 	s := newScenario(t)
 	s.harness()
 	const refusal = "blockSize" // the driver names the parameter
-	class := s.name("refused")
-	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata: {name: %s}
-provisioner: %s
-parameters: {blockSize: "7"}
-`, class, os.Getenv("BLOCKMOVER_DRIVER_BLOCK"))))
-	t.Cleanup(func() {
-		ctx, cancel := cleanupContext()
-		defer cancel()
-		_, err := s.kit.Kubectl(ctx, "delete", "storageclass", class)
-		require.NoError(t, err)
-	})
+	class := s.storageClass("refused", refusal+`: "7"`)
 	namespace := s.namespace("seen")
 	require.NoError(t, s.kit.Apply(s.ctx, disksManifest(s.kit, namespace, "disk", []string{"disk"})))
 	_, err := s.kit.AppIn(s.ctx, namespace)

@@ -1,7 +1,6 @@
 package scenarios
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,11 +20,7 @@ metadata: {name: $NAMESPACE}
 apiVersion: v1
 kind: Pod
 metadata: {name: bare, namespace: $NAMESPACE}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers: [{name: app, image: $IMAGE, command: [sleep, "1000000"], volumeMounts: [{name: scratch, mountPath: /scratch}]}]
-  volumes: [{name: scratch, ephemeral: {volumeClaimTemplate: {spec: {
-    accessModes: [ReadWriteOnce], storageClassName: $CLASS, resources: {requests: {storage: 16Mi}}}}}}]
+spec: $SCRATCH
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -34,11 +29,7 @@ spec:
   selector: {matchLabels: {app: scratch}}
   template:
     metadata: {labels: {app: scratch}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers: [{name: app, image: $IMAGE, command: [sleep, "1000000"], volumeMounts: [{name: scratch, mountPath: /scratch}]}]
-      volumes: [{name: scratch, ephemeral: {volumeClaimTemplate: {spec: {
-        accessModes: [ReadWriteOnce], storageClassName: $CLASS, resources: {requests: {storage: 16Mi}}}}}}]
+    spec: $SCRATCH
 ---
 apiVersion: v1
 kind: PersistentVolumeClaim
@@ -58,27 +49,23 @@ spec:
       volumes: [{name: xfs, persistentVolumeClaim: {claimName: xfs}}]
 `
 
+// scratchPod is the specification of a pod with a generic ephemeral volume.
+const scratchPod = `{
+  terminationGracePeriodSeconds: 0,
+  containers: [{name: app, image: $IMAGE, command: [sleep, "1000000"], volumeMounts: [{name: scratch, mountPath: /scratch}]}],
+  volumes: [{name: scratch, ephemeral: {volumeClaimTemplate: {spec: {
+    accessModes: [ReadWriteOnce], storageClassName: $CLASS, resources: {requests: {storage: 16Mi}}}}}}]}`
+
 // TestPodsStart restores applications beside their originals, on the same node. All pods start:
 // those with generic ephemeral volumes make their own, and an XFS is mounted although it has the
 // UUID of its original.
 func TestPodsStart(t *testing.T) {
 	s := newScenario(t)
 	s.harness()
-	class := s.name("xfs")
-	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata: {name: %s}
-provisioner: %s
-parameters: {csi.storage.k8s.io/fstype: xfs}
-`, class, os.Getenv("BLOCKMOVER_DRIVER_BLOCK"))))
-	t.Cleanup(func() {
-		ctx, cancel := cleanupContext()
-		defer cancel()
-		_, err := s.kit.Kubectl(ctx, "delete", "storageclass", class)
-		require.NoError(t, err)
-	})
+	class := s.storageClass("xfs", "csi.storage.k8s.io/fstype: xfs")
 	namespace := s.namespace("field")
-	manifest := strings.NewReplacer("$NAMESPACE", namespace, "$IMAGE", s.kit.ToolsImage, "$CLASS", s.kit.StorageClass, "$XFS", class).Replace(fieldManifest)
+	manifest := strings.NewReplacer("$NAMESPACE", namespace, "$IMAGE", s.kit.ToolsImage, "$CLASS", s.kit.StorageClass, "$XFS", class).
+		Replace(strings.ReplaceAll(fieldManifest, "$SCRATCH", scratchPod))
 	require.NoError(t, s.kit.Apply(s.ctx, manifest))
 	running := func(namespace string) {
 		for _, args := range [][]string{
@@ -108,6 +95,26 @@ parameters: {csi.storage.k8s.io/fstype: xfs}
 	running(target)
 	require.Equal(t, want, in(target, sum))
 	s.checkNothingLeft()
+}
+
+// storageClass makes a StorageClass of the driver under test until the end of the test. parameter is
+// a line of YAML.
+func (s *scenario) storageClass(base, parameter string) string {
+	s.Helper()
+	name := s.name(base)
+	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: %s}
+provisioner: %s
+parameters: {%s}
+`, name, os.Getenv("BLOCKMOVER_DRIVER_BLOCK"), parameter)))
+	s.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		_, err := s.kit.Kubectl(ctx, "delete", "storageclass", name)
+		require.NoError(s, err)
+	})
+	return name
 }
 
 // TestRefusedTarget restores into a namespace whose LimitRange refuses the PVC. Velero reports
@@ -172,12 +179,6 @@ func (s *scenario) withoutCRDs(group string) {
 	files, err := filepath.Glob(filepath.Join(os.Getenv("BLOCKMOVER_CACHE"), "crds", group+"_*.yaml"))
 	require.NoError(s, err)
 	require.NotEmpty(s, files)
-	restart := func(ctx context.Context) {
-		for _, args := range [][]string{{"restart", "deployment/blockmover"}, {"status", "deployment/blockmover", "--timeout=120s"}} {
-			_, err := s.kit.Kubectl(ctx, append([]string{"-n", s.kit.VeleroNamespace, "rollout"}, args...)...)
-			require.NoError(s, err)
-		}
-	}
 	s.Cleanup(func() {
 		ctx, cancel := cleanupContext()
 		defer cancel()
@@ -189,11 +190,11 @@ func (s *scenario) withoutCRDs(group string) {
 		require.NoError(s, err)
 		_, err = s.kit.Run(ctx, classes, "kubectl", "create", "-f", "-")
 		require.NoError(s, err)
-		restart(ctx)
+		require.NoError(s, s.kit.RestartMover(ctx))
 	})
 	for _, file := range files {
 		_, err := s.kit.Kubectl(s.ctx, "delete", "--timeout=60s", "-f", file)
 		require.NoError(s, err)
 	}
-	restart(s.ctx)
+	require.NoError(s, s.kit.RestartMover(s.ctx))
 }

@@ -177,7 +177,7 @@ func TestGroupFailures(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, uploads, len(writtenA), "the group of the other driver")
 	d.options(`{"requireBaseSnapshotForDelta": true}`)
-	g.restartManager() // a new one sweeps at once
+	require.NoError(g, g.kit.RestartMover(g.ctx)) // a new one sweeps at once
 	g.checkClean()
 
 	// Velero is killed between the stamps and the finalize phase.
@@ -413,14 +413,6 @@ func (g *groupsRun) checkClean() {
 	var claim kit.Object
 	require.NoError(g, g.kit.Get(g.ctx, &claim, "-n", g.namespace, "pvc", written[0]))
 	require.Equal(g, map[string]string{"velero.io/volume-group": "db", "take": "yes"}, claim.Metadata.Labels)
-}
-
-func (g *groupsRun) restartManager() {
-	g.Helper()
-	_, err := g.kit.Kubectl(g.ctx, "-n", g.kit.VeleroNamespace, "rollout", "restart", "deployment/blockmover")
-	require.NoError(g, err)
-	_, err = g.kit.Kubectl(g.ctx, "-n", g.kit.VeleroNamespace, "rollout", "status", "deployment/blockmover", "--timeout=120s")
-	require.NoError(g, err)
 }
 
 // deleteGroupCRDs deletes the CRDs of groups until the returned function is called or the

@@ -186,14 +186,9 @@ func (s *scenario) configure(lines string) {
 	set := func(ctx context.Context, document string) {
 		patch, err := json.Marshal(map[string]any{"data": map[string]string{"config.yaml": document}})
 		require.NoError(s, err)
-		for _, args := range [][]string{
-			{"patch", "configmap", "blockmover-config", "--type=merge", "-p", string(patch)},
-			{"rollout", "restart", "deployment/blockmover"},
-			{"rollout", "status", "deployment/blockmover", "--timeout=120s"},
-		} {
-			_, err := s.kit.Kubectl(ctx, append([]string{"-n", s.kit.VeleroNamespace}, args...)...)
-			require.NoError(s, err)
-		}
+		_, err = s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "patch", "configmap", "blockmover-config", "--type=merge", "-p", string(patch))
+		require.NoError(s, err)
+		require.NoError(s, s.kit.RestartMover(ctx))
 	}
 	if !found {
 		s.Cleanup(func() {

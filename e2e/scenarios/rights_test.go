@@ -247,10 +247,7 @@ spec: {source: {persistentVolumeClaimName: %s}}
 		_, err = tenant.Kubectl(s.ctx, "", append([]string{"-n", app.Namespace, "label"}, labels...)...)
 		require.NoError(t, err)
 	}
-	for _, args := range [][]string{{"rollout", "restart", "deployment/blockmover"}, {"rollout", "status", "deployment/blockmover", "--timeout=120s"}} {
-		_, err = s.kit.Kubectl(s.ctx, append([]string{"-n", s.kit.VeleroNamespace}, args...)...)
-		require.NoError(t, err)
-	}
+	require.NoError(t, s.kit.RestartMover(s.ctx)) // a new one sweeps at once
 	s.wait("sweep", func(ctx context.Context) (bool, string, error) {
 		var o kit.Object
 		err := s.kit.Get(ctx, &o, "-n", app.Namespace, "pvc", claim)
