@@ -94,7 +94,8 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 			return w, fmt.Errorf("create %s: %w", object.GetName(), err)
 		}
 	}
-	return w, w.addNode(ctx)
+	err = w.addNode(ctx)
+	return w, err
 }
 
 // addNode adds a node that can run mover pods. The API server taints a new one as not ready.
@@ -326,7 +327,7 @@ func (w *world) watch(ctx context.Context) (turns, error) {
 	go func() {
 		defer watcher.Stop()
 		defer close(t.events)
-		phases := map[string]phase.Phase{}
+		phases, decided := map[string]phase.Phase{}, map[string]bool{}
 		var ended time.Time
 		for event := range watcher.ResultChan() {
 			du, ok := event.Object.(*velerov2alpha1.DataUpload)
@@ -337,7 +338,9 @@ func (w *world) watch(ctx context.Context) (turns, error) {
 			was := phases[du.Name]
 			phases[du.Name] = view.Status.Phase
 			switch {
-			case view.Status.Phase.Terminal() && !was.Terminal():
+			// An operation holds its slot until its end is decided, not until it is released.
+			case view.Status.Outcome != nil && !decided[du.Name]:
+				decided[du.Name] = true
 				ended = time.Now()
 			case view.Status.Phase == phase.Accepted && was != phase.Accepted && !ended.IsZero():
 				select {
