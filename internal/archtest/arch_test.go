@@ -44,6 +44,7 @@ var pure = []string{
 	"internal/identity",
 	"internal/phase",
 	"internal/policy",
+	"internal/qcow2",
 	"internal/repository",
 	"internal/repository/ledger",
 	"internal/repository/repositorytest",

@@ -80,6 +80,8 @@ import (
 type Request struct {
 	// Parent is identity.ParentAuto, identity.ParentNone or the ID of a repo snapshot.
 	Parent string
+	// Full says why the caller wants a full image. If it is not empty, nothing else is asked.
+	Full []Step
 	// FullEvery is the age of the newest full image at which another one is due, or 0 for
 	// never. Only identity.ParentAuto looks at it.
 	FullEvery time.Duration
@@ -101,6 +103,9 @@ type Choice struct {
 
 // Choose picks parents from the repo snapshots of the volume, newest first.
 func Choose(r Request, history []repository.Snapshot) Choice {
+	if len(r.Full) > 0 {
+		return Choice{Steps: r.Full}
+	}
 	if r.Parent == identity.ParentNone {
 		return Choice{Steps: []Step{{ForcedFull, "a full image was asked for"}}}
 	}

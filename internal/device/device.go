@@ -19,12 +19,17 @@ import (
 // ErrReadOnly is wrapped by the errors of a device that cannot be written.
 var ErrReadOnly = errors.New("device is read-only")
 
-// Reader reads a device. It is safe for concurrent use. An access that is not wholly inside
-// the device is an error that is not io.EOF itself.
-type Reader interface {
+// Disk is something to read of a known size.
+type Disk interface {
 	io.ReaderAt
 	// Size is the size in bytes.
 	Size() int64
+}
+
+// Reader reads a device. It is safe for concurrent use. An access that is not wholly inside
+// the device is an error that is not io.EOF itself.
+type Reader interface {
+	Disk
 	// BlockSize is the logical block size in bytes.
 	BlockSize() int
 	io.Closer

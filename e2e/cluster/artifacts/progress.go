@@ -160,11 +160,11 @@ func (c *Cache) runtimePackages(ctx context.Context) error {
 }
 
 // hostTools installs what must run on the host: the CSI driver and the tests make, check and
-// mount file systems.
+// mount file systems, and compare our reading of qcow2 files with QEMU's.
 func (c *Cache) hostTools(ctx context.Context) error {
 	needed := map[string]string{
 		"mkfs.xfs": "xfsprogs", "mkfs.ext4": "e2fsprogs", "mount": "mount", "losetup": "mount",
-		"blkid": "util-linux", "fsfreeze": "util-linux",
+		"blkid": "util-linux", "fsfreeze": "util-linux", "qemu-img": "qemu-utils",
 	}
 	packages := map[string]bool{}
 	for tool, pkg := range needed {
