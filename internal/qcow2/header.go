@@ -135,7 +135,7 @@ func readHeader(r io.ReaderAt, fileSize int64) (*header, error) {
 		return nil, unsupported("version is %d, want 2 or 3", h.version)
 	case h.version == 3 && n < headerBytesV3:
 		return nil, malformed("the file has %d bytes, a header of version 3 has at least %d", fileSize, headerBytesV3)
-	case h.clusterBits < minClusterBits || h.clusterBits > maxClusterBits:
+	case !h.clustersInRange():
 		return nil, malformed("a cluster has 2^%d bytes, want 2^%d to 2^%d", h.clusterBits, minClusterBits, maxClusterBits)
 	case be.Uint32(raw[offCrypt:]) != 0:
 		return nil, unsupported("it is encrypted (method %d)", be.Uint32(raw[offCrypt:]))
@@ -145,15 +145,17 @@ func readHeader(r io.ReaderAt, fileSize int64) (*header, error) {
 			return nil, err
 		}
 	}
-	size := be.Uint64(raw[offSize:])
-	if size == 0 || size > block.MaxVolumeSize {
-		return nil, malformed("the disk has %d bytes, want 1 to %d", size, int64(block.MaxVolumeSize))
-	}
-	h.size = int64(size)
 	if err := h.tables(raw[:], fileSize); err != nil {
 		return nil, err
 	}
-	return h, h.backingName(r, raw[:], fileSize)
+	if err := h.backingName(r, raw[:], fileSize); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *header) clustersInRange() bool {
+	return h.clusterBits >= minClusterBits && h.clusterBits <= maxClusterBits
 }
 
 // features reads what only version 3 has.
@@ -191,9 +193,14 @@ func (h *header) features(raw []byte) error {
 	return nil
 }
 
-// tables reads where the L1 table and the refcount table are.
+// tables reads the size of the disk, and where the L1 table and the refcount table are.
 func (h *header) tables(raw []byte, fileSize int64) error {
 	be := binary.BigEndian
+	size := be.Uint64(raw[offSize:])
+	if size == 0 || size > block.MaxVolumeSize {
+		return malformed("the disk has %d bytes, want 1 to %d", size, int64(block.MaxVolumeSize))
+	}
+	h.size = int64(size)
 	covered := h.clusterSize() * h.l2Entries()
 	needed := (h.size + covered - 1) / covered
 	switch {
