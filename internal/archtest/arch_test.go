@@ -45,6 +45,7 @@ var pure = []string{
 	"internal/phase",
 	"internal/policy",
 	"internal/qcow2",
+	"internal/qcow2/qcow2test",
 	"internal/repository",
 	"internal/repository/ledger",
 	"internal/repository/repositorytest",

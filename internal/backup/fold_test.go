@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -20,6 +18,7 @@ import (
 	"github.com/blockmover/blockmover/internal/device"
 	faultclass "github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/qcow2"
+	"github.com/blockmover/blockmover/internal/qcow2/qcow2test"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/repository/repositorytest"
 )
@@ -41,15 +40,6 @@ func newVM(t *testing.T) *vm {
 	}
 }
 
-func (v *vm) qemu(args ...string) {
-	v.t.Helper()
-	if _, err := exec.LookPath(args[0]); err != nil {
-		v.t.Skipf("%s is not installed (Debian: qemu-utils)", args[0])
-	}
-	out, err := exec.CommandContext(v.t.Context(), args[0], args[1:]...).CombinedOutput()
-	require.NoError(v.t, err, "%v: %s", args, out)
-}
-
 // file makes the next file, of a disk of the given size.
 func (v *vm) file(size int64, commands ...string) {
 	path := filepath.Join(v.dir, fmt.Sprintf("checkpoint-%d", len(v.files)))
@@ -57,22 +47,13 @@ func (v *vm) file(size int64, commands ...string) {
 	if len(v.files) > 0 {
 		args = append(args, "-b", v.files[len(v.files)-1], "-F", "qcow2")
 	}
-	v.qemu(append(args, path, fmt.Sprint(size))...)
+	qcow2test.QEMU(v.t, append(args, path, fmt.Sprint(size))...)
 	args = []string{"qemu-io", "-t", "unsafe", "-d", "unmap", "-f", "qcow2"}
 	for _, c := range commands {
 		args = append(args, "-c", c)
 	}
-	v.qemu(append(args, path)...)
+	qcow2test.QEMU(v.t, append(args, path)...)
 	v.files = append(v.files, path)
-}
-
-// content is the disk of the newest file, as QEMU reads it.
-func (v *vm) content() []byte {
-	out := filepath.Join(v.dir, "raw")
-	v.qemu("qemu-img", "convert", "-f", "qcow2", "-O", "raw", v.files[len(v.files)-1], out)
-	data, err := os.ReadFile(out)
-	require.NoError(v.t, err)
-	return data
 }
 
 func (v *vm) stack(since cbt.ChangeID) *qcow2.Stack {
@@ -124,18 +105,14 @@ func (v *vm) back(since int, edit func(*chain.Input)) (backup.Result, error) {
 
 func (v *vm) requireImage(id repository.SnapshotID) {
 	v.t.Helper()
-	want := v.content()
+	want := qcow2test.Raw(v.t, v.files[len(v.files)-1])
 	image, err := v.store.OpenReader(v.t.Context(), id)
 	require.NoError(v.t, err)
 	require.EqualValues(v.t, len(want), image.Meta().Size)
 	got := make([]byte, len(want))
 	_, err = image.ReadAt(got, 0)
 	require.NoError(v.t, err)
-	for i := range want {
-		if want[i] != got[i] {
-			require.Failf(v.t, "image differs from the disk", "at %d: want %#x, got %#x", i, want[i], got[i])
-		}
-	}
+	qcow2test.RequireSame(v.t, want, got)
 }
 
 const mib = 1 << 20

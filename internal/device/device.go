@@ -66,8 +66,8 @@ func aligned(p []byte, off int64, blockSize int) bool {
 		uintptr(unsafe.Pointer(unsafe.SliceData(p)))%bufferAlign == 0
 }
 
-// checkRange refuses an access outside the device.
-func checkRange(size int64, p []byte, off int64) error {
+// CheckRange refuses an access outside a device of size bytes. The error wraps io.EOF.
+func CheckRange(size int64, p []byte, off int64) error {
 	if off < 0 || int64(len(p)) > size-off {
 		return fmt.Errorf("%d bytes at %d are outside the device of %d bytes: %w", len(p), off, size, io.EOF)
 	}

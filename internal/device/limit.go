@@ -74,7 +74,7 @@ func newLimit(ctx context.Context, bytesPerSecond int64) limit {
 
 // slices does an access to a device of size bytes slice by slice.
 func (l *limit) slices(size int64, p []byte, off int64, access func(p []byte, off int64) (int, error)) (int, error) {
-	if checkRange(size, p, off) != nil || len(p) == 0 {
+	if CheckRange(size, p, off) != nil || len(p) == 0 {
 		return access(p, off) // it says what is wrong, before anything is done
 	}
 	done := 0

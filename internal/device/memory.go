@@ -30,7 +30,7 @@ func (m *Memory) BlockSize() int { return m.blockSize }
 
 // ReadAt implements Reader.
 func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
-	if err := checkRange(m.Size(), p, off); err != nil {
+	if err := CheckRange(m.Size(), p, off); err != nil {
 		return 0, fmt.Errorf("read: %w", err)
 	}
 	m.mu.RLock()
@@ -40,7 +40,7 @@ func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements Writer.
 func (m *Memory) WriteAt(p []byte, off int64) (int, error) {
-	if err := checkRange(m.Size(), p, off); err != nil {
+	if err := CheckRange(m.Size(), p, off); err != nil {
 		return 0, fmt.Errorf("write: %w", err)
 	}
 	m.mu.Lock()

@@ -140,7 +140,7 @@ func (f *File) through(p []byte, off int64) *os.File {
 
 // ReadAt implements Reader.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
-	if err := checkRange(f.size, p, off); err != nil {
+	if err := CheckRange(f.size, p, off); err != nil {
 		return 0, fmt.Errorf("read %s: %w", f.buffered.Name(), err)
 	}
 	n, err := f.through(p, off).ReadAt(p, off)
@@ -152,7 +152,7 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements Writer.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
-	if err := checkRange(f.size, p, off); err != nil {
+	if err := CheckRange(f.size, p, off); err != nil {
 		return 0, fmt.Errorf("write %s: %w", f.buffered.Name(), err)
 	}
 	n, err := f.through(p, off).WriteAt(p, off)

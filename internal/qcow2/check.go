@@ -29,15 +29,15 @@ func (l *Layer) check(ctx context.Context) error {
 	if u.shared, err = block.NewBitmap(size, l.clusterSize()); err != nil {
 		return err
 	}
-	for _, part := range []struct {
-		what string
+	for _, p := range []struct {
+		what part
 		at   block.Extent
 	}{
-		{"header", block.Extent{Length: 1}},
-		{"L1 table", block.Extent{Offset: l.l1Offset, Length: l.l1Entries * l1EntryBytes}},
-		{"refcount table", block.Extent{Offset: l.refcountOffset, Length: l.refcountBytes}},
+		{only("header"), block.Extent{Length: 1}},
+		{only("L1 table"), block.Extent{Offset: l.l1Offset, Length: l.l1Entries * l1EntryBytes}},
+		{only("refcount table"), block.Extent{Offset: l.refcountOffset, Length: l.refcountBytes}},
 	} {
-		if err := u.take(part.at, part.what, -1); err != nil {
+		if err := u.take(p.at, p.what); err != nil {
 			return err
 		}
 	}
@@ -59,13 +59,9 @@ func (l *Layer) check(ctx context.Context) error {
 // usage is which clusters of the file are in use: alone, or shared by compressed clusters.
 type usage struct{ alone, shared *block.Bitmap }
 
-// take uses the clusters of a part of the file alone. The index is -1 if there is only one of
-// its kind.
-func (u *usage) take(e block.Extent, what string, index int64) error {
+// take uses the clusters of a part of the file alone.
+func (u *usage) take(e block.Extent, what part) error {
 	if u.alone.AnyIn(e) || u.shared.AnyIn(e) {
-		if index >= 0 {
-			what = fmt.Sprintf("%s %d", what, index)
-		}
 		return malformed("%s at %d of the file is where something else is", what, e.Offset)
 	}
 	return u.alone.Set(e)
@@ -97,11 +93,11 @@ func (l *Layer) refcountBlocks(ctx context.Context, u *usage) ([]int64, error) {
 		for _, entry := range entries {
 			var at int64
 			if entry != 0 {
-				index := int64(len(blocks))
-				if at, err = l.place(fmt.Sprintf("refcount block %d", index), entry, l.clusterSize(), l.fileSize); err != nil {
+				what := part{"refcount block", int64(len(blocks))}
+				if at, err = l.place(what, entry, l.clusterSize(), l.fileSize); err != nil {
 					return nil, err
 				}
-				if err := u.take(block.Extent{Offset: at, Length: l.clusterSize()}, "refcount block", index); err != nil {
+				if err := u.take(block.Extent{Offset: at, Length: l.clusterSize()}, what); err != nil {
 					return nil, err
 				}
 			}
@@ -116,67 +112,23 @@ func (l *Layer) countsPerBlock() int64 { return l.clusterSize() * 8 >> l.refcoun
 
 // checkTables visits each L2 table and each of its entries.
 func (l *Layer) checkTables(ctx context.Context, u *usage) error {
-	covered := l.clusterSize() * l.l2Entries()
-	words := l.entryBytes() / 8
-	clusters := (l.size + l.clusterSize() - 1) >> l.clusterBits
-	for first := int64(0); first*covered < l.size; first += batch {
-		n := min(batch, (l.size-1)/covered-first+1)
-		l1, err := l.entries(l.l1Offset+first*l1EntryBytes, n)
-		if err != nil {
-			return fmt.Errorf("read L1 table: %w", err)
+	return l.tables(ctx, block.Extent{Length: l.size}, func(index, table int64, e block.Extent) error {
+		if table == 0 {
+			return nil
 		}
-		for i, entry := range l1 {
-			index := first + int64(i)
-			table, err := l.table(index, entry)
-			if err != nil {
-				return err
-			}
-			if table == 0 {
-				continue
-			}
-			if err := u.take(block.Extent{Offset: table, Length: l.clusterSize()}, "L2 table", index); err != nil {
-				return err
-			}
-			begin := index * l.l2Entries()
-			end := min(begin+l.l2Entries(), clusters)
-			for c := begin; c < end; c += batch {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				l2, err := l.entries(table+(c-begin)*l.entryBytes(), min(batch, end-c)*words)
-				if err != nil {
-					return fmt.Errorf("read L2 table: %w", err)
-				}
-				if err := l.checkEntries(c, l2, u); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-func (l *Layer) checkEntries(first int64, l2 []uint64, u *usage) error {
-	words := int(l.entryBytes() / 8)
-	for i := 0; i < len(l2); i += words {
-		var bitmap uint64
-		if l.extended {
-			bitmap = l2[i+1]
-		}
-		index := first + int64(i/words)
-		c, err := l.decode(index, l2[i], bitmap)
-		switch {
-		case err != nil:
-		case c.compressed > 0:
-			err = u.share(block.Extent{Offset: c.host, Length: c.compressed}, index)
-		case c.host != 0 && c.host < l.fileSize:
-			err = u.take(block.Extent{Offset: c.host, Length: 1}, "cluster", index)
-		}
-		if err != nil {
+		if err := u.take(block.Extent{Offset: table, Length: l.clusterSize()}, part{"L2 table", index}); err != nil {
 			return err
 		}
-	}
-	return nil
+		return l.clusters(ctx, table, e, func(index int64, c cluster, _ block.Extent) error {
+			switch {
+			case c.compressed > 0:
+				return u.share(block.Extent{Offset: c.host, Length: c.compressed}, index)
+			case c.host != 0 && c.host < l.fileSize:
+				return u.take(block.Extent{Offset: c.host, Length: 1}, part{"cluster", index})
+			}
+			return nil
+		})
+	})
 }
 
 // checkCounts checks that the clusters that are in use are counted as in use.
@@ -188,8 +140,8 @@ func (l *Layer) checkCounts(ctx context.Context, used *block.Bitmap, blocks []in
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		part := block.Extent{Offset: off, Length: covered}
-		if !used.AnyIn(part) {
+		counted := block.Extent{Offset: off, Length: covered}
+		if !used.AnyIn(counted) {
 			continue
 		}
 		index := off / covered
@@ -199,7 +151,7 @@ func (l *Layer) checkCounts(ctx context.Context, used *block.Bitmap, blocks []in
 		if err := readFull(l.file, raw, blocks[index]); err != nil {
 			return fmt.Errorf("read refcount block %d: %w", index, err)
 		}
-		for e := range used.Extents(part) {
+		for e := range used.Extents(counted) {
 			for at := e.Offset; at < e.End(); at += l.clusterSize() {
 				if refcount(raw, at>>l.clusterBits-index*perBlock, l.refcountOrder) == 0 {
 					return malformed("the cluster at %d of the file is in use, and counted as free", at)

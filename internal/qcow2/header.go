@@ -29,7 +29,6 @@ const (
 	offL1Offset         = 40
 	offRefcountOffset   = 48
 	offRefcountClusters = 56
-	offSnapshots        = 60
 	offIncompatible     = 72
 	offRefcountOrder    = 96
 	offHeaderLength     = 100
@@ -84,10 +83,8 @@ type header struct {
 	refcountOffset int64
 	refcountBytes  int64
 	refcountOrder  uint32
-	// snapshots is the number of snapshots inside the file. They share its clusters.
-	snapshots   uint32
-	extended    bool
-	compression compression
+	extended       bool
+	compression    compression
 }
 
 func (h *header) clusterSize() int64 { return 1 << h.clusterBits }
@@ -127,7 +124,6 @@ func readHeader(r io.ReaderAt, fileSize int64) (*header, error) {
 		version:       be.Uint32(raw[offVersion:]),
 		clusterBits:   be.Uint32(raw[offClusterBits:]),
 		l1Entries:     int64(be.Uint32(raw[offL1Size:])),
-		snapshots:     be.Uint32(raw[offSnapshots:]),
 		refcountOrder: 4,
 	}
 	switch {
@@ -210,7 +206,7 @@ func (h *header) tables(raw []byte, fileSize int64) error {
 		return unsupported("the L1 table has %d bytes, want %d at most", h.l1Entries*l1EntryBytes, maxL1Bytes)
 	}
 	var err error
-	if h.l1Offset, err = h.place("L1 table", be.Uint64(raw[offL1Offset:]), h.l1Entries*l1EntryBytes, fileSize); err != nil {
+	if h.l1Offset, err = h.place(only("L1 table"), be.Uint64(raw[offL1Offset:]), h.l1Entries*l1EntryBytes, fileSize); err != nil {
 		return err
 	}
 	clusters := int64(be.Uint32(raw[offRefcountClusters:]))
@@ -218,12 +214,29 @@ func (h *header) tables(raw []byte, fileSize int64) error {
 		return malformed("the refcount table has %d clusters, want 1 to %d", clusters, most)
 	}
 	h.refcountBytes = clusters << h.clusterBits
-	h.refcountOffset, err = h.place("refcount table", be.Uint64(raw[offRefcountOffset:]), h.refcountBytes, fileSize)
+	h.refcountOffset, err = h.place(only("refcount table"), be.Uint64(raw[offRefcountOffset:]), h.refcountBytes, fileSize)
 	return err
 }
 
-// place checks where something is that begins with a cluster.
-func (h *header) place(what string, offset uint64, length, fileSize int64) (int64, error) {
+// part is a part of the file, for messages. They are rendered only when something is wrong.
+type part struct {
+	kind string
+	// index is -1 if there is only one of the kind.
+	index int64
+}
+
+func only(kind string) part { return part{kind, -1} }
+
+// String names the part.
+func (p part) String() string {
+	if p.index < 0 {
+		return p.kind
+	}
+	return fmt.Sprintf("%s %d", p.kind, p.index)
+}
+
+// place checks where a part is that begins with a cluster.
+func (h *header) place(what part, offset uint64, length, fileSize int64) (int64, error) {
 	switch {
 	case offset&uint64(h.clusterSize()-1) != 0:
 		return 0, malformed("the %s is at %d, which is no multiple of the cluster size %d", what, offset, h.clusterSize())

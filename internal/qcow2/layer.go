@@ -53,9 +53,6 @@ func Open(file io.ReaderAt, fileSize int64) (*Layer, error) {
 // Size is the size of the disk in bytes.
 func (l *Layer) Size() int64 { return l.size }
 
-// ClusterSize is the size of a cluster in bytes.
-func (l *Layer) ClusterSize() int64 { return l.clusterSize() }
-
 // BackingFile is the name that the file gives for the layer below, or "". It is for messages
 // only.
 func (l *Layer) BackingFile() string { return l.backing }
@@ -66,23 +63,7 @@ func (l *Layer) Extents(ctx context.Context, within block.Extent, emit func(Exte
 	if err := within.CheckWithin(l.size); err != nil {
 		return err
 	}
-	var last Extent
-	err := l.walk(ctx, within, func(p piece) error {
-		if last.Length > 0 && last.State == p.State {
-			last.Length += p.Length
-			return nil
-		}
-		done := last
-		last = p.Extent
-		if done.Length == 0 {
-			return nil
-		}
-		return emit(done)
-	})
-	if err != nil {
-		return err
-	}
-	return emit(last)
+	return l.walk(ctx, within, func(p piece) error { return emit(p.Extent) })
 }
 
 // piece is an extent, and where its data is.
@@ -117,36 +98,39 @@ const (
 // each other in the file, too, are one piece.
 func (l *Layer) walk(ctx context.Context, within block.Extent, visit func(piece) error) error {
 	j := joiner{visit: visit}
-	covered := l.clusterSize() * l.l2Entries()
-	for off := within.Offset; off < within.End(); {
-		if err := ctx.Err(); err != nil {
-			return err
+	err := l.tables(ctx, within, func(_, table int64, e block.Extent) error {
+		if table == 0 {
+			return j.add(piece{Extent: Extent{e, Absent}})
 		}
-		first := off / covered
-		n := min(batch, (within.End()-1)/covered-first+1)
+		return l.clusters(ctx, table, e, func(_ int64, c cluster, e block.Extent) error { return l.pieces(c, e, &j) })
+	})
+	if err != nil {
+		return err
+	}
+	return j.flush()
+}
+
+// tables visits the L2 tables of a part of the disk in ascending order, each with what it
+// describes of that part. A table at 0 does not exist.
+func (l *Layer) tables(ctx context.Context, within block.Extent, visit func(index, table int64, e block.Extent) error) error {
+	covered := l.clusterSize() * l.l2Entries()
+	return batches(ctx, within, covered, func(first, n int64) error {
 		l1, err := l.entries(l.l1Offset+first*l1EntryBytes, n)
 		if err != nil {
 			return fmt.Errorf("read L1 table: %w", err)
 		}
 		for i, entry := range l1 {
-			end := min((first+int64(i)+1)*covered, within.End())
-			part := block.Extent{Offset: off, Length: end - off}
-			off = end
-			table, err := l.table(first+int64(i), entry)
+			index := first + int64(i)
+			table, err := l.table(index, entry)
 			if err != nil {
 				return err
 			}
-			if table == 0 {
-				err = j.add(piece{Extent: Extent{part, Absent}})
-			} else {
-				err = l.walkTable(ctx, table, part, &j)
-			}
-			if err != nil {
+			if err := visit(index, table, unit(within, index, covered)); err != nil {
 				return err
 			}
 		}
-	}
-	return j.flush()
+		return nil
+	})
 }
 
 // table returns where the L2 table of an L1 entry is, or 0.
@@ -157,19 +141,14 @@ func (l *Layer) table(index int64, entry uint64) (int64, error) {
 	case entry&maskOffset == 0:
 		return 0, nil
 	}
-	return l.place(fmt.Sprintf("L2 table %d", index), entry&maskOffset, l.clusterSize(), l.fileSize)
+	return l.place(part{"L2 table", index}, entry&maskOffset, l.clusterSize(), l.fileSize)
 }
 
-// walkTable visits a part of the disk that one L2 table describes.
-func (l *Layer) walkTable(ctx context.Context, table int64, within block.Extent, j *joiner) error {
-	size := l.clusterSize()
+// clusters visits the clusters of a part of the disk that one L2 table describes, each with
+// what it has of that part.
+func (l *Layer) clusters(ctx context.Context, table int64, within block.Extent, visit func(index int64, c cluster, e block.Extent) error) error {
 	words := l.entryBytes() / 8
-	for off := within.Offset; off < within.End(); {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		first := off / size
-		n := min(batch, (within.End()-1)/size-first+1)
+	return batches(ctx, within, l.clusterSize(), func(first, n int64) error {
 		l2, err := l.entries(table+first%l.l2Entries()*l.entryBytes(), n*words)
 		if err != nil {
 			return fmt.Errorf("read L2 table: %w", err)
@@ -183,14 +162,33 @@ func (l *Layer) walkTable(ctx context.Context, table int64, within block.Extent,
 			if err != nil {
 				return err
 			}
-			end := min((first+i+1)*size, within.End())
-			if err := l.pieces(c, block.Extent{Offset: off, Length: end - off}, j); err != nil {
+			if err := visit(first+i, c, unit(within, first+i, l.clusterSize())); err != nil {
 				return err
 			}
-			off = end
+		}
+		return nil
+	})
+}
+
+// batches cuts a part of the disk into units of the given size, and calls do for at most batch
+// of them at once.
+func batches(ctx context.Context, within block.Extent, size int64, do func(first, n int64) error) error {
+	last := (within.End() - 1) / size
+	for first := within.Offset / size; first <= last; first += batch {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := do(first, min(batch, last-first+1)); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// unit returns what a unit has of a part of the disk.
+func unit(within block.Extent, index, size int64) block.Extent {
+	begin := max(index*size, within.Offset)
+	return block.Extent{Offset: begin, Length: min((index+1)*size, within.End()) - begin}
 }
 
 // entries reads n 64-bit numbers.
@@ -256,7 +254,7 @@ func (l *Layer) decode(index int64, entry, bitmap uint64) (cluster, error) {
 		shown = 0
 	}
 	var err error
-	c.host, err = l.place(fmt.Sprintf("cluster %d", index), host, shown, l.fileSize)
+	c.host, err = l.place(part{"cluster", index}, host, shown, l.fileSize)
 	return c, err
 }
 
@@ -278,25 +276,25 @@ func (l *Layer) decodeCompressed(index int64, entry, bitmap uint64) (cluster, er
 }
 
 // pieces visits a part of one cluster.
-func (l *Layer) pieces(c cluster, part block.Extent, j *joiner) error {
+func (l *Layer) pieces(c cluster, e block.Extent, j *joiner) error {
 	size := l.clusterSize()
-	skip := part.Offset % size
+	skip := e.Offset % size
 	if !l.extended || c.compressed > 0 {
-		return j.add(l.piece(c, 0, part, skip))
+		return j.add(l.piece(c, 0, e, skip))
 	}
 	sub := size / subclusters
-	for part.Length > 0 {
-		n := min(sub-skip%sub, part.Length)
-		if err := j.add(l.piece(c, skip/sub, block.Extent{Offset: part.Offset, Length: n}, skip)); err != nil {
+	for e.Length > 0 {
+		n := min(sub-skip%sub, e.Length)
+		if err := j.add(l.piece(c, skip/sub, block.Extent{Offset: e.Offset, Length: n}, skip)); err != nil {
 			return err
 		}
-		part.Offset, part.Length, skip = part.Offset+n, part.Length-n, skip+n
+		e.Offset, e.Length, skip = e.Offset+n, e.Length-n, skip+n
 	}
 	return nil
 }
 
-func (l *Layer) piece(c cluster, sub int64, part block.Extent, skip int64) piece {
-	p := piece{Extent: Extent{part, Absent}}
+func (l *Layer) piece(c cluster, sub int64, e block.Extent, skip int64) piece {
+	p := piece{Extent: Extent{e, Absent}}
 	switch {
 	case c.zero>>sub&1 != 0:
 		p.State = Zero

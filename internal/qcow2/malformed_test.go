@@ -16,6 +16,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/qcow2"
+	"github.com/blockmover/blockmover/internal/qcow2/qcow2test"
 )
 
 // The parts of the file that build makes, by their offsets.
@@ -80,11 +81,11 @@ func TestBuiltFile(t *testing.T) {
 	require.NoError(t, err)
 	want := make([]byte, diskSize)
 	copy(want[clusterSize:], f[dataCluster:])
-	requireSame(t, want, data)
+	qcow2test.RequireSame(t, want, data)
 	path := filepath.Join(t.TempDir(), "disk")
 	require.NoError(t, os.WriteFile(path, f, 0o600))
-	qemu(t, "qemu-img", "check", "-f", "qcow2", path)
-	requireSame(t, raw(t, path), data)
+	qcow2test.QEMU(t, "qemu-img", "check", "-f", "qcow2", path)
+	qcow2test.RequireSame(t, qcow2test.Raw(t, path), data)
 	var states []qcow2.State
 	err = openLayer(t, path).Extents(t.Context(), block.Extent{Length: diskSize}, func(e qcow2.Extent) error {
 		states = append(states, e.State)
@@ -180,33 +181,23 @@ func TestTruncated(t *testing.T) {
 	// A file may be longer than what is in use.
 	data, err := use(t, append(f, make([]byte, 3*clusterSize+1)...))
 	require.NoError(t, err)
-	requireSame(t, want, data)
+	qcow2test.RequireSame(t, want, data)
 }
 
 // TestTruncatedByQEMU does the same with a file that has compressed clusters.
 func TestTruncatedByQEMU(t *testing.T) {
 	for _, compression := range []string{"zlib", "zstd"} {
 		path := filepath.Join(t.TempDir(), "disk")
-		qemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096,compression_type="+compression, path, "65536")
-		qemu(t, "qemu-io", "-f", "qcow2", "-c", "write -q -c -P 3 0 4096", "-c", "write -q -P 5 8192 4096", "-c", "write -q -c -P 9 4096 4096", path)
+		qcow2test.QEMU(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096,compression_type="+compression, path, "65536")
+		qcow2test.QEMU(t, "qemu-io", "-f", "qcow2", "-c", "write -q -c -P 3 0 4096", "-c", "write -q -P 5 8192 4096", "-c", "write -q -c -P 9 4096 4096", path)
 		f, err := os.ReadFile(path)
 		require.NoError(t, err)
-		want := raw(t, path)
+		want := qcow2test.Raw(t, path)
 		refused := 0
 		for n := range f {
-			layer, err := qcow2.Open(bytes.NewReader(f[:n]), int64(n))
-			if err == nil {
-				err = layer.Check(t.Context())
-			}
-			var data []byte
-			if err == nil {
-				stack, err := qcow2.NewStack("", layer)
-				require.NoError(t, err)
-				data = make([]byte, stack.Size())
-				if _, err = stack.ReadAt(data, 0); err == nil {
-					requireSame(t, want, data)
-					continue
-				}
+			if data, err := use(t, f[:n]); err == nil {
+				qcow2test.RequireSame(t, want, data)
+				continue
 			}
 			refused++
 		}

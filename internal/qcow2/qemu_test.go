@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,18 +13,8 @@ import (
 
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/qcow2"
+	"github.com/blockmover/blockmover/internal/qcow2/qcow2test"
 )
-
-// qemu runs a program of QEMU, which judges what a file holds.
-func qemu(t testing.TB, args ...string) string {
-	t.Helper()
-	if _, err := exec.LookPath(args[0]); err != nil {
-		t.Skipf("%s is not installed (Debian: qemu-utils; make cluster-build installs it)", args[0])
-	}
-	out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
-	require.NoError(t, err, "%v: %s", args, out)
-	return string(out)
-}
 
 // format is how a file is made.
 type format struct {
@@ -68,7 +57,7 @@ func (f format) create(t testing.TB, path string, size int64, backing string) {
 	if backing != "" {
 		args = append(args, "-b", backing, "-F", "qcow2")
 	}
-	qemu(t, append(args, path, fmt.Sprint(size))...)
+	qcow2test.QEMU(t, append(args, path, fmt.Sprint(size))...)
 }
 
 // scribble compresses some clusters of a new file, which QEMU does only once for each, and
@@ -96,7 +85,7 @@ func scribble(t testing.TB, rnd *rand.Rand, f format, path string, size int64, n
 			add("write -q -P %#x %d %d", 1+rnd.IntN(255), off, length)
 		}
 	}
-	qemu(t, append(args, path)...)
+	qcow2test.QEMU(t, append(args, path)...)
 }
 
 // open opens files as layers, the top one first.
@@ -122,16 +111,6 @@ func openLayer(t testing.TB, path string) *qcow2.Layer {
 	layer, err := qcow2.Open(file, info.Size())
 	require.NoError(t, err)
 	return layer
-}
-
-// raw is what QEMU reads of the file and those below it.
-func raw(t testing.TB, path string) []byte {
-	t.Helper()
-	out := filepath.Join(t.TempDir(), "raw")
-	qemu(t, "qemu-img", "convert", "-t", "unsafe", "-f", "qcow2", "-O", "raw", path, out)
-	data, err := os.ReadFile(out)
-	require.NoError(t, err)
-	return data
 }
 
 func readAll(t testing.TB, s *qcow2.Stack) []byte {
@@ -169,25 +148,14 @@ func TestAgainstQEMU(t *testing.T) {
 				scribble(t, rnd, g, path, size, 24)
 				paths = append([]string{path}, paths...)
 				stack := open(t, paths...)
-				want := raw(t, path)
+				want := qcow2test.Raw(t, path)
 				got := readAll(t, stack)
-				require.Equal(t, len(want), len(got))
-				requireSame(t, want, got)
+				qcow2test.RequireSame(t, want, got)
 				requirePieces(t, rnd, stack, want)
 				requireMap(t, path, openLayer(t, path))
 			}
 			require.Equal(t, paths[1], openLayer(t, paths[0]).BackingFile())
 		})
-	}
-}
-
-// requireSame compares without printing megabytes.
-func requireSame(t testing.TB, want, got []byte) {
-	t.Helper()
-	for i := range want {
-		if want[i] != got[i] {
-			require.Failf(t, "data differs", "at offset %d: want %#x, got %#x", i, want[i], got[i])
-		}
 	}
 }
 
@@ -199,7 +167,7 @@ func requirePieces(t testing.TB, rnd *rand.Rand, s *qcow2.Stack, want []byte) {
 		p := make([]byte, rnd.Int64N(min(s.Size()-off, 200<<10)+1))
 		_, err := s.ReadAt(p, off)
 		require.NoError(t, err)
-		requireSame(t, want[off:off+int64(len(p))], p)
+		qcow2test.RequireSame(t, want[off:off+int64(len(p))], p)
 	}
 }
 
@@ -212,7 +180,7 @@ func requireMap(t testing.TB, path string, l *qcow2.Layer) {
 		Depth               int
 		Present, Zero, Data bool
 	}
-	require.NoError(t, json.Unmarshal([]byte(qemu(t, "qemu-img", "map", "-f", "qcow2", "--output=json", path)), &extents))
+	require.NoError(t, json.Unmarshal([]byte(qcow2test.QEMU(t, "qemu-img", "map", "-f", "qcow2", "--output=json", path)), &extents))
 	state := make([]qcow2.State, (l.Size()+511)/512)
 	err := l.Extents(t.Context(), block.Extent{Length: l.Size()}, func(e qcow2.Extent) error {
 		for off := e.Offset; off < e.End(); off += 512 {
@@ -240,8 +208,8 @@ func requireMap(t testing.TB, path string, l *qcow2.Layer) {
 func TestPreallocated(t *testing.T) {
 	for _, mode := range []string{"metadata", "falloc", "full"} {
 		path := filepath.Join(t.TempDir(), "disk")
-		qemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation="+mode, path, "3145728")
-		qemu(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 7 65536 4096", path)
-		requireSame(t, raw(t, path), readAll(t, open(t, path)))
+		qcow2test.QEMU(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation="+mode, path, "3145728")
+		qcow2test.QEMU(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 7 65536 4096", path)
+		qcow2test.RequireSame(t, qcow2test.Raw(t, path), readAll(t, open(t, path)))
 	}
 }

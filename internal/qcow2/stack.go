@@ -74,8 +74,8 @@ func (s *Stack) Close() error {
 
 // ReadAt implements device.Reader.
 func (s *Stack) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 || int64(len(p)) > s.Size()-off {
-		return 0, fmt.Errorf("%d bytes at %d are outside the disk of %d bytes: %w", len(p), off, s.Size(), io.EOF)
+	if err := device.CheckRange(s.Size(), p, off); err != nil {
+		return 0, err
 	}
 	if len(p) == 0 {
 		return 0, nil
