@@ -1,8 +1,9 @@
 #!/bin/bash
-# Runs the scenarios: all of them on two clusters of our own at once, for they
+# Runs the scenarios: all of them on clusters of our own, side by side, for they
 # wait most of the time; those that a pattern picks on one; on the cluster that
 # KUBECONFIG names if it is set. E2E_NAME names the clusters, "e2e" if it is not set.
-# After all of them, it looks for rights that nothing has used.
+# After all of them, it looks for rights that nothing has used. What failed is
+# printed again at the end.
 #
 # usage: hack/e2e.sh PROGRAM [PATTERN]
 set -euo pipefail
@@ -14,18 +15,20 @@ if [[ -n ${KUBECONFIG:-} || -n $pattern ]]; then
 	exec hack/with-cluster.sh "$name" "$program" "${options[@]}" ${pattern:+-test.run "$pattern"}
 fi
 
-# About half of the time; what is not named here runs on the first cluster.
+# What is not named here runs on the first cluster.
 second='^Test(Groups|GroupFailures|Killed.*|Cancel|Reasons|RetainedSnapshots)$'
-children=()
+declare -A children=()
 
-audit=$(mktemp -d)
-trap 'rm -rf "$audit"' EXIT
+output=$(mktemp -d)
+trap 'rm -rf "$output"' EXIT
 
-half() {
+part() {
 	local name=$1
 	shift
-	BLOCKMOVER_AUDIT=$audit/$name.log hack/with-cluster.sh "$name" "$program" "${options[@]}" "$@" > >(sed -u "s/^/$name: /") 2>&1 &
-	children+=($!)
+	: >"$output/$name.log"
+	BLOCKMOVER_AUDIT=$output/$name.audit hack/with-cluster.sh "$name" "$program" "${options[@]}" "$@" >>"$output/$name.log" 2>&1 &
+	children[$name]=$!
+	tail -n +1 -f --pid=$! "$output/$name.log" | sed -u "s/^/$name: /" &
 }
 
 # A process in the background does not get Ctrl-C.
@@ -37,13 +40,29 @@ stop() {
 }
 trap stop INT TERM
 
-half "$name" -test.skip "$second"
-half "$name-2" -test.run "$second"
-status=0
-for child in "${children[@]}"; do
-	wait "$child" || status=1
+# The last lines of each failed test, or of the program if it failed without one.
+failures() {
+	awk -v keep=60 'function flush(i) {for (i = n > keep ? n - keep : 0; i < n; i++) print lines[i]; n = 0; found = 1}
+		/^=== RUN +[^\/]*$/ {n = 0}
+		/^ +--- FAIL/ && found {print; next}
+		{lines[n++] = $0}
+		/^--- FAIL/ {flush()}
+		END {if (!found) flush()}' "$1"
+}
+
+part "$name" -test.skip "$second"
+part "$name-2" -test.run "$second"
+failed=()
+for part in "${!children[@]}"; do
+	wait "${children[$part]}" || failed+=("$part")
 done
-if ((status == 0)); then
-	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR" "$audit"/*.log
+wait
+if ((${#failed[@]} == 0)); then
+	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR" "$output"/*.audit
+	exit
 fi
-exit $status
+for part in "${failed[@]}"; do
+	echo "==== failed on cluster $part:"
+	failures "$output/$part.log"
+done
+exit 1
