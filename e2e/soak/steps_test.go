@@ -688,7 +688,7 @@ func (s *soak) restore(store *kopia.Store, b *saved) {
 	_, err := restore.Run(s.ctx, restore.Job{
 		Store:    store,
 		Snapshot: b.id,
-		Open:     func() (device.Writer, error) { return device.OpenWriter(path) },
+		Open:     func(int64) (device.Writer, error) { return device.OpenWriter(path) },
 		Options: datapath.Options{
 			Workers: s.rnd.IntN(5), ReadSize: s.rnd.Int64N(3) * mib, Verify: s.chance(3), Resume: s.chance(3),
 		},

@@ -35,8 +35,8 @@ type Store interface {
 type Job struct {
 	Store    Store
 	Snapshot repository.SnapshotID
-	// Open opens the device. Run closes it.
-	Open func() (device.Writer, error)
+	// Open opens the device for an image of the given size. Run closes it.
+	Open func(size int64) (device.Writer, error)
 	// Begun, if not nil, is called before anything is written. An error ends the run.
 	Begun func(image repository.VolumeReader, dev device.Writer) error
 	// Options of the data path.
@@ -58,7 +58,7 @@ func Run(ctx context.Context, job Job) (result Result, err error) {
 	}
 	defer image.Close() //nolint:errcheck // it was only read
 	result.Size = image.Meta().Size
-	dev, err := job.Open()
+	dev, err := job.Open(result.Size)
 	if err != nil {
 		return result, untouched(err)
 	}

@@ -50,7 +50,7 @@ func image(t *testing.T) (*repositorytest.Memory, repository.SnapshotID) {
 func job(store restore.Store, id repository.SnapshotID, dev device.Writer) restore.Job {
 	return restore.Job{
 		Store: store, Snapshot: id,
-		Open:    func() (device.Writer, error) { return dev, nil },
+		Open:    func(int64) (device.Writer, error) { return dev, nil },
 		Options: datapath.Options{Workers: 1, ReadSize: chunkSize},
 	}
 }
@@ -137,12 +137,12 @@ func TestUntouched(t *testing.T) {
 		want   error
 	}{
 		"no image":  {func(j *restore.Job) { j.Snapshot = "other" }, repository.ErrNotFound},
-		"no device": {func(j *restore.Job) { j.Open = func() (device.Writer, error) { return nil, errInjected } }, errInjected},
+		"no device": {func(j *restore.Job) { j.Open = func(int64) (device.Writer, error) { return nil, errInjected } }, errInjected},
 		"refused": {func(j *restore.Job) {
 			j.Begun = func(repository.VolumeReader, device.Writer) error { return errInjected }
 		}, errInjected},
 		"device too small": {func(j *restore.Job) {
-			j.Open = func() (device.Writer, error) { return device.NewMemory(random(2)[:chunkSize], 512), nil }
+			j.Open = func(int64) (device.Writer, error) { return device.NewMemory(random(2)[:chunkSize], 512), nil }
 		}, datapath.ErrTooSmall},
 	} {
 		t.Run(name, func(t *testing.T) {

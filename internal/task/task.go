@@ -39,7 +39,8 @@ type Request struct {
 	// OperationID is stored with the repo snapshot. A repeated operation finds by it what it
 	// saved before.
 	OperationID string `json:"operationID"`
-	// Device is the path of the block device in the pod.
+	// Device is the path of the block device in the pod. With Backup.DiskFile or
+	// Restore.DiskImage it is that of a directory.
 	Device string `json:"device"`
 	// BackupRepository is the name of Velero's object in Namespace.
 	BackupRepository string               `json:"backupRepository"`
@@ -66,8 +67,9 @@ type Backup struct {
 	VolumeHandle   string    `json:"volumeHandle"`
 	SnapshotHandle string    `json:"snapshotHandle"`
 	SnapshotTime   time.Time `json:"snapshotTime"`
-	// VolumeSnapshot is the name of the re-homed VolumeSnapshot in Namespace.
-	VolumeSnapshot string `json:"volumeSnapshot"`
+	// VolumeSnapshot is the name of the re-homed VolumeSnapshot in Namespace. Only a disk of a
+	// VM has none.
+	VolumeSnapshot string `json:"volumeSnapshot,omitempty"`
 	// Capacity is that of the source's PersistentVolume in bytes, and Filesystem what that
 	// names. Both are empty if they are not known.
 	Capacity   int64  `json:"capacity,omitempty"`
@@ -76,6 +78,29 @@ type Backup struct {
 	// MetadataUnavailable says why.
 	Metadata            *MetadataService `json:"metadata,omitempty"`
 	MetadataUnavailable string           `json:"metadataUnavailable,omitempty"`
+	// DiskFile is set for a disk of a VM. Then VolumeSnapshot and both fields of the metadata
+	// service are empty.
+	DiskFile *DiskFile `json:"diskFile,omitempty"`
+}
+
+// DiskFile names the qcow2 file of one disk of a VM, as KubeVirt writes it into the volume of a
+// VirtualMachineBackup:
+//
+//	<instance>/<backup>-<creation time>/<backup>-<volume>.qcow2
+type DiskFile struct {
+	Instance string `json:"instance"`
+	Backup   string `json:"backup"`
+	Volume   string `json:"volume"`
+	// Since is the change ID of the image that the file holds the changes to. It is empty if
+	// the file holds the whole disk; then Full says why.
+	Since string       `json:"since,omitempty"`
+	Full  []FullReason `json:"full,omitempty"`
+}
+
+// FullReason is why KubeVirt had to give the whole disk: a reason code, and a text for people.
+type FullReason struct {
+	Reason string `json:"reason"`
+	Detail string `json:"detail"`
 }
 
 // MetadataService is a SnapshotMetadataService as its custom resource describes it.
@@ -93,6 +118,9 @@ type Restore struct {
 	SnapshotID repository.SnapshotID `json:"snapshotID"`
 	// Resume keeps what an earlier attempt has written.
 	Resume bool `json:"resume,omitempty"`
+	// DiskImage makes the restore write a file disk.img of the size of the image, as KubeVirt
+	// wants it in a Filesystem volume.
+	DiskImage bool `json:"diskImage,omitempty"`
 }
 
 // Report is what a mover pod did.
@@ -195,12 +223,29 @@ func (b Backup) check() error {
 		return fmt.Errorf("fullEvery is %s, want 0 or more", b.FullEvery)
 	case !isPercent(b.Audit):
 		return fmt.Errorf("audit is %q, want a percentage", b.Audit)
-	case b.Driver == "" || b.VolumeHandle == "" || b.SnapshotHandle == "" || b.VolumeSnapshot == "":
-		return errors.New("driver, volume handle, snapshot handle or VolumeSnapshot is missing")
+	case b.Driver == "" || b.VolumeHandle == "" || b.SnapshotHandle == "":
+		return errors.New("driver, volume handle or snapshot handle is missing")
 	case b.SnapshotTime.IsZero():
 		return errors.New("snapshot time is missing")
+	case b.DiskFile != nil:
+		return b.checkDiskFile()
+	case b.VolumeSnapshot == "":
+		return errors.New("VolumeSnapshot is missing")
 	case (b.Metadata == nil) == (b.MetadataUnavailable == ""):
 		return errors.New("want either a metadata service or the reason why there is none")
+	}
+	return nil
+}
+
+func (b Backup) checkDiskFile() error {
+	f := b.DiskFile
+	switch {
+	case b.VolumeSnapshot != "" || b.Metadata != nil || b.MetadataUnavailable != "":
+		return errors.New("want a VolumeSnapshot with its metadata service, or the file of a disk")
+	case f.Instance == "" || f.Backup == "" || f.Volume == "":
+		return errors.New("instance, backup or volume of the file of the disk is missing")
+	case (f.Since == "") != (len(f.Full) > 0):
+		return errors.New("want either the instant that the file of the disk has the changes since, or the reasons why it has the whole disk")
 	}
 	return nil
 }

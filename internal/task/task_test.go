@@ -35,10 +35,21 @@ func restoreRequest() Request {
 	return r
 }
 
+// diskRequest is for a disk of a VM.
+func diskRequest() Request {
+	r := backupRequest()
+	r.Backup.VolumeSnapshot, r.Backup.Metadata = "", nil
+	r.Backup.DiskFile = &DiskFile{Instance: "vm", Backup: "backup", Volume: "disk", Since: "uid/checkpoint"}
+	return r
+}
+
 func TestRequestRoundTrip(t *testing.T) {
 	withoutMetadata := backupRequest()
 	withoutMetadata.Backup.Metadata, withoutMetadata.Backup.MetadataUnavailable = nil, "no SnapshotMetadataService csi.example.com"
+	wholeDisk := diskRequest()
+	wholeDisk.Backup.DiskFile.Since, wholeDisk.Backup.DiskFile.Full = "", []FullReason{{Reason: "NoParent", Detail: "no checkpoint"}}
 	for name, want := range map[string]Request{
+		"disk of a VM": diskRequest(), "whole disk of a VM": wholeDisk,
 		"backup": backupRequest(), "restore": restoreRequest(), "backup without metadata service": withoutMetadata,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -95,6 +106,15 @@ func TestRequestCheck(t *testing.T) {
 		"no snapshot time":     func(r *Request) { r.Backup.SnapshotTime = time.Time{} },
 		"no metadata, no why":  func(r *Request) { r.Backup.Metadata = nil },
 		"metadata and why not": func(r *Request) { r.Backup.MetadataUnavailable = "none" },
+		"snapshot and disk":    func(r *Request) { r.Backup.DiskFile = diskRequest().Backup.DiskFile },
+		"disk without VM":      func(r *Request) { *r = diskRequest(); r.Backup.DiskFile.Instance = "" },
+		"disk without backup":  func(r *Request) { *r = diskRequest(); r.Backup.DiskFile.Backup = "" },
+		"disk without volume":  func(r *Request) { *r = diskRequest(); r.Backup.DiskFile.Volume = "" },
+		"disk without base":    func(r *Request) { *r = diskRequest(); r.Backup.DiskFile.Since = "" },
+		"whole disk with base": func(r *Request) {
+			*r = diskRequest()
+			r.Backup.DiskFile.Full = []FullReason{{"ForcedFull", "asked for"}}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := backupRequest()

@@ -56,7 +56,7 @@ func (o *restoreOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		result, err := restore.Run(ctx, restore.Job{
 			Store:    store,
 			Snapshot: repository.SnapshotID(o.snapshot),
-			Open: func() (device.Writer, error) {
+			Open: func(int64) (device.Writer, error) {
 				dev, err := device.OpenWriter(o.device)
 				if err != nil {
 					return nil, err

@@ -26,10 +26,12 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 	defer w.closeStore(ctx, store)
 	heap.Limit()
 	var dev device.Reader
+	closeBase := func() error { return nil }
 	defer func() {
 		if dev != nil {
 			w.warn("Cannot close device", dev.Close())
 		}
+		w.warn("Cannot close the image of the parent", closeBase())
 	}()
 	result, err := backup.Run(ctx, backup.Job{
 		Store:     store,
@@ -37,13 +39,23 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 		Operation: r.OperationID,
 		Failed:    r.Backup.Failed,
 		Open: func() (device.Reader, error) {
-			if dev, err = w.Environment.OpenReader(); err != nil {
+			if dev, err = w.Environment.OpenReader(ctx); err != nil {
 				return nil, err
 			}
 			return device.LimitReader(ctx, livingReader{dev, &w.life}, r.RateLimit), nil
 		},
-		Plan: func(_ context.Context, dev device.Reader, _ []repository.Snapshot) (chain.Input, error) {
-			return w.plan(r, dev)
+		Plan: func(ctx context.Context, limited device.Reader, history []repository.Snapshot) (chain.Input, error) {
+			in, err := w.plan(r, limited)
+			changes, inPart := dev.(backup.Changes)
+			if err != nil || !inPart {
+				return in, err
+			}
+			in, closer, err := backup.Fold(ctx, changes, in, store, history)
+			if closer != nil {
+				closeBase = closer
+			}
+			in.Source = livingSource{in.Source, &w.life}
+			return in, err
 		},
 		Begun: func(b backup.Result) error {
 			w.Log.Info("Backup begins", "kind", b.Kind, "parent", b.Parent, "reason", b.Reason, "detail", b.Detail,
@@ -108,6 +120,7 @@ func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 		return chain.Input{}, err
 	}
 	in := chain.Input{
+		Volume:   r.Volume,
 		Capacity: r.Backup.Capacity,
 		Request: chain.Request{
 			Parent:    r.Backup.ParentSnapshot,
@@ -118,7 +131,7 @@ func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 				Driver:         r.Backup.Driver,
 				VolumeHandle:   r.Backup.VolumeHandle,
 				SnapshotHandle: r.Backup.SnapshotHandle,
-				ChangeID:       r.Backup.SnapshotHandle, // CSI names a base by its handle
+				ChangeID:       r.Backup.SnapshotHandle, // CSI names a base by its handle; for KubeVirt, the manager does
 				SnapshotTime:   r.Backup.SnapshotTime,
 				Mover:          identity.DataMover,
 			},
@@ -127,6 +140,15 @@ func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 		Audit:   share,
 	}
 	in.Collect.Notify = w.waitsFor
+	if file := r.Backup.DiskFile; file != nil {
+		if dev.Size() < r.Backup.Capacity {
+			return chain.Input{}, fault.Mark(fmt.Errorf("the disk has %d bytes, and its volume %d: KubeVirt has not backed up all of it", dev.Size(), r.Backup.Capacity))
+		}
+		for _, f := range file.Full {
+			in.Full = append(in.Full, chain.Step{Reason: chain.Reason(f.Reason), Detail: f.Detail})
+		}
+		return in, nil
+	}
 	in.Source, in.Unavailable = w.source()
 	return in, nil
 }

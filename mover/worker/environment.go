@@ -46,11 +46,20 @@ func (p *pod) ReachAPI(ctx context.Context) error {
 	return err
 }
 
-func (p *pod) OpenReader() (device.Reader, error) { return device.Open(p.request.Device) }
+// OpenReader implements Environment.
+func (p *pod) OpenReader(ctx context.Context) (device.Reader, error) {
+	if file := p.request.Backup.DiskFile; file != nil {
+		return openDiskFile(ctx, p.request.Device, *file)
+	}
+	return device.Open(p.request.Device)
+}
 
 // OpenWriter implements Environment. A device that was released a moment ago may still be in
 // use by the kernel.
-func (p *pod) OpenWriter() (device.Writer, error) {
+func (p *pod) OpenWriter(size int64) (device.Writer, error) {
+	if p.request.Restore.DiskImage {
+		return openDiskImage(p.request.Device, size)
+	}
 	const attempts, pause = 12, 5 * time.Second
 	for i := 1; ; i++ {
 		dev, err := device.OpenWriter(p.request.Device)

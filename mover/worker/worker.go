@@ -40,9 +40,10 @@ const closeTimeout = 5 * time.Second
 
 // Environment is what an operation works on.
 type Environment interface {
-	// OpenReader and OpenWriter open the device of the task.
-	OpenReader() (device.Reader, error)
-	OpenWriter() (device.Writer, error)
+	// OpenReader opens what the task backs up. What is there in part only is a backup.Changes.
+	OpenReader(ctx context.Context) (device.Reader, error)
+	// OpenWriter opens the device for an image of the given size.
+	OpenWriter(size int64) (device.Writer, error)
 	// OpenStore opens the backup repository of the task.
 	OpenStore(ctx context.Context) (repository.Store, error)
 	// Source is the changed-block tracking of the snapshot on the device. If there is none,
@@ -134,8 +135,8 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 	result, err := restore.Run(ctx, restore.Job{
 		Store:    store,
 		Snapshot: r.Restore.SnapshotID,
-		Open: func() (device.Writer, error) {
-			dev, err := w.Environment.OpenWriter()
+		Open: func(size int64) (device.Writer, error) {
+			dev, err := w.Environment.OpenWriter(size)
 			if err != nil {
 				return nil, err
 			}
@@ -143,7 +144,9 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 		},
 		Begun: func(image repository.VolumeReader, dev device.Writer) error {
 			report.SnapshotID = r.Restore.SnapshotID
-			report.Filesystem = filesystemOf(image)
+			if !r.Restore.DiskImage {
+				report.Filesystem = filesystemOf(image)
+			}
 			w.Log.Info("Restore begins", "snapshotID", r.Restore.SnapshotID, "size", image.Meta().Size, "deviceSize", dev.Size(), "resume", options.Resume)
 			return nil
 		},

@@ -40,8 +40,10 @@ type fixture struct {
 	store  *repositorytest.Memory
 	device *devicetest.Faulty
 	disk   *device.Memory
-	volume cbttest.Volume
-	out    *output
+	// changes, if not nil, is what a backup reads instead of the device.
+	changes device.Reader
+	volume  cbttest.Volume
+	out     *output
 	// The faults of the environment.
 	storeErr, readerErr, writerErr, sourceErr, listErr, deleteErr, saveErr, commitErr error
 	// cuts are the numbers of messages after which a stream of block metadata breaks.
@@ -83,11 +85,16 @@ func (f *fixture) insert(data []byte) {
 	f.volume.Allocated = []block.Extent{{Offset: 0, Length: volumeSize}}
 }
 
-func (f *fixture) OpenReader() (device.Reader, error) { return f.device, f.readerErr }
+func (f *fixture) OpenReader(context.Context) (device.Reader, error) {
+	if f.changes != nil {
+		return f.changes, f.readerErr
+	}
+	return f.device, f.readerErr
+}
 
 func (f *fixture) ReachAPI(context.Context) error { return nil }
 
-func (f *fixture) OpenWriter() (device.Writer, error) { return f.device, f.writerErr }
+func (f *fixture) OpenWriter(int64) (device.Writer, error) { return f.device, f.writerErr }
 
 func (f *fixture) Source() (cbt.Source, error) {
 	return &cbttest.Faulty{Source: cbttest.Memory{Volume: f.volume}, After: f.cuts, Err: cbt.ErrInterrupted}, f.sourceErr
