@@ -117,6 +117,63 @@ func TestSweepGroups(t *testing.T) {
 	}
 }
 
+// TestSweepAbandonedMember: a member is deleted before the snapshot controller has written its
+// group into the status, and then the group is gone. Only the owner reference names the group, and
+// a tenant can write that: what the tenant has not deleted stays, and so does what the policy
+// retains.
+func TestSweepAbandonedMember(t *testing.T) {
+	for name, tc := range map[string]struct {
+		deleted             bool
+		policy              snapshotv1.DeletionPolicy
+		owner               string
+		snapshots, contents int
+	}{
+		"abandoned":           {true, snapshotv1.VolumeSnapshotContentDelete, "", 0, 0},
+		"not deleted":         {false, snapshotv1.VolumeSnapshotContentDelete, "", 1, 1},
+		"retained":            {true, snapshotv1.VolumeSnapshotContentRetain, "", 0, 1},
+		"of a tenant's group": {true, snapshotv1.VolumeSnapshotContentDelete, "nightly", 1, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			group := groupOf(t, w, "deleted-uid")
+			for kind, name := range map[string]string{"VolumeGroupSnapshot": group, "VolumeGroupSnapshotContent": "groupsnapcontent-uid-of-" + group} {
+				gone := &unstructured.Unstructured{}
+				gone.SetAPIVersion(groupsnapshot.APIGroup + "/v1beta1")
+				gone.SetKind(kind)
+				gone.SetName(name)
+				if kind == "VolumeGroupSnapshot" {
+					gone.SetNamespace(appNamespace)
+				}
+				require.NoError(t, w.c.Delete(w.ctx, gone))
+			}
+			owner := tc.owner
+			if owner == "" {
+				owner = group
+			}
+			member := get[snapshotv1.VolumeSnapshot](w, appNamespace, group)
+			member.Finalizers = []string{"snapshot.storage.kubernetes.io/volumesnapshot-in-group-protection"}
+			member.OwnerReferences = []metav1.OwnerReference{{
+				APIVersion: groupsnapshot.APIGroup + "/v1beta2", Kind: "VolumeGroupSnapshot", Name: owner, UID: "uid-of-the-group",
+			}}
+			member.Status.VolumeGroupSnapshotName = nil
+			require.NoError(t, w.c.Update(w.ctx, member))
+			content := get[snapshotv1.VolumeSnapshotContent](w, "", "content-of-"+group)
+			content.Spec.DeletionPolicy = tc.policy
+			require.NoError(t, w.c.Update(w.ctx, content))
+			if tc.deleted {
+				require.NoError(t, w.c.Delete(w.ctx, member))
+			}
+			w.sweepUp()
+			require.Len(t, list[snapshotv1.VolumeSnapshotList](w).Items, tc.snapshots)
+			left := list[snapshotv1.VolumeSnapshotContentList](w).Items
+			require.Len(t, left, tc.contents)
+			for _, c := range left {
+				require.Equal(t, tc.policy, c.Spec.DeletionPolicy)
+			}
+		})
+	}
+}
+
 // TestSweepGroupsWithoutTheirKinds: somebody has deleted the CRDs.
 func TestSweepGroupsWithoutTheirKinds(t *testing.T) {
 	w := newWorld(t)

@@ -26,7 +26,7 @@ func listMembers(ctx context.Context, reader client.Reader, ref Ref, owner types
 		return nil, fmt.Errorf("list VolumeSnapshots of namespace %s: %w", ref.Namespace, err)
 	}
 	return slices.DeleteFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool {
-		if statedGroup(&vs) == ref.Name {
+		if statedGroup(&vs) == ref.Name || owner == "" && isAbandoned(&vs) && groupOf(&vs) == ref.Name {
 			return false
 		}
 		return owner == "" || !slices.ContainsFunc(vs.OwnerReferences, func(o metav1.OwnerReference) bool { return o.UID == owner })
@@ -59,12 +59,25 @@ func groupOf(vs *snapshotv1.VolumeSnapshot) string {
 // IsOurMember reports whether a group of ours created a VolumeSnapshot.
 func IsOurMember(vs *snapshotv1.VolumeSnapshot) bool { return identity.IsGroupName(groupOf(vs)) }
 
+// isAbandoned reports whether a VolumeSnapshot was deleted before the snapshot controller wrote
+// its group into the status. The controller does not do so afterwards. Then only the owner
+// reference names the group, which a tenant can write: such a member may be released, and nothing
+// may be done to it that its deletion does not do.
+func isAbandoned(vs *snapshotv1.VolumeSnapshot) bool {
+	return vs.DeletionTimestamp != nil && statedGroup(vs) == ""
+}
+
 // memberRefs returns the groups of ours that VolumeSnapshots are members of.
 func memberRefs(snapshots []snapshotv1.VolumeSnapshot) []Ref {
 	var refs []Ref
 	for i := range snapshots {
-		if vs := &snapshots[i]; identity.IsGroupName(statedGroup(vs)) {
-			refs = append(refs, Ref{Namespace: vs.Namespace, Name: statedGroup(vs), BackupUID: vs.Labels[identity.LabelBackupUID]})
+		vs := &snapshots[i]
+		name := statedGroup(vs)
+		if isAbandoned(vs) {
+			name = groupOf(vs)
+		}
+		if identity.IsGroupName(name) {
+			refs = append(refs, Ref{Namespace: vs.Namespace, Name: name, BackupUID: vs.Labels[identity.LabelBackupUID]})
 		}
 	}
 	return refs

@@ -127,6 +127,9 @@ func (g Group) dismissMember(ctx context.Context, ofGroup *groupapi.Content, vs 
 		if ref := ofMember.Spec.VolumeSnapshotRef; ref.Namespace != vs.Namespace || ref.Name != vs.Name {
 			continue
 		}
+		if isAbandoned(vs) && (ofMember.Spec.VolumeSnapshotRef.UID != vs.UID || ofMember.Spec.DeletionPolicy != snapshotv1.VolumeSnapshotContentDelete) {
+			continue
+		}
 		if err := detach(ctx, g.contents, ofGroup, ofMember); err != nil {
 			return err
 		}
