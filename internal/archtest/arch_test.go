@@ -61,6 +61,7 @@ var adapters = []string{
 	"internal/kube",
 	"internal/operation",
 	"internal/repository/kopia",
+	"internal/kubevirt",
 	"internal/veleroapi",
 	"internal/volumesnapshot",
 	"internal/volumesnapshot/groupsnapshot",

@@ -35,6 +35,15 @@ const (
 	DeltaFailed Reason = "DeltaFailed"
 	// AllocatedFailed: the storage did not tell what is allocated.
 	AllocatedFailed Reason = "AllocatedFailed"
+	// CheckpointUnknown: KubeVirt knows what changed since another instant than that of the newest
+	// image.
+	CheckpointUnknown Reason = "CheckpointUnknown"
+	// CheckpointLost: KubeVirt made a full backup although it was asked what changed.
+	CheckpointLost Reason = "CheckpointLost"
+	// DisksChanged: a VM has got or lost a disk.
+	DisksChanged Reason = "DisksChanged"
+	// IncrementalStuck: KubeVirt did not begin to write what changed, or failed to.
+	IncrementalStuck Reason = "IncrementalStuck"
 	// AuditFailed: a block has changed that the storage called unchanged.
 	AuditFailed Reason = "AuditFailed"
 )

@@ -30,6 +30,8 @@ type Config struct {
 	BackupPVC map[string]BackupPVC `json:"backupPVC,omitempty"`
 	// RestorePVC configures the intermediate PVC of a restore.
 	RestorePVC RestorePVC `json:"restorePVC,omitempty"`
+	// VMBackup configures the backups of running VMs by KubeVirt.
+	VMBackup VMBackup `json:"vmBackup,omitempty"`
 	// PodResources are the requests and limits of mover pods.
 	PodResources      PodResources      `json:"podResources,omitempty"`
 	PriorityClassName string            `json:"priorityClassName,omitempty"`
@@ -104,6 +106,13 @@ type RestorePVC struct {
 	// StorageClass has, by the class of the target PVC, the class that the volume is made of
 	// instead. The key "" is for PVCs with the class "", which provides no volumes.
 	StorageClass map[string]string `json:"storageClass,omitempty"`
+}
+
+// VMBackup configures the backups of running VMs by KubeVirt.
+type VMBackup struct {
+	// StorageClass is that of the volume that KubeVirt writes the disks of a VM into, which is
+	// as large as all of them. "" is the class of the first disk of the VM.
+	StorageClass string `json:"storageClass,omitempty"`
 }
 
 // PodResources are quantities; empty or "0" is unset.

@@ -9,12 +9,41 @@ package identity
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"strconv"
 	"strings"
 )
 
 // DataMover is the value of DataUpload.spec.datamover and
 // DataDownload.spec.datamover that Blockmover answers to.
 const DataMover = "blockmover"
+
+// MoverKubeVirt is the mover that a volume policy names for the disks of a VM that KubeVirt shall
+// back up. Their DataUploads are DataMover's, as any other.
+const MoverKubeVirt = "blockmover-kubevirt"
+
+// vmBackupPrefix is what the names of our VirtualMachineBackups begin with.
+const vmBackupPrefix = "blockmover-vm-"
+
+// VMBackupName names the backup of one VM in one Backup. All disks of the VM share it. The PVC in
+// Velero's namespace that has the files has this name.
+func VMBackupName(backupUID, vmUID string) string {
+	return vmBackupPrefix + digest("VirtualMachineBackup", backupUID, vmUID)
+}
+
+// VMAttemptName is the name of the VirtualMachineBackup and of its PVC, in the namespace of the VM.
+// The first attempt has number 1.
+func VMAttemptName(vmBackup string, attempt int) string {
+	return vmBackup + "-" + strconv.Itoa(attempt)
+}
+
+// IsVMBackupName says whether an object is one of a VM backup of ours.
+func IsVMBackupName(name string) bool { return strings.HasPrefix(name, vmBackupPrefix) }
+
+// VMTrackerName is the name of the VirtualMachineBackupTracker of a VM for one storage location,
+// in the namespace of the VM.
+func VMTrackerName(vmUID, location string) string {
+	return "blockmover-" + digest("VirtualMachineBackupTracker", vmUID, location)
+}
 
 // DataUploadName is the name of the DataUpload for one PVC in one backup.
 func DataUploadName(backupUID, pvcUID string) string {

@@ -42,6 +42,11 @@ const (
 	AnnotationLocation   = Domain + "storage-location"
 	AnnotationBackupGone = Domain + "backup-gone-since"
 
+	LabelVMBackup         = Domain + "vm-backup"
+	AnnotationVMBackup    = Domain + "vm-backup-state"
+	AnnotationVMDisks     = Domain + "vm-disks"
+	AnnotationRunStrategy = Domain + "run-strategy"
+
 	LabelGrouped      = Domain + "grouped"
 	AnnotationMembers = Domain + "members"
 	AnnotationFailed  = Domain + "failed"
@@ -55,6 +60,12 @@ const (
 	ConfigRetainSnapshot = "retainSnapshot"
 	ConfigGroup          = "group"
 	ConfigGroupReason    = "groupReason"
+	ConfigVM             = "vm"
+	ConfigVMUID          = "vmUID"
+	ConfigVMVolume       = "vmVolume"
+	ConfigVMBackup       = "vmBackup"
+	ConfigVMReason       = "vmReason"
+	ConfigSkipQuiesce    = "skipQuiesce"
 )
 
 // Values of ConfigParentSnapshot.
@@ -107,6 +118,10 @@ var Keys = []Key{
 	{LabelBackup, "label and annotation of retained pairs", "manager", "name of the Backup; the label is shortened to what a label can hold", "as long as the pair is retained"},
 	{AnnotationLocation, "retained pairs", "manager", "name of the BackupStorageLocation that has the image", "as long as the pair is retained"},
 	{AnnotationBackupGone, "VolumeSnapshotContents of retained pairs", "manager, plugin", "RFC 3339, UTC: since when the Backup does not exist", "until the pair is released or the Backup is back"},
+	{LabelVMBackup, "label of VirtualMachineBackups, and of the PVCs and PVs that have their files", "manager", "name of the backup of the VM, which all DataUploads of its disks have in their dataMoverConfig", "as long as the object"},
+	{AnnotationVMBackup, "DataUploads", "manager", "JSON vmbackup.State: how far the backup of the VM is; on the oldest DataUpload of it", "from the first attempt on; stays"},
+	{AnnotationVMDisks, "VirtualMachines inside a backup", "plugin", "names of the PVCs of the VM that Blockmover moves, separated by commas", "for ever, in the backup; the restore action acts on it and removes it"},
+	{AnnotationRunStrategy, "restored VirtualMachines", "plugin", "run strategy that the VM had in the backup", "until all its disks are restored"},
 	{LabelGrouped, "label of PVCs", "plugin", "true: the PVC carries the stamp of at least one group", "until the last stamp is removed"},
 	{StampPrefix + "<digest>", "label of PVCs", "plugin", "UID of the Backup: the stamp that a VolumeGroupSnapshot selects its members by", "from the creation of the group until it is released"},
 	{AnnotationMembers, "VolumeGroupSnapshots", "plugin", "names of the member PVCs, separated by commas", "as long as the group"},
@@ -120,5 +135,11 @@ var ConfigKeys = []Key{
 	{ConfigAudit, "DataUpload.spec.dataMoverConfig", "plugin", "percentage from 0% to 100%", "as long as the DataUpload"},
 	{ConfigRetainSnapshot, "DataUpload.spec.dataMoverConfig", "plugin", "auto, always or never", "as long as the DataUpload"},
 	{ConfigGroup, "DataUpload.spec.dataMoverConfig, status.dataMoverResult", "plugin", "name of the VolumeGroupSnapshot that the volume is a member of", "as long as the DataUpload"},
+	{ConfigVM, "DataUpload.spec.dataMoverConfig, status.dataMoverResult", "plugin", "name of the VM whose disk KubeVirt backs up", "as long as the DataUpload"},
+	{ConfigVMUID, "DataUpload.spec.dataMoverConfig", "plugin", "UID of the VM", "as long as the DataUpload"},
+	{ConfigVMVolume, "DataUpload.spec.dataMoverConfig", "plugin", "name of the disk in the VM", "as long as the DataUpload"},
+	{ConfigVMBackup, "DataUpload.spec.dataMoverConfig", "plugin", "name of the backup of the VM, the same for all its disks", "as long as the DataUpload"},
+	{ConfigVMReason, "DataUpload.spec.dataMoverConfig, status.dataMoverResult", "plugin", "reason code: why the storage takes a snapshot of a disk that KubeVirt should back up", "as long as the DataUpload"},
+	{ConfigSkipQuiesce, "DataUpload.spec.dataMoverConfig", "plugin", "true: KubeVirt does not freeze the file systems of the guest", "as long as the DataUpload"},
 	{ConfigGroupReason, "DataUpload.spec.dataMoverConfig, status.dataMoverResult", "plugin", "reason code: why a volume with the group label is in no group", "as long as the DataUpload"},
 }

@@ -89,6 +89,7 @@ func TestOf(t *testing.T) {
 		identity.AnnotationFilesystem: "xfs",
 		identity.AnnotationRetention:  "always",
 		identity.AnnotationRetained:   `{"name":"pair"}`,
+		identity.AnnotationVMBackup:   `{"attempt":1}`,
 	}) {
 		t.Run(kind, func(t *testing.T) {
 			v := Of(object)
@@ -106,7 +107,7 @@ func TestOf(t *testing.T) {
 				BytesDone: 3, BytesTotal: 7,
 				Attempt: phase.Attempt{Number: 2, Started: true},
 				Outcome: &phase.Outcome{Phase: phase.Completed, At: noon},
-				Secured: true, Filesystem: "xfs", Retention: policy.RetentionAlways, Retained: `{"name":"pair"}`,
+				Secured: true, Filesystem: "xfs", Retention: policy.RetentionAlways, Retained: `{"name":"pair"}`, VMBackup: `{"attempt":1}`,
 			}, v.Status)
 		})
 	}
@@ -213,7 +214,7 @@ func TestSave(t *testing.T) {
 				BytesDone: 3, BytesTotal: 7,
 				Attempt: phase.Attempt{Number: 2, Since: noon, Started: true, Reason: "evicted"},
 				Outcome: &phase.Outcome{Phase: phase.Completed, Message: "done", At: noon},
-				Secured: true, Filesystem: "xfs", Retention: policy.RetentionNever, Retained: `{"name":"pair"}`,
+				Secured: true, Filesystem: "xfs", Retention: policy.RetentionNever, Retained: `{"name":"pair"}`, VMBackup: `{"attempt":1}`,
 			}
 			v.Status = want
 			v.SetCancel()

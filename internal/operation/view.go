@@ -92,6 +92,8 @@ type Status struct {
 	Retention policy.Retention
 	// Retained describes the retained storage snapshot as JSON, or is "".
 	Retained string
+	// VMBackup is the state of the backup of a VM as JSON, or "".
+	VMBackup string
 }
 
 // defaultTimeout is Velero's default of spec.operationTimeout.
@@ -198,6 +200,7 @@ func (s *Status) readAnnotations(annotations map[string]string) error {
 	s.Filesystem = annotations[identity.AnnotationFilesystem]
 	s.Retention = policy.Retention(annotations[identity.AnnotationRetention])
 	s.Retained = annotations[identity.AnnotationRetained]
+	s.VMBackup = annotations[identity.AnnotationVMBackup]
 
 	s.Attempt = phase.Attempt{Number: 1}
 	attempt, attemptErr := decode[phase.Attempt](annotations, identity.AnnotationAttempt)
@@ -242,6 +245,7 @@ func (s Status) annotations() (map[string]string, error) {
 		identity.AnnotationFilesystem: s.Filesystem,
 		identity.AnnotationRetention:  string(s.Retention),
 		identity.AnnotationRetained:   s.Retained,
+		identity.AnnotationVMBackup:   s.VMBackup,
 		identity.AnnotationOutcome:    "",
 	}
 	if s.Secured {

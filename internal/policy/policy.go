@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -57,6 +58,9 @@ type Settings struct {
 	SnapshotClass string
 	// Retention is "" if nobody says. The mover then uses RetentionAuto.
 	Retention Retention
+	// KubeVirt asks KubeVirt to back up a disk of a VM. SkipQuiesce keeps it from freezing the
+	// guest.
+	KubeVirt, SkipQuiesce bool
 	// GroupRequired makes it an error if a volume with the label of a group is not
 	// snapshotted as a member of one.
 	GroupRequired bool
@@ -75,6 +79,7 @@ const (
 	keyRetention     = "retainSnapshot"
 	keySnapshotClass = "snapshotClass"
 	keyGroup         = "group"
+	keySkipQuiesce   = "skipQuiesce"
 )
 
 // Values of keyGroup.
@@ -86,20 +91,24 @@ const (
 // IsOurs reports whether the parameters name Blockmover as the mover. If not, the `custom`
 // policy is for another plugin.
 func IsOurs(params map[string]any) bool {
-	return params[keyMover] == identity.DataMover || params[keyDataMover] == identity.DataMover
+	return slices.ContainsFunc(movers, func(mover string) bool { return params[keyMover] == mover || params[keyDataMover] == mover })
 }
+
+// movers are the movers that a policy may name.
+var movers = []string{identity.DataMover, identity.MoverKubeVirt}
 
 // MatchParameters returns the parameters by which a policy may name Blockmover, for callers
 // that can only ask whether a policy has them.
 func MatchParameters() []map[string]any {
-	return []map[string]any{
-		{keyMover: identity.DataMover},
-		{keyDataMover: identity.DataMover},
+	var all []map[string]any
+	for _, mover := range movers {
+		all = append(all, map[string]any{keyMover: mover}, map[string]any{keyDataMover: mover})
 	}
+	return all
 }
 
 // Parse checks the parameters of a policy that IsOurs. YAML gives strings, numbers and
-// booleans. All our values are strings, except an audit of 0.
+// booleans. All our values are strings, except an audit of 0 and skipQuiesce.
 func Parse(params map[string]any) (Settings, error) {
 	s := Settings{Audit: DefaultAudit}
 	// In order of the keys: of two mistakes, always the same is reported.
@@ -108,6 +117,13 @@ func Parse(params map[string]any) (Settings, error) {
 			return Settings{}, fmt.Errorf("parse volume policy parameters: %w", err)
 		}
 	}
+	mover, isMover := params[keyMover]
+	if alias, isAlias := params[keyDataMover]; isMover && isAlias && mover != alias {
+		return Settings{}, fmt.Errorf("parse volume policy parameters: %s is %v and %s is %v: want the same, or one of them", keyMover, mover, keyDataMover, alias)
+	}
+	if s.SkipQuiesce && !s.KubeVirt {
+		return Settings{}, fmt.Errorf("parse volume policy parameters: %s is for %s: %s", keySkipQuiesce, keyMover, identity.MoverKubeVirt)
+	}
 	return s, nil
 }
 
@@ -115,10 +131,11 @@ func (s *Settings) set(key string, value any) error {
 	text, isString := value.(string)
 	switch key {
 	case keyMover, keyDataMover:
-		if text != identity.DataMover {
-			return fmt.Errorf("%s: %v: want %q (%s is an alias of %s; where both are set they must agree)",
-				key, value, identity.DataMover, keyDataMover, keyMover)
+		if !slices.Contains(movers, text) {
+			return fmt.Errorf("%s: %v: want %s (%s is an alias of %s; where both are set they must agree)",
+				key, value, strings.Join(movers, " or "), keyDataMover, keyMover)
 		}
+		s.KubeVirt = text == identity.MoverKubeVirt
 	case keyBackupType:
 		t, err := parseType(text)
 		if err != nil {
@@ -153,9 +170,15 @@ func (s *Settings) set(key string, value any) error {
 			return fmt.Errorf("%s: %v: want %s or %s", key, value, groupRequired, groupPreferred)
 		}
 		s.GroupRequired = strings.EqualFold(text, groupRequired)
+	case keySkipQuiesce:
+		b, err := strconv.ParseBool(fmt.Sprint(value))
+		if err != nil {
+			return fmt.Errorf("%s: %v: want true or false", key, value)
+		}
+		s.SkipQuiesce = b
 	default:
 		return fmt.Errorf("%s: %v: unknown key, want one of %s", key, value,
-			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keyRetention, keySnapshotClass, keyGroup}, ", "))
+			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keyRetention, keySnapshotClass, keyGroup, keySkipQuiesce}, ", "))
 	}
 	return nil
 }
@@ -228,6 +251,9 @@ func (s Settings) ToConfig() map[string]string {
 	if s.Retention != "" {
 		config[identity.ConfigRetainSnapshot] = string(s.Retention)
 	}
+	if s.SkipQuiesce {
+		config[identity.ConfigSkipQuiesce] = "true"
+	}
 	return config
 }
 
@@ -262,6 +288,13 @@ func FromConfig(config map[string]string) (Settings, error) {
 			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: %w", identity.ConfigRetainSnapshot, text, err)
 		}
 		s.Retention = r
+	}
+	if text, set := config[identity.ConfigSkipQuiesce]; set {
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return Settings{}, fmt.Errorf("parse data mover config: %s: %q: want true or false", identity.ConfigSkipQuiesce, text)
+		}
+		s.SkipQuiesce = b
 	}
 	return s, nil
 }

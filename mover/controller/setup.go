@@ -50,6 +50,7 @@ import (
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
+	"github.com/blockmover/blockmover/mover/vmbackup"
 )
 
 // Options of Setup.
@@ -102,6 +103,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		exposer:   around.exposer,
 		rehomer:   rehome.New(around.client, pages, opts.Namespace),
 		groups:    groupsnapshot.New(around.client, pages),
+		vms:       &vmbackup.Maker{Client: around.client, Reader: pages, Namespace: opts.Namespace, Now: time.Now},
 		namespace: opts.Namespace,
 		recorder:  mgr.GetEventRecorder("blockmover"),
 		now:       time.Now,
@@ -125,7 +127,9 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 			now:      time.Now,
 		}
 	}
-	up := makeEngine(identity.KindDataUpload, &uploads{surroundings: around, rehomer: rehomer})
+	snapshots := &uploads{surroundings: around, rehomer: rehomer}
+	vms := &vmbackup.Maker{Client: around.client, Reader: around.reader, Namespace: opts.Namespace, Now: time.Now}
+	up := makeEngine(identity.KindDataUpload, byVolume{snapshots: snapshots, disks: &disks{uploads: snapshots, maker: vms}})
 	owner := handler.EnqueueRequestsFromMapFunc(ownerOf(up.kind, opts.Namespace))
 	uploadController, err := watch(mgr, up, &velerov2alpha1.DataUpload{}).Build(up)
 	if err != nil {

@@ -32,6 +32,7 @@ import (
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
+	"github.com/blockmover/blockmover/mover/vmbackup"
 )
 
 // sweeper releases what nobody else will: the objects of operations that are gone or have
@@ -46,6 +47,7 @@ type sweeper struct {
 	exposer   *exposer.Exposer
 	rehomer   rehome.Rehomer
 	groups    groupsnapshot.Groups
+	vms       *vmbackup.Maker
 	namespace string
 
 	recorder events.EventRecorder
@@ -111,8 +113,9 @@ func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
 	snapshots, snapshotsErr := s.findSnapshots(ctx)
 	groups, groupsErr := s.groups.Find(ctx, snapshots)
 	retained, retainedErr := s.rehomer.ListRetained(ctx)
-	err = errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr)
-	if len(operations)+len(groups)+len(snapshots)+len(retained) == 0 {
+	vms, vmsErr := s.vms.Names(ctx)
+	err = errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr, vmsErr)
+	if len(operations)+len(groups)+len(snapshots)+len(retained)+len(vms) == 0 {
 		return 0, err
 	}
 	o, ownersErr := s.listOwners(ctx)
@@ -122,7 +125,8 @@ func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
 	released, releaseErr := s.sweepOperations(ctx, operations, o)
 	dropped, retainedErr := s.sweepRetained(ctx, retained, o)
 	ungrouped, groupErr := s.sweepGroups(ctx, groups, o)
-	return released + dropped + ungrouped, errors.Join(err, releaseErr, retainedErr, groupErr,
+	unmade, vmErr := s.sweepVMs(ctx, vms, o)
+	return released + dropped + ungrouped + unmade, errors.Join(err, releaseErr, retainedErr, groupErr, vmErr,
 		s.sweepBackups(ctx, snapshots, o),
 	)
 }

@@ -40,6 +40,7 @@ import (
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
+	"github.com/blockmover/blockmover/mover/vmbackup"
 )
 
 const (
@@ -259,10 +260,12 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 			recorder: events.NewFakeRecorder(1000), metrics: counters, now: func() time.Time { return w.clock },
 		}
 	}
-	w.uploads = newEngine(identity.KindDataUpload, &uploads{surroundings: around, rehomer: rehomer})
+	snapshots := &uploads{surroundings: around, rehomer: rehomer}
+	vms := &vmbackup.Maker{Client: narrow, Reader: faulty, Namespace: veleroNamespace, Now: func() time.Time { return w.clock }}
+	w.uploads = newEngine(identity.KindDataUpload, byVolume{snapshots: snapshots, disks: &disks{uploads: snapshots, maker: vms}})
 	w.downs = newEngine(identity.KindDataDownload, &downloads{surroundings: around})
 	w.sweep = &sweeper{
-		client: w.c, reader: w.counted(w.c), exposer: x, rehomer: rehomer, groups: groupsnapshot.New(narrow, faulty), namespace: veleroNamespace,
+		client: w.c, reader: w.counted(w.c), exposer: x, rehomer: rehomer, groups: groupsnapshot.New(narrow, faulty), vms: vms, namespace: veleroNamespace,
 		recorder: events.NewFakeRecorder(1000), now: func() time.Time { return w.clock }, held: map[string]bool{},
 	}
 	return w
@@ -507,7 +510,8 @@ func (w *world) stepContents() {
 // stepPods acts as scheduler and kubelet: a pod runs in one step and ends in the next.
 func (w *world) stepPods() {
 	for _, pod := range list[corev1.PodList](w, client.InNamespace(veleroNamespace)).Items {
-		claim := get[corev1.PersistentVolumeClaim](w, veleroNamespace, pod.Name)
+		name := pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName
+		claim := get[corev1.PersistentVolumeClaim](w, veleroNamespace, name)
 		switch {
 		case pod.Status.Phase == corev1.PodRunning && w.podEnds(&pod):
 			text, err := w.report.Encode()
@@ -538,7 +542,7 @@ func (w *world) stepClaims() {
 	for _, claim := range list[corev1.PersistentVolumeClaimList](w, client.InNamespace(veleroNamespace)).Items {
 		switch {
 		case claim.DeletionTimestamp != nil:
-			if get[corev1.Pod](w, veleroNamespace, claim.Name) == nil {
+			if !w.inUse(claim.Name) {
 				controllerutil.RemoveFinalizer(&claim, finalizerPVC)
 				w.update(&claim)
 			}
@@ -546,6 +550,16 @@ func (w *world) stepClaims() {
 			w.provision(&claim)
 		}
 	}
+}
+
+// inUse reports whether a pod in Velero's namespace has a PVC.
+func (w *world) inUse(claim string) bool {
+	for _, pod := range list[corev1.PodList](w, client.InNamespace(veleroNamespace)).Items {
+		if pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName == claim {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *world) canProvision(claim *corev1.PersistentVolumeClaim) bool {

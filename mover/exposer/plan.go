@@ -21,6 +21,8 @@ import (
 const (
 	// DevicePath is the volume.
 	DevicePath = "/dev/blockmover"
+	// DirectoryPath is the volume if it is a directory.
+	DirectoryPath = "/volume"
 	// HomePath is a writable directory of config.ScratchSize.
 	HomePath = "/home/blockmover"
 	// ConnectionPath has the connection file that Velero's code writes for kopia. It holds the
@@ -167,6 +169,8 @@ type PodPlan struct {
 	Task string
 	// ReadOnly is set for a volume that cannot be written.
 	ReadOnly bool
+	// Directory, if not nil, is a Filesystem volume that the pod has instead of a block device.
+	Directory *Directory
 	// Relabel is false if SELinux must not relabel the volume.
 	Relabel bool
 	// Node is where the pod has to run. If it is empty, Topology is where the volume can be
@@ -183,6 +187,21 @@ type PodPlan struct {
 	LocationSecrets []corev1.SecretKeySelector
 	// Inherited is what the pod has in common with Velero's server.
 	Inherited Inherited
+}
+
+// Directory is a volume with files of disks of a VM.
+type Directory struct {
+	// Claim is its PVC; "" is that of the operation.
+	Claim string
+	// UserID owns the files. The pod runs as this user. With GroupToo, the kubelet gives the
+	// volume to the group of that ID.
+	UserID   int64
+	GroupToo bool
+	// Shared is the label of the pods that share the volume, which then run on one node. It is
+	// nil if there is one pod.
+	Shared map[string]string
+	// Write is set if the pod writes to it.
+	Write bool
 }
 
 // Inherited is what a mover pod takes over from Velero's server.
@@ -227,7 +246,7 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 			Env:             env,
 			EnvFrom:         p.Inherited.EnvFrom,
 			VolumeMounts:    mounts,
-			VolumeDevices:   []corev1.VolumeDevice{{Name: "device", DevicePath: DevicePath}},
+			VolumeDevices:   p.devices(),
 			Resources:       resources,
 			SecurityContext: &corev1.SecurityContext{
 				Privileged:               &no,
@@ -262,6 +281,9 @@ func (p PodPlan) decorate(meta *metav1.ObjectMeta) {
 	maps.Copy(meta.Labels, p.Inherited.Labels)
 	maps.Copy(meta.Labels, p.Config.PodLabels)
 	maps.Copy(meta.Labels, ours)
+	if p.Directory != nil {
+		maps.Copy(meta.Labels, p.Directory.Shared)
+	}
 
 	mine := maps.Clone(meta.Annotations)
 	mine[identity.AnnotationAttemptNumber] = fmt.Sprint(p.Attempt)
@@ -274,6 +296,9 @@ func (p PodPlan) decorate(meta *metav1.ObjectMeta) {
 
 func (p PodPlan) securityContext() *corev1.PodSecurityContext {
 	s := p.Config.SecurityContext
+	if d := p.Directory; d != nil {
+		s.RunAsUser, s.RunAsGroup = d.UserID, d.UserID
+	}
 	nonRoot := s.RunAsUser != 0
 	context := &corev1.PodSecurityContext{
 		RunAsUser:          &s.RunAsUser,
@@ -284,6 +309,9 @@ func (p PodPlan) securityContext() *corev1.PodSecurityContext {
 	}
 	if !p.Relabel {
 		context.SELinuxOptions = &corev1.SELinuxOptions{Type: "spc_t"}
+	}
+	if d := p.Directory; d != nil && d.GroupToo {
+		context.FSGroup = &d.UserID
 	}
 	return context
 }
@@ -333,12 +361,22 @@ func (p PodPlan) affinity() *corev1.Affinity {
 			}
 		}
 	}
-	if len(terms) == 0 {
+	affinity := &corev1.Affinity{}
+	if len(terms) > 0 {
+		affinity.NodeAffinity = &corev1.NodeAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: terms},
+		}
+	}
+	if p.Directory != nil && p.Directory.Shared != nil {
+		// The first of the pods may run anywhere.
+		affinity.PodAffinity = &corev1.PodAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{{
+			LabelSelector: &metav1.LabelSelector{MatchLabels: p.Directory.Shared}, TopologyKey: corev1.LabelHostname,
+		}}}
+	}
+	if affinity.NodeAffinity == nil && affinity.PodAffinity == nil {
 		return nil
 	}
-	return &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
-		RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: terms},
-	}}
+	return affinity
 }
 
 // requirements converts a label selector, in a stable order.

@@ -1,6 +1,7 @@
 package exposer
 
 import (
+	"cmp"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -12,9 +13,13 @@ import (
 // volumes are the device, the scratch space, the credentials, and the variables with the task and
 // where all that is.
 func (p PodPlan) volumes(request []task.Variable) ([]corev1.Volume, []corev1.VolumeMount, []corev1.EnvVar) {
+	claim := p.Operation.ObjectName()
+	if p.Directory != nil {
+		claim = cmp.Or(p.Directory.Claim, claim)
+	}
 	volumes := []corev1.Volume{
-		{Name: "device", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
-			ClaimName: p.Operation.ObjectName(), ReadOnly: p.ReadOnly,
+		{Name: volumeName, VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
+			ClaimName: claim, ReadOnly: p.ReadOnly,
 		}}},
 		scratch("home", p.Config.ScratchSize),
 		scratch("tmp", resource.MustParse(tmpSize)),
@@ -26,6 +31,9 @@ func (p PodPlan) volumes(request []task.Variable) ([]corev1.Volume, []corev1.Vol
 		{Name: "tmp", MountPath: "/tmp"},
 		{Name: "connection", MountPath: ConnectionPath},
 		{Name: "repository", MountPath: RepositoryPath, ReadOnly: true},
+	}
+	if d := p.Directory; d != nil {
+		mounts = append(mounts, corev1.VolumeMount{Name: volumeName, MountPath: DirectoryPath, ReadOnly: !d.Write})
 	}
 	var env []corev1.EnvVar
 	for _, v := range request {
@@ -53,6 +61,17 @@ func (p PodPlan) volumes(request []task.Variable) ([]corev1.Volume, []corev1.Vol
 		mounts = append(mounts, corev1.VolumeMount{Name: "metadata-token", MountPath: tokenDirectory, ReadOnly: true})
 	}
 	return volumes, mounts, env
+}
+
+// volumeName is the name of the volume in the pod.
+const volumeName = "device"
+
+// devices are the block devices of the pod.
+func (p PodPlan) devices() []corev1.VolumeDevice {
+	if p.Directory != nil {
+		return nil
+	}
+	return []corev1.VolumeDevice{{Name: volumeName, DevicePath: DevicePath}}
 }
 
 const (

@@ -1,0 +1,66 @@
+package vmbackup
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/blockmover/blockmover/internal/task"
+)
+
+// State is how far the backup of a VM is. The caller keeps it between two steps.
+type State struct {
+	// Attempt is the number of the attempt, from 1. It is 0 before the first step.
+	Attempt int `json:"attempt"`
+	// Decided is set once it is known what the attempt asks for: Since or Full.
+	Decided bool `json:"decided,omitempty"`
+	// Since is the checkpoint that the files hold the changes since. It is "" if they hold the
+	// whole disks; then Full says why.
+	Since string            `json:"since,omitempty"`
+	Full  []task.FullReason `json:"full,omitempty"`
+	// Forced are reasons for a full that come from an earlier attempt.
+	Forced []task.FullReason `json:"forced,omitempty"`
+	// Begun is set once the objects of the attempt were created.
+	Begun bool `json:"begun,omitempty"`
+	// NoSpace counts the attempts whose volume was too small.
+	NoSpace int `json:"noSpace,omitempty"`
+	// Files is set once KubeVirt has written the files.
+	Files *Files `json:"files,omitempty"`
+	// Ready is set once the files are in Velero's namespace.
+	Ready bool `json:"ready,omitempty"`
+}
+
+// Files are what a VirtualMachineBackup has written.
+type Files struct {
+	// Backup is its name, Checkpoint that of the instant, and At when it was created.
+	Backup     string    `json:"backup"`
+	Checkpoint string    `json:"checkpoint"`
+	At         time.Time `json:"at"`
+	// Volume is the PersistentVolume that has them.
+	Volume string `json:"volume"`
+}
+
+// Parse reads a State. The empty text is the State before the first step.
+func Parse(text string) (State, error) {
+	var s State
+	if text == "" {
+		return s, nil
+	}
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return State{}, fmt.Errorf("read state of the backup of the VM: %w", err)
+	}
+	if s.Ready && s.Files == nil {
+		return State{}, errors.New("read state of the backup of the VM: it is ready, and has no files")
+	}
+	return s, nil
+}
+
+// String renders a State.
+func (s State) String() string {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // it has only text, numbers and times
+	}
+	return string(b)
+}
