@@ -43,6 +43,12 @@ func main() {
 		RegisterBackupItemActionV2(backup.GroupSnapshotActionName, action(func(log logrus.FieldLogger, api client.Client) any {
 			return backup.NewGroupSnapshotAction(log, api)
 		})).
+		RegisterBackupItemActionV2(backup.VMActionName, action(func(log logrus.FieldLogger, api client.Client) any {
+			return backup.NewVMAction(log, api, config.GlobalBackupVolumePoliciesConfigMap)
+		})).
+		RegisterRestoreItemActionV2(restore.VMActionName, action(func(log logrus.FieldLogger, api client.Client) any {
+			return restore.NewVMAction(log, api)
+		})).
 		RegisterRestoreItemActionV2(restore.PVCActionName, action(func(log logrus.FieldLogger, api client.Client) any {
 			return restore.NewPVCAction(log, api)
 		})).

@@ -36,8 +36,8 @@ func TestDiscovery(t *testing.T) {
 	registry := process.NewRegistry(t.TempDir(), log, logrus.InfoLevel)
 	require.NoError(t, registry.DiscoverPlugins())
 	want := map[common.PluginKind][]string{
-		common.PluginKindBackupItemActionV2:  {"blockmover.io/pvc-backup", "blockmover.io/volumegroupsnapshot-backup"},
-		common.PluginKindRestoreItemActionV2: {"blockmover.io/pv-restore", "blockmover.io/pvc-restore", "blockmover.io/volumegroupsnapshot-restore"},
+		common.PluginKindBackupItemActionV2:  {"blockmover.io/pvc-backup", "blockmover.io/virtualmachine-backup", "blockmover.io/volumegroupsnapshot-backup"},
+		common.PluginKindRestoreItemActionV2: {"blockmover.io/pv-restore", "blockmover.io/pvc-restore", "blockmover.io/virtualmachine-restore", "blockmover.io/volumegroupsnapshot-restore"},
 		common.PluginKindDeleteItemAction:    {"blockmover.io/dataupload-delete"},
 	}
 	for _, kind := range []common.PluginKind{

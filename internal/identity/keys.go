@@ -135,7 +135,7 @@ var ConfigKeys = []Key{
 	{ConfigAudit, "DataUpload.spec.dataMoverConfig", "plugin", "percentage from 0% to 100%", "as long as the DataUpload"},
 	{ConfigRetainSnapshot, "DataUpload.spec.dataMoverConfig", "plugin", "auto, always or never", "as long as the DataUpload"},
 	{ConfigGroup, "DataUpload.spec.dataMoverConfig, status.dataMoverResult", "plugin", "name of the VolumeGroupSnapshot that the volume is a member of", "as long as the DataUpload"},
-	{ConfigVM, "DataUpload.spec.dataMoverConfig, status.dataMoverResult", "plugin", "name of the VM whose disk KubeVirt backs up", "as long as the DataUpload"},
+	{ConfigVM, "DataUpload.spec.dataMoverConfig, status.dataMoverResult, DataDownload.spec.dataMoverConfig", "plugin", "name of the VM whose disk KubeVirt backs up", "as long as the DataUpload"},
 	{ConfigVMUID, "DataUpload.spec.dataMoverConfig", "plugin", "UID of the VM", "as long as the DataUpload"},
 	{ConfigVMVolume, "DataUpload.spec.dataMoverConfig", "plugin", "name of the disk in the VM", "as long as the DataUpload"},
 	{ConfigVMBackup, "DataUpload.spec.dataMoverConfig", "plugin", "name of the backup of the VM, the same for all its disks", "as long as the DataUpload"},

@@ -61,6 +61,9 @@ type Settings struct {
 	// KubeVirt asks KubeVirt to back up a disk of a VM. SkipQuiesce keeps it from freezing the
 	// guest.
 	KubeVirt, SkipQuiesce bool
+	// VMReason is why the storage takes a snapshot although KubeVirt is set. A policy cannot set
+	// it.
+	VMReason string
 	// GroupRequired makes it an error if a volume with the label of a group is not
 	// snapshotted as a member of one.
 	GroupRequired bool
@@ -253,6 +256,9 @@ func (s Settings) ToConfig() map[string]string {
 	}
 	if s.SkipQuiesce {
 		config[identity.ConfigSkipQuiesce] = "true"
+	}
+	if s.VMReason != "" {
+		config[identity.ConfigVMReason] = s.VMReason
 	}
 	return config
 }

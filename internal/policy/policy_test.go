@@ -26,6 +26,8 @@ func TestParse(t *testing.T) {
 		"no audit, as a number":  {map[string]any{"mover": "blockmover", "audit": 0}, Settings{}},
 		"duration with fraction": {map[string]any{"mover": "blockmover", "fullEvery": "1.5h"}, Settings{Audit: 1, FullEvery: 90 * time.Minute}},
 		"group":                  {map[string]any{"mover": "blockmover", "group": "Required"}, Settings{Audit: 1, GroupRequired: true}},
+		"KubeVirt":               {map[string]any{"mover": "blockmover-kubevirt"}, Settings{Audit: 1, KubeVirt: true}},
+		"KubeVirt, not quiesced": {map[string]any{"dataMover": "blockmover-kubevirt", "skipQuiesce": "true"}, Settings{Audit: 1, KubeVirt: true, SkipQuiesce: true}},
 		"group, if possible":     {map[string]any{"mover": "blockmover", "group": "preferred"}, Settings{Audit: 1}},
 		"retain in any case":     {map[string]any{"mover": "blockmover", "retainSnapshot": "Always"}, Settings{Audit: 1, Retention: RetentionAlways}},
 	}
@@ -47,8 +49,11 @@ func TestParseErrors(t *testing.T) {
 		want  []string
 	}{
 		"unknown key":              {"backuptype", "full", []string{"backuptype", "full", "unknown key", "mover, backupType, fullEvery, audit, retainSnapshot, snapshotClass, group"}},
-		"mover of somebody else":   {"mover", "other", []string{"mover", "other", `"blockmover"`}},
-		"alias disagrees":          {"dataMover", "velero", []string{"dataMover", "velero", `"blockmover"`}},
+		"mover of somebody else":   {"mover", "other", []string{"mover", "other", "want blockmover or blockmover-kubevirt"}},
+		"alias disagrees":          {"dataMover", "velero", []string{"dataMover", "velero", "want blockmover or blockmover-kubevirt"}},
+		"alias is another of ours": {"dataMover", "blockmover-kubevirt", []string{"mover is blockmover and dataMover is blockmover-kubevirt: want the same"}},
+		"quiesce without a VM":     {"skipQuiesce", true, []string{"skipQuiesce is for mover: blockmover-kubevirt"}},
+		"quiesce is a word":        {"skipQuiesce", "perhaps", []string{"skipQuiesce: perhaps: want true or false"}},
 		"mover is a number":        {"dataMover", 7, []string{"dataMover", "7"}},
 		"unknown backup type":      {"backupType", "differential", []string{"backupType", "differential", "full or incremental"}},
 		"backup type is a boolean": {"backupType", true, []string{"backupType", "true", "full or incremental"}},

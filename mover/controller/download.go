@@ -13,7 +13,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/kubevirt"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/repository"
@@ -149,9 +151,10 @@ func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work,
 	if err != nil || at.waiting != "" {
 		return phase.Work{Detail: at.waiting}, err
 	}
+	inFile := isDiskImage(dd, at.target)
 	err = d.exposer.EnsureVolume(ctx, op.Operation, func() (*corev1.PersistentVolumeClaim, error) {
 		return exposer.PlanRestoreVolume(op.Operation, exposer.RestoreVolume{
-			Target: at.target, Class: at.class, Size: dd.Spec.SnapshotSize, Node: at.node,
+			Target: at.target, Class: at.class, Size: dd.Spec.SnapshotSize, Node: at.node, Filesystem: inFile,
 		}), nil
 	})
 	if err != nil {
@@ -177,7 +180,17 @@ func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work,
 		Volume:           repository.VolumeKey{Namespace: dd.Spec.SourceNamespace, PVC: dd.Spec.TargetVolume.PVC},
 		Restore:          &task.Restore{SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID), Resume: op.Status.Attempt.Number > 1},
 	}
+	if inFile {
+		plan.Directory = &exposer.Directory{UserID: kubevirt.UserID, GroupToo: true, Write: true}
+		request.Device, request.Restore.DiskImage = exposer.DirectoryPath, true
+	}
 	return d.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
+}
+
+// isDiskImage reports whether the image is the disk of a VM, which the target has in a file.
+func isDiskImage(dd *velerov2alpha1.DataDownload, target *corev1.PersistentVolumeClaim) bool {
+	mode := target.Spec.VolumeMode
+	return dd.Spec.DataMoverConfig[identity.ConfigVM] != "" && (mode == nil || *mode == corev1.PersistentVolumeFilesystem)
 }
 
 // complete writes the report into the status.

@@ -105,6 +105,40 @@ func TestDownload(t *testing.T) {
 
 // TestDownloadSurvivesAnyFault lets each call to the API server fail in turn. The user must
 // get the volume, once, and nothing may be left.
+// TestDownloadOfADisk: the disk of a VM becomes a file in a Filesystem volume, which KubeVirt's user
+// owns, and the device itself in a Block volume.
+func TestDownloadOfADisk(t *testing.T) {
+	for _, mode := range []corev1.PersistentVolumeMode{corev1.PersistentVolumeFilesystem, corev1.PersistentVolumeBlock} {
+		w := downloadWorld(t)
+		dd := get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")
+		dd.Spec.DataMoverConfig = map[string]string{identity.ConfigVM: "vm"}
+		w.update(dd)
+		target := get[corev1.PersistentVolumeClaim](w, appNamespace, "data")
+		target.Spec.VolumeMode = &mode
+		w.update(target)
+		w.podEnds = func(pod *corev1.Pod) bool {
+			request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
+			require.NoError(t, err)
+			claim := get[corev1.PersistentVolumeClaim](w, veleroNamespace, pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName)
+			require.Equal(t, mode, *claim.Spec.VolumeMode)
+			if mode == corev1.PersistentVolumeBlock {
+				require.False(t, request.Restore.DiskImage)
+				require.Len(t, pod.Spec.Containers[0].VolumeDevices, 1)
+				return true
+			}
+			require.True(t, request.Restore.DiskImage)
+			require.Equal(t, "/volume", request.Device)
+			require.Empty(t, pod.Spec.Containers[0].VolumeDevices)
+			require.EqualValues(t, 107, *pod.Spec.SecurityContext.FSGroup)
+			require.EqualValues(t, 107, *pod.Spec.SecurityContext.RunAsUser)
+			return true
+		}
+		w.run(w.downs, "dd")
+		dd = get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")
+		require.Equal(t, velerov2alpha1.DataDownloadPhaseCompleted, dd.Status.Phase, dd.Status.Message)
+	}
+}
+
 func TestDownloadSurvivesAnyFault(t *testing.T) {
 	eachFault(t, downloadWorld, func(w *world) {
 		w.run(w.downs, "dd")

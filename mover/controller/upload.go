@@ -278,7 +278,7 @@ func (u *uploads) complete(op *operation.View, report task.Report) error {
 		return err
 	}
 	du.Status.SnapshotID = string(report.SnapshotID)
-	for _, key := range []string{identity.ConfigGroup, identity.ConfigGroupReason} {
+	for _, key := range []string{identity.ConfigGroup, identity.ConfigGroupReason, identity.ConfigVMReason} {
 		if value := du.Spec.DataMoverConfig[key]; value != "" {
 			result[key] = value
 		}

@@ -108,10 +108,12 @@ type RestoreVolume struct {
 	Size int64
 	// Node is where the target's first pod was scheduled, or "".
 	Node string
+	// Filesystem makes it a Filesystem volume, for a disk of a VM in a file.
+	Filesystem bool
 }
 
 // PlanRestoreVolume returns the empty PVC that a restore writes. It is what the target asks
-// for, but as a block device, and for one pod alone: a mover pod that is cut off with its node
+// for, but as a block device unless Filesystem is set, and for one pod alone: a mover pod that is cut off with its node
 // must not write beside the next one.
 func PlanRestoreVolume(op identity.Operation, v RestoreVolume) *corev1.PersistentVolumeClaim {
 	target, class := v.Target, v.Target.Spec.StorageClassName
@@ -132,6 +134,9 @@ func PlanRestoreVolume(op identity.Operation, v RestoreVolume) *corev1.Persisten
 		pvc.Annotations[annotationSelectedNode] = v.Node
 	}
 	mode := corev1.PersistentVolumeBlock
+	if v.Filesystem {
+		mode = corev1.PersistentVolumeFilesystem
+	}
 	pvc.Spec = corev1.PersistentVolumeClaimSpec{
 		AccessModes:               []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod},
 		StorageClassName:          class,

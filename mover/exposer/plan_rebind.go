@@ -67,8 +67,10 @@ func PlanRebind(op identity.Operation, namespace string, restored *corev1.Persis
 		mode = *target.Spec.VolumeMode
 	}
 	pv.Spec.VolumeMode = &mode
-	pv.Spec.CSI.FSType = ""
-	if mode == corev1.PersistentVolumeFilesystem {
+	if restored.Spec.VolumeMode == nil || *restored.Spec.VolumeMode != corev1.PersistentVolumeFilesystem {
+		pv.Spec.CSI.FSType = "" // it was restored as a block device
+	}
+	if mode == corev1.PersistentVolumeFilesystem && pv.Spec.CSI.FSType == "" {
 		pv.Spec.CSI.FSType = mount.Filesystem
 		if mount.Filesystem == "xfs" && !slices.Contains(pv.Spec.MountOptions, noUUID) {
 			pv.Spec.MountOptions = append(pv.Spec.MountOptions, noUUID)

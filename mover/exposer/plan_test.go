@@ -135,6 +135,32 @@ func TestPodAffinity(t *testing.T) {
 	require.Empty(t, pinned[0].MatchExpressions)
 }
 
+// TestPodOfADirectory: the pod runs as the owner of the files, without privileges, and on one node
+// with those that share them.
+func TestPodOfADirectory(t *testing.T) {
+	p := exposer.PodPlan{Operation: op, Image: "i", Config: parse(t, ""), Attempt: 1, Task: "{}", Relabel: true}
+	shared := map[string]string{identity.LabelVMBackup: "blockmover-vm-1"}
+	p.Directory = &exposer.Directory{Claim: "blockmover-vm-1", UserID: 107, Shared: shared}
+	pod, err := p.Pod()
+	require.NoError(t, err)
+	require.Equal(t, "blockmover-vm-1", pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName)
+	c := pod.Spec.Containers[0]
+	require.Empty(t, c.VolumeDevices)
+	require.Contains(t, c.VolumeMounts, corev1.VolumeMount{Name: "device", MountPath: exposer.DirectoryPath, ReadOnly: true})
+	require.EqualValues(t, 107, *pod.Spec.SecurityContext.RunAsUser)
+	require.True(t, *pod.Spec.SecurityContext.RunAsNonRoot)
+	require.Nil(t, pod.Spec.SecurityContext.FSGroup)
+	require.Subset(t, pod.Labels, shared)
+	require.Equal(t, shared, pod.Spec.Affinity.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution[0].LabelSelector.MatchLabels)
+
+	p.Directory = &exposer.Directory{UserID: 107, GroupToo: true, Write: true}
+	pod, err = p.Pod()
+	require.NoError(t, err)
+	require.Equal(t, p.Operation.ObjectName(), pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName)
+	require.Contains(t, pod.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "device", MountPath: exposer.DirectoryPath})
+	require.EqualValues(t, 107, *pod.Spec.SecurityContext.FSGroup)
+}
+
 func TestPlanBackupVolume(t *testing.T) {
 	pvc := exposer.PlanBackupVolume(op, "snap", "fast", 123, config.BackupPVC{})
 	require.Equal(t, corev1.PersistentVolumeBlock, *pvc.Spec.VolumeMode)

@@ -28,7 +28,7 @@ import (
 
 // newDataUpload renders the DataUpload as Velero's built-in action would, with our settings
 // and without the generated name.
-func newDataUpload(pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, backup *velerov1.Backup, volumeSnapshot, class string, settings policy.Settings) *velerov2alpha1.DataUpload {
+func newDataUpload(pvc *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup, volumeSnapshot, class string, settings policy.Settings) *velerov2alpha1.DataUpload {
 	return &velerov2alpha1.DataUpload{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:       backup.Namespace,
@@ -47,7 +47,7 @@ func newDataUpload(pvc *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolum
 				VolumeSnapshot: volumeSnapshot,
 				StorageClass:   ptr.Deref(pvc.Spec.StorageClassName, ""),
 				SnapshotClass:  class,
-				Driver:         pv.Spec.CSI.Driver,
+				Driver:         driver,
 			},
 			SourcePVC:             pvc.Name,
 			SourceNamespace:       pvc.Namespace,

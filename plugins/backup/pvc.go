@@ -47,6 +47,7 @@ type PVCAction struct {
 	poller   poll.Poller
 	policies policies
 	groups   grouping
+	vms      vms
 }
 
 var _ biav2.BackupItemAction = (*PVCAction)(nil)
@@ -55,7 +56,7 @@ var _ biav2.BackupItemAction = (*PVCAction)(nil)
 // apply to every backup (a flag of the Velero server), or "".
 func NewPVCAction(log logrus.FieldLogger, api client.Client, globalPolicies string) *PVCAction {
 	p := policies{log: log, api: api, global: globalPolicies}
-	a := &PVCAction{log: log, api: api, policies: p, groups: grouping{p}}
+	a := &PVCAction{log: log, api: api, policies: p, groups: grouping{p}, vms: vms{log, api, p}}
 	a.poller = poll.Poller{
 		Log:     log,
 		API:     api,
@@ -104,9 +105,12 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	if owner := kube.PodOf(pvc); owner != "" {
 		a.log.Warnf("PVC %s/%s is the generic ephemeral volume of pod %s: it is not backed up, and a restored pod gets a new and empty one",
 			pvc.Namespace, pvc.Name, owner)
-		skipped := &unstructured.Unstructured{Object: withoutStaleMarks(item).UnstructuredContent()}
-		kube.SetAnnotation(skipped, velerov1.SkipFromBackupAnnotation, "true")
-		return skipped, nil, "", nil, nil
+		return skipped(item), nil, "", nil, nil
+	}
+	if isPersistentState(pvc) {
+		a.log.Warnf("PVC %s/%s has the state of VM %s besides its disks: it is not backed up. What a persistent TPM or EFI of the VM keeps is not in the backup",
+			pvc.Namespace, pvc.Name, pvc.Labels[labelPersistentState])
+		return skipped(item), nil, "", nil, nil
 	}
 	upload, err := a.start(ctx, pvc, backup, params, snapshotTimeout)
 	if err != nil {
@@ -124,6 +128,13 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 		afterwards = append(afterwards, velero.ResourceIdentifier{GroupResource: groupSnapshots, Namespace: pvc.Namespace, Name: name})
 	}
 	return updated, nil, upload.Labels[velerov1.AsyncOperationIDLabel], afterwards, nil
+}
+
+// skipped tells Velero to leave an item out of the backup.
+func skipped(item runtime.Unstructured) runtime.Unstructured {
+	u := &unstructured.Unstructured{Object: withoutStaleMarks(item).UnstructuredContent()}
+	kube.SetAnnotation(u, velerov1.SkipFromBackupAnnotation, "true")
+	return u
 }
 
 // withoutStaleMarks removes marks that a restore must not bring back. A restore without our
@@ -156,6 +167,17 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	if _, err := a.poller.AcceptTimeout(ctx, backup.Namespace, backup.Spec.ItemOperationTimeout.Duration); err != nil {
 		return nil, err
 	}
+	if settings.KubeVirt {
+		disk, reason, detail, err := a.vms.find(ctx, pvc, backup)
+		if err != nil {
+			return nil, err
+		}
+		if disk != nil {
+			return a.create(ctx, newDiskUpload(disk, pvc, backup, settings))
+		}
+		settings.VMReason = string(reason)
+		a.log.Warnf("PVC %s/%s is snapshotted by its storage, and not backed up by KubeVirt: %s: %s", pvc.Namespace, pvc.Name, reason, detail)
+	}
 	pv, err := a.volumeOf(ctx, pvc)
 	if err != nil {
 		return nil, err
@@ -166,7 +188,7 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 	}
 	if member != nil {
 		class := a.groups.classOfMember(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)
-		return a.startMember(ctx, member, newDataUpload(pvc, pv, backup, "", class, settings), snapshotTimeout)
+		return a.startMember(ctx, member, newDataUpload(pvc, pv.Spec.CSI.Driver, backup, "", class, settings), snapshotTimeout)
 	}
 	class, err := a.snapshotClass(ctx, settings.SnapshotClass, pv.Spec.CSI.Driver, pvc, backup)
 	if err != nil {
@@ -183,7 +205,7 @@ func (a *PVCAction) start(ctx context.Context, pvc *corev1.PersistentVolumeClaim
 		return nil, err
 	}
 	vsKey := client.ObjectKeyFromObject(vs)
-	wanted := newDataUpload(pvc, pv, backup, vs.Name, class, settings)
+	wanted := newDataUpload(pvc, pv.Spec.CSI.Driver, backup, vs.Name, class, settings)
 	if alone != "" {
 		wanted.Spec.DataMoverConfig[identity.ConfigGroupReason] = string(alone)
 	}
@@ -278,6 +300,9 @@ func (a *PVCAction) Cancel(operationID string, backup *velerov1.Backup) error {
 // releaseUpload releases the VolumeSnapshot of a DataUpload that was given up.
 func (a *PVCAction) releaseUpload(ctx context.Context, v *operation.View) error {
 	spec := v.Upload.Spec
+	if spec.CSISnapshot == nil || spec.CSISnapshot.VolumeSnapshot == "" {
+		return nil // nobody has begun to back up the disk of the VM
+	}
 	return a.release(ctx, client.ObjectKey{Namespace: spec.SourceNamespace, Name: spec.CSISnapshot.VolumeSnapshot})
 }
 

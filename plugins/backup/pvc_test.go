@@ -20,6 +20,7 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -57,9 +58,11 @@ type world struct {
 	// see group_test.go.
 	objects []client.Object
 	groups  *groupWorld
-	now     time.Time
-	logs    *logrustest.Hook
-	api     client.WithWatch
+	// kinds are further kinds that the cluster serves.
+	kinds []schema.GroupVersionKind
+	now   time.Time
+	logs  *logrustest.Hook
+	api   client.WithWatch
 }
 
 const oursPolicy = `version: v1
@@ -138,7 +141,19 @@ func (w *world) start(fault *faulty.Fault) *PVCAction {
 			})
 		}
 	}
-	builder := fake.NewClientBuilder().WithScheme(testScheme(w.t)).WithObjects(append(objects, w.objects...)...)
+	scheme := testScheme(w.t)
+	for _, kind := range w.kinds {
+		scheme.AddKnownTypeWithName(kind, &unstructured.Unstructured{})
+		scheme.AddKnownTypeWithName(kind.GroupVersion().WithKind(kind.Kind+"List"), &unstructured.UnstructuredList{})
+	}
+	builder := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(objects, w.objects...)...)
+	if w.kinds != nil {
+		mapper := meta.NewDefaultRESTMapper(nil)
+		for kind := range scheme.AllKnownTypes() {
+			mapper.Add(kind, meta.RESTScopeNamespace)
+		}
+		builder = builder.WithRESTMapper(mapper)
+	}
 	funcs := interceptor.Funcs{Create: w.create, Delete: w.delete}
 	if w.groups != nil {
 		builder = builder.WithRESTMapper(w.groups.mapper()).WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{})

@@ -16,8 +16,11 @@ import (
 	"github.com/blockmover/blockmover/internal/policy"
 )
 
-// actionCustom is the type of a policy action that leaves a volume to a plugin.
-const actionCustom = "custom"
+// Types of policy actions: one leaves a volume to a plugin, the other does not back it up.
+const (
+	actionCustom = "custom"
+	actionSkip   = "skip"
+)
 
 // policies finds the volume policy of a PVC.
 type policies struct {
@@ -32,16 +35,36 @@ type policies struct {
 // gives the PVC to Blockmover. The policies of the backup come before those that the server
 // applies to all backups. The first match decides.
 func (p policies) of(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (params map[string]any, ours bool, err error) {
+	decided, err := p.decide(item, pvc, backup)
+	return decided.params, decided.ours, err
+}
+
+// actionOf returns the type of the policy action for a PVC, or "" if no policy matches.
+func (p policies) actionOf(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (string, error) {
+	decided, err := p.decide(item, pvc, backup)
+	return decided.action, err
+}
+
+// decision is what the first policy that matches says.
+type decision struct {
+	matched bool
+	action  string
+	params  map[string]any
+	// ours is set if the volume is given to Blockmover.
+	ours bool
+}
+
+func (p policies) decide(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (decision, error) {
 	for _, source := range p.sources(backup) {
-		matched, params, ours, err := p.match(item, pvc, source)
+		decided, err := p.match(item, pvc, source)
 		if err != nil {
-			return nil, false, fmt.Errorf("match volume policies for PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
+			return decision{}, fmt.Errorf("match volume policies for PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
 		}
-		if matched {
-			return params, ours, nil
+		if decided.matched {
+			return decided, nil
 		}
 	}
-	return nil, false, nil
+	return decision{}, nil
 }
 
 // sources returns copies of the backup, each with one ConfigMap of volume policies.
@@ -64,11 +87,11 @@ func (p policies) sources(backup *velerov1.Backup) []velerov1.Backup {
 // A PVC without a volume can match policies with conditions on the PVC alone. For it, the
 // helper only answers whether a policy names us. A policy that names another plugin looks
 // like no match.
-func (p policies) match(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, source velerov1.Backup) (matched bool, params map[string]any, ours bool, err error) {
+func (p policies) match(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, source velerov1.Backup) (decision, error) {
 	reads := &failedReads{Client: p.api}
 	helper, err := volumehelper.NewVolumeHelperWithCache(source, reads, p.log, nil)
 	if err != nil {
-		return false, nil, false, err
+		return decision{}, err
 	}
 	if pvc.Status.Phase == corev1.ClaimBound && pvc.Spec.VolumeName != "" {
 		matched, actionType, params, err := helper.GetActionParameters(item, kuberesource.PersistentVolumeClaims)
@@ -81,19 +104,19 @@ func (p policies) match(item runtime.Unstructured, pvc *corev1.PersistentVolumeC
 			if custom && !ours {
 				p.log.Debugf("PVC %s/%s: the volume policy leaves the volume to another plugin", pvc.Namespace, pvc.Name)
 			}
-			return matched, params, ours, nil
+			return decision{matched, actionType, params, ours}, nil
 		}
 		if !apierrors.IsNotFound(err) {
-			return false, nil, false, err
+			return decision{}, err
 		}
 	}
 	for _, wanted := range policy.MatchParameters() {
 		ours, err := helper.ShouldPerformCustomAction(item, kuberesource.PersistentVolumeClaims, wanted)
 		if err != nil || ours {
-			return ours, wanted, ours, err
+			return decision{ours, actionCustom, wanted, ours}, err
 		}
 	}
-	return false, nil, false, nil
+	return decision{}, nil
 }
 
 // failedReads remembers the first Get that failed. If Velero's helper cannot read a

@@ -44,6 +44,12 @@ func newDataDownload(restore *velerov1.Restore, backup *velerov1.Backup, result 
 	if restore.Spec.UploaderConfig != nil {
 		download.Spec.DataMoverConfig = uploader.StoreRestoreConfig(restore.Spec.UploaderConfig)
 	}
+	if result.DataMoverResult != nil && (*result.DataMoverResult)[identity.ConfigVM] != "" {
+		if download.Spec.DataMoverConfig == nil {
+			download.Spec.DataMoverConfig = map[string]string{}
+		}
+		download.Spec.DataMoverConfig[identity.ConfigVM] = (*result.DataMoverResult)[identity.ConfigVM]
+	}
 	return download
 }
 
