@@ -53,10 +53,20 @@ e2e: cluster-build ## the scenarios on two clusters (RUN=regexp picks some, on o
 	@cd e2e && go test -c -o $(SCENARIOS) ./scenarios && go build -o $(CACHE)/bin/rights ./cmd/rights
 	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/e2e.sh $(SCENARIOS) $(if $(RUN),'$(RUN)')
 
+# Real KubeVirt is built from the module cache, and from packages of Debian.
+KUBEVIRT := $(CACHE)/kubevirt
+
+.PHONY: kubevirt-e2e
+kubevirt-e2e: cluster-build ## running VMs on real KubeVirt, on a cluster of its own (RUN=regexp picks some tests)
+	@e2e/kubevirt/build.sh $(KUBEVIRT)
+	@cd e2e && go test -c -o $(CACHE)/bin/kubevirt.test ./kubevirt
+	@BLOCKMOVER_KUBEVIRT=$(KUBEVIRT) E2E_DEPLOY_DIR=$(CURDIR)/deploy \
+		hack/with-cluster.sh kubevirt $(CACHE)/bin/kubevirt.test -test.v -test.timeout 60m $(if $(RUN),-test.run '$(RUN)')
+
 .PHONY: unit
 unit: ## unit tests of all modules; as root they use loop devices
 	go test ./...
-	cd e2e && go test $$(go list ./... | grep -v -e /scenarios -e /csidriver)
+	cd e2e && go test $$(go list ./... | grep -v -e /scenarios -e /csidriver -e /kubevirt)
 
 .PHONY: csi-sanity
 csi-sanity: cluster-build ## kubernetes-csi's sanity suite and our own tests on the test driver

@@ -49,6 +49,9 @@ func main() {
 		RegisterRestoreItemActionV2(restore.VMActionName, action(func(log logrus.FieldLogger, api client.Client) any {
 			return restore.NewVMAction(log, api)
 		})).
+		RegisterRestoreItemActionV2(restore.VMPodActionName, action(func(log logrus.FieldLogger, _ client.Client) any {
+			return restore.NewVMPodAction(log)
+		})).
 		RegisterRestoreItemActionV2(restore.PVCActionName, action(func(log logrus.FieldLogger, api client.Client) any {
 			return restore.NewPVCAction(log, api)
 		})).

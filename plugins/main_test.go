@@ -37,7 +37,7 @@ func TestDiscovery(t *testing.T) {
 	require.NoError(t, registry.DiscoverPlugins())
 	want := map[common.PluginKind][]string{
 		common.PluginKindBackupItemActionV2:  {"blockmover.io/pvc-backup", "blockmover.io/virtualmachine-backup", "blockmover.io/volumegroupsnapshot-backup"},
-		common.PluginKindRestoreItemActionV2: {"blockmover.io/pv-restore", "blockmover.io/pvc-restore", "blockmover.io/virtualmachine-restore", "blockmover.io/volumegroupsnapshot-restore"},
+		common.PluginKindRestoreItemActionV2: {"blockmover.io/pv-restore", "blockmover.io/pvc-restore", "blockmover.io/virtualmachine-pod-restore", "blockmover.io/virtualmachine-restore", "blockmover.io/volumegroupsnapshot-restore"},
 		common.PluginKindDeleteItemAction:    {"blockmover.io/dataupload-delete"},
 	}
 	for _, kind := range []common.PluginKind{

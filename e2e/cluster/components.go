@@ -47,6 +47,16 @@ func (c *Cluster) apiserver() component {
 		"--service-account-key-file="+pki("service-accounts.key"),
 		"--service-account-signing-key-file="+pki("service-accounts.key"),
 		"--authorization-mode=Node,RBAC",
+		// Aggregated APIs, as KubeVirt's: there is no kube-proxy, so they are called by endpoint,
+		// and they know the API server by its front proxy certificate.
+		"--enable-aggregator-routing=true",
+		"--requestheader-client-ca-file="+pki("ca.crt"),
+		"--requestheader-allowed-names=front-proxy-client",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-username-headers=X-Remote-User",
+		"--proxy-client-cert-file="+pki("front-proxy-client.crt"),
+		"--proxy-client-key-file="+pki("front-proxy-client.key"),
 		// What our accounts ask for, for the search for rights without a use.
 		"--audit-policy-file="+c.path("audit.yaml"), "--audit-log-path="+c.AuditLog(), "--audit-log-maxsize=1000",
 		"--allow-privileged=true", "--profiling=false", "--event-ttl=3h",

@@ -147,6 +147,7 @@ func (c *Cluster) createPKI() ([]byte, error) {
 			serviceIP, NodeIP, "127.0.0.1", "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"),
 		a.issue("apiserver-kubelet-client", pkix.Name{CommonName: "kube-apiserver-kubelet-client", Organization: masters}),
 		a.issue("kubelet-server", pkix.Name{CommonName: "kubelet"}, NodeIP, "127.0.0.1", c.Name),
+		a.issue("front-proxy-client", pkix.Name{CommonName: "front-proxy-client"}),
 		a.issue("service-accounts", pkix.Name{CommonName: "service-accounts"}),
 		a.issue("snapshot-metadata", pkix.Name{CommonName: "csi-snapshot-metadata"}, NodeIP),
 		a.kubeconfig("admin", pkix.Name{CommonName: "admin", Organization: masters}),

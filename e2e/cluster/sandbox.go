@@ -77,8 +77,19 @@ func (c *Cluster) privateDirs() error {
 			return fmt.Errorf("overlay on %s: %w", dir, err)
 		}
 	}
+	// KubeVirt knows the kubelet's directory by its default name only.
+	for _, dir := range []string{defaultKubeletRoot, c.KubeletRoot()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount(c.KubeletRoot(), defaultKubeletRoot, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", defaultKubeletRoot, err)
+	}
 	return nil
 }
+
+const defaultKubeletRoot = "/var/lib/kubelet"
 
 // fakeSysctls shows the kubelet the kernel settings that it wants, as plain files over the
 // real ones. Otherwise the kubelet would write the real ones, which belong to the whole

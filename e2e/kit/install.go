@@ -50,13 +50,18 @@ func (k *Kit) InstallMover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("resolve deploy directory: %w", err)
 	}
+	var components []string
+	for _, c := range k.Components {
+		components = append(components, filepath.Join(relative, c))
+	}
 	name, tag, _ := strings.Cut(k.MoverImage, ":")
 	overlay := fmt.Sprintf(`apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
 namespace: %s
 resources: [%s]
+components: [%s]
 images: [{name: blockmover, newName: %s, newTag: %s}]
-`, k.VeleroNamespace, relative, name, tag)
+`, k.VeleroNamespace, relative, strings.Join(components, ", "), name, tag)
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
 		return fmt.Errorf("write overlay: %w", err)
 	}

@@ -23,6 +23,8 @@ import (
 type Kit struct {
 	// VeleroNamespace is where Velero and Blockmover run.
 	VeleroNamespace string
+	// Components are those of DeployDir that are installed too.
+	Components []string
 	// StorageClass, OtherStorageClass (of another driver) and WaitStorageClass
 	// (WaitForFirstConsumer) are those of the test volumes.
 	StorageClass, OtherStorageClass, WaitStorageClass string

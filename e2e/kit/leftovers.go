@@ -53,6 +53,8 @@ func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 		{[]string{"volumesnapshots", "-A"}, retained},
 		{[]string{"volumesnapshotcontents"}, retained},
 		{[]string{"volumegroupsnapshots", "-A"}, nothing},
+		{[]string{"virtualmachinebackups.backup.kubevirt.io", "-A"}, nothing},
+		{[]string{"persistentvolumeclaims", "-A", "-l", "blockmover.io/vm-backup"}, nothing},
 		{[]string{"volumegroupsnapshotcontents"}, withMember},
 		{[]string{"persistentvolumeclaims", "-n", k.VeleroNamespace}, nothing},
 		{[]string{"pods", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},

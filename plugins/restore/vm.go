@@ -46,7 +46,8 @@ func (*VMAction) Name() string { return VMActionName }
 // AppliesTo implements RestoreItemAction.
 func (*VMAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{
-		"virtualmachines.kubevirt.io", "virtualmachinebackups.backup.kubevirt.io", "virtualmachinebackuptrackers.backup.kubevirt.io",
+		"virtualmachines.kubevirt.io", "virtualmachineinstances.kubevirt.io",
+		"virtualmachinebackups.backup.kubevirt.io", "virtualmachinebackuptrackers.backup.kubevirt.io",
 	}}, nil
 }
 
@@ -63,8 +64,12 @@ func (a *VMAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero
 	vm := &unstructured.Unstructured{Object: input.Item.UnstructuredContent()}
 	output := velero.NewRestoreItemActionExecuteOutput(vm)
 	if vm.GetKind() != kubevirt.VirtualMachine.Kind {
-		// A restored VirtualMachineBackup would run, and a tracker would name a checkpoint that
-		// the restored disks do not have.
+		if vm.GetKind() == kubevirt.VirtualMachineInstance.Kind && len(vm.GetOwnerReferences()) == 0 {
+			return output, nil // nobody else makes it
+		}
+		// A restored VirtualMachineInstance would start with whatever is on the disks, a
+		// VirtualMachineBackup would run, and a tracker would name a checkpoint that the restored
+		// disks do not have.
 		a.log.Infof("%s %s/%s is not restored", vm.GetKind(), vm.GetNamespace(), vm.GetName())
 		return output.WithoutRestore(), nil
 	}

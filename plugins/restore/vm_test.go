@@ -173,6 +173,10 @@ func TestVMBackupsAreNotRestored(t *testing.T) {
 	for _, object := range []*unstructured.Unstructured{kubevirt.NewTracker("vm"), kubevirt.NewBackup(kubevirt.BackupSpec{Tracker: "t", Claim: "c"})} {
 		require.True(t, w.execute(object).SkipRestore)
 	}
+	instance := kubevirt.New(kubevirt.VirtualMachineInstance)
+	require.False(t, w.execute(instance).SkipRestore, "nobody else makes it")
+	instance.SetOwnerReferences([]metav1.OwnerReference{{Kind: "VirtualMachine", Name: "vm"}})
+	require.True(t, w.execute(instance).SkipRestore)
 	selector, err := w.action.AppliesTo()
 	require.NoError(t, err)
 	require.Contains(t, selector.IncludedResources, "virtualmachinebackuptrackers.backup.kubevirt.io")
@@ -196,4 +200,22 @@ func TestDownloadOfADisk(t *testing.T) {
 	_, _, err := w.execute(w.start(&faulty.Fault{}))
 	require.NoError(t, err)
 	require.Equal(t, map[string]string{"vm": "vm"}, w.downloads()[0].Spec.DataMoverConfig)
+}
+
+func TestPodsOfVMsAreNotRestored(t *testing.T) {
+	log, _ := logrustest.NewNullLogger()
+	action := NewVMPodAction(log)
+	output, err := action.Execute(&velero.RestoreItemActionExecuteInput{Item: &unstructured.Unstructured{Object: map[string]any{}}})
+	require.NoError(t, err)
+	require.True(t, output.SkipRestore)
+	selector, err := action.AppliesTo()
+	require.NoError(t, err)
+	require.Equal(t, velero.ResourceSelector{IncludedResources: []string{"pods"}, LabelSelector: "kubevirt.io in (virt-launcher, hotplug-disk)"}, selector)
+	require.Equal(t, VMPodActionName, action.Name())
+	_, err = action.Progress("", nil)
+	require.Error(t, err)
+	require.Error(t, action.Cancel("", nil))
+	ready, err := action.AreAdditionalItemsReady(nil, nil)
+	require.NoError(t, err)
+	require.True(t, ready)
 }
