@@ -1,0 +1,124 @@
+package kubevirt
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestTraps backs up one VM again and again, and in between does what makes KubeVirt's backups
+// fail, hang, or hold something else than what was asked for. Each backup is complete, says what it
+// is, and the last one is what the guest saw.
+func TestTraps(t *testing.T) {
+	s := newScenario(t)
+	g := s.start()
+	n := 0
+	// next changes a block of each disk, and backs up. All disks must have one of the reasons, of
+	// which "" is a plain increment.
+	next := func(during func(name string), reasons ...string) string {
+		t.Helper()
+		n++
+		for _, d := range disks {
+			s.in(g, fmt.Sprintf("dd if=/dev/urandom of=%s bs=64k count=1 seek=%d conv=fsync 2>/dev/null", d.device, n))
+		}
+		name := fmt.Sprintf("trap-%d-%s", n, s.suffix)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			if during != nil {
+				during(name)
+			}
+		}()
+		for claim, result := range s.backUp(name, g.namespace, "--csi-snapshot-timeout", "30s") {
+			require.Contains(t, reasons, result["reason"], "%s: %s", claim, result["detail"])
+			require.Equal(t, result["reason"] == "", result["kind"] == "Incremental")
+		}
+		<-ended
+		return name
+	}
+	next(nil, "NoParent")
+	next(nil, "")
+
+	t.Log("the VM restarts")
+	s.kubectl("-n", g.namespace, "delete", "vmi", "vm1")
+	s.running(g.namespace)
+	next(nil, "")
+
+	t.Log("KubeVirt's controller and our manager restart while a backup runs")
+	next(func(name string) {
+		s.waitForBackup(g)
+		s.kubectl("-n", "kubevirt", "delete", "pod", "-l", "kubevirt.io=virt-controller", "--wait=false")
+		s.kubectl("-n", s.kit.VeleroNamespace, "delete", "pod", "-l", "app.kubernetes.io/component=manager", "--wait=false")
+	}, "")
+
+	t.Log("somebody deletes the VirtualMachineBackup")
+	next(func(string) {
+		s.kubectl("-n", g.namespace, "delete", "virtualmachinebackups", s.waitForBackup(g), "--wait=false", "--ignore-not-found")
+	}, "", "CheckpointUnknown", "NoParent")
+
+	t.Log("QEMU is killed")
+	pid, err := g.qemu()
+	require.NoError(t, err)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	require.NoError(t, s.kit.Wait(s.ctx, "QEMU to be another one", 2*time.Minute, func(context.Context) (bool, string, error) {
+		now, err := g.qemu()
+		return err == nil && now != pid, fmt.Sprint(err), nil
+	}))
+	s.running(g.namespace)
+	next(nil, "NoParent", "CheckpointLost", "IncrementalStuck")
+	next(nil, "")
+
+	t.Log("somebody deletes the checkpoint in QEMU")
+	launcher := s.kubectl("-n", g.namespace, "get", "pods", "-l", "vm.kubevirt.io/name=vm1", "-o", "jsonpath={.items[0].metadata.name}")
+	virsh := func(args ...string) string {
+		return s.kubectl(append([]string{"-n", g.namespace, "exec", launcher, "-c", "compute", "--", "virsh", "-c", "qemu+unix:///session?socket=/var/run/libvirt/virtqemud-sock"}, args...)...)
+	}
+	checkpoints := strings.Fields(virsh("checkpoint-list", g.namespace+"_vm1", "--name"))
+	require.NotEmpty(t, checkpoints)
+	slices.Sort(checkpoints)
+	for _, checkpoint := range checkpoints {
+		virsh("checkpoint-delete", g.namespace+"_vm1", checkpoint)
+	}
+	next(nil, "IncrementalStuck")
+	next(nil, "")
+
+	t.Log("two backups at once")
+	second := fmt.Sprintf("trap-second-%s", s.suffix)
+	next(func(string) {
+		s.backUp(second, g.namespace)
+	}, "", "CheckpointUnknown")
+
+	t.Log("the VM is stopped")
+	s.kubectl("-n", g.namespace, "patch", "vm", "vm1", "--type=merge", "-p", `{"spec":{"runStrategy":"Halted"}}`)
+	require.NoError(t, s.kit.Wait(s.ctx, "VM to stop", time.Minute, func(ctx context.Context) (bool, string, error) {
+		status, err := s.kit.Kubectl(ctx, "-n", g.namespace, "get", "vm", "vm1", "-o", "jsonpath={.status.printableStatus}")
+		return status == "Stopped", status, err
+	}))
+	for claim, result := range s.backUp("trap-stopped-"+s.suffix, g.namespace) {
+		require.Equal(t, "VMNotRunning", result["vmReason"], claim)
+	}
+	s.kubectl("-n", g.namespace, "patch", "vm", "vm1", "--type=merge", "-p", `{"spec":{"runStrategy":"Always"}}`)
+	s.running(g.namespace)
+	last := next(nil, "", "CheckpointUnknown", "NoParent")
+	s.requireSums(s.restoreDisks(last, g.namespace, "trapped"), s.sums(g))
+}
+
+// waitForBackup waits until the VM has a VirtualMachineBackup, and returns its name.
+func (s *scenario) waitForBackup(g guest) string {
+	name := ""
+	err := s.kit.Wait(s.ctx, "VirtualMachineBackup", time.Minute, func(ctx context.Context) (bool, string, error) {
+		var err error
+		name, err = s.kit.Kubectl(ctx, "-n", g.namespace, "get", "virtualmachinebackups", "-o", "jsonpath={.items[*].metadata.name}")
+		return name != "", name, err
+	})
+	if err != nil {
+		s.Errorf("%v", err)
+	}
+	return strings.TrimSpace(name)
+}
