@@ -49,10 +49,14 @@ func TestStateOf(t *testing.T) {
 		"1.9 no space":        {`{conditions: [{type: Failed, status: "True", reason: Failed, message: "Backup has failed: No space left on device"}], type: Full}`, false, State{Stage: Failed, Detail: "Backup has failed: No space left on device", NoSpace: true}, true},
 		"1.8 QEMU was killed": {`{conditions: [{type: Done, status: "True", reason: "Backup has failed: VMI backup status was lost"}], ` + own + `}`, false, failed("Backup has failed: VMI backup status was lost"), true},
 		"1.9 QEMU was killed": {`{conditions: [{type: Failed, status: "True", reason: SourceLost, message: "Backup has failed: VMI backup status was lost"}], type: Full}`, false, failed("Backup has failed: VMI backup status was lost"), true},
-		"1.9 another's checkpoint": {`{conditions: [{type: Complete, status: "True", reason: Completed, message: ` + success + `}], checkpointName: two-a-2026-11-25_02-55-56` + volumes18 + `}`, false,
-			failed(`KubeVirt calls it complete, and its checkpoint is "two-a-2026-11-25_02-55-56", which is not its own`), true},
-		"a longer name's checkpoint": {`{conditions: [{type: Complete, status: "True"}], checkpointName: bb-2026, type: Full` + volumes18 + `}`, false,
-			failed(`KubeVirt calls it complete, and its checkpoint is "bb-2026", which is not its own`), true},
+		"1.9 another's checkpoint": {
+			`{conditions: [{type: Complete, status: "True", reason: Completed, message: ` + success + `}], checkpointName: two-a-2026-11-25_02-55-56` + volumes18 + `}`, false,
+			failed(`KubeVirt calls it complete, and its checkpoint is "two-a-2026-11-25_02-55-56", which is not its own`), true,
+		},
+		"a longer name's checkpoint": {
+			`{conditions: [{type: Complete, status: "True"}], checkpointName: bb-2026, type: Full` + volumes18 + `}`, false,
+			failed(`KubeVirt calls it complete, and its checkpoint is "bb-2026", which is not its own`), true,
+		},
 		"no type":       {`{conditions: [{type: Complete, status: "True"}], checkpointName: b-2026` + volumes18 + `}`, false, failed(`KubeVirt calls it complete, and its type is "", want Full or Incremental`), true},
 		"no volumes":    {`{conditions: [{type: Complete, status: "True"}], checkpointName: b-2026, type: Full}`, false, failed("KubeVirt calls it complete, and it has no volumes"), true},
 		"being deleted": {`{conditions: [{type: Progressing, status: "True", reason: Initiated}], ` + own + `}`, true, failed("it is being deleted"), false},

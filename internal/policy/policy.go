@@ -103,7 +103,7 @@ var movers = []string{identity.DataMover, identity.MoverKubeVirt}
 // MatchParameters returns the parameters by which a policy may name Blockmover, for callers
 // that can only ask whether a policy has them.
 func MatchParameters() []map[string]any {
-	var all []map[string]any
+	all := make([]map[string]any, 0, 2*len(movers))
 	for _, mover := range movers {
 		all = append(all, map[string]any{keyMover: mover}, map[string]any{keyDataMover: mover})
 	}
@@ -134,11 +134,11 @@ func (s *Settings) set(key string, value any) error {
 	text, isString := value.(string)
 	switch key {
 	case keyMover, keyDataMover:
-		if !slices.Contains(movers, text) {
-			return fmt.Errorf("%s: %v: want %s (%s is an alias of %s; where both are set they must agree)",
-				key, value, strings.Join(movers, " or "), keyDataMover, keyMover)
+		kubeVirt, err := parseMover(text)
+		if err != nil {
+			return fmt.Errorf("%s: %v: %w", key, value, err)
 		}
-		s.KubeVirt = text == identity.MoverKubeVirt
+		s.KubeVirt = kubeVirt
 	case keyBackupType:
 		t, err := parseType(text)
 		if err != nil {
@@ -169,16 +169,13 @@ func (s *Settings) set(key string, value any) error {
 		}
 		s.SnapshotClass = text
 	case keyGroup:
-		if !strings.EqualFold(text, groupRequired) && !strings.EqualFold(text, groupPreferred) {
-			return fmt.Errorf("%s: %v: want %s or %s", key, value, groupRequired, groupPreferred)
-		}
-		s.GroupRequired = strings.EqualFold(text, groupRequired)
-	case keySkipQuiesce:
-		b, err := strconv.ParseBool(fmt.Sprint(value))
+		required, err := parseGroup(text)
 		if err != nil {
-			return fmt.Errorf("%s: %v: want true or false", key, value)
+			return fmt.Errorf("%s: %v: %w", key, value, err)
 		}
-		s.SkipQuiesce = b
+		s.GroupRequired = required
+	case keySkipQuiesce:
+		return s.setQuiesce(value)
 	default:
 		return fmt.Errorf("%s: %v: unknown key, want one of %s", key, value,
 			strings.Join([]string{keyMover, keyBackupType, keyFullEvery, keyAudit, keyRetention, keySnapshotClass, keyGroup, keySkipQuiesce}, ", "))
@@ -342,6 +339,33 @@ func parseRetention(text string) (Retention, error) {
 		}
 	}
 	return "", fmt.Errorf("want %s, %s or %s", RetentionAuto, RetentionAlways, RetentionNever)
+}
+
+func (s *Settings) setQuiesce(value any) error {
+	b, err := strconv.ParseBool(fmt.Sprint(value))
+	if err != nil {
+		return fmt.Errorf("%s: %v: want true or false", keySkipQuiesce, value)
+	}
+	s.SkipQuiesce = b
+	return nil
+}
+
+// parseMover reports whether the mover is KubeVirt.
+func parseMover(text string) (bool, error) {
+	if !slices.Contains(movers, text) {
+		return false, fmt.Errorf("want %s (%s is an alias of %s; where both are set they must agree)",
+			strings.Join(movers, " or "), keyDataMover, keyMover)
+	}
+	return text == identity.MoverKubeVirt, nil
+}
+
+// parseGroup reports whether a group is required.
+func parseGroup(text string) (bool, error) {
+	required := strings.EqualFold(text, groupRequired)
+	if !required && !strings.EqualFold(text, groupPreferred) {
+		return false, fmt.Errorf("want %s or %s", groupRequired, groupPreferred)
+	}
+	return required, nil
 }
 
 func parseType(text string) (BackupType, error) {

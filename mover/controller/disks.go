@@ -334,7 +334,9 @@ func (d *disks) finish(ctx context.Context, op *operation.View) (ending, error) 
 	if err != nil {
 		return end, err
 	}
-	if slices.ContainsFunc(siblings, func(other *operation.View) bool { return other.UID != op.UID && other.Status.Outcome == nil && !other.Status.Phase.Terminal() }) {
+	if slices.ContainsFunc(siblings, func(other *operation.View) bool {
+		return other.UID != op.UID && other.Status.Outcome == nil && !other.Status.Phase.Terminal()
+	}) {
 		return end, nil
 	}
 	end.left, err = d.maker.Release(ctx, vmBackupOf(op))

@@ -151,9 +151,10 @@ func (m *Maker) decide(ctx context.Context, r Request, s *State, vm *unstructure
 
 // trackedDisks are the names of all disks of a VM that KubeVirt backs up.
 func trackedDisks(vm *unstructured.Unstructured) []string {
-	var names []string
-	for _, d := range kubevirt.Disks(vm) {
-		names = append(names, d.Volume)
+	disks := kubevirt.Disks(vm)
+	names := make([]string, len(disks))
+	for i, d := range disks {
+		names[i] = d.Volume
 	}
 	return names
 }

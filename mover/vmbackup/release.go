@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -94,47 +95,42 @@ type objects struct {
 // is what counts.
 func (m *Maker) list(ctx context.Context, labelled client.ListOption) (map[string]objects, error) {
 	found := map[string]objects{}
-	add := func(object client.Object) {
-		name, key := object.GetLabels()[identity.LabelVMBackup], client.ObjectKeyFromObject(object)
-		ours := identity.IsVMBackupName(name) &&
-			(strings.HasPrefix(key.Name, name+"-") || key.Name == name && key.Namespace == m.Namespace)
-		o := found[name]
-		if pv, ok := object.(*corev1.PersistentVolume); ok && identity.IsVMBackupName(name) {
-			o.volumes = append(o.volumes, pv)
-		} else if ours && !slices.Contains(o.claims, key) {
-			o.claims = append(o.claims, key)
-		} else {
-			return
+	for _, list := range []client.ObjectList{kubevirt.NewList(kubevirt.Backup), &corev1.PersistentVolumeClaimList{}, &corev1.PersistentVolumeList{}} {
+		err := m.Reader.List(ctx, list, labelled)
+		if _, ofKubeVirt := list.(*unstructured.UnstructuredList); ofKubeVirt && (notServed(err) || apierrors.IsForbidden(err)) {
+			continue // without KubeVirt, or without the rights on its objects, there is none of ours
 		}
-		found[name] = o
-	}
-	backups := kubevirt.NewList(kubevirt.Backup)
-	// Without KubeVirt, or without the rights on its objects, there is none of ours.
-	if err := m.Reader.List(ctx, backups, labelled); err != nil && !notServed(err) && !apierrors.IsForbidden(err) {
-		return nil, fmt.Errorf("list %ss: %w", kubevirt.Backup.Kind, err)
-	}
-	err := backups.EachListItem(func(item runtime.Object) error {
-		if u, ok := item.(*unstructured.Unstructured); ok {
-			add(u)
+		if err != nil {
+			return nil, fmt.Errorf("list %T of VM backups: %w", list, err)
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read list of %ss: %w", kubevirt.Backup.Kind, err)
-	}
-	claims := &corev1.PersistentVolumeClaimList{}
-	if err := m.Reader.List(ctx, claims, labelled); err != nil {
-		return nil, fmt.Errorf("list PVCs of VM backups: %w", err)
-	}
-	for i := range claims.Items {
-		add(&claims.Items[i])
-	}
-	volumes := &corev1.PersistentVolumeList{}
-	if err := m.Reader.List(ctx, volumes, labelled); err != nil {
-		return nil, fmt.Errorf("list PVs of VM backups: %w", err)
-	}
-	for i := range volumes.Items {
-		add(&volumes.Items[i])
+		err = meta.EachListItem(list, func(item runtime.Object) error {
+			if object, ok := item.(client.Object); ok {
+				m.note(found, object)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read %T of VM backups: %w", list, err)
+		}
 	}
 	return found, nil
+}
+
+// note adds an object to those of its VM backup, if it is one.
+func (m *Maker) note(found map[string]objects, object client.Object) {
+	name, key := object.GetLabels()[identity.LabelVMBackup], client.ObjectKeyFromObject(object)
+	if !identity.IsVMBackupName(name) {
+		return
+	}
+	o := found[name]
+	pv, isVolume := object.(*corev1.PersistentVolume)
+	switch {
+	case isVolume:
+		o.volumes = append(o.volumes, pv)
+	case !strings.HasPrefix(key.Name, name+"-") && (key.Name != name || key.Namespace != m.Namespace):
+		return
+	case !slices.Contains(o.claims, key):
+		o.claims = append(o.claims, key)
+	}
+	found[name] = o
 }
