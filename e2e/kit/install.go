@@ -27,6 +27,14 @@ func (k *Kit) Install(ctx context.Context) error {
 	if _, err := k.Kubectl(ctx, "-n", k.VeleroNamespace, "rollout", "status", "deployment/velero", "--timeout=120s"); err != nil {
 		return err
 	}
+	// Two servers at once would both take a backup, and the old one has no plugin of ours.
+	err = k.Wait(ctx, "the server from before to be gone", time.Minute, func(ctx context.Context) (bool, string, error) {
+		servers, err := k.List(ctx, "-n", k.VeleroNamespace, "pods", "-l", "deploy=velero")
+		return len(servers) == 1, fmt.Sprint(servers), err
+	})
+	if err != nil {
+		return err
+	}
 	return k.Wait(ctx, "plugin to be listed", time.Minute, func(ctx context.Context) (bool, string, error) {
 		// The command fails while the server restarts.
 		plugins, err := k.Velero(ctx, "plugin", "get")
