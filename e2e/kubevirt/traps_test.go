@@ -2,6 +2,7 @@ package kubevirt
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/e2e/kit"
 )
 
 // TestTraps backs up one VM again and again, and in between does what makes KubeVirt's backups
@@ -46,8 +49,7 @@ func TestTraps(t *testing.T) {
 	next(nil, "")
 
 	t.Log("the VM restarts")
-	s.kubectl("-n", g.namespace, "delete", "vmi", "vm1")
-	s.running(g.namespace)
+	s.restart(g.namespace)
 	next(nil, "")
 
 	t.Log("KubeVirt's controller and our manager restart while a backup runs")
@@ -94,6 +96,20 @@ func TestTraps(t *testing.T) {
 		s.backUp(second, g.namespace)
 	}, "", "CheckpointUnknown")
 
+	t.Log("the VM gets another disk")
+	require.NoError(t, s.kit.Apply(s.ctx, kit.PVC(g.namespace, "fourth", s.kit.StorageClass, "Block", 64<<20)))
+	s.kubectl("-n", g.namespace, "patch", "vm", "vm1", "--type=json", "-p", `[
+		{"op": "add", "path": "/spec/template/spec/domain/devices/disks/-", "value": {"name": "d-4", "disk": {"bus": "virtio"}}},
+		{"op": "add", "path": "/spec/template/spec/volumes/-", "value": {"name": "d-4", "persistentVolumeClaim": {"claimName": "fourth"}}}]`)
+	s.restart(g.namespace)
+	next(nil, "DisksChanged")
+	next(nil, "")
+
+	t.Log("the VM is created anew, with its disks")
+	s.recreate(g.namespace)
+	next(nil, "NoParent")
+	next(nil, "")
+
 	t.Log("the VM is stopped")
 	s.kubectl("-n", g.namespace, "patch", "vm", "vm1", "--type=merge", "-p", `{"spec":{"runStrategy":"Halted"}}`)
 	require.NoError(t, s.kit.Wait(s.ctx, "VM to stop", time.Minute, func(ctx context.Context) (bool, string, error) {
@@ -107,6 +123,35 @@ func TestTraps(t *testing.T) {
 	s.running(g.namespace)
 	last := next(nil, "", "CheckpointUnknown", "NoParent")
 	s.requireSums(s.restoreDisks(last, g.namespace, "trapped"), s.sums(g))
+}
+
+// recreate deletes the VM, and makes one of the same name and spec.
+func (s *scenario) recreate(namespace string) {
+	s.Helper()
+	var vm map[string]any
+	require.NoError(s, s.kit.Get(s.ctx, &vm, "-n", namespace, "vm", "vm1"))
+	delete(vm, "status")
+	vm["metadata"] = map[string]any{"name": "vm1", "namespace": namespace, "labels": map[string]string{"changedBlockTracking": "true"}}
+	text, err := json.Marshal(vm)
+	require.NoError(s, err)
+	s.kubectl("-n", namespace, "delete", "vm", "vm1", "--timeout=60s")
+	require.NoError(s, s.kit.Apply(s.ctx, string(text)))
+	s.running(namespace)
+}
+
+// restart restarts the VM.
+func (s *scenario) restart(namespace string) {
+	s.Helper()
+	instance := func() string {
+		return s.kubectl("-n", namespace, "get", "vmi", "-o", "jsonpath={.items[*].metadata.uid}")
+	}
+	before := instance()
+	s.kubectl("-n", namespace, "delete", "vmi", "vm1", "--wait=false")
+	require.NoError(s, s.kit.Wait(s.ctx, "VM to restart", 2*time.Minute, func(context.Context) (bool, string, error) {
+		now := instance()
+		return now != "" && now != before, now, nil
+	}))
+	s.running(namespace)
 }
 
 // waitForBackup waits until the VM has a VirtualMachineBackup, and returns its name.

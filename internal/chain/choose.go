@@ -118,6 +118,7 @@ func Choose(r Request, history []repository.Snapshot) Choice {
 		}
 	}
 	var choice Choice
+	told := map[Step]bool{}
 	found := r.Parent == identity.ParentAuto
 	for _, s := range history {
 		if r.Parent != identity.ParentAuto && string(s.ID) != r.Parent {
@@ -128,6 +129,10 @@ func Choose(r Request, history []repository.Snapshot) Choice {
 			if len(choice.Parents) > 0 && s.Damage == nil {
 				continue // a newer parent is tried first
 			}
+			if told[step] {
+				continue // the newest one stands for all of which the same is wrong
+			}
+			told[step] = true
 			step.Detail = fmt.Sprintf("repo snapshot %s %s", s.ID, step.Detail)
 			choice.Steps = append(choice.Steps, step)
 			continue

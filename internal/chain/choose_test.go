@@ -69,6 +69,14 @@ func TestChoose(t *testing.T) {
 			name: "forced comes before due", parent: identity.ParentNone, every: day, history: history{snap("a", 2*day)},
 			reasons: []chain.Reason{chain.ForcedFull},
 		},
+		{
+			name: "the same is wrong with several",
+			history: history{
+				snap("c", day, edit(func(m *repository.Meta) { m.Mover = "x" })), snap("b", 2*day, edit(func(m *repository.Meta) { m.Mover = "x" })),
+				snap("a", 3*day, edit(func(m *repository.Meta) { m.Mover = "y" })),
+			},
+			reasons: []chain.Reason{chain.MoverChanged, chain.MoverChanged}, detail: `repo snapshot c was written by mover "x"`,
+		},
 		{name: "one is asked for", parent: "a", history: history{snap("b", day), snap("a", 2*day)}, parents: []repository.SnapshotID{"a"}},
 		{
 			name: "one is asked for and full is due", parent: "a", every: day, history: history{snap("a", 2*day)},

@@ -171,7 +171,7 @@ func TestDiskTraps(t *testing.T) {
 				ObjectMeta:     metav1.ObjectMeta{Namespace: appNamespace, Name: "e"},
 				InvolvedObject: corev1.ObjectReference{Name: "vm"}, Reason: "BackupError", Message: "checkpoint inconsistent: missing or broken bitmap",
 			}))
-		}, phase.Failed, "", "has not begun: checkpoint inconsistent: missing or broken bitmap within 20s"},
+		}, phase.Failed, "", "has not begun within 20s: checkpoint inconsistent: missing or broken bitmap"},
 		"QEMU is killed": {func(h *hypervisor) {
 			h.end = func(vmb *unstructured.Unstructured) string {
 				if nth(vmb.GetName(), "1") {

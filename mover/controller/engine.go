@@ -17,6 +17,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
@@ -317,6 +318,9 @@ func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Pha
 	if !is.Terminal() {
 		return
 	}
+	for _, reason := range detours(op) {
+		e.event(op, corev1.EventTypeNormal, reason, "Backup", "the storage took a snapshot of the volume by itself")
+	}
 	kind := corev1.EventTypeNormal
 	if is == phase.Failed {
 		kind = corev1.EventTypeWarning
@@ -332,6 +336,21 @@ func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Pha
 		e.recorder.Eventf(owner, op.Object(), kind, "VolumeFailed", op.Kind, "%s", shorten("PVC "+claimOf(op).String()+": "+note))
 	}
 	e.metrics.count(op)
+}
+
+// detours are the reasons why a volume was not backed up in the way that was asked for, by KubeVirt
+// or in a group, although the backup is complete.
+func detours(op *operation.View) []string {
+	if op.Upload == nil || op.Status.Phase != phase.Completed {
+		return nil
+	}
+	var reasons []string
+	for _, key := range []string{identity.ConfigVMReason, identity.ConfigGroupReason} {
+		if reason := op.Upload.Spec.DataMoverConfig[key]; reason != "" {
+			reasons = append(reasons, reason)
+		}
+	}
+	return reasons
 }
 
 // claimOf returns the PVC that is backed up or restored.

@@ -33,7 +33,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		}, []string{"kind", "reason"}),
 		fallbacks: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "blockmover_fallbacks_total",
-			Help: "Reasons why volume images are not increments on the newest image, all that an image had.",
+			Help: "Reasons why volume images are not increments on the newest image, all that an image had, and why volumes were not backed up by KubeVirt or in a group.",
 		}, []string{"reason"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "blockmover_bytes_total",
@@ -68,6 +68,9 @@ func (m *metrics) count(op *operation.View) {
 	result := *op.Upload.Status.DataMoverResult
 	m.images.WithLabelValues(result["kind"], result["reason"]).Inc()
 	for reason := range strings.FieldsFuncSeq(result["reasons"], func(r rune) bool { return r == ',' }) {
+		m.fallbacks.WithLabelValues(reason).Inc()
+	}
+	for _, reason := range detours(op) {
 		m.fallbacks.WithLabelValues(reason).Inc()
 	}
 	for _, what := range []string{"bytesRead", "bytesUploaded", "bytesAudited"} {

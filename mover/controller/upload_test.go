@@ -365,6 +365,25 @@ func TestReasonsAreSeen(t *testing.T) {
 	}
 }
 
+// TestDetoursAreSeen: a volume that KubeVirt or a group should have had has a reason in the result,
+// an event and the metric.
+func TestDetoursAreSeen(t *testing.T) {
+	w := uploadWorld(t)
+	w.report.Reason = ""
+	du := w.dataUpload()
+	du.Spec.DataMoverConfig = map[string]string{identity.ConfigVMReason: "VMNotRunning", identity.ConfigGroupReason: "GroupOfOne"}
+	w.update(du)
+	w.run(w.uploads, "du")
+	result := *w.dataUpload().Status.DataMoverResult
+	require.Equal(t, "VMNotRunning GroupOfOne", result["vmReason"]+" "+result["groupReason"])
+	recorder, ok := w.uploads.recorder.(*events.FakeRecorder)
+	require.True(t, ok)
+	for _, reason := range []string{"VMNotRunning", "GroupOfOne"} {
+		require.Equal(t, "Normal "+reason+" the storage took a snapshot of the volume by itself", <-recorder.Events)
+		require.EqualValues(t, 1, testutil.ToFloat64(w.uploads.metrics.fallbacks.WithLabelValues(reason)))
+	}
+}
+
 // anotherUpload is a later DataUpload of the same volume.
 func anotherUpload() []client.Object {
 	var objects []client.Object

@@ -257,35 +257,35 @@ func (m *Maker) watch(ctx context.Context, r Request, s *State, vm, vmb *unstruc
 		// If it failed for a reason of its own, what changed may be what it cannot give.
 		return m.again(s, fmt.Sprintf("%s: %s", name, state.Detail), !state.NoSpace && vmb.GetDeletionTimestamp() == nil)
 	default:
-		waited := m.Now().Sub(vmb.GetCreationTimestamp().Time)
-		why := strings.TrimSuffix(fmt.Sprintf("%s has not begun: %s", name, m.whyNot(ctx, r, state.Detail)), ": ")
-		if waited < r.Timeout {
-			return Progress{Waiting: why, Busy: true}, nil
+		why := m.whyNot(ctx, r, state.Detail)
+		if m.Now().Sub(vmb.GetCreationTimestamp().Time) < r.Timeout {
+			return Progress{Waiting: name + " has not begun" + why, Busy: true}, nil
 		}
 		if ready, _, detail := kubevirt.Ready(vm); !ready {
-			why = detail
+			why = ": " + detail
 		}
-		return m.again(s, fmt.Sprintf("%s within %s", why, r.Timeout), true)
+		return m.again(s, fmt.Sprintf("%s has not begun within %s%s", name, r.Timeout, why), true)
 	}
 }
 
-// whyNot is what KubeVirt says of a backup that does not begin. It writes that into the status,
-// into an event of the VirtualMachineInstance, or nowhere.
+// whyNot is what KubeVirt says of a backup that does not begin. It writes that into the status, into
+// an event of the VirtualMachineInstance, or only into the log of its controller.
 func (m *Maker) whyNot(ctx context.Context, r Request, detail string) string {
+	text := ""
 	if detail != "" {
-		return detail
+		text = ": " + detail
 	}
 	events := &corev1.EventList{}
 	if err := m.Reader.List(ctx, events, client.InNamespace(r.Namespace), client.MatchingFields{"involvedObject.name": r.VM}); err != nil {
-		return ""
+		return text // it is only an explanation
 	}
 	slices.SortFunc(events.Items, func(a, b corev1.Event) int { return b.LastTimestamp.Compare(a.LastTimestamp.Time) })
 	for _, e := range events.Items {
 		if e.Reason == "BackupError" {
-			return e.Message
+			return text + ": " + e.Message
 		}
 	}
-	return ""
+	return text
 }
 
 func (m *Maker) againUnless(err error, s *State, why string) (Progress, error) {

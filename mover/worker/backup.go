@@ -141,6 +141,7 @@ func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 	}
 	in.Collect.Notify = w.waitsFor
 	if file := r.Backup.DiskFile; file != nil {
+		in.Target.Mover = identity.MoverKubeVirt
 		if dev.Size() < r.Backup.Capacity {
 			return chain.Input{}, fault.Mark(fmt.Errorf("the disk has %d bytes, and its volume %d: KubeVirt has not backed up all of it", dev.Size(), r.Backup.Capacity))
 		}
