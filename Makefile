@@ -104,6 +104,14 @@ bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4Gi BENCH
 	@$(BENCH)/bench --blockmover $(BENCH)/blockmover --kopia $(BENCH)/kopia \
 		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS) --out $(BENCH)/bench.json
 
+BENCH_INCREMENTS ?= 10
+
+.PHONY: bench-vm
+bench-vm: ## a VM's disk with increments: qcow2 files and images beside each other (BENCH_SIZE=4Gi BENCH_INCREMENTS=10)
+	@mkdir -p $(BENCH)
+	@go build -o $(BENCH)/benchvm ./hack/benchvm
+	@$(BENCH)/benchvm --size $(BENCH_SIZE) --increments $(BENCH_INCREMENTS)
+
 QUEUE_MANAGERS ?= now=$(BENCH)/blockmover
 
 .PHONY: bench-queue
