@@ -271,7 +271,12 @@ func TestRestoredVM(t *testing.T) {
 	backup := "whole-" + s.suffix
 	s.backUp(backup, g.namespace)
 	target := s.namespace("copy")
-	require.NoError(t, s.kit.MustRestore(s.ctx, backup, backup, "--namespace-mappings", g.namespace+":"+target))
+	err := s.kit.MustRestore(s.ctx, backup, backup, "--namespace-mappings", g.namespace+":"+target)
+	if err != nil {
+		log, _ := s.kit.Velero(s.ctx, "restore", "logs", backup)
+		t.Log(log)
+	}
+	require.NoError(t, err)
 	require.Equal(t, "Always", s.kubectl("-n", target, "get", "vm", "vm1", "-o", "jsonpath={.spec.runStrategy}{.metadata.annotations.blockmover\\.io/run-strategy}"))
 	copied := s.running(target)
 	require.Equal(t, want, s.sums(copied))

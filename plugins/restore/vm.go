@@ -64,7 +64,9 @@ func (a *VMAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero
 	vm := &unstructured.Unstructured{Object: input.Item.UnstructuredContent()}
 	output := velero.NewRestoreItemActionExecuteOutput(vm)
 	if vm.GetKind() != kubevirt.VirtualMachine.Kind {
-		if vm.GetKind() == kubevirt.VirtualMachineInstance.Kind && len(vm.GetOwnerReferences()) == 0 {
+		// Velero has removed the owner from the item.
+		fromBackup := unstructured.Unstructured{Object: input.ItemFromBackup.UnstructuredContent()}
+		if vm.GetKind() == kubevirt.VirtualMachineInstance.Kind && len(fromBackup.GetOwnerReferences()) == 0 {
 			return output, nil // nobody else makes it
 		}
 		// A restored VirtualMachineInstance would start with whatever is on the disks, a
