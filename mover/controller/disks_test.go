@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -8,8 +9,10 @@ import (
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -227,6 +230,14 @@ func TestDiskTraps(t *testing.T) {
 			vm.SetResourceVersion("")
 			require.NoError(h.t, h.c.Create(h.ctx, vm))
 		}, phase.Failed, "", "VM app/vm was deleted since Velero backed it up"},
+		"the manager has no rights on VMs": {func(h *hypervisor) {
+			h.faults.refuse = func(verb string, object client.Object) error {
+				if verb == "get" && object.GetObjectKind().GroupVersionKind() == kubevirt.VirtualMachine {
+					return apierrors.NewForbidden(schema.GroupResource{Resource: "virtualmachines"}, "vm", errors.New("no rule"))
+				}
+				return nil
+			}
+		}, phase.Failed, "", "no rule: install the component deploy/kubevirt"},
 		"the VM is stopped": {func(h *hypervisor) {
 			h.editVM(func(vm *unstructured.Unstructured) {
 				require.NoError(h.t, unstructured.SetNestedField(vm.Object, "Stopped", "status", "printableStatus"))

@@ -91,6 +91,8 @@ func (m *Maker) Step(ctx context.Context, r Request, s *State) (Progress, error)
 	}
 	vm, err := m.find(ctx, kubevirt.VirtualMachine, r.key(r.VM))
 	switch {
+	case apierrors.IsForbidden(err):
+		return Progress{}, fmt.Errorf("%w: %w: install the component deploy/kubevirt", phase.ErrBroken, err)
 	case err != nil:
 		return Progress{}, err
 	case vm == nil || string(vm.GetUID()) != r.UID:
