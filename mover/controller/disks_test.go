@@ -130,6 +130,16 @@ func TestDisksCanceledAtAnyTime(t *testing.T) {
 	}
 }
 
+// TestSweepOfVMsTrustsNoLabels: a tenant gives our label to a PVC of its own.
+func TestSweepOfVMsTrustsNoLabels(t *testing.T) {
+	h := vmWorld(t)
+	claim := get[corev1.PersistentVolumeClaim](h.world, appNamespace, "data")
+	claim.Labels = map[string]string{identity.LabelVMBackup: identity.VMBackupName("some", "vm")}
+	h.update(claim)
+	h.sweepVMs()
+	require.Nil(t, get[corev1.PersistentVolumeClaim](h.world, appNamespace, "data").DeletionTimestamp)
+}
+
 // sweepVMs runs the sweep beside KubeVirt.
 func (h *hypervisor) sweepVMs() {
 	for range 6 {

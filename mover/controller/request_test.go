@@ -14,9 +14,9 @@ import (
 // TestRateLimitReachesThePod: the task has the rate limit of the configuration.
 func TestRateLimitReachesThePod(t *testing.T) {
 	w := uploadWorld(t)
-	flow, ok := w.uploads.flow.(*uploads)
+	flow, ok := w.uploads.flow.(byVolume)
 	require.True(t, ok)
-	flow.config.RateLimit = resource.MustParse("50Mi")
+	flow.snapshots.config.RateLimit = resource.MustParse("50Mi")
 	w.podEnds = func(pod *corev1.Pod) bool {
 		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
 		require.NoError(t, err)

@@ -39,9 +39,9 @@ func server(name string) *appsv1.Deployment {
 
 func (w *world) surroundings() *surroundings {
 	w.t.Helper()
-	flow, ok := w.uploads.flow.(*uploads)
+	flow, ok := w.uploads.flow.(byVolume)
 	require.True(w.t, ok)
-	return &flow.surroundings
+	return &flow.snapshots.surroundings
 }
 
 func TestInherited(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"github.com/blockmover/blockmover/internal/volumesnapshot/groupsnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/mover/exposer"
+	"github.com/blockmover/blockmover/mover/vmbackup"
 )
 
 // neighbour is the sweep of another Velero in the same cluster.
@@ -29,6 +30,7 @@ func (w *world) neighbour() *sweeper {
 		exposer: &exposer.Exposer{Client: cached(w.c), Reader: w.c, Namespace: namespace},
 		rehomer: rehome.New(w.c, w.c, namespace),
 		groups:  groupsnapshot.New(w.c, w.c),
+		vms:     &vmbackup.Maker{Client: w.c, Reader: w.c, Namespace: namespace, Now: func() time.Time { return w.clock }},
 		now:     func() time.Time { return w.clock }, recorder: events.NewFakeRecorder(1000), held: map[string]bool{},
 	}
 }
