@@ -59,9 +59,10 @@ KUBEVIRT := $(CACHE)/kubevirt
 .PHONY: kubevirt-e2e
 kubevirt-e2e: cluster-build ## running VMs on real KubeVirt, on a cluster of its own (RUN=regexp picks some tests)
 	@e2e/kubevirt/build.sh $(KUBEVIRT)
-	@cd e2e && go test -c -o $(CACHE)/bin/kubevirt.test ./kubevirt
-	@BLOCKMOVER_KUBEVIRT=$(KUBEVIRT) E2E_DEPLOY_DIR=$(CURDIR)/deploy \
+	@cd e2e && go test -c -o $(CACHE)/bin/kubevirt.test ./kubevirt && go build -o $(CACHE)/bin/rights ./cmd/rights
+	@BLOCKMOVER_KUBEVIRT=$(KUBEVIRT) BLOCKMOVER_AUDIT=$(KUBEVIRT)/audit.log E2E_DEPLOY_DIR=$(CURDIR)/deploy \
 		hack/with-cluster.sh kubevirt $(CACHE)/bin/kubevirt.test -test.v -test.timeout 60m $(if $(RUN),-test.run '$(RUN)')
+	@$(if $(RUN),,$(CACHE)/bin/rights $(CURDIR)/deploy/kubevirt $(KUBEVIRT)/audit.log)
 
 .PHONY: unit
 unit: ## unit tests of all modules; as root they use loop devices

@@ -259,6 +259,6 @@ binaries
 component_root
 component_image
 guest_image
-rm -rf "$out"/{debs,apt,root,module,libnbd,sys,log,logo}
+rm -rf "$out"/{debs,apt,root,module,libnbd,libnbd_*,sys,log,logo,bin,qemu,qemu.conf,virtqemud.conf,nsswitch.conf,node-labeller.sh}
 printf %s "$stamp" >"$out/stamp"
 say "KubeVirt $version is in $out"

@@ -29,7 +29,12 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	fmt.Printf("KubeVirt and Blockmover were installed in %.0f s\n", time.Since(start).Seconds())
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := kit.SaveAudit(); err != nil {
+		fmt.Fprintf(os.Stderr, "kubevirt: save audit log: %v\n", err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
 func newKit(logf func(format string, args ...any)) *kit.Kit {

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -30,26 +29,11 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
-	if err := saveAudit(); err != nil {
+	if err := kit.SaveAudit(); err != nil {
 		fmt.Fprintf(os.Stderr, "scenarios: save audit log: %v\n", err)
 		code = 1
 	}
 	os.Exit(code)
-}
-
-// envAudit is where the audit log of the harness's cluster is copied to.
-const envAudit = "BLOCKMOVER_AUDIT"
-
-func saveAudit() error {
-	to, state := os.Getenv(envAudit), os.Getenv("BLOCKMOVER_CLUSTER_STATE")
-	if to == "" || state == "" {
-		return nil
-	}
-	log, err := os.ReadFile(filepath.Join(state, "audit.log"))
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(to, log, 0o600)
 }
 
 // scenario is the view that one test has of the cluster. It gives things unique names, and

@@ -36,8 +36,8 @@
 // waits on. Velero's item operation timeout cancels an operation in any phase.
 //
 // A limit counts only what was observed. While a step fails with an error that may pass
-// (Unknown), or is refused for lack of quota (Held), no limit runs. It starts again
-// afterwards. An error that lasts for Prepare ends the operation.
+// (Unknown), or waits for a quota or for what somebody else does (Held), no limit runs. It
+// starts again afterwards. An error that lasts for Prepare ends the operation.
 //
 // The phase never goes back. A second attempt stays in the phase that the first one had
 // reached: Prepare bounds the time until its pod runs.

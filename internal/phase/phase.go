@@ -38,7 +38,8 @@ const (
 	// Unknown means that a step failed with an error that may pass. How far the work is, is
 	// not known.
 	Unknown
-	// Held means that a quota leaves no room for now.
+	// Held means that a quota leaves no room for now, or that somebody else has to finish
+	// something first, for as long as that takes.
 	Held
 	// Secured means that the source of the operation is safe and may be exposed.
 	Secured

@@ -81,23 +81,9 @@ func (d *disks) secure(ctx context.Context, op *operation.View) (phase.Work, err
 	if waiting, err := d.velerosTurn(ctx, op.Upload); err != nil || waiting != "" {
 		return phase.Work{State: phase.Held, Detail: waiting}, err
 	}
-	siblings, err := d.siblings(ctx, d.client, op)
-	if err != nil {
-		return phase.Work{}, err
-	}
-	leader := leaderOf(siblings)
-	var state vmbackup.State
-	if leader == nil || leader.UID == op.UID {
-		var work phase.Work
-		if state, work, err = d.lead(ctx, op, siblings); err != nil || !state.Ready {
-			return work, err
-		}
-	} else {
-		var work phase.Work
-		if state, work, err = follow(op, leader); err != nil || !state.Ready {
-			return work, err
-		}
-		op.Status.VMBackup = leader.Status.VMBackup
+	state, work, err := d.progress(ctx, op)
+	if err != nil || !state.Ready {
+		return work, err
 	}
 	if _, _, err := d.repositoryFor(ctx, op.Upload.Spec.SourceNamespace, op.Upload.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
@@ -105,10 +91,26 @@ func (d *disks) secure(ctx context.Context, op *operation.View) (phase.Work, err
 	return phase.Work{State: phase.Secured}, nil
 }
 
+// progress returns how far the backup of the VM is. It takes the next step if the DataUpload leads.
+func (d *disks) progress(ctx context.Context, op *operation.View) (vmbackup.State, phase.Work, error) {
+	siblings, err := d.siblings(ctx, d.client, op)
+	if err != nil {
+		return vmbackup.State{}, phase.Work{}, err
+	}
+	leader := leaderOf(siblings)
+	if leader == nil || leader.UID == op.UID {
+		return d.lead(ctx, op, siblings)
+	}
+	return follow(op, leader)
+}
+
 // velerosTurn says what Velero still does, or returns "". While it writes the backup, its hooks may
 // freeze and thaw the guest, and KubeVirt would do the same in between.
 func (d *disks) velerosTurn(ctx context.Context, du *velerov2alpha1.DataUpload) (string, error) {
 	name, _ := backupOf(du)
+	if name == "" {
+		return "", nil
+	}
 	backup, err := kube.Find(ctx, d.client, client.ObjectKey{Namespace: d.namespace, Name: name}, &velerov1.Backup{})
 	if err != nil || backup == nil {
 		return "", err
@@ -140,7 +142,8 @@ func (d *disks) lead(ctx context.Context, op *operation.View, siblings []*operat
 	return state, work, err
 }
 
-// follow reads what the leader has come to.
+// follow reads what the leader has come to. It keeps the state once the files are ready: from then
+// on the DataUpload needs no leader.
 func follow(op, leader *operation.View) (vmbackup.State, phase.Work, error) {
 	state, err := vmbackup.Parse(leader.Status.VMBackup)
 	switch {
@@ -149,6 +152,9 @@ func follow(op, leader *operation.View) (vmbackup.State, phase.Work, error) {
 	case !state.Ready && (leader.Status.Outcome != nil || leader.Cancel):
 		return state, phase.Work{}, fmt.Errorf("%w: the backup of VM %s ended with DataUpload %s, which leads it: %s",
 			phase.ErrBroken, op.Upload.Spec.DataMoverConfig[identity.ConfigVM], leader.Name, cmp.Or(leader.Status.Message, "it was canceled"))
+	}
+	if state.Ready {
+		op.Status.VMBackup = leader.Status.VMBackup
 	}
 	return state, phase.Work{State: phase.Held, Detail: leader.Status.Message}, nil
 }

@@ -12,6 +12,7 @@
 //
 //	engine     the steps of both kinds, from reading to patching
 //	uploads    re-home the VolumeSnapshot, expose it, release
+//	disks      the same for a disk of a running VM, which KubeVirt backs up (package vmbackup)
 //	downloads  expose an empty volume, hand it over, release
 //	grants     who gets the next slot
 //	sweeper    releases what ended operations and backups left, and retained snapshots

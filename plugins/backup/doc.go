@@ -1,4 +1,4 @@
-// Package backup holds Blockmover's backup item actions for PVCs and for group snapshots.
+// Package backup holds Blockmover's backup item actions for PVCs, group snapshots and VMs.
 //
 // There are two ways to Blockmover. The first is a backup with snapshotMoveData and
 // dataMover: blockmover. Velero's built-in CSI action then takes the VolumeSnapshot and
@@ -29,6 +29,15 @@
 //	finalize phase: VolumeGroupSnapshot ─▶ GroupSnapshotAction ─▶ stamps, group and members are deleted
 //
 // The members are decided when the VolumeGroupSnapshot is made, and written on it.
+//
+// # Disks of running VMs
+//
+// With mover: blockmover-kubevirt there is no VolumeSnapshot. The DataUpload names the VM, and the
+// manager has KubeVirt back it up:
+//
+//	PVC ─▶ policy ─▶ VM that has it as a disk, runs, and is tracked ─▶ DataUpload ─▶ operation ID
+//	                  └ else, with a reason code: the way of other volumes
+//	VM ─▶ VMAction ─▶ annotation with the PVCs that are moved, and the PVCs themselves
 //
 // # Replays
 //

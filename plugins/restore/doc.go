@@ -20,6 +20,15 @@
 // despite its selector, and the application runs on the old volume instead of the backup. So
 // the PV action keeps such PersistentVolumes out.
 //
+// # VMs
+//
+// A VM is marked, too (annotation blockmover.io/vm-disks):
+//
+//	VM ─ VM action ─▶ VM halted, its run strategy in an annotation ─▶ operation ID
+//	Progress ─▶ all DataDownloads of its disks Completed ─▶ VM with its run strategy
+//
+// What KubeVirt makes itself for a VM is left out: instances, pods, VirtualMachineBackups, trackers.
+//
 // # Replays
 //
 // The name of a DataDownload is derived from the UIDs of the restore and the PVC, and the

@@ -109,14 +109,15 @@ func granted(directory string) (rights, error) {
 	return all, nil
 }
 
-// with returns the rights with those of one more role.
+// with returns the rights with those of one more role. A role has the name of its account, and that
+// of a component of deploy what it is for after that.
 func (all rights) with(role rbacv1.ClusterRole) rights {
 	for _, rule := range role.Rules {
 		for _, group := range rule.APIGroups {
 			for _, resource := range rule.Resources {
 				for _, verb := range rule.Verbs {
 					all = append(all, &right{
-						account: role.Name, cluster: role.Kind == "ClusterRole", group: group, resource: resource, verb: verb,
+						account: strings.TrimSuffix(role.Name, "-kubevirt"), cluster: role.Kind == "ClusterRole", group: group, resource: resource, verb: verb,
 					})
 				}
 			}
