@@ -16,7 +16,7 @@ if [[ -n ${KUBECONFIG:-} || -n $pattern ]]; then
 fi
 
 # What is not named here runs on the first cluster.
-second='^Test(Groups|GroupFailures|Killed.*|Cancel|Reasons|RetainedSnapshots|FailuresAreSeen)$'
+second='^Test(Groups|GroupFailures|Killed.*|Cancel|Reasons|RetainedSnapshots|RoundTripPerVolume)$'
 declare -A children=()
 
 output=$(mktemp -d)
