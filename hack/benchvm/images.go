@@ -58,27 +58,20 @@ func (b *bench) keepImages(ctx context.Context) (outcome, error) {
 
 // fold backs one file up.
 func (b *bench) fold(ctx context.Context, store repository.Store, n int) (id repository.SnapshotID, err error) {
-	file, err := device.Open(b.files[n])
-	if err != nil {
-		return "", err
-	}
-	layer, err := qcow2.Open(file, file.Size())
-	if err != nil {
-		return "", errors.Join(err, file.Close())
-	}
 	since := ""
 	if n > 0 {
 		since = fmt.Sprint(n - 1)
 	}
-	disk, err := qcow2.NewStack(cbt.ChangeID(since), layer)
+	file, err := device.Open(b.files[n])
 	if err != nil {
-		return "", errors.Join(err, file.Close())
+		return "", err
+	}
+	disk, err := qcow2.OpenStack(ctx, cbt.ChangeID(since), file)
+	if err != nil {
+		return "", err
 	}
 	closeBase := func() error { return nil }
 	defer func() { err = errors.Join(err, disk.Close(), closeBase()) }()
-	if err := disk.Check(ctx); err != nil {
-		return "", err
-	}
 	volume := repository.VolumeKey{Namespace: "bench", PVC: "disk"}
 	result, err := backup.Run(ctx, backup.Job{
 		Store: store, Volume: volume, Operation: fmt.Sprint("operation-", n),
@@ -94,10 +87,8 @@ func (b *bench) fold(ctx context.Context, store repository.Store, n int) (id rep
 			if n == 0 {
 				in.Full = []chain.Step{{Reason: chain.NoParent, Detail: "the first file"}}
 			}
-			in, closer, err := backup.Fold(ctx, disk, in, store, history)
-			if closer != nil {
-				closeBase = closer
-			}
+			var err error
+			in, closeBase, err = backup.Fold(ctx, disk, in, store, history)
 			return in, err
 		},
 		Now: time.Now,
@@ -110,16 +101,7 @@ func (b *bench) restore(ctx context.Context, store restore.Store, id repository.
 	path := b.path("restored")
 	_, err := restore.Run(ctx, restore.Job{
 		Store: store, Snapshot: id,
-		Open: func(size int64) (device.Writer, error) {
-			file, err := os.Create(path)
-			if err != nil {
-				return nil, err
-			}
-			if err := errors.Join(file.Truncate(size), file.Close()); err != nil {
-				return nil, err
-			}
-			return device.OpenWriter(path)
-		},
+		Open: func(size int64) (device.Writer, error) { return device.CreateWriter(path, size) },
 	})
 	return err
 }

@@ -33,26 +33,27 @@ type Changes interface {
 //
 // Nothing is audited. What is not in the changes is read from the image itself.
 //
-// The caller calls close after the backup.
+// The caller calls closeBase after the backup, also after an error.
 func Fold(ctx context.Context, changes Changes, in chain.Input, store chain.Store, history []repository.Snapshot) (out chain.Input, closeBase func() error, err error) {
 	in.Source, in.Unavailable, in.Audit, in.Capacity = changes, "", 0, 0
+	closeBase = func() error { return nil }
 	since := changes.Since()
 	if since == "" {
 		if len(in.Full) == 0 {
-			return in, nil, errors.New("fold disk: it is there as a whole, and nothing says why")
+			return in, closeBase, errors.New("fold disk: it is there as a whole, and nothing says why")
 		}
-		return in, func() error { return nil }, nil
+		return in, closeBase, nil
 	}
 	parent, ok := baseOf(since, in.Target, history)
 	if !ok {
-		return in, nil, fault.Mark(fmt.Errorf("fold what changed since %s into %s: %w", since, in.Volume, ErrBaseGone))
+		return in, closeBase, fault.Mark(fmt.Errorf("fold what changed since %s into %s: %w", since, in.Volume, ErrBaseGone))
 	}
 	image, err := store.OpenReader(ctx, parent)
 	switch {
 	case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrCorrupt):
-		return in, nil, fault.Mark(fmt.Errorf("fold what changed since %s into %s: %w: %w", since, in.Volume, ErrBaseGone, err))
+		return in, closeBase, fault.Mark(fmt.Errorf("fold what changed since %s into %s: %w: %w", since, in.Volume, ErrBaseGone, err))
 	case err != nil:
-		return in, nil, fmt.Errorf("fold what changed since %s into %s: %w", since, in.Volume, err)
+		return in, closeBase, fmt.Errorf("fold what changed since %s into %s: %w", since, in.Volume, err)
 	}
 	changes.SetBase(disk{image})
 	in.Parent = string(parent)

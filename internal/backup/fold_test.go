@@ -59,12 +59,9 @@ func (v *vm) file(size int64, commands ...string) {
 func (v *vm) stack(since cbt.ChangeID) *qcow2.Stack {
 	file, err := device.Open(v.files[len(v.files)-1])
 	require.NoError(v.t, err)
-	layer, err := qcow2.Open(file, file.Size())
-	require.NoError(v.t, err)
-	stack, err := qcow2.NewStack(since, layer)
+	stack, err := qcow2.OpenStack(v.t.Context(), since, file)
 	require.NoError(v.t, err)
 	v.t.Cleanup(func() { require.NoError(v.t, stack.Close()) })
-	require.NoError(v.t, stack.Check(v.t.Context()))
 	return stack
 }
 
@@ -90,10 +87,8 @@ func (v *vm) back(since int, edit func(*chain.Input)) (backup.Result, error) {
 			if edit != nil {
 				edit(&in)
 			}
-			in, closer, err := backup.Fold(ctx, stack, in, v.store, history)
-			if err == nil {
-				closeBase = closer
-			}
+			var err error
+			in, closeBase, err = backup.Fold(ctx, stack, in, v.store, history)
 			return in, err
 		},
 		Options: datapath.Options{Workers: 2},

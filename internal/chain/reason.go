@@ -50,9 +50,9 @@ const (
 
 // Step is one thing that went wrong on the way.
 type Step struct {
-	Reason Reason
+	Reason Reason `json:"reason"`
 	// Detail is for people: what exactly, in the words of the storage.
-	Detail string
+	Detail string `json:"detail"`
 }
 
 // String formats the step as "Reason: detail".

@@ -53,6 +53,19 @@ func OpenWriter(path string) (Writer, error) {
 	return f, nil
 }
 
+// CreateWriter opens the regular file of a disk for reading and writing, and makes it size bytes
+// long. It keeps what a file that is there holds up to then.
+func CreateWriter(path string, size int64) (Writer, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o660)
+	if err != nil {
+		return nil, fmt.Errorf("create file of the disk: %w", err)
+	}
+	if err := errors.Join(file.Truncate(size), file.Close()); err != nil {
+		return nil, fmt.Errorf("create file of the disk: %w", err)
+	}
+	return OpenWriter(path)
+}
+
 func open(path string, flag int) (*File, error) {
 	info, err := os.Stat(path)
 	if err != nil {

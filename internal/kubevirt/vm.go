@@ -1,6 +1,7 @@
 package kubevirt
 
 import (
+	"cmp"
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -85,24 +86,20 @@ const (
 	NotTracked Reason = "VMNotTracked"
 )
 
+// unknown stands for a state that KubeVirt has not written yet.
+const unknown = "of unknown state"
+
 // Ready reports whether KubeVirt can back up the disks of a VM now. If not, it says why.
 func Ready(vm *unstructured.Unstructured) (ok bool, reason Reason, detail string) {
 	status, _, _ := unstructured.NestedString(vm.Object, "status", "printableStatus")
 	ready, _, _ := unstructured.NestedBool(vm.Object, "status", "created")
 	if !ready || status != "Running" {
-		return false, NotRunning, fmt.Sprintf("VM %s/%s is %s, want Running", vm.GetNamespace(), vm.GetName(), orNone(status))
+		return false, NotRunning, fmt.Sprintf("VM %s/%s is %s, want Running", vm.GetNamespace(), vm.GetName(), cmp.Or(status, unknown))
 	}
 	state, _, _ := unstructured.NestedString(vm.Object, "status", "changedBlockTracking", "state")
 	if state != "Enabled" {
 		return false, NotTracked, fmt.Sprintf("changed block tracking of VM %s/%s is %s, want Enabled: "+
-			"give the VM the label that KubeVirt's changedBlockTrackingLabelSelectors select, and restart it", vm.GetNamespace(), vm.GetName(), orNone(state))
+			"give the VM the label that KubeVirt's changedBlockTrackingLabelSelectors select, and restart it", vm.GetNamespace(), vm.GetName(), cmp.Or(state, unknown))
 	}
 	return true, "", ""
-}
-
-func orNone(text string) string {
-	if text == "" {
-		return "of unknown state"
-	}
-	return text
 }

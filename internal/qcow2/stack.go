@@ -38,7 +38,23 @@ func NewStack(since cbt.ChangeID, layers ...*Layer) (*Stack, error) {
 	return &Stack{layers: layers, since: since}, nil
 }
 
-// Since is what the caller of NewStack gave.
+// OpenStack makes a stack of one file, and checks all of it. It closes the file after an error.
+func OpenStack(ctx context.Context, since cbt.ChangeID, file device.Reader) (*Stack, error) {
+	layer, err := Open(file, file.Size())
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	stack, err := NewStack(since, layer)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	if err := stack.Check(ctx); err != nil {
+		return nil, errors.Join(err, stack.Close())
+	}
+	return stack, nil
+}
+
+// Since is what the caller of NewStack or OpenStack gave.
 func (s *Stack) Since() cbt.ChangeID { return s.since }
 
 // SetBase puts the layers over the disk as it was at the instant that they begin with. Behind

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
@@ -94,13 +95,7 @@ type DiskFile struct {
 	// Since is the change ID of the image that the file holds the changes to. It is empty if
 	// the file holds the whole disk; then Full says why.
 	Since string       `json:"since,omitempty"`
-	Full  []FullReason `json:"full,omitempty"`
-}
-
-// FullReason is why KubeVirt had to give the whole disk: a reason code, and a text for people.
-type FullReason struct {
-	Reason string `json:"reason"`
-	Detail string `json:"detail"`
+	Full  []chain.Step `json:"full,omitempty"`
 }
 
 // MetadataService is a SnapshotMetadataService as its custom resource describes it.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -47,7 +48,7 @@ func TestRequestRoundTrip(t *testing.T) {
 	withoutMetadata := backupRequest()
 	withoutMetadata.Backup.Metadata, withoutMetadata.Backup.MetadataUnavailable = nil, "no SnapshotMetadataService csi.example.com"
 	wholeDisk := diskRequest()
-	wholeDisk.Backup.DiskFile.Since, wholeDisk.Backup.DiskFile.Full = "", []FullReason{{Reason: "NoParent", Detail: "no checkpoint"}}
+	wholeDisk.Backup.DiskFile.Since, wholeDisk.Backup.DiskFile.Full = "", []chain.Step{{Reason: chain.NoParent, Detail: "no checkpoint"}}
 	for name, want := range map[string]Request{
 		"disk of a VM": diskRequest(), "whole disk of a VM": wholeDisk,
 		"backup": backupRequest(), "restore": restoreRequest(), "backup without metadata service": withoutMetadata,
@@ -113,7 +114,7 @@ func TestRequestCheck(t *testing.T) {
 		"disk without base":    func(r *Request) { *r = diskRequest(); r.Backup.DiskFile.Since = "" },
 		"whole disk with base": func(r *Request) {
 			*r = diskRequest()
-			r.Backup.DiskFile.Full = []FullReason{{"ForcedFull", "asked for"}}
+			r.Backup.DiskFile.Full = []chain.Step{{Reason: chain.ForcedFull, Detail: "asked for"}}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -49,15 +49,22 @@ func vmBackupOf(op *operation.View) string {
 	return op.Upload.Spec.DataMoverConfig[identity.ConfigVMBackup]
 }
 
-// siblings returns the DataUploads of one VM and Backup, the oldest first.
-func (d *disks) siblings(ctx context.Context, r client.Reader, op *operation.View) ([]*operation.View, error) {
+// list returns all DataUploads, the oldest first.
+func (d *disks) list(ctx context.Context, r client.Reader) ([]*operation.View, error) {
 	all, err := operation.List(ctx, r, identity.KindDataUpload, client.InNamespace(d.namespace))
-	if err != nil {
-		return nil, err
-	}
-	all = slices.DeleteFunc(all, func(other *operation.View) bool { return vmBackupOf(other) != vmBackupOf(op) })
 	slices.SortFunc(all, compareAge)
-	return all, nil
+	return all, err
+}
+
+// siblingsOf returns those of the DataUploads that have the VM and the Backup of op.
+func siblingsOf(op *operation.View, all []*operation.View) []*operation.View {
+	var siblings []*operation.View
+	for _, other := range all {
+		if vmBackupOf(other) == vmBackupOf(op) {
+			siblings = append(siblings, other)
+		}
+	}
+	return siblings
 }
 
 // leaderOf returns the DataUpload that has the state of the backup, or else the oldest that has not
@@ -93,13 +100,13 @@ func (d *disks) secure(ctx context.Context, op *operation.View) (phase.Work, err
 
 // progress returns how far the backup of the VM is. It takes the next step if the DataUpload leads.
 func (d *disks) progress(ctx context.Context, op *operation.View) (vmbackup.State, phase.Work, error) {
-	siblings, err := d.siblings(ctx, d.client, op)
+	all, err := d.list(ctx, d.client)
 	if err != nil {
 		return vmbackup.State{}, phase.Work{}, err
 	}
-	leader := leaderOf(siblings)
+	leader := leaderOf(siblingsOf(op, all))
 	if leader == nil || leader.UID == op.UID {
-		return d.lead(ctx, op, siblings)
+		return d.lead(ctx, op, all)
 	}
 	return follow(op, leader)
 }
@@ -124,12 +131,12 @@ func (d *disks) velerosTurn(ctx context.Context, du *velerov2alpha1.DataUpload) 
 }
 
 // lead takes the next step of the backup of the VM.
-func (d *disks) lead(ctx context.Context, op *operation.View, siblings []*operation.View) (vmbackup.State, phase.Work, error) {
+func (d *disks) lead(ctx context.Context, op *operation.View, all []*operation.View) (vmbackup.State, phase.Work, error) {
 	state, err := vmbackup.Parse(op.Status.VMBackup)
 	if err != nil {
 		return state, phase.Work{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 	}
-	request, err := d.vmRequest(ctx, op, siblings)
+	request, err := d.vmRequest(ctx, op, all, state.Begun)
 	if err != nil {
 		return state, phase.Work{}, err
 	}
@@ -159,8 +166,9 @@ func follow(op, leader *operation.View) (vmbackup.State, phase.Work, error) {
 	return state, phase.Work{State: phase.Held, Detail: leader.Status.Message}, nil
 }
 
-// vmRequest describes the backup of the VM.
-func (d *disks) vmRequest(ctx context.Context, op *operation.View, siblings []*operation.View) (vmbackup.Request, error) {
+// vmRequest describes the backup of the VM. What the attempt asks for is only read before the
+// attempt has begun: it is decided then.
+func (d *disks) vmRequest(ctx context.Context, op *operation.View, all []*operation.View, begun bool) (vmbackup.Request, error) {
 	du := op.Upload
 	config := du.Spec.DataMoverConfig
 	request := vmbackup.Request{
@@ -173,12 +181,14 @@ func (d *disks) vmRequest(ctx context.Context, op *operation.View, siblings []*o
 		StorageClass: d.config.VMBackup.StorageClass,
 		Timeout:      op.Timeout,
 	}
-	images, err := d.images(ctx, request.UID, request.Location)
-	if err != nil {
-		return vmbackup.Request{}, err
-	}
-	for _, sibling := range siblings {
+	images := imagesOf(request.UID, request.Location, all)
+	for _, sibling := range siblingsOf(op, all) {
 		if sibling.Status.HasFailed() || sibling.Cancel {
+			continue
+		}
+		disk := kubevirt.Disk{Volume: sibling.Upload.Spec.DataMoverConfig[identity.ConfigVMVolume], Claim: sibling.Upload.Spec.SourcePVC}
+		if begun {
+			request.Disks = append(request.Disks, vmbackup.Disk{Disk: disk})
 			continue
 		}
 		settings, err := d.settings(ctx, sibling.Upload)
@@ -190,9 +200,8 @@ func (d *disks) vmRequest(ctx context.Context, op *operation.View, siblings []*o
 				phase.ErrBroken, sibling.Name, settings.Parent)
 		}
 		request.SkipQuiesce = request.SkipQuiesce || settings.SkipQuiesce
-		claim := sibling.Upload.Spec.SourcePVC
 		request.Disks = append(request.Disks, vmbackup.Disk{
-			Disk:      kubevirt.Disk{Volume: sibling.Upload.Spec.DataMoverConfig[identity.ConfigVMVolume], Claim: claim},
+			Disk:      disk,
 			Image:     images[claimUID(sibling.Upload)],
 			FullEvery: settings.FullEvery,
 			Forced:    settings.ParentSnapshot() == identity.ParentNone,
@@ -204,13 +213,9 @@ func (d *disks) vmRequest(ctx context.Context, op *operation.View, siblings []*o
 // claimUID is the UID of the PVC of a DataUpload.
 func claimUID(du *velerov2alpha1.DataUpload) string { return du.Labels[velerov1.PVCUIDLabel] }
 
-// images returns the newest images of the disks of a VM, by the UID of their PVC.
-func (d *disks) images(ctx context.Context, vm, location string) (map[string]vmbackup.Image, error) {
-	all, err := operation.List(ctx, d.client, identity.KindDataUpload, client.InNamespace(d.namespace))
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(all, compareAge)
+// imagesOf returns the newest images of the disks of a VM, by the UID of their PVC. The DataUploads
+// are sorted by age.
+func imagesOf(vm, location string, all []*operation.View) map[string]vmbackup.Image {
 	images := map[string]vmbackup.Image{}
 	for _, op := range all {
 		du := op.Upload
@@ -226,7 +231,7 @@ func (d *disks) images(ctx context.Context, vm, location string) (map[string]vmb
 		}
 		images[claimUID(du)] = image
 	}
-	return images, nil
+	return images
 }
 
 // expose creates the mover pod.
@@ -336,11 +341,11 @@ func (d *disks) finish(ctx context.Context, op *operation.View) (ending, error) 
 	if end.left, err = d.exposer.Release(ctx, op.Operation); err != nil || len(end.left) > 0 {
 		return end, err
 	}
-	siblings, err := d.siblings(ctx, d.reader, op)
+	all, err := d.list(ctx, d.reader)
 	if err != nil {
 		return end, err
 	}
-	if slices.ContainsFunc(siblings, func(other *operation.View) bool {
+	if slices.ContainsFunc(siblingsOf(op, all), func(other *operation.View) bool {
 		return other.UID != op.UID && other.Status.Outcome == nil && !other.Status.Phase.Terminal()
 	}) {
 		return end, nil

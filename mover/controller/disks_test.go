@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kubevirt"
 	"github.com/blockmover/blockmover/internal/operation"
@@ -62,7 +63,7 @@ func TestDisks(t *testing.T) {
 			require.Equal(t, "/volume", r.Device)
 			require.Equal(t, &task.DiskFile{
 				Instance: "vm", Backup: name + "-1", Volume: volume,
-				Full: []task.FullReason{{Reason: "NoParent", Detail: "the VM has no checkpoint: this is its first backup, or QEMU was killed since the last one"}},
+				Full: []chain.Step{{Reason: "NoParent", Detail: "the VM has no checkpoint: this is its first backup, or QEMU was killed since the last one"}},
 			}, r.Backup.DiskFile)
 			require.Equal(t, vmUID+"/"+first, r.Backup.SnapshotHandle)
 			require.Equal(t, vmUID+"/uid-of-"+op.Upload.Spec.SourcePVC, r.Backup.VolumeHandle)
@@ -304,7 +305,7 @@ func TestDiskTraps(t *testing.T) {
 			for _, r := range tasks {
 				reason := ""
 				if len(r.Backup.DiskFile.Full) > 0 {
-					reason = r.Backup.DiskFile.Full[0].Reason
+					reason = string(r.Backup.DiskFile.Full[0].Reason)
 				}
 				require.Equal(t, tc.reason, reason, "%v", r.Backup.DiskFile)
 				require.Equal(t, tc.reason == "", r.Backup.DiskFile.Since != "")

@@ -181,7 +181,7 @@ func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work,
 		Restore:          &task.Restore{SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID), Resume: op.Status.Attempt.Number > 1},
 	}
 	if inFile {
-		plan.Directory = &exposer.Directory{UserID: kubevirt.UserID, GroupToo: true, Write: true}
+		plan.Directory = &exposer.Directory{UserID: kubevirt.UserID, Write: true}
 		request.Device, request.Restore.DiskImage = exposer.DirectoryPath, true
 	}
 	return d.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)

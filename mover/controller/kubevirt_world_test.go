@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
@@ -97,7 +98,7 @@ func (h *hypervisor) backUp(name string) {
 }
 
 // minuteOfWorld is a time that is short enough for a test to wait.
-const minuteOfWorld = 10 * 1e9
+const minuteOfWorld = 10 * time.Second
 
 // runAll reconciles the DataUploads of a Backup in turn until they have ended.
 func (h *hypervisor) runAll(backup string) map[string]*operation.View {

@@ -99,14 +99,13 @@ type PodPlan struct {
 type Directory struct {
 	// Claim is its PVC; "" is that of the operation.
 	Claim string
-	// UserID owns the files. The pod runs as this user. With GroupToo, the kubelet gives the
-	// volume to the group of that ID.
-	UserID   int64
-	GroupToo bool
+	// UserID owns the files. The pod runs as this user.
+	UserID int64
 	// Shared is the label of the pods that share the volume, which then run on one node. It is
 	// nil if there is one pod.
 	Shared map[string]string
-	// Write is set if the pod writes to it.
+	// Write is set if the pod writes to it. Then the kubelet gives the volume to the group of
+	// UserID.
 	Write bool
 }
 
@@ -216,7 +215,7 @@ func (p PodPlan) securityContext() *corev1.PodSecurityContext {
 	if !p.Relabel {
 		context.SELinuxOptions = &corev1.SELinuxOptions{Type: "spc_t"}
 	}
-	if d := p.Directory; d != nil && d.GroupToo {
+	if d := p.Directory; d != nil && d.Write {
 		context.FSGroup = &d.UserID
 	}
 	return context

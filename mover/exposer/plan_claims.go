@@ -58,8 +58,8 @@ type RestoreVolume struct {
 }
 
 // PlanRestoreVolume returns the empty PVC that a restore writes. It is what the target asks
-// for, but as a block device unless Filesystem is set, and for one pod alone: a mover pod that is cut off with its node
-// must not write beside the next one.
+// for, but as a block device unless Filesystem is set, and for one pod alone: a mover pod that
+// is cut off with its node must not write beside the next one.
 func PlanRestoreVolume(op identity.Operation, v RestoreVolume) *corev1.PersistentVolumeClaim {
 	target, class := v.Target, v.Target.Spec.StorageClassName
 	if v.Class != "" {

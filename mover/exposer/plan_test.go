@@ -153,7 +153,7 @@ func TestPodOfADirectory(t *testing.T) {
 	require.Subset(t, pod.Labels, shared)
 	require.Equal(t, shared, pod.Spec.Affinity.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution[0].LabelSelector.MatchLabels)
 
-	p.Directory = &exposer.Directory{UserID: 107, GroupToo: true, Write: true}
+	p.Directory = &exposer.Directory{UserID: 107, Write: true}
 	pod, err = p.Pod()
 	require.NoError(t, err)
 	require.Equal(t, p.Operation.ObjectName(), pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName)

@@ -22,7 +22,6 @@ import (
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/kubevirt"
 	"github.com/blockmover/blockmover/internal/phase"
-	"github.com/blockmover/blockmover/internal/task"
 )
 
 // Maker makes backups of VMs. All fields but mu are required.
@@ -105,7 +104,7 @@ func (m *Maker) Step(ctx context.Context, r Request, s *State) (Progress, error)
 	case err != nil:
 		return Progress{}, err
 	case vmb == nil && s.Begun:
-		return m.again(s, "somebody deleted its VirtualMachineBackup", false)
+		return again(s, "somebody deleted its VirtualMachineBackup", false)
 	case vmb == nil:
 		return m.begin(ctx, r, s, vm)
 	}
@@ -247,7 +246,7 @@ func (m *Maker) watch(ctx context.Context, r Request, s *State, vm, vmb *unstruc
 	switch state.Stage {
 	case kubevirt.Running:
 		if moved, err := m.checkpointMoved(ctx, r, s, vmb); err != nil || moved != "" {
-			return m.againUnless(err, s, moved)
+			return againUnless(err, s, moved)
 		}
 		return Progress{Waiting: fmt.Sprintf("%s: QEMU writes the disks", name), Busy: true}, nil
 	case kubevirt.Succeeded:
@@ -257,7 +256,7 @@ func (m *Maker) watch(ctx context.Context, r Request, s *State, vm, vmb *unstruc
 			s.NoSpace++
 		}
 		// If it failed for a reason of its own, what changed may be what it cannot give.
-		return m.again(s, fmt.Sprintf("%s: %s", name, state.Detail), !state.NoSpace && vmb.GetDeletionTimestamp() == nil)
+		return again(s, fmt.Sprintf("%s: %s", name, state.Detail), !state.NoSpace && vmb.GetDeletionTimestamp() == nil)
 	default:
 		why := m.whyNot(ctx, r, state.Detail)
 		if m.Now().Sub(vmb.GetCreationTimestamp().Time) < r.Timeout {
@@ -266,7 +265,7 @@ func (m *Maker) watch(ctx context.Context, r Request, s *State, vm, vmb *unstruc
 		if ready, _, detail := kubevirt.Ready(vm); !ready {
 			why = ": " + detail
 		}
-		return m.again(s, fmt.Sprintf("%s has not begun within %s%s", name, r.Timeout, why), true)
+		return again(s, fmt.Sprintf("%s has not begun within %s%s", name, r.Timeout, why), true)
 	}
 }
 
@@ -290,11 +289,11 @@ func (m *Maker) whyNot(ctx context.Context, r Request, detail string) string {
 	return text
 }
 
-func (m *Maker) againUnless(err error, s *State, why string) (Progress, error) {
+func againUnless(err error, s *State, why string) (Progress, error) {
 	if err != nil {
 		return Progress{}, err
 	}
-	return m.again(s, why, true)
+	return again(s, why, true)
 }
 
 // checkpointMoved says why the files do not hold what changed since the checkpoint that was read
@@ -327,32 +326,32 @@ func (m *Maker) succeeded(ctx context.Context, r Request, s *State, vmb *unstruc
 	}
 	switch {
 	case state.Type == kubevirt.Full && s.Since != "":
-		s.Full = []task.FullReason{{Reason: string(chain.CheckpointLost), Detail: "KubeVirt made a full backup, and was asked what changed since checkpoint " + s.Since}}
+		s.Full = []chain.Step{{Reason: chain.CheckpointLost, Detail: "KubeVirt made a full backup, and was asked what changed since checkpoint " + s.Since}}
 		s.Since = ""
 	case state.Type == kubevirt.Incremental && s.Since == "":
-		return m.again(s, fmt.Sprintf("KubeVirt wrote what changed, and was asked for a full backup: VirtualMachineBackup %s", vmb.GetName()), true)
+		return again(s, fmt.Sprintf("KubeVirt wrote what changed, and was asked for a full backup: VirtualMachineBackup %s", vmb.GetName()), true)
 	}
 	if moved, err := m.checkpointMoved(ctx, r, s, vmb); err != nil || moved != "" {
-		return m.againUnless(err, s, moved)
+		return againUnless(err, s, moved)
 	}
 	claim, err := kube.Find(ctx, m.Reader, client.ObjectKeyFromObject(vmb), &corev1.PersistentVolumeClaim{})
 	switch {
 	case err != nil:
 		return Progress{}, err
 	case claim == nil || claim.Spec.VolumeName == "":
-		return m.again(s, fmt.Sprintf("somebody deleted PVC %s/%s, which has the files", r.Namespace, vmb.GetName()), false)
+		return again(s, fmt.Sprintf("somebody deleted PVC %s/%s, which has the files", r.Namespace, vmb.GetName()), false)
 	}
 	s.Files = &Files{Backup: vmb.GetName(), Checkpoint: state.Checkpoint, At: vmb.GetCreationTimestamp().Time, Volume: claim.Spec.VolumeName}
 	return Progress{}, nil
 }
 
 // again lets another attempt follow, or gives up. full makes it a full one.
-func (m *Maker) again(s *State, why string, full bool) (Progress, error) {
+func again(s *State, why string, full bool) (Progress, error) {
 	if s.Attempt >= maxAttempts {
 		return Progress{}, fmt.Errorf("%w: %s; this was attempt %d", phase.ErrBroken, why, s.Attempt)
 	}
 	if full && s.Since != "" {
-		s.Forced = []task.FullReason{{Reason: string(chain.IncrementalStuck), Detail: why}}
+		s.Forced = []chain.Step{{Reason: chain.IncrementalStuck, Detail: why}}
 	}
 	s.Decided, s.Begun = false, false
 	return Progress{Waiting: why + "; another attempt follows"}, nil

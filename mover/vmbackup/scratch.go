@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -44,10 +45,10 @@ func (m *Maker) planScratch(ctx context.Context, r Request, s *State, vm *unstru
 	for range s.NoSpace {
 		size *= scratchGrowth
 	}
-	return m.plan(identity.VMAttemptName(r.Name, s.Attempt), r.Namespace, r, class, *resource.NewQuantity(size, resource.BinarySI)), nil
+	return planClaim(identity.VMAttemptName(r.Name, s.Attempt), r.Namespace, r, class, *resource.NewQuantity(size, resource.BinarySI)), nil
 }
 
-func (m *Maker) plan(name, namespace string, r Request, class string, size resource.Quantity) *corev1.PersistentVolumeClaim {
+func planClaim(name, namespace string, r Request, class string, size resource.Quantity) *corev1.PersistentVolumeClaim {
 	mode := corev1.PersistentVolumeFilesystem
 	claim := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels(r.Name), Annotations: r.Operation.Annotations()},
@@ -92,7 +93,7 @@ func (m *Maker) rehome(ctx context.Context, r Request, s *State) (Progress, erro
 		return Progress{}, err
 	}
 	if claim == nil {
-		claim = m.plan(key.Name, key.Namespace, r, pv.Spec.StorageClassName, pv.Spec.Capacity[corev1.ResourceStorage])
+		claim = planClaim(key.Name, key.Namespace, r, pv.Spec.StorageClassName, pv.Spec.Capacity[corev1.ResourceStorage])
 		claim.Spec.AccessModes, claim.Spec.VolumeName = pv.Spec.AccessModes, pv.Name
 		claim.Spec.StorageClassName = &pv.Spec.StorageClassName
 		if err := kube.Ensure(ctx, m.Client, claim); err != nil {
@@ -119,6 +120,9 @@ func (m *Maker) mark(ctx context.Context, r Request, pv *corev1.PersistentVolume
 		kube.SetAnnotation(pv, key, value)
 	}
 	pv.Spec.PersistentVolumeReclaimPolicy, pv.Spec.ClaimRef = policy, claim
+	if equality.Semantic.DeepEqual(before, pv) {
+		return nil
+	}
 	diff := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
 	if err := m.Client.Patch(ctx, pv, diff); err != nil {
 		return fmt.Errorf("set reclaim policy of PV %s to %s: %w", pv.Name, policy, err)

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/internal/chain"
 )
 
 // State is how far the backup of a VM is. The caller keeps it between two steps.
@@ -17,10 +17,10 @@ type State struct {
 	Decided bool `json:"decided,omitempty"`
 	// Since is the checkpoint that the files hold the changes since. It is "" if they hold the
 	// whole disks; then Full says why.
-	Since string            `json:"since,omitempty"`
-	Full  []task.FullReason `json:"full,omitempty"`
+	Since string       `json:"since,omitempty"`
+	Full  []chain.Step `json:"full,omitempty"`
 	// Forced are reasons for a full that come from an earlier attempt.
-	Forced []task.FullReason `json:"forced,omitempty"`
+	Forced []chain.Step `json:"forced,omitempty"`
 	// Begun is set once the objects of the attempt were created.
 	Begun bool `json:"begun,omitempty"`
 	// NoSpace counts the attempts whose volume was too small.

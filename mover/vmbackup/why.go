@@ -8,7 +8,6 @@ import (
 
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/kubevirt"
-	"github.com/blockmover/blockmover/internal/task"
 )
 
 // Disk is a disk whose file is wanted.
@@ -32,10 +31,10 @@ type Image struct {
 
 // whyFull returns the reasons why all of the disks is needed. If there is none, what changed since
 // the checkpoint will do. present are the names of all disks that the VM has now.
-func whyFull(disks []Disk, present []string, checkpoint kubevirt.Checkpoint, now time.Time) []task.FullReason {
-	var reasons []task.FullReason
+func whyFull(disks []Disk, present []string, checkpoint kubevirt.Checkpoint, now time.Time) []chain.Step {
+	var reasons []chain.Step
 	add := func(reason chain.Reason, format string, args ...any) {
-		reasons = append(reasons, task.FullReason{Reason: string(reason), Detail: fmt.Sprintf(format, args...)})
+		reasons = append(reasons, chain.Step{Reason: reason, Detail: fmt.Sprintf(format, args...)})
 	}
 	if i := slices.IndexFunc(disks, func(d Disk) bool { return d.Forced }); i >= 0 {
 		add(chain.ForcedFull, "a full image of disk %s was asked for", disks[i].Volume)

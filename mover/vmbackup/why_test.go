@@ -6,8 +6,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/kubevirt"
-	"github.com/blockmover/blockmover/internal/task"
 )
 
 var noon = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
@@ -53,7 +53,7 @@ func TestWhyFull(t *testing.T) {
 			var reasons []string
 			got := whyFull(tc.disks, tc.present, tc.checkpoint, noon)
 			for _, r := range got {
-				reasons = append(reasons, r.Reason)
+				reasons = append(reasons, string(r.Reason))
 			}
 			require.Equal(t, tc.reasons, reasons)
 			if len(got) > 0 {
@@ -65,7 +65,7 @@ func TestWhyFull(t *testing.T) {
 
 func TestState(t *testing.T) {
 	full := State{
-		Attempt: 2, Decided: true, Since: "c1", Forced: []task.FullReason{{Reason: "IncrementalStuck", Detail: "it hangs"}}, Begun: true, NoSpace: 1,
+		Attempt: 2, Decided: true, Since: "c1", Forced: []chain.Step{{Reason: "IncrementalStuck", Detail: "it hangs"}}, Begun: true, NoSpace: 1,
 		Files: &Files{Backup: "b-2", Checkpoint: "b-2-2026", At: noon, Volume: "pv-1"}, Ready: true,
 	}
 	for _, want := range []State{{}, full} {

@@ -50,10 +50,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 			if err != nil || !inPart {
 				return in, err
 			}
-			in, closer, err := backup.Fold(ctx, changes, in, store, history)
-			if closer != nil {
-				closeBase = closer
-			}
+			in, closeBase, err = backup.Fold(ctx, changes, in, store, history)
 			in.Source = livingSource{in.Source, &w.life}
 			return in, err
 		},
@@ -145,9 +142,7 @@ func (w *Worker) plan(r task.Request, dev device.Reader) (chain.Input, error) {
 		if dev.Size() < r.Backup.Capacity {
 			return chain.Input{}, fault.Mark(fmt.Errorf("the disk has %d bytes, and its volume %d: KubeVirt has not backed up all of it", dev.Size(), r.Backup.Capacity))
 		}
-		for _, f := range file.Full {
-			in.Full = append(in.Full, chain.Step{Reason: chain.Reason(f.Reason), Detail: f.Detail})
-		}
+		in.Full = file.Full
 		return in, nil
 	}
 	in.Source, in.Unavailable = w.source()

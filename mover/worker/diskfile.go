@@ -38,18 +38,7 @@ func openStack(ctx context.Context, directory string, f task.DiskFile) (*qcow2.S
 	if err != nil {
 		return nil, err
 	}
-	layer, err := qcow2.Open(file, file.Size())
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	stack, err := qcow2.NewStack(cbt.ChangeID(f.Since), layer)
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	if err := stack.Check(ctx); err != nil {
-		return nil, errors.Join(err, stack.Close())
-	}
-	return stack, nil
+	return qcow2.OpenStack(ctx, cbt.ChangeID(f.Since), file)
 }
 
 // findDiskFile returns the path of the only file that has the name. Neither it nor a directory on
@@ -112,13 +101,5 @@ const diskImage = "disk.img"
 // openDiskImage opens the file of a disk in a directory, and makes it as large as the image. An
 // earlier attempt may have written to it.
 func openDiskImage(directory string, size int64) (device.Writer, error) {
-	path := filepath.Join(directory, diskImage)
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o660)
-	if err != nil {
-		return nil, fmt.Errorf("create file of the disk: %w", err)
-	}
-	if err := errors.Join(file.Truncate(size), file.Close()); err != nil {
-		return nil, fmt.Errorf("create file of the disk: %w", err)
-	}
-	return device.OpenWriter(path)
+	return device.CreateWriter(filepath.Join(directory, diskImage), size)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockmover/blockmover/internal/backup"
+	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/fault"
 	"github.com/blockmover/blockmover/internal/qcow2/qcow2test"
@@ -45,7 +46,7 @@ func TestDiskOfVM(t *testing.T) {
 		f.changes = stack
 	}
 	first := writeDisk(t, directory, "one", "0")
-	first.Full = []task.FullReason{{Reason: "NoParent", Detail: "the VM has no checkpoint"}}
+	first.Full = []chain.Step{{Reason: "NoParent", Detail: "the VM has no checkpoint"}}
 	open(first)
 	full := f.run(t, diskRequest("du-1.1", monday, first))
 	require.Equal(t, repository.Full, full.Kind)

@@ -14,8 +14,6 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/util/csi"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/group"
@@ -162,15 +160,11 @@ func (g grouping) describe(ctx context.Context, pvc *corev1.PersistentVolumeClai
 	if !volume.Bound || volume.Excluded {
 		return volume, policy.Settings{}, nil
 	}
-	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(pvc)
-	if err != nil {
-		return group.Volume{}, policy.Settings{}, fmt.Errorf("render PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
-	}
-	params, ours, err := g.of(&unstructured.Unstructured{Object: content}, pvc, backup)
-	if err != nil || !ours {
+	decided, err := g.decideClaim(pvc, backup)
+	if err != nil || !decided.ours {
 		return volume, policy.Settings{}, err
 	}
-	settings, err := policy.Parse(params)
+	settings, err := policy.Parse(decided.params)
 	if err != nil {
 		return volume, policy.Settings{}, nil //nolint:nilerr // see above
 	}

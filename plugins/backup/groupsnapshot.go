@@ -38,6 +38,7 @@ const releaseTimeout = 20 * time.Second
 // by the time of a restore. For them, Velero's own actions would add contents and classes to
 // the backup, and restore VolumeSnapshots of storage snapshots that do not exist.
 type GroupSnapshotAction struct {
+	noOperations
 	log logrus.FieldLogger
 	api client.Client
 	// poll is the interval at which a group in deletion is read.
@@ -141,14 +142,4 @@ func (a *GroupSnapshotAction) uploads(ctx context.Context, ref groupsnapshot.Ref
 		uploads = append(uploads, groupsnapshot.Upload{Operation: v.Operation, VolumeSnapshot: spec.CSISnapshot.VolumeSnapshot})
 	}
 	return uploads, nil
-}
-
-// Progress implements BackupItemAction; there are no operations.
-func (*GroupSnapshotAction) Progress(string, *velerov1.Backup) (velero.OperationProgress, error) {
-	return velero.OperationProgress{}, biav2.AsyncOperationsNotSupportedError()
-}
-
-// Cancel implements BackupItemAction; there are no operations.
-func (*GroupSnapshotAction) Cancel(string, *velerov1.Backup) error {
-	return biav2.AsyncOperationsNotSupportedError()
 }

@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,11 +96,11 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTimeout+poll.CallTimeout)
 	defer cancel()
 
-	params, ours, err := a.policies.of(item, pvc, backup)
+	decided, err := a.policies.decide(item, pvc, backup)
 	if err != nil {
 		return nil, nil, "", nil, err
 	}
-	if !ours {
+	if !decided.ours {
 		return withoutStaleMarks(item), nil, "", nil, nil
 	}
 	if owner := kube.PodOf(pvc); owner != "" {
@@ -112,7 +113,7 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 			pvc.Namespace, pvc.Name, pvc.Labels[labelPersistentState])
 		return skipped(item), nil, "", nil, nil
 	}
-	upload, err := a.start(ctx, pvc, backup, params, snapshotTimeout)
+	upload, err := a.start(ctx, pvc, backup, decided.params, snapshotTimeout)
 	if err != nil {
 		return nil, nil, "", nil, fmt.Errorf("back up PVC %s/%s with blockmover: %w", pvc.Namespace, pvc.Name, err)
 	}
@@ -249,7 +250,7 @@ func (a *PVCAction) settings(ctx context.Context, backup *velerov1.Backup, param
 // exposed.
 func (a *PVCAction) volumeOf(ctx context.Context, pvc *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
 	if pvc.Status.Phase != corev1.ClaimBound || pvc.Spec.VolumeName == "" {
-		return nil, fmt.Errorf("the PVC is %s, want %s: it has no volume to back up", orUnknown(string(pvc.Status.Phase)), corev1.ClaimBound)
+		return nil, fmt.Errorf("the PVC is %s, want %s: it has no volume to back up", cmp.Or(string(pvc.Status.Phase), "of unknown phase"), corev1.ClaimBound)
 	}
 	pv := &corev1.PersistentVolume{}
 	if err := a.api.Get(ctx, client.ObjectKey{Name: pvc.Spec.VolumeName}, pv); err != nil {
@@ -259,13 +260,6 @@ func (a *PVCAction) volumeOf(ctx context.Context, pvc *corev1.PersistentVolumeCl
 		return nil, fmt.Errorf("PersistentVolume %s is not a CSI volume: blockmover cannot snapshot it", pv.Name)
 	}
 	return pv, nil
-}
-
-func orUnknown(phase string) string {
-	if phase == "" {
-		return "of unknown phase"
-	}
-	return phase
 }
 
 // snapshotClass returns the class that the policy names, or else the one that Velero would

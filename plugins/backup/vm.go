@@ -27,6 +27,7 @@ const VMActionName = "blockmover.io/virtualmachine-backup"
 // VMAction adds the disks of a VM to the backup that Blockmover moves, and notes them on the VM:
 // a restore starts the VM after the last of them.
 type VMAction struct {
+	noOperations
 	api      client.Client
 	policies policies
 }
@@ -84,27 +85,13 @@ func (a *VMAction) moved(ctx context.Context, vm *unstructured.Unstructured, bac
 		if pvc == nil {
 			continue
 		}
-		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(pvc)
-		if err != nil {
-			return nil, fmt.Errorf("encode PVC %s: %w", key, err)
-		}
-		_, ours, err := a.policies.of(&unstructured.Unstructured{Object: content}, pvc, backup)
+		decided, err := a.policies.decideClaim(pvc, backup)
 		if err != nil {
 			return nil, err
 		}
-		if ours {
+		if decided.ours {
 			claims = append(claims, disk.Claim)
 		}
 	}
 	return claims, nil
-}
-
-// Progress implements BackupItemAction; there are no operations.
-func (*VMAction) Progress(string, *velerov1.Backup) (velero.OperationProgress, error) {
-	return velero.OperationProgress{}, biav2.AsyncOperationsNotSupportedError()
-}
-
-// Cancel implements BackupItemAction; there are no operations.
-func (*VMAction) Cancel(string, *velerov1.Backup) error {
-	return biav2.AsyncOperationsNotSupportedError()
 }

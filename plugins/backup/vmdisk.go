@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -105,15 +104,11 @@ func (v vms) checkOthers(ctx context.Context, disk vmDisk, backup *velerov1.Back
 		if pvc == nil {
 			continue
 		}
-		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(pvc)
-		if err != nil {
-			return fmt.Errorf("encode PVC %s: %w", key, err)
-		}
-		action, err := v.policies.actionOf(&unstructured.Unstructured{Object: content}, pvc, backup)
+		decided, err := v.policies.decideClaim(pvc, backup)
 		if err != nil {
 			return err
 		}
-		if action != actionCustom && action != actionSkip {
+		if action := decided.action; action != actionCustom && action != actionSkip {
 			return fmt.Errorf("disk %s of VM %s, PVC %s, has the volume policy action %q, want %s or %s: "+
 				"Velero would not back it up at the same instant as PVC %s", other.Volume, disk.VM.GetName(), key, action, actionCustom, actionSkip, disk.Claim)
 		}

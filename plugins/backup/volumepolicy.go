@@ -10,6 +10,7 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/utils/volumehelper"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -31,29 +32,27 @@ type policies struct {
 	global string
 }
 
-// of returns the parameters of the volume policy that matches the PVC, and whether it
-// gives the PVC to Blockmover. The policies of the backup come before those that the server
-// applies to all backups. The first match decides.
-func (p policies) of(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (params map[string]any, ours bool, err error) {
-	decided, err := p.decide(item, pvc, backup)
-	return decided.params, decided.ours, err
-}
-
-// actionOf returns the type of the policy action for a PVC, or "" if no policy matches.
-func (p policies) actionOf(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (string, error) {
-	decided, err := p.decide(item, pvc, backup)
-	return decided.action, err
-}
-
 // decision is what the first policy that matches says.
 type decision struct {
 	matched bool
-	action  string
-	params  map[string]any
+	// action is the type of the policy action, or "" if no policy matches.
+	action string
+	params map[string]any
 	// ours is set if the volume is given to Blockmover.
 	ours bool
 }
 
+// decideClaim is decide for a PVC that was read from the cluster.
+func (p policies) decideClaim(pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (decision, error) {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(pvc)
+	if err != nil {
+		return decision{}, fmt.Errorf("encode PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
+	}
+	return p.decide(&unstructured.Unstructured{Object: content}, pvc, backup)
+}
+
+// decide returns what the policies say of the PVC. The policies of the backup come before those
+// that the server applies to all backups. The first match decides.
 func (p policies) decide(item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (decision, error) {
 	for _, source := range p.sources(backup) {
 		decided, err := p.match(item, pvc, source)

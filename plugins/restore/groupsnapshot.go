@@ -2,7 +2,6 @@ package restore
 
 import (
 	"github.com/sirupsen/logrus"
-	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	riav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/restoreitemaction/v2"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -18,6 +17,8 @@ const GroupSnapshotActionName = "blockmover.io/volumegroupsnapshot-restore"
 // new ones of the restored volumes. The content describes snapshots in a storage that this
 // cluster may not have.
 type GroupSnapshotAction struct {
+	noOperations
+	noAdditionalItems
 	log logrus.FieldLogger
 }
 
@@ -44,19 +45,4 @@ func (a *GroupSnapshotAction) Execute(input *velero.RestoreItemActionExecuteInpu
 	item := &unstructured.Unstructured{Object: input.Item.UnstructuredContent()}
 	a.log.Infof("%s %s/%s: group snapshots are not restored", item.GetKind(), item.GetNamespace(), item.GetName())
 	return velero.NewRestoreItemActionExecuteOutput(input.Item).WithoutRestore(), nil
-}
-
-// Progress implements RestoreItemAction; there are no operations.
-func (*GroupSnapshotAction) Progress(string, *velerov1.Restore) (velero.OperationProgress, error) {
-	return velero.OperationProgress{}, riav2.AsyncOperationsNotSupportedError()
-}
-
-// Cancel implements RestoreItemAction; there are no operations.
-func (*GroupSnapshotAction) Cancel(string, *velerov1.Restore) error {
-	return riav2.AsyncOperationsNotSupportedError()
-}
-
-// AreAdditionalItemsReady implements RestoreItemAction; there are none.
-func (*GroupSnapshotAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
-	return true, nil
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/sirupsen/logrus"
-	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	riav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/restoreitemaction/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -22,6 +21,8 @@ const PVActionName = "blockmover.io/pv-restore"
 // PVAction keeps PersistentVolumes out of a restore if a DataUpload of ours has their data:
 // their PVC gets a restored volume instead. See the package documentation.
 type PVAction struct {
+	noOperations
+	noAdditionalItems
 	log logrus.FieldLogger
 	api client.Client
 }
@@ -70,19 +71,4 @@ func (a *PVAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero
 		}
 	}
 	return output, nil
-}
-
-// Progress implements RestoreItemAction; there are no operations.
-func (*PVAction) Progress(string, *velerov1.Restore) (velero.OperationProgress, error) {
-	return velero.OperationProgress{}, riav2.AsyncOperationsNotSupportedError()
-}
-
-// Cancel implements RestoreItemAction; there are no operations.
-func (*PVAction) Cancel(string, *velerov1.Restore) error {
-	return riav2.AsyncOperationsNotSupportedError()
-}
-
-// AreAdditionalItemsReady implements RestoreItemAction; there are none.
-func (*PVAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
-	return true, nil
 }

@@ -28,6 +28,7 @@ const PVCActionName = "blockmover.io/pvc-restore"
 
 // PVCAction restores the PVCs that our backup action has marked.
 type PVCAction struct {
+	noAdditionalItems
 	log    logrus.FieldLogger
 	api    client.Client
 	poller poll.Poller
@@ -59,11 +60,6 @@ func (*PVCAction) Name() string { return PVCActionName }
 // AppliesTo implements RestoreItemAction.
 func (*PVCAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil
-}
-
-// AreAdditionalItemsReady implements RestoreItemAction; there are none.
-func (*PVCAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
-	return true, nil
 }
 
 // Execute implements RestoreItemAction.

@@ -28,6 +28,7 @@ const VMActionName = "blockmover.io/virtualmachine-restore"
 // VMAction restores a VM halted, and starts it when its last disk is restored. KubeVirt would
 // otherwise start it with the first node that has all disks, whatever is in them.
 type VMAction struct {
+	noAdditionalItems
 	log logrus.FieldLogger
 	api client.Client
 	now func() time.Time
@@ -49,11 +50,6 @@ func (*VMAction) AppliesTo() (velero.ResourceSelector, error) {
 		"virtualmachines.kubevirt.io", "virtualmachineinstances.kubevirt.io",
 		"virtualmachinebackups.backup.kubevirt.io", "virtualmachinebackuptrackers.backup.kubevirt.io",
 	}}, nil
-}
-
-// AreAdditionalItemsReady implements RestoreItemAction; there are none.
-func (*VMAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
-	return true, nil
 }
 
 // The run strategy that keeps a VM from starting.

@@ -2,7 +2,6 @@ package restore
 
 import (
 	"github.com/sirupsen/logrus"
-	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	riav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/restoreitemaction/v2"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -13,12 +12,16 @@ const VMPodActionName = "blockmover.io/virtualmachine-pod-restore"
 
 // VMPodAction keeps the pods of VMs out of a restore. KubeVirt makes them for a VM that it starts. A
 // restored one belongs to no VM, and holds its disks.
-type VMPodAction struct{ log logrus.FieldLogger }
+type VMPodAction struct {
+	noOperations
+	noAdditionalItems
+	log logrus.FieldLogger
+}
 
 var _ riav2.RestoreItemAction = (*VMPodAction)(nil)
 
 // NewVMPodAction returns the action.
-func NewVMPodAction(log logrus.FieldLogger) *VMPodAction { return &VMPodAction{log} }
+func NewVMPodAction(log logrus.FieldLogger) *VMPodAction { return &VMPodAction{log: log} }
 
 // Name implements RestoreItemAction.
 func (*VMPodAction) Name() string { return VMPodActionName }
@@ -33,19 +36,4 @@ func (a *VMPodAction) Execute(input *velero.RestoreItemActionExecuteInput) (*vel
 	pod := unstructured.Unstructured{Object: input.Item.UnstructuredContent()}
 	a.log.Infof("Pod %s/%s of a VM is not restored: KubeVirt makes its pods", pod.GetNamespace(), pod.GetName())
 	return velero.NewRestoreItemActionExecuteOutput(input.Item).WithoutRestore(), nil
-}
-
-// Progress implements RestoreItemAction; there are no operations.
-func (*VMPodAction) Progress(string, *velerov1.Restore) (velero.OperationProgress, error) {
-	return velero.OperationProgress{}, riav2.AsyncOperationsNotSupportedError()
-}
-
-// Cancel implements RestoreItemAction; there are no operations.
-func (*VMPodAction) Cancel(string, *velerov1.Restore) error {
-	return riav2.AsyncOperationsNotSupportedError()
-}
-
-// AreAdditionalItemsReady implements RestoreItemAction; there are none.
-func (*VMPodAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
-	return true, nil
 }

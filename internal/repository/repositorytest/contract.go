@@ -40,6 +40,7 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"putting many at once", suite.together},
 		{"advancing", suite.advancing},
 		{"resuming", suite.resuming},
+		{"not resuming another run", suite.notResuming},
 		{"pages", suite.pages},
 		{"comparing", suite.comparing},
 		{"misuse of a writer", suite.misuse},

@@ -37,8 +37,25 @@ func (s suite) advancing(t *testing.T) {
 	end(t, w, repository.Discard)
 }
 
-// resuming: a run that is not discarded is continued by the next one of the same
-// operation, and by no other.
+// begin makes a writer that saves a checkpoint after every chunk.
+func (s suite) begin(t *testing.T, m repository.Meta, o repository.WriterOptions) repository.VolumeWriter {
+	t.Helper()
+	o.CheckpointInterval = 1
+	w, err := s.NewWriter(t.Context(), m, o)
+	require.NoError(t, err)
+	return w
+}
+
+// part puts all chunks from where the writer begins to the given one.
+func part(t *testing.T, w repository.VolumeWriter, data []byte, end int64) {
+	t.Helper()
+	for c := w.Resumed(); c < end; c++ {
+		require.NoError(t, w.Put(t.Context(), c, padded(data, c)))
+		require.NoError(t, w.Advance(t.Context(), c+1))
+	}
+}
+
+// resuming: a run that is not discarded is continued by the next one of the same operation.
 func (s suite) resuming(t *testing.T) {
 	t.Helper()
 	const n = 30
@@ -46,32 +63,17 @@ func (s suite) resuming(t *testing.T) {
 	base := random(1, m.Size)
 	parent := s.backup(t, "op-1", m, "", base, chunks(n))
 	data := random(2, m.Size)
-	begin := func(m repository.Meta, o repository.WriterOptions) repository.VolumeWriter {
-		t.Helper()
-		o.CheckpointInterval = 1
-		w, err := s.NewWriter(t.Context(), m, o)
-		require.NoError(t, err)
-		return w
-	}
-	// part puts all chunks from where the writer begins to the given one.
-	part := func(w repository.VolumeWriter, end int64) {
-		t.Helper()
-		for c := w.Resumed(); c < end; c++ {
-			require.NoError(t, w.Put(t.Context(), c, padded(data, c)))
-			require.NoError(t, w.Advance(t.Context(), c+1))
-		}
-	}
 	for _, from := range []repository.SnapshotID{"", parent} {
 		o := options(from)
 		o.Operation = "op-on-" + string(from)
-		w := begin(m, o)
+		w := s.begin(t, m, o)
 		require.Zero(t, w.Resumed())
-		part(w, 13)
+		part(t, w, data, 13)
 		end(t, w, repository.Suspend)
 		end(t, w, repository.Discard) // comes too late
 		require.Error(t, w.Put(t.Context(), 20, padded(data, 20)))
 
-		w = begin(m, o)
+		w = s.begin(t, m, o)
 		require.Equal(t, int64(12), w.Resumed())
 		require.NoError(t, w.Put(t.Context(), 20, padded(data, 20)))
 		require.Error(t, w.Put(t.Context(), 11, padded(data, 11)), "finished already")
@@ -79,47 +81,55 @@ func (s suite) resuming(t *testing.T) {
 
 		later := m
 		later.SnapshotTime = instant.Add(time.Hour)
-		w = begin(later, o)
+		w = s.begin(t, later, o)
 		require.Equal(t, int64(12), w.Resumed(), "the time of a run does not matter")
 		require.Equal(t, later.SnapshotTime, w.Meta().SnapshotTime)
-		part(w, n-1)
-		_ = begin(m, o) // a run that is killed does not even suspend
+		part(t, w, data, n-1)
+		_ = s.begin(t, m, o) // a run that is killed does not even suspend
 
-		w = begin(m, o)
+		w = s.begin(t, m, o)
 		require.Equal(t, int64(28), w.Resumed())
-		part(w, n)
+		part(t, w, data, n)
 		img, _, err := w.Commit(t.Context())
 		require.NoError(t, err)
 		s.holds(t, s.save(t, shopDB, o.Operation, img), data)
 	}
+}
 
+// notResuming: a run is continued by no other than its own.
+func (s suite) notResuming(t *testing.T) {
+	t.Helper()
+	const n = 30
+	m := meta(n*chunk-100, instant)
+	parent := s.backup(t, "op-1", m, "", random(1, m.Size), chunks(n))
+	data := random(2, m.Size)
 	o := options(parent)
-	w := begin(m, o)
-	part(w, 13)
+	w := s.begin(t, m, o)
+	part(t, w, data, 13)
 	end(t, w, repository.Suspend)
 	other := o
 	other.Operation = "other"
-	w = begin(m, other)
+	w = s.begin(t, m, other)
 	require.Zero(t, w.Resumed(), "another operation")
 	end(t, w, repository.Discard)
-	require.Equal(t, int64(12), begin(m, o).Resumed(), "it is still there")
+	require.Equal(t, int64(12), s.begin(t, m, o).Resumed(), "it is still there")
 	refuted := o
 	refuted.Basis = "device"
-	w = begin(m, refuted)
+	w = s.begin(t, m, refuted)
 	require.Zero(t, w.Resumed(), "another basis")
 	end(t, w, repository.Discard)
 	changed := m
 	changed.SnapshotHandle = "other"
-	w = begin(changed, o)
+	w = s.begin(t, changed, o)
 	require.Zero(t, w.Resumed(), "another content of the device")
-	part(w, 13)
+	part(t, w, data, 13)
 	end(t, w, repository.Discard)
-	require.Zero(t, begin(changed, o).Resumed(), "nothing is left of what is discarded")
+	require.Zero(t, s.begin(t, changed, o).Resumed(), "nothing is left of what is discarded")
 	changed.SnapshotHandle = ""
-	w = begin(changed, o)
-	part(w, 13)
+	w = s.begin(t, changed, o)
+	part(t, w, data, 13)
 	end(t, w, repository.Suspend)
-	require.Zero(t, begin(changed, o).Resumed(), "nobody knows what the device holds")
+	require.Zero(t, s.begin(t, changed, o).Resumed(), "nobody knows what the device holds")
 }
 
 func (s suite) misuse(t *testing.T) {
