@@ -24,6 +24,9 @@ import (
 )
 
 // pod is the Environment of a mover pod.
+//
+// Its methods return nil with an error, and not what they have called returned: a nil pointer in an
+// interface is not nil, and whoever looks whether there is something to close would find it.
 type pod struct {
 	request     task.Request
 	client      client.Client
@@ -49,7 +52,11 @@ func (p *pod) ReachAPI(ctx context.Context) error {
 // OpenReader implements Environment.
 func (p *pod) OpenReader(ctx context.Context) (device.Reader, error) {
 	if file := p.request.Backup.DiskFile; file != nil {
-		return openDiskFile(ctx, p.request.Device, *file)
+		disk, err := openDiskFile(ctx, p.request.Device, *file)
+		if err != nil {
+			return nil, err
+		}
+		return disk, nil
 	}
 	return device.Open(p.request.Device)
 }
@@ -72,7 +79,7 @@ func (p *pod) OpenWriter(size int64) (device.Writer, error) {
 }
 
 func (p *pod) OpenStore(ctx context.Context) (repository.Store, error) {
-	return kopia.OpenVelero(ctx, p.client, kopia.VeleroOptions{
+	store, err := kopia.OpenVelero(ctx, p.client, kopia.VeleroOptions{
 		Namespace:        p.request.Namespace,
 		BackupRepository: p.request.BackupRepository,
 		CredentialsDir:   p.credentials,
@@ -80,6 +87,10 @@ func (p *pod) OpenStore(ctx context.Context) (repository.Store, error) {
 		OnFatal:          p.fatal,
 		Log:              p.log.WithName("repository"),
 	})
+	if err != nil {
+		return nil, err
+	}
+	return store, nil
 }
 
 func (p *pod) Source() (cbt.Source, error) {
@@ -87,7 +98,7 @@ func (p *pod) Source() (cbt.Source, error) {
 	if b.Metadata == nil {
 		return nil, fmt.Errorf("%w: %s", cbt.ErrUnavailable, b.MetadataUnavailable)
 	}
-	return snapshotmetadata.New(snapshotmetadata.Config{
+	source, err := snapshotmetadata.New(snapshotmetadata.Config{
 		Address:        b.Metadata.Address,
 		CACert:         b.Metadata.CACert,
 		TokenPath:      b.Metadata.TokenPath,
@@ -95,6 +106,10 @@ func (p *pod) Source() (cbt.Source, error) {
 		VolumeSnapshot: b.VolumeSnapshot,
 		MaxResults:     p.maxResults,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return source, nil
 }
 
 // newClient returns a client for the few objects that a worker reads. It has no
