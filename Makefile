@@ -48,20 +48,30 @@ demo: cluster-build ## the main job, start to finish, on a cluster of its own
 	@cd e2e && go build -o $(DEMO) ./cmd/demo
 	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/with-cluster.sh demo $(DEMO)
 
+# The tests with VMs run with real KubeVirt, or with what stands in for it.
+VMS := $(CACHE)/bin/kubevirt.test
+
+.PHONY: e2e-binaries
+e2e-binaries: cluster-build
+	@cd e2e && go test -c -o $(SCENARIOS) ./scenarios && go test -c -o $(VMS) ./kubevirt && go build -o $(CACHE)/bin/rights ./cmd/rights
+
 .PHONY: e2e
-e2e: cluster-build ## the scenarios on two clusters (RUN=regexp picks some, on one)
-	@cd e2e && go test -c -o $(SCENARIOS) ./scenarios && go build -o $(CACHE)/bin/rights ./cmd/rights
-	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/e2e.sh $(SCENARIOS) $(if $(RUN),'$(RUN)')
+e2e: e2e-binaries ## the scenarios and the tests with VMs, on three clusters (RUN=regexp picks some scenarios, on one)
+	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/e2e.sh $(SCENARIOS) $(VMS) $(if $(RUN),'$(RUN)')
+
+.PHONY: vm-e2e
+vm-e2e: e2e-binaries ## VMs, with what stands in for KubeVirt, on a cluster of its own (RUN=regexp picks some tests)
+	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/with-cluster.sh vm $(VMS) -test.v -test.timeout 60m $(if $(RUN),-test.run '$(RUN)')
 
 # Real KubeVirt is built from the module cache, and from packages of Debian.
-KUBEVIRT := $(CACHE)/kubevirt
+KUBEVIRT_VERSION ?= v1.8.2
+KUBEVIRT := $(CACHE)/kubevirt-$(KUBEVIRT_VERSION)
 
 .PHONY: kubevirt-e2e
-kubevirt-e2e: cluster-build ## running VMs on real KubeVirt, on a cluster of its own (RUN=regexp picks some tests)
-	@e2e/kubevirt/build.sh $(KUBEVIRT)
-	@cd e2e && go test -c -o $(CACHE)/bin/kubevirt.test ./kubevirt && go build -o $(CACHE)/bin/rights ./cmd/rights
+kubevirt-e2e: e2e-binaries ## VMs on real KubeVirt, on a cluster of its own (KUBEVIRT_VERSION=v1.8.2|v1.9.0, RUN=regexp picks some tests)
+	@e2e/kubevirt/build.sh $(KUBEVIRT) $(KUBEVIRT_VERSION)
 	@BLOCKMOVER_KUBEVIRT=$(KUBEVIRT) BLOCKMOVER_AUDIT=$(KUBEVIRT)/audit.log E2E_DEPLOY_DIR=$(CURDIR)/deploy \
-		hack/with-cluster.sh kubevirt $(CACHE)/bin/kubevirt.test -test.v -test.timeout 60m $(if $(RUN),-test.run '$(RUN)')
+		hack/with-cluster.sh kubevirt $(VMS) -test.v -test.timeout 60m $(if $(RUN),-test.run '$(RUN)')
 	@$(if $(RUN),,$(CACHE)/bin/rights $(CURDIR)/deploy/kubevirt $(KUBEVIRT)/audit.log)
 
 .PHONY: unit

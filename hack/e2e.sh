@@ -1,14 +1,15 @@
 #!/bin/bash
-# Runs the scenarios: all of them on clusters of our own, side by side, for they
-# wait most of the time; those that a pattern picks on one; on the cluster that
-# KUBECONFIG names if it is set. E2E_NAME names the clusters, "e2e" if it is not set.
-# After all of them, it looks for rights that nothing has used. What failed is
-# printed again at the end.
+# Runs the scenarios and the tests with VMs: all of them on clusters of our own, side by
+# side, for they wait most of the time; those scenarios that a pattern picks on one;
+# all scenarios on the cluster that KUBECONFIG names if it is set. E2E_NAME names the
+# clusters, "e2e" if it is not set. After all of them, it looks for rights that nothing
+# has used. What failed is printed again at the end.
 #
-# usage: hack/e2e.sh PROGRAM [PATTERN]
+# usage: hack/e2e.sh SCENARIOS VMS [PATTERN]
 set -euo pipefail
 program=$1
-pattern=${2:-}
+vms=$2
+pattern=${3:-}
 name=${E2E_NAME:-e2e}
 options=(-test.v -test.timeout 60m)
 if [[ -n ${KUBECONFIG:-} || -n $pattern ]]; then
@@ -22,9 +23,10 @@ declare -A children=()
 output=$(mktemp -d)
 trap 'rm -rf "$output"' EXIT
 
+# part NAME PROGRAM OPTION... runs a program in the background on a cluster of its own.
 part() {
-	local name=$1
-	shift
+	local name=$1 program=$2
+	shift 2
 	: >"$output/$name.log"
 	BLOCKMOVER_AUDIT=$output/$name.audit hack/with-cluster.sh "$name" "$program" "${options[@]}" "$@" >>"$output/$name.log" 2>&1 &
 	children[$name]=$!
@@ -50,15 +52,17 @@ failures() {
 		END {if (!found) flush()}' "$1"
 }
 
-part "$name" -test.skip "$second"
-part "$name-2" -test.run "$second"
+part "$name" "$program" -test.skip "$second"
+part "$name-2" "$program" -test.run "$second"
+part "$name-vm" "$vms"
 failed=()
 for part in "${!children[@]}"; do
 	wait "${children[$part]}" || failed+=("$part")
 done
 wait
 if ((${#failed[@]} == 0)); then
-	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR" "$output"/*.audit
+	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR" "$output/$name.audit" "$output/$name-2.audit"
+	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR/kubevirt" "$output/$name-vm.audit"
 	exit
 fi
 for part in "${failed[@]}"; do

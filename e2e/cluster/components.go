@@ -148,7 +148,8 @@ func (c *Cluster) csiSidecars(d Driver) []component {
 	}
 	fast := []string{"--kube-api-qps=100", "--kube-api-burst=200"}
 	return []component{
-		sidecar("csi-provisioner", append(fast, "--feature-gates=Topology=true", "--extra-create-metadata", "--timeout=60s")...),
+		// The provisioner holds a VolumeSnapshot until it sweeps, after it could not make a volume of it.
+		sidecar("csi-provisioner", append(fast, "--feature-gates=Topology=true", "--extra-create-metadata", "--timeout=60s", "--snapshot-orphan-sweep-interval=10s")...),
 		sidecar("csi-snapshotter", append(fast, "--feature-gates=CSIVolumeGroupSnapshot=true", "--extra-create-metadata", "--timeout=60s")...),
 		sidecar("csi-resizer", append(fast, "--timeout=60s")...),
 		sidecar("csi-snapshot-metadata", append(fast,

@@ -40,9 +40,40 @@ metadata: {name: %[1]s, labels: {blockmover-e2e: app}}
 ---
 %[3]s
 ---
-apiVersion: apps/v1
+%[4]s
+`, namespace, PVC(namespace, FilesPVC, k.StorageClass, "Filesystem", filesSize),
+		PVC(namespace, DiskPVC, k.StorageClass, "Block", DiskSize),
+		k.Deployment(namespace, Mount{Claim: FilesPVC, Path: filesPath}, Mount{Claim: DiskPVC, Path: diskPath, Block: true}))
+	if err := k.Apply(ctx, manifest); err != nil {
+		return nil, err
+	}
+	if err := a.WaitRunning(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Mount is where a container has the volume of a PVC: a directory, or a device.
+type Mount struct {
+	Claim, Path string
+	Block       bool
+}
+
+// Deployment renders the Deployment "app", whose one pod holds volumes.
+func (k *Kit) Deployment(namespace string, mounts ...Mount) string {
+	volumes := make([]string, 0, len(mounts))
+	var directories, devices []string
+	for _, m := range mounts {
+		volumes = append(volumes, fmt.Sprintf("{name: %[1]s, persistentVolumeClaim: {claimName: %[1]s}}", m.Claim))
+		if m.Block {
+			devices = append(devices, fmt.Sprintf("{name: %s, devicePath: %s}", m.Claim, m.Path))
+		} else {
+			directories = append(directories, fmt.Sprintf("{name: %s, mountPath: %s}", m.Claim, m.Path))
+		}
+	}
+	return fmt.Sprintf(`apiVersion: apps/v1
 kind: Deployment
-metadata: {name: app, namespace: %[1]s}
+metadata: {name: app, namespace: %s}
 spec:
   replicas: 1
   strategy: {type: Recreate}
@@ -53,23 +84,13 @@ spec:
       terminationGracePeriodSeconds: 0
       containers:
       - name: app
-        image: %[4]s
+        image: %s
         imagePullPolicy: IfNotPresent
         command: [sh, -c, "sleep 1000000"]
-        volumeMounts: [{name: files, mountPath: %[5]s}]
-        volumeDevices: [{name: disk, devicePath: %[6]s}]
-      volumes:
-      - {name: files, persistentVolumeClaim: {claimName: files}}
-      - {name: disk, persistentVolumeClaim: {claimName: disk}}
-`, namespace, PVC(namespace, FilesPVC, k.StorageClass, "Filesystem", filesSize),
-		PVC(namespace, DiskPVC, k.StorageClass, "Block", DiskSize), k.ToolsImage, filesPath, diskPath)
-	if err := k.Apply(ctx, manifest); err != nil {
-		return nil, err
-	}
-	if err := a.WaitRunning(ctx); err != nil {
-		return nil, err
-	}
-	return a, nil
+        volumeMounts: [%s]
+        volumeDevices: [%s]
+      volumes: [%s]
+`, namespace, k.ToolsImage, strings.Join(directories, ", "), strings.Join(devices, ", "), strings.Join(volumes, ", "))
 }
 
 // PVC renders a ReadWriteOnce PVC of size bytes.

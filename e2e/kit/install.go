@@ -16,7 +16,7 @@ func (k *Kit) Install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !strings.Contains(plugins, "blockmover.io/pvc-backup") {
+	if !strings.Contains(plugins, pluginAction) {
 		if _, err := k.Velero(ctx, "plugin", "add", k.PluginImage, "--confirm"); err != nil {
 			return err
 		}
@@ -24,11 +24,34 @@ func (k *Kit) Install(ctx context.Context) error {
 	if err := k.InstallMover(ctx); err != nil {
 		return err
 	}
+	return k.waitForPlugin(ctx, pluginAction)
+}
+
+// pluginAction is an action of our plugin.
+const pluginAction = "blockmover.io/pvc-backup"
+
+// AddPlugin installs another plugin, and waits until Velero lists one of its actions.
+func (k *Kit) AddPlugin(ctx context.Context, image, action string) error {
+	if _, err := k.Velero(ctx, "plugin", "add", image, "--confirm"); err != nil {
+		return err
+	}
+	return k.waitForPlugin(ctx, action)
+}
+
+// RemovePlugin removes a plugin, and waits until only the server without it runs.
+func (k *Kit) RemovePlugin(ctx context.Context, image string) error {
+	if _, err := k.Velero(ctx, "plugin", "remove", image); err != nil {
+		return err
+	}
+	return k.waitForPlugin(ctx, pluginAction)
+}
+
+func (k *Kit) waitForPlugin(ctx context.Context, action string) error {
 	if _, err := k.Kubectl(ctx, "-n", k.VeleroNamespace, "rollout", "status", "deployment/velero", "--timeout=120s"); err != nil {
 		return err
 	}
-	// Two servers at once would both take a backup, and the old one has no plugin of ours.
-	err = k.Wait(ctx, "the server from before to be gone", time.Minute, func(ctx context.Context) (bool, string, error) {
+	// Two servers at once would both take a backup, and the old one has not the same plugins.
+	err := k.Wait(ctx, "the server from before to be gone", time.Minute, func(ctx context.Context) (bool, string, error) {
 		servers, err := k.List(ctx, "-n", k.VeleroNamespace, "pods", "-l", "deploy=velero")
 		return len(servers) == 1, fmt.Sprint(servers), err
 	})
@@ -38,7 +61,7 @@ func (k *Kit) Install(ctx context.Context) error {
 	return k.Wait(ctx, "plugin to be listed", time.Minute, func(ctx context.Context) (bool, string, error) {
 		// The command fails while the server restarts.
 		plugins, err := k.Velero(ctx, "plugin", "get")
-		return strings.Contains(plugins, "blockmover.io/pvc-backup"), fmt.Sprint(plugins, err), nil
+		return strings.Contains(plugins, action), fmt.Sprint(plugins, err), nil
 	})
 }
 

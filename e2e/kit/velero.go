@@ -114,6 +114,15 @@ func Names(objects map[string]Object) string {
 	return strings.Join(names, ", ")
 }
 
+// EnsureNoBackup deletes a backup if it is there.
+func (k *Kit) EnsureNoBackup(ctx context.Context, name string) error {
+	items, err := k.List(ctx, "-n", k.VeleroNamespace, "backups.velero.io", "--field-selector", "metadata.name="+name)
+	if err != nil || len(items) == 0 {
+		return err
+	}
+	return k.DeleteBackup(ctx, name)
+}
+
 // DeleteBackup runs `velero backup delete` and waits until the backup is gone.
 func (k *Kit) DeleteBackup(ctx context.Context, name string) error {
 	if _, err := k.Velero(ctx, "backup", "delete", name, "--confirm"); err != nil {
@@ -128,4 +137,17 @@ func (k *Kit) DeleteBackup(ctx context.Context, name string) error {
 			"-l", LabelBackup+"="+name, "-o", "jsonpath={.items[*].status}")
 		return len(items) == 0, strings.TrimSpace(requests), err
 	})
+}
+
+// MapStorageClass makes restores replace one StorageClass by another, with Velero's own item action,
+// as long as the ConfigMap name is there.
+func (k *Kit) MapStorageClass(ctx context.Context, name, from, to string) error {
+	return k.Apply(ctx, fmt.Sprintf(`apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: %s
+  namespace: %s
+  labels: {velero.io/plugin-config: "", velero.io/change-storage-class: RestoreItemAction}
+data: {%s: %s}
+`, name, k.VeleroNamespace, from, to))
 }

@@ -1,19 +1,25 @@
 #!/bin/bash
 # Fills the cache with real KubeVirt: its binaries from the Go module cache, one
 # container image for all components with libvirt and QEMU of Debian, a small guest,
-# and the operator's manifest. Nothing of it is in git.
+# the operator's manifest, and Velero's plugin for KubeVirt. Nothing of it is in git.
 #
-# usage: e2e/kubevirt/build.sh DIRECTORY
+# usage: e2e/kubevirt/build.sh DIRECTORY v1.8.2|v1.9.0
 set -euo pipefail
 shopt -s inherit_errexit
 set -E
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
-version=v1.8.2
-sum=h1:qUnQPvFHlNqA4aQxvKCyX+mfgwE4mwELM82cOJ75ujE=
+version=$2
+declare -A sums=(
+	[v1.8.2]=h1:qUnQPvFHlNqA4aQxvKCyX+mfgwE4mwELM82cOJ75ujE=
+	[v1.9.0]=h1:eauQfI39dRALNciMIQtR7UsbTUjUft5V6IBO57Icl/k=
+)
+[[ -n ${sums[$version]:-} ]] || { echo "kubevirt: version $version is unknown" >&2; exit 2; }
+plugin_version=v0.8.0
+plugin_sum=h1:B3rPnK6lZxEWcCQ20ZEn/dYEnNb3MdaFJOj7oBeoiKg=
 suite=trixie
 registry=docker.io/kubevirtlab
-stamp=$(cat "$here"/build.sh "$here"/guest-init.sh | sha256sum | cut -c1-40)
+stamp=$(cat "$here"/build.sh "$here"/guest-init.sh - <<<"$version" | sha256sum | cut -c1-40)
 if [[ $(cat "$out/stamp" 2>/dev/null) == "$stamp" ]]; then
 	exit
 fi
@@ -87,6 +93,40 @@ binding() {
 	unpack '^libnbd' sys
 }
 
+# module NAME VERSION SUM prints the directory of a module.
+module() {
+	local text
+	text=$(go mod download -json "$1@$2")
+	grep -q "\"Sum\": \"$3\"" <<<"$text" || { say "the module $1 $2 has another sum than $3"; exit 1; }
+	sed -n 's/.*"Dir": "\(.*\)".*/\1/p' <<<"$text"
+}
+
+# copy_requirements DIRECTORY makes a module of ours with the requirements and the sums of another.
+copy_requirements() {
+	cp "$1/go.sum" go.sum
+	cp "$1/go.mod" go.mod
+	chmod u+w go.sum go.mod
+	sed -i 's#^module .*#module kubevirtlab#' go.mod
+}
+
+# The modules virt-template-* that KubeVirt 1.9 requires cannot be had. Those that 1.8 requires
+# differ in the name of a version; the feature is switched off here.
+templates() {
+	local name before source
+	before=$(module kubevirt.io/kubevirt v1.8.2 "${sums[v1.8.2]}")
+	for name in api client-go engine; do
+		grep "kubevirt.io/virt-template-$name v0.1.7" "$before/go.sum" >>go.sum
+		source=$(module "kubevirt.io/virt-template-$name" v0.1.7 "$(awk -v m="kubevirt.io/virt-template-$name" '$1 == m && $2 == "v0.1.7" {print $3}' "$before/go.sum")")
+		cp -r "$source" "$out/templates-$name"
+		chmod -R u+w "$out/templates-$name"
+		find "$out/templates-$name" -depth -name '*v1alpha1*' | while read -r path; do
+			mv "$path" "$(dirname "$path")/$(basename "$path" | sed 's/v1alpha1/v1beta1/g')"
+		done
+		find "$out/templates-$name" -type f -exec sed -i 's/v1alpha1/v1beta1/g; s/V1alpha1/V1beta1/g' {} +
+		go mod edit -replace "kubevirt.io/virt-template-$name=$out/templates-$name"
+	done
+}
+
 binaries() {
 	say "build KubeVirt $version (some 10 minutes if nothing is compiled yet)"
 	local work=$out/module cmd=kubevirt.io/kubevirt/cmd source
@@ -94,15 +134,12 @@ binaries() {
 	mkdir -p "$work"
 	(
 		cd "$work"
-		# A module of our own with the requirements and the sums of KubeVirt's. Its staging
-		# directories are modules of the same version.
 		printf 'module kubevirtlab\n' >go.mod
-		go mod download -json "kubevirt.io/kubevirt@$version" >download.json
-		grep -q "\"Sum\": \"$sum\"" download.json || { say "the module kubevirt.io/kubevirt $version has another sum than $sum"; exit 1; }
-		source=$(sed -n 's/.*"Dir": "\(.*\)".*/\1/p' download.json)
-		cp "$source/go.sum" go.sum
-		chmod u+w go.sum
-		sed -e 's#^module .*#module kubevirtlab#' -e "s#=> ./staging/src/\\(.*\\)#=> \\1 $version#" "$source/go.mod" >go.mod
+		source=$(module kubevirt.io/kubevirt "$version" "${sums[$version]}")
+		copy_requirements "$source"
+		# Its staging directories are modules of the same version.
+		sed -i "s#=> ./staging/src/\\(.*\\)#=> \\1 $version#" go.mod
+		[[ $version != v1.9.* ]] || templates
 		export GOFLAGS="-mod=mod -buildvcs=false -trimpath" CGO_ENABLED=1 CGO_CFLAGS="-O2 -w -I$out/sys/usr/include"
 		export CGO_LDFLAGS="-L$out/sys/usr/lib/x86_64-linux-gnu -Wl,--allow-shlib-undefined"
 		export PKG_CONFIG_PATH=$out/sys/usr/lib/x86_64-linux-gnu/pkgconfig
@@ -224,6 +261,28 @@ guest_image() {
 	rm -rf "$system" "$boot" "$out/layer"
 }
 
+# Velero's plugin for KubeVirt, as an image that `velero plugin add` takes.
+plugin_image() {
+	say "build Velero's plugin for KubeVirt $plugin_version"
+	local work=$out/module path=github.com/kubevirt/kubevirt-velero-plugin
+	rm -rf "$work" "$out/layer"
+	mkdir -p "$work" "$out"/layer/{bin,plugins}
+	(
+		cd "$work"
+		printf 'module kubevirtlab\n' >go.mod
+		copy_requirements "$(module "$path" "$plugin_version" "$plugin_sum")"
+		go mod edit -require "kubevirt.io/kubevirt-velero-plugin@$plugin_version" -replace "kubevirt.io/kubevirt-velero-plugin=$path@$plugin_version"
+		GOFLAGS="-mod=mod -buildvcs=false -trimpath" CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/layer/plugins/kubevirt-velero-plugin" kubevirt.io/kubevirt-velero-plugin
+	)
+	unpack '^busybox-static' guest-root
+	install -m 755 "$(find "$out/guest-root" -path '*/bin/busybox' -type f)" "$out/layer/bin/busybox"
+	ln -s busybox "$out/layer/bin/sh"
+	ln -s busybox "$out/layer/bin/cp"
+	tar -C "$out/layer" --numeric-owner --sort=name --mtime=@0 -cf "$out/images/layer.tar" .
+	archive plugin.tar "kubevirt-velero-plugin:e2e|\"Entrypoint\":[\"/bin/sh\",\"-c\",\"cp /plugins/* /target/.\"]"
+	rm -rf "$out/guest-root" "$out/layer"
+}
+
 loader() {
 	local file
 	file=$(find "$1" -name 'ld-linux-x86-64.so.2' | head -n 1)
@@ -259,6 +318,8 @@ binaries
 component_root
 component_image
 guest_image
-rm -rf "$out"/{debs,apt,root,module,libnbd,libnbd_*,sys,log,logo,bin,qemu,qemu.conf,virtqemud.conf,nsswitch.conf,node-labeller.sh}
+plugin_image
+rm -rf "$out"/{debs,apt,root,module,libnbd,libnbd_*,sys,log,logo,bin,templates-*,qemu,qemu.conf,virtqemud.conf,nsswitch.conf,node-labeller.sh}
+printf %s "$version" >"$out/version"
 printf %s "$stamp" >"$out/stamp"
 say "KubeVirt $version is in $out"

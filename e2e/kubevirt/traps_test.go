@@ -4,12 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockmover/blockmover/e2e/kit"
@@ -27,9 +27,7 @@ func TestTraps(t *testing.T) {
 	next := func(during func(name string), reasons ...string) string {
 		t.Helper()
 		n++
-		for _, d := range disks {
-			s.in(g, fmt.Sprintf("dd if=/dev/urandom of=%s bs=64k count=1 seek=%d conv=fsync 2>/dev/null", d.device, n))
-		}
+		s.fill(g, 64, 1, n)
 		name := fmt.Sprintf("trap-%d-%s", n, s.suffix)
 		ended := make(chan struct{})
 		go func() {
@@ -55,7 +53,7 @@ func TestTraps(t *testing.T) {
 	t.Log("KubeVirt's controller and our manager restart while a backup runs")
 	next(func(name string) {
 		s.waitForBackup(g)
-		s.kubectl("-n", "kubevirt", "delete", "pod", "-l", "kubevirt.io=virt-controller", "--wait=false")
+		assert.NoError(t, theWorld.restart(s.ctx, s.kit))
 		s.kubectl("-n", s.kit.VeleroNamespace, "delete", "pod", "-l", "app.kubernetes.io/component=manager", "--wait=false")
 	}, "")
 
@@ -65,30 +63,17 @@ func TestTraps(t *testing.T) {
 	}, "", "CheckpointUnknown", "NoParent")
 
 	t.Log("QEMU is killed")
-	pid, err := g.qemu()
-	require.NoError(t, err)
-	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-	require.NoError(t, s.kit.Wait(s.ctx, "QEMU to be another one", 2*time.Minute, func(context.Context) (bool, string, error) {
-		now, err := g.qemu()
-		return err == nil && now != pid, fmt.Sprint(err), nil
-	}))
-	s.running(g.namespace)
+	s.kill(g)
 	next(nil, "NoParent", "CheckpointLost", "IncrementalStuck")
 	next(nil, "")
 
 	t.Log("somebody deletes the checkpoint in QEMU")
-	launcher := s.kubectl("-n", g.namespace, "get", "pods", "-l", "vm.kubevirt.io/name=vm1", "-o", "jsonpath={.items[0].metadata.name}")
-	virsh := func(args ...string) string {
-		return s.kubectl(append([]string{"-n", g.namespace, "exec", launcher, "-c", "compute", "--", "virsh", "-c", "qemu+unix:///session?socket=/var/run/libvirt/virtqemud-sock"}, args...)...)
-	}
-	checkpoints := strings.Fields(virsh("checkpoint-list", g.namespace+"_vm1", "--name"))
-	require.NotEmpty(t, checkpoints)
-	slices.Sort(checkpoints)
-	for _, checkpoint := range checkpoints {
-		virsh("checkpoint-delete", g.namespace+"_vm1", checkpoint)
-	}
+	require.NoError(t, g.forget(s.ctx))
 	next(nil, "IncrementalStuck")
 	next(nil, "")
+
+	t.Log("QEMU runs out of space")
+	s.testNoSpace(g, func() string { return next(nil, "") })
 
 	t.Log("two backups at once")
 	second := fmt.Sprintf("trap-second-%s", s.suffix)
@@ -111,7 +96,7 @@ func TestTraps(t *testing.T) {
 	next(nil, "")
 
 	t.Log("the VM is stopped")
-	s.kubectl("-n", g.namespace, "patch", "vm", "vm1", "--type=merge", "-p", `{"spec":{"runStrategy":"Halted"}}`)
+	s.setStrategy(g.namespace, "Halted")
 	require.NoError(t, s.kit.Wait(s.ctx, "VM to stop", time.Minute, func(ctx context.Context) (bool, string, error) {
 		status, err := s.kit.Kubectl(ctx, "-n", g.namespace, "get", "vm", "vm1", "-o", "jsonpath={.status.printableStatus}")
 		return status == "Stopped", status, err
@@ -119,20 +104,33 @@ func TestTraps(t *testing.T) {
 	for claim, result := range s.backUp("trap-stopped-"+s.suffix, g.namespace) {
 		require.Equal(t, "VMNotRunning", result["vmReason"], claim)
 	}
-	s.kubectl("-n", g.namespace, "patch", "vm", "vm1", "--type=merge", "-p", `{"spec":{"runStrategy":"Always"}}`)
+	s.setStrategy(g.namespace, "Always")
 	s.running(g.namespace)
 	last := next(nil, "", "CheckpointUnknown", "NoParent")
-	s.requireSums(s.restoreDisks(last, g.namespace, "trapped"), s.sums(g))
+	s.requireEqual(s.restoreDisks(last, g.namespace, "trapped"), g)
+}
+
+// kill kills QEMU, and waits until the VM runs again.
+func (s *scenario) kill(g vm) {
+	s.Helper()
+	pid, err := g.process()
+	require.NoError(s, err)
+	require.NoError(s, syscall.Kill(pid, syscall.SIGKILL))
+	require.NoError(s, s.kit.Wait(s.ctx, "QEMU to be another one", 2*time.Minute, func(context.Context) (bool, string, error) {
+		now, err := g.process()
+		return err == nil && now != pid, fmt.Sprint(err), nil
+	}))
+	s.running(g.namespace)
 }
 
 // recreate deletes the VM, and makes one of the same name and spec.
 func (s *scenario) recreate(namespace string) {
 	s.Helper()
-	var vm map[string]any
-	require.NoError(s, s.kit.Get(s.ctx, &vm, "-n", namespace, "vm", "vm1"))
-	delete(vm, "status")
-	vm["metadata"] = map[string]any{"name": "vm1", "namespace": namespace, "labels": map[string]string{"changedBlockTracking": "true"}}
-	text, err := json.Marshal(vm)
+	var o map[string]any
+	require.NoError(s, s.kit.Get(s.ctx, &o, "-n", namespace, "vm", "vm1"))
+	delete(o, "status")
+	o["metadata"] = map[string]any{"name": "vm1", "namespace": namespace, "labels": map[string]string{"changedBlockTracking": "true"}}
+	text, err := json.Marshal(o)
 	require.NoError(s, err)
 	s.kubectl("-n", namespace, "delete", "vm", "vm1", "--timeout=60s")
 	require.NoError(s, s.kit.Apply(s.ctx, string(text)))
@@ -155,7 +153,7 @@ func (s *scenario) restart(namespace string) {
 }
 
 // waitForBackup waits until the VM has a VirtualMachineBackup, and returns its name.
-func (s *scenario) waitForBackup(g guest) string {
+func (s *scenario) waitForBackup(g vm) string {
 	name := ""
 	err := s.kit.Wait(s.ctx, "VirtualMachineBackup", time.Minute, func(ctx context.Context) (bool, string, error) {
 		var err error
@@ -166,4 +164,13 @@ func (s *scenario) waitForBackup(g guest) string {
 		s.Errorf("%v", err)
 	}
 	return strings.TrimSpace(name)
+}
+
+// waitForQEMU waits until QEMU writes the disks of a VM.
+func (s *scenario) waitForQEMU(g vm) bool {
+	err := s.kit.Wait(s.ctx, "QEMU to write", time.Minute, func(ctx context.Context) (bool, string, error) {
+		out, err := s.kit.Kubectl(ctx, "-n", g.namespace, "get", "virtualmachinebackups", "-o", "jsonpath={.items[*].status.type}")
+		return strings.TrimSpace(out) != "", out, err
+	})
+	return assert.NoError(s, err)
 }

@@ -13,14 +13,23 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockmover/blockmover/e2e/kit"
+	"github.com/blockmover/blockmover/e2e/kubevirt/standin"
 )
 
-// disks are the PVCs of the VM and their devices in the guest, in the order in which the writer
-// writes to them.
-var disks = []struct{ claim, device, restored string }{
-	{"blk", "/dev/vda", "/dev/blk"},
-	{"fs", "/dev/vdb", "/fs/disk.img"},
-	{"disk-3-9", "/dev/vdc", "/dev/disk-3-9"},
+// disk is a disk of the VM: its PVC, its name in the VM, and what it is in a pod that has the
+// restored volume.
+type disk struct {
+	claim, volume string
+	mount         kit.Mount
+	// file is the content of the disk in the pod.
+	file string
+}
+
+// disks are those of vm.yaml, in the order in which a guest counts on them.
+var disks = []disk{
+	{"blk", "d-blk", kit.Mount{Claim: "blk", Path: "/dev/blk", Block: true}, "/dev/blk"},
+	{"fs", "d-fs", kit.Mount{Claim: "fs", Path: "/fs"}, "/fs/disk.img"},
+	{"disk-3-9", "d-3-9", kit.Mount{Claim: "disk-3-9", Path: "/dev/disk-3-9", Block: true}, "/dev/disk-3-9"},
 }
 
 const policy = `version: v1
@@ -61,26 +70,32 @@ func (s *scenario) namespace(base string) string {
 	return name
 }
 
-// start makes the VM with its disks, and waits until it runs and its changes are tracked.
-func (s *scenario) start() guest {
-	s.Helper()
-	namespace := s.namespace("vms")
-	s.applyVM(namespace)
-	s.kubectl("-n", namespace, "wait", "pod/make-disk", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
-	s.kubectl("-n", namespace, "delete", "pod", "make-disk")
-	s.kubectl("-n", namespace, "patch", "vm", "vm1", "--type=merge", "-p", `{"spec":{"runStrategy":"Always"}}`)
-	return s.running(namespace)
+// vm is the VM of vm.yaml in a namespace, and its guest.
+type vm struct {
+	namespace string
+	guest
 }
 
-func (s *scenario) applyVM(namespace string) {
+// start makes the VM with its disks, and waits until it runs and its changes are tracked.
+func (s *scenario) start() vm {
 	s.Helper()
+	namespace := s.namespace("vms")
 	manifest, err := os.ReadFile(filepath.Join(os.Getenv("BLOCKMOVER_E2E"), "kubevirt", "vm.yaml"))
 	require.NoError(s, err)
 	require.NoError(s, s.kit.Apply(s.ctx, strings.NewReplacer("NAMESPACE", namespace, "CLASS", s.kit.StorageClass).Replace(string(manifest))))
+	s.kubectl("-n", namespace, "wait", "pod/make-disk", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
+	s.kubectl("-n", namespace, "delete", "pod", "make-disk")
+	s.setStrategy(namespace, "Always")
+	return s.running(namespace)
+}
+
+func (s *scenario) setStrategy(namespace, strategy string) {
+	s.Helper()
+	s.kubectl("-n", namespace, "patch", "vm", "vm1", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"runStrategy":%q}}`, strategy))
 }
 
 // running waits until the VM runs, its guest agent answers, and its changes are tracked.
-func (s *scenario) running(namespace string) guest {
+func (s *scenario) running(namespace string) vm {
 	s.Helper()
 	err := s.kit.Wait(s.ctx, "VM to run", 3*time.Minute, func(ctx context.Context) (bool, string, error) {
 		status, err := s.kit.Kubectl(ctx, "-n", namespace, "get", "vm", "vm1", "-o",
@@ -88,40 +103,45 @@ func (s *scenario) running(namespace string) guest {
 		return status == "Running Enabled True", status, err
 	})
 	require.NoError(s, err)
-	return guest{namespace, "vm1"}
+	return vm{namespace, theWorld.guest(s.kit, namespace)}
 }
 
-func (s *scenario) in(g guest, command string) string {
+// fill writes random data to all disks, at the same place.
+func (s *scenario) fill(g vm, kib, blocks, first int) {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
 	defer cancel()
-	out, err := g.run(ctx, command)
-	require.NoError(s, err)
-	return strings.TrimSpace(out)
+	for _, d := range disks {
+		require.NoError(s, g.fill(ctx, d.claim, kib, blocks, first))
+	}
 }
 
 // sums are the sums of the disks as the guest sees them, by PVC.
-func (s *scenario) sums(g guest) map[string]string {
+func (s *scenario) sums(g vm) map[string]string {
 	s.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
+	defer cancel()
 	sums := map[string]string{}
 	for _, d := range disks {
-		sum, _, _ := strings.Cut(s.in(g, "md5sum "+d.device), " ")
+		sum, err := g.sum(ctx, d.claim)
+		require.NoError(s, err)
 		sums[d.claim] = sum
 	}
 	return sums
 }
 
-// backUp makes a backup of the VM's namespace, and returns the results of its disks by PVC.
-func (s *scenario) backUp(name, namespace string, args ...string) map[string]map[string]string {
-	s.Helper()
+func (s *scenario) deleteBackupInTheEnd(name string) {
 	s.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 		defer cancel()
-		if items, err := s.kit.List(ctx, "-n", s.kit.VeleroNamespace, "backups.velero.io", "--field-selector", "metadata.name="+name); err != nil || len(items) > 0 {
-			require.NoError(s, err)
-			require.NoError(s, s.kit.DeleteBackup(ctx, name))
-		}
+		require.NoError(s, s.kit.EnsureNoBackup(ctx, name))
 	})
+}
+
+// backUp makes a backup of the VM's namespace, and returns the results of its disks by PVC.
+func (s *scenario) backUp(name, namespace string, args ...string) map[string]map[string]string {
+	s.Helper()
+	s.deleteBackupInTheEnd(name)
 	began := time.Now()
 	require.NoError(s, s.kit.MustBackup(s.ctx, name, append([]string{"--include-namespaces", namespace, "--resource-policies-configmap", s.policy()}, args...)...))
 	uploads, err := s.kit.DataUploads(s.ctx, name)
@@ -151,28 +171,11 @@ func (s *scenario) restoreDisks(backup, from, base string) *kit.App {
 	target := s.namespace(base)
 	require.NoError(s, s.kit.MustRestore(s.ctx, base+"-"+s.suffix, backup, "--namespace-mappings", from+":"+target,
 		"--include-resources", "persistentvolumeclaims,persistentvolumes"))
-	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: apps/v1
-kind: Deployment
-metadata: {name: app, namespace: %s}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: app}}
-  template:
-    metadata: {labels: {app: app}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - name: app
-        image: %s
-        imagePullPolicy: IfNotPresent
-        command: [sh, -c, "sleep 1000000"]
-        volumeMounts: [{name: fs, mountPath: /fs}]
-        volumeDevices: [{name: blk, devicePath: /dev/blk}, {name: third, devicePath: /dev/disk-3-9}]
-      volumes:
-      - {name: blk, persistentVolumeClaim: {claimName: blk}}
-      - {name: fs, persistentVolumeClaim: {claimName: fs}}
-      - {name: third, persistentVolumeClaim: {claimName: disk-3-9}}
-`, target, s.kit.ToolsImage)))
+	var mounts []kit.Mount
+	for _, d := range disks {
+		mounts = append(mounts, d.mount)
+	}
+	require.NoError(s, s.kit.Apply(s.ctx, s.kit.Deployment(target, mounts...)))
 	app, err := s.kit.AppIn(s.ctx, target)
 	require.NoError(s, err)
 	return app
@@ -181,30 +184,43 @@ spec:
 func (s *scenario) requireSums(app *kit.App, want map[string]string) {
 	s.Helper()
 	for _, d := range disks {
-		out, err := app.Exec(s.ctx, "md5sum "+d.restored)
+		out, err := app.Exec(s.ctx, "md5sum "+d.file)
 		require.NoError(s, err)
 		require.Equal(s, want[d.claim], strings.Fields(out)[0], "disk %s", d.claim)
 	}
 }
 
-// TestRunningVM backs up the disks of a running VM, in full and five times what changed, quiet and while
+// requireEqual has QEMU compare the restored disks with those of a guest that writes nothing.
+func (s *scenario) requireEqual(app *kit.App, g vm) {
+	s.Helper()
+	pod := s.kubectl("-n", app.Namespace, "get", "pods", "-l", "app=app", "-o", "jsonpath={.items[0].metadata.uid}")
+	for _, d := range disks {
+		volume := s.kubectl("-n", app.Namespace, "get", "pvc", d.claim, "-o", "jsonpath={.spec.volumeName}")
+		restored := standin.HostPath(os.Getenv("BLOCKMOVER_KUBELET_ROOT"), pod, volume, d.mount.Block)
+		if !d.mount.Block {
+			restored = filepath.Join(restored, "disk.img")
+		}
+		address, err := g.nbd(s.ctx, d.claim)
+		require.NoError(s, err)
+		out, err := s.kit.Run(s.ctx, "", "qemu-img", "compare", "-f", "raw", "-F", "raw", address, restored)
+		require.NoError(s, err, out)
+	}
+}
+
+// TestRunningVM backs up the disks of a running VM, in full and again and again what changed, quiet and while
 // the guest writes an ascending counter to one disk after the other. What is restored is what the
 // guest saw.
 func TestRunningVM(t *testing.T) {
 	s := newScenario(t)
 	g := s.start()
-	for _, d := range disks {
-		s.in(g, "dd if=/dev/urandom of="+d.device+" bs=1M count=6 seek=3 conv=fsync 2>/dev/null")
-	}
+	s.fill(g, 1024, 6, 3)
 	name := func(n int) string { return fmt.Sprintf("vm-%d-%s", n, s.suffix) }
 	want := map[int]map[string]string{1: s.sums(g)}
 	for claim, result := range s.backUp(name(1), g.namespace) {
 		require.Equal(t, "Full NoParent", result["kind"]+" "+result["reason"], claim)
 	}
 	for n := 2; n <= 3; n++ {
-		for _, d := range disks {
-			s.in(g, fmt.Sprintf("dd if=/dev/urandom of=%s bs=64k count=3 seek=%d conv=fsync 2>/dev/null", d.device, 37*n))
-		}
+		s.fill(g, 64, 3, 37*n)
 		want[n] = s.sums(g)
 		for claim, result := range s.backUp(name(n), g.namespace) {
 			require.Equal(t, "Incremental ", result["kind"]+" "+result["reason"], "%s: %s", claim, result["detail"])
@@ -214,25 +230,27 @@ func TestRunningVM(t *testing.T) {
 		}
 	}
 
-	// The counter is at 1 MiB. Each write is on the disk before the next one begins.
-	s.in(g, `(i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); for d in a b c; do printf %016d $i | dd of=/dev/vd$d bs=16 seek=65536 conv=notrunc,fsync 2>/dev/null; done; done) >/dev/null 2>&1 &`)
-	for n := 4; n <= 6; n++ {
+	s.requireEqual(s.restoreDisks(name(3), g.namespace, "compared"), g)
+
+	require.NoError(t, g.count(s.ctx))
+	last := 3 + theWorld.rounds()
+	for n := 4; n <= last; n++ {
 		for claim, result := range s.backUp(name(n), g.namespace) {
 			require.Equal(t, "Incremental ", result["kind"]+" "+result["reason"], "%s: %s", claim, result["detail"])
 		}
 	}
-	s.in(g, "touch /tmp/stop")
+	require.NoError(t, g.stopCounting(s.ctx))
 
-	for n := 1; n <= 3; n++ {
+	for n := 1; n <= 2; n++ {
 		s.requireSums(s.restoreDisks(name(n), g.namespace, fmt.Sprintf("quiet-%d", n)), want[n])
 	}
-	var last int
-	for n := 4; n <= 6; n++ {
+	before := 0
+	for n := 4; n <= last; n++ {
 		counters := s.counters(s.restoreDisks(name(n), g.namespace, fmt.Sprintf("busy-%d", n)))
 		t.Logf("backup %s shows the counters %v", name(n), counters)
 		require.True(t, counters[0] >= counters[1] && counters[1] >= counters[2] && counters[0] <= counters[2]+1, "one instant: %v", counters)
-		require.Greater(t, counters[0], last, "a later instant")
-		last = counters[0]
+		require.Greater(t, counters[0], before, "a later instant")
+		before = counters[0]
 	}
 
 	// Any of them can go.
@@ -250,7 +268,7 @@ func (s *scenario) counters(app *kit.App) []int {
 	s.Helper()
 	var counters []int
 	for _, d := range disks {
-		out, err := app.Exec(s.ctx, "dd if="+d.restored+" bs=16 skip=65536 count=1 2>/dev/null")
+		out, err := app.Exec(s.ctx, "dd if="+d.file+" bs=16 skip=65536 count=1 2>/dev/null")
 		require.NoError(s, err)
 		n, err := strconv.Atoi(strings.TrimSpace(out))
 		require.NoError(s, err)
@@ -259,33 +277,50 @@ func (s *scenario) counters(app *kit.App) []int {
 	return counters
 }
 
-// TestRestoredVM restores a VM into another namespace. It starts after its last disk, and sees what
-// the first one saw. Its first backup is full, the next one has what changed.
-func TestRestoredVM(t *testing.T) {
-	s := newScenario(t)
-	g := s.start()
-	for _, d := range disks {
-		s.in(g, "dd if=/dev/urandom of="+d.device+" bs=64k count=20 seek=5 conv=fsync 2>/dev/null")
+// TestRestoredVM restores a VM into another namespace and onto other storage. It starts after its last
+// disk, and sees what the first one saw. Its first backup is full, the next one has what changed.
+func TestRestoredVM(t *testing.T) { newScenario(t).testRestoredVM() }
+
+// TestBesideVelerosPlugin does the same while Velero's plugin for KubeVirt is installed, too.
+func TestBesideVelerosPlugin(t *testing.T) {
+	if _, ok := theWorld.(realWorld); !ok {
+		t.Skip("the plugin is built with real KubeVirt")
 	}
+	s := newScenario(t)
+	const image = "docker.io/kubevirtlab/kubevirt-velero-plugin:e2e"
+	require.NoError(t, s.kit.AddPlugin(s.ctx, image, "kubevirt-velero-plugin/restore-vm-action"))
+	s.testRestoredVM()
+	require.NoError(t, s.kit.RemovePlugin(s.ctx, image))
+}
+
+func (s *scenario) testRestoredVM() {
+	s.Helper()
+	g := s.start()
+	s.fill(g, 64, 20, 5)
 	want := s.sums(g)
 	backup := "whole-" + s.suffix
 	s.backUp(backup, g.namespace)
+	require.NoError(s, s.kit.MapStorageClass(s.ctx, "vm-class", s.kit.StorageClass, s.kit.OtherStorageClass))
 	target := s.namespace("copy")
 	err := s.kit.MustRestore(s.ctx, backup, backup, "--namespace-mappings", g.namespace+":"+target)
+	s.kubectl("-n", s.kit.VeleroNamespace, "delete", "configmap", "vm-class")
 	if err != nil {
 		log, _ := s.kit.Velero(s.ctx, "restore", "logs", backup)
-		t.Log(log)
+		s.Log(log)
 	}
-	require.NoError(t, err)
-	require.Equal(t, "Always", s.kubectl("-n", target, "get", "vm", "vm1", "-o", "jsonpath={.spec.runStrategy}{.metadata.annotations.blockmover\\.io/run-strategy}"))
+	require.NoError(s, err)
+	require.Equal(s, "Always", s.kubectl("-n", target, "get", "vm", "vm1", "-o", "jsonpath={.spec.runStrategy}{.metadata.annotations.blockmover\\.io/run-strategy}"))
 	copied := s.running(target)
-	require.Equal(t, want, s.sums(copied))
-	require.NoError(t, s.kit.CheckStamps(s.ctx, target))
+	require.Equal(s, want, s.sums(copied))
+	require.NoError(s, s.kit.CheckStamps(s.ctx, target))
+	for _, d := range disks {
+		require.Equal(s, s.kit.OtherStorageClass, s.kubectl("-n", target, "get", "pvc", d.claim, "-o", "jsonpath={.spec.storageClassName}"))
+	}
 
 	for n, kind := range []string{"Full NoParent", "Incremental "} {
-		s.in(copied, fmt.Sprintf("dd if=/dev/urandom of=/dev/vda bs=64k count=1 seek=%d conv=fsync 2>/dev/null", 100+n))
+		s.fill(copied, 64, 1, 100+n)
 		for claim, result := range s.backUp(fmt.Sprintf("copied-%d-%s", n, s.suffix), target) {
-			require.Equal(t, kind, result["kind"]+" "+result["reason"], claim)
+			require.Equal(s, kind, result["kind"]+" "+result["reason"], claim)
 		}
 	}
 }

@@ -98,11 +98,7 @@ func (s *scenario) deleteBackupInTheEnd(name string) {
 	s.Cleanup(func() {
 		ctx, cancel := cleanupContext()
 		defer cancel()
-		items, err := s.kit.List(ctx, "-n", s.kit.VeleroNamespace, "backups.velero.io", "--field-selector", "metadata.name="+name)
-		require.NoError(s, err)
-		if len(items) > 0 {
-			require.NoError(s, s.kit.DeleteBackup(ctx, name))
-		}
+		require.NoError(s, s.kit.EnsureNoBackup(ctx, name))
 	})
 }
 

@@ -43,19 +43,11 @@ func (s *scenario) restoreUnmounted(backup, from, base string, want kit.Sums) {
 	s.checkContent(target, want)
 }
 
-// mapStorageClass makes restores replace one StorageClass by another, with Velero's own item
-// action.
+// mapStorageClass makes restores replace one StorageClass by another.
 func (s *scenario) mapStorageClass(from, to string) {
 	s.Helper()
 	name := s.name("change-storage-class")
-	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: v1
-kind: ConfigMap
-metadata:
-  name: %s
-  namespace: %s
-  labels: {velero.io/plugin-config: "", velero.io/change-storage-class: RestoreItemAction}
-data: {%s: %s}
-`, name, s.kit.VeleroNamespace, from, to)))
+	require.NoError(s, s.kit.MapStorageClass(s.ctx, name, from, to))
 	s.deleteConfigMapInTheEnd(name)
 }
 
@@ -134,7 +126,7 @@ volumePolicies:
 // label.
 func disksManifest(k *kit.Kit, namespace, label string, names []string) string {
 	manifest := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
-	devices, volumes := "", ""
+	var mounts []kit.Mount
 	for _, name := range names {
 		manifest += fmt.Sprintf(`---
 apiVersion: v1
@@ -146,28 +138,9 @@ spec:
   volumeMode: Block
   resources: {requests: {storage: 16Mi}}
 `, name, namespace, k.StorageClass, label)
-		devices += fmt.Sprintf("        - {name: %[1]s, devicePath: /dev/%[1]s}\n", name)
-		volumes += fmt.Sprintf("      - {name: %[1]s, persistentVolumeClaim: {claimName: %[1]s}}\n", name)
+		mounts = append(mounts, kit.Mount{Claim: name, Path: "/dev/" + name, Block: true})
 	}
-	return manifest + fmt.Sprintf(`---
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: app, namespace: %s}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: app}}
-  template:
-    metadata: {labels: {app: app}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - name: app
-        image: %s
-        imagePullPolicy: IfNotPresent
-        command: [sh, -c, "sleep 1000000"]
-        volumeDevices:
-%s      volumes:
-%s`, namespace, k.ToolsImage, devices, volumes)
+	return manifest + "---\n" + k.Deployment(namespace, mounts...)
 }
 
 // diskSums reads the disks of an application of disksManifest.

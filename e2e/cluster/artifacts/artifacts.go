@@ -302,7 +302,9 @@ const kubectlBinary = "kubectl-alone"
 
 // links gives programs their usual names, for the PATH of `cluster exec`.
 func (c *Cache) links() error {
-	links := map[string]string{"kubectl": kubectlBinary, "ctr": c.Runtime() + "/usr/bin/ctr"}
+	links := map[string]string{
+		"kubectl": kubectlBinary, "ctr": c.Runtime() + "/usr/bin/ctr", "qemu-storage-daemon": c.Runtime() + "/usr/bin/qemu-storage-daemon",
+	}
 	for name, to := range links {
 		path := filepath.Join(c.Bin(), name)
 		if have, err := os.Readlink(path); err == nil && have == to {

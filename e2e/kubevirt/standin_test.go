@@ -1,0 +1,221 @@
+package kubevirt
+
+import (
+	"bufio"
+	"context"
+	"crypto/md5"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/blockmover/blockmover/e2e/kit"
+	"github.com/blockmover/blockmover/e2e/kubevirt/standin"
+)
+
+// standinWorld is what stands in for KubeVirt, in this process.
+type standinWorld struct {
+	*standin.Standin
+	directory string
+}
+
+func (w *standinWorld) install(ctx context.Context, k *kit.Kit) (func() error, error) {
+	if err := k.Apply(ctx, standin.CRDs); err != nil {
+		return nil, err
+	}
+	if _, err := k.Kubectl(ctx, "wait", "crd", "-l", "standin", "--for=condition=Established", "--timeout=60s"); err != nil {
+		return nil, err
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
+	if err != nil {
+		return nil, err
+	}
+	config.QPS, config.Burst = 100, 200
+	if w.directory, err = os.MkdirTemp("", "standin-"); err != nil {
+		return nil, err
+	}
+	w.Standin, err = standin.New(config, standin.Options{
+		Kubelet: os.Getenv("BLOCKMOVER_KUBELET_ROOT"), Directory: w.directory, Image: k.ToolsImage, Log: k.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	w.Start()
+	return func() error { return errors.Join(w.Close(), os.RemoveAll(w.directory)) }, nil
+}
+
+func (w *standinWorld) guest(_ *kit.Kit, namespace string) guest {
+	return &standinGuest{world: w, namespace: namespace}
+}
+
+func (w *standinWorld) restart(context.Context, *kit.Kit) error {
+	w.Stop()
+	w.Start()
+	return nil
+}
+
+func (*standinWorld) rounds() int { return 1 }
+
+// standinGuest writes to the disks over NBD.
+type standinGuest struct {
+	world     *standinWorld
+	namespace string
+	stop      func() error
+}
+
+func (g *standinGuest) nbd(_ context.Context, claim string) (string, error) {
+	_, socket, err := g.world.Machine(g.namespace, "vm1")
+	i := slices.IndexFunc(disks, func(d disk) bool { return d.claim == claim })
+	return fmt.Sprintf("nbd+unix:///%s?socket=%s", disks[i].volume, socket), err
+}
+
+func (g *standinGuest) process() (int, error) {
+	process, _, err := g.world.Machine(g.namespace, "vm1")
+	return process, err
+}
+
+func (g *standinGuest) forget(context.Context) error {
+	return g.world.ForgetCheckpoints(g.namespace, "vm1")
+}
+
+func (g *standinGuest) fill(ctx context.Context, claim string, kib, blocks, first int) error {
+	address, err := g.nbd(ctx, claim)
+	if err != nil {
+		return err
+	}
+	data := make([]byte, kib*blocks<<10)
+	_, _ = rand.Read(data)
+	file := filepath.Join(g.world.directory, "data")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		return err
+	}
+	return qemu(ctx, "qemu-io", "-f", "raw", "-c", fmt.Sprintf("write -q -s %s %dk %dk", file, kib*first, kib*blocks), "-c", "flush", address)
+}
+
+func (g *standinGuest) sum(ctx context.Context, claim string) (string, error) {
+	address, err := g.nbd(ctx, claim)
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(g.world.directory, "copy")
+	defer func() { _ = os.Remove(file) }()
+	if err := qemu(ctx, "qemu-img", "convert", "-f", "raw", "-O", "raw", address, file); err != nil {
+		return "", err
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	hash := md5.New()
+	_, err = io.Copy(hash, f)
+	return hex.EncodeToString(hash.Sum(nil)), err
+}
+
+// count has one qemu-io for each disk.
+func (g *standinGuest) count(ctx context.Context) error {
+	file := filepath.Join(g.world.directory, "number")
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var writers []*writer
+	for _, d := range disks {
+		address, err := g.nbd(ctx, d.claim)
+		if err != nil {
+			cancel()
+			return err
+		}
+		w, err := newWriter(ctx, address)
+		if err != nil {
+			cancel()
+			return err
+		}
+		writers = append(writers, w)
+	}
+	ended := make(chan error, 1)
+	stop := make(chan struct{})
+	go func() {
+		ended <- func() error {
+			for i := 1; ; i++ {
+				select {
+				case <-stop:
+					return nil
+				default:
+				}
+				if err := os.WriteFile(file, fmt.Appendf(nil, "%016d", i), 0o600); err != nil {
+					return err
+				}
+				for _, w := range writers {
+					if err := w.write(file); err != nil {
+						return err
+					}
+				}
+			}
+		}()
+	}()
+	g.stop = func() error {
+		close(stop)
+		err := <-ended
+		cancel()
+		for _, w := range writers {
+			_ = w.cmd.Wait() // it is killed
+		}
+		return err
+	}
+	return nil
+}
+
+func (g *standinGuest) stopCounting(context.Context) error { return g.stop() }
+
+// writer is a qemu-io that writes when it is told to.
+type writer struct {
+	cmd *exec.Cmd
+	in  io.Writer
+	out *bufio.Reader
+}
+
+func newWriter(ctx context.Context, address string) (*writer, error) {
+	cmd := exec.CommandContext(ctx, "qemu-io", "-f", "raw", address)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	return &writer{cmd, in, bufio.NewReader(out)}, cmd.Start()
+}
+
+func (w *writer) write(file string) error {
+	if _, err := fmt.Fprintf(w.in, "write -f -s %s 1048576 16\n", file); err != nil {
+		return err
+	}
+	for {
+		line, err := w.out.ReadString('\n')
+		if err != nil {
+			return fmt.Errorf("read answer of qemu-io: %w", err)
+		}
+		if strings.Contains(line, "wrote 16/16") {
+			return nil
+		}
+		if strings.Contains(line, "failed") {
+			return errors.New(line)
+		}
+	}
+}
+
+// qemu runs one of QEMU's tools.
+func qemu(ctx context.Context, name string, args ...string) error {
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("run %s %s: %w: %s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
