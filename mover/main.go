@@ -1,17 +1,21 @@
 // Command blockmover is the mover side of Blockmover in one binary: the manager that
 // reconciles Velero's DataUploads and DataDownloads, the worker that moves the data in a
-// mover pod, and local commands that need no cluster.
+// mover pod, and local commands that need no cluster. Under the name kubectl-blockmover it is a
+// plugin of kubectl.
 package main
 
 import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/blockmover/blockmover/mover/cli"
+	"github.com/blockmover/blockmover/mover/kubectl"
 	"github.com/blockmover/blockmover/mover/worker"
 )
 
@@ -19,6 +23,21 @@ import (
 var version = "dev"
 
 func main() {
+	root := newRootCommand()
+	if strings.TrimSuffix(filepath.Base(os.Args[0]), ".exe") == kubectl.Name {
+		root = kubectl.NewCommand()
+		root.AddCommand(newVersionCommand())
+		root.SilenceUsage, root.SilenceErrors = true, true
+	}
+	if err := root.Execute(); err != nil {
+		if !errors.Is(err, worker.ErrReported) {
+			fmt.Fprintf(os.Stderr, "%s: %s\n", root.Name(), cli.OneLine(err))
+		}
+		os.Exit(1)
+	}
+}
+
+func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "blockmover",
 		Short:         "Block-level, incremental data mover for Velero",
@@ -27,12 +46,7 @@ func main() {
 	}
 	root.AddCommand(newManagerCommand(), worker.NewCommand(), newVersionCommand())
 	root.AddCommand(cli.NewCommands()...)
-	if err := root.Execute(); err != nil {
-		if !errors.Is(err, worker.ErrReported) {
-			fmt.Fprintln(os.Stderr, "blockmover:", cli.OneLine(err))
-		}
-		os.Exit(1)
-	}
+	return root
 }
 
 func newVersionCommand() *cobra.Command {

@@ -27,6 +27,23 @@ func TestRestoreElsewhere(t *testing.T) {
 			sub.checkClass(target, class)
 		})
 	}
+
+	// Over the application itself, which lives. It keeps its data, and the Restore says so.
+	require.NoError(t, app.Change(s.ctx))
+	want = s.sums(app)
+	name := s.name("over")
+	restore, err := s.kit.Restore(s.ctx, name, backup)
+	require.NoError(t, err)
+	require.Equal(t, "Completed", restore.Status.Phase)
+	described, err := s.kit.Describe(s.ctx, "restore", name)
+	require.NoError(t, err)
+	events, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "get", "events", "--field-selector", "involvedObject.name="+name, "-o", "jsonpath={.items[*].message}")
+	require.NoError(t, err)
+	for _, claim := range []string{kit.FilesPVC, kit.DiskPVC} {
+		require.Contains(t, described, "could not restore, PersistentVolumeClaim:"+claim+" already exists")
+		require.Contains(t, events, "PVC "+app.Namespace+"/"+claim+" already exists: its data is not restored")
+	}
+	s.checkContent(app.Namespace, want)
 	s.checkNothingLeft()
 }
 

@@ -108,8 +108,7 @@ func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.Persist
 		return "", err
 	}
 	if found != nil {
-		a.log.Warnf("PVC %s/%s already exists: its data is not restored", namespace, pvc.Name)
-		return "", nil
+		return "", a.sayNotRestored(ctx, found, pvc, uploadName, restore)
 	}
 
 	backup := &velerov1.Backup{}
@@ -143,6 +142,31 @@ func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.Persist
 	}
 	a.log.WithField("dataDownload", client.ObjectKeyFromObject(download).String()).Info("The volume is restored by the blockmover data mover")
 	return download.Labels[velerov1.AsyncOperationIDLabel], nil
+}
+
+// sayNotRestored says that a PVC keeps the data that it has. Velero has no warnings of actions. It
+// warns of a PVC that exists, but only if that differs from the one in the backup, and says nothing of
+// data. So the PVC keeps our annotation, which no live one has, and an event of the Restore says what
+// that means. With the policy update Velero would give the annotation to the live PVC.
+func (a *PVCAction) sayNotRestored(ctx context.Context, live, pvc *corev1.PersistentVolumeClaim, uploadName string, restore *velerov1.Restore) error {
+	text := fmt.Sprintf("PVC %s/%s already exists: its data is not restored. Delete it first, or restore into another namespace with --namespace-mappings",
+		live.Namespace, live.Name)
+	a.log.Warn(text)
+	if restore.Spec.ExistingResourcePolicy != velerov1.PolicyTypeUpdate {
+		kube.SetAnnotation(pvc, identity.AnnotationDataUpload, uploadName)
+	}
+	now := metav1.Now()
+	event := &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Namespace: restore.Namespace, GenerateName: "blockmover-"},
+		InvolvedObject: corev1.ObjectReference{APIVersion: velerov1.SchemeGroupVersion.String(), Kind: "Restore", Namespace: restore.Namespace, Name: restore.Name, UID: restore.UID},
+		Source:         corev1.EventSource{Component: identity.DataMover},
+		Type:           corev1.EventTypeWarning, Reason: "VolumeExists", Message: text,
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}
+	if err := a.api.Create(ctx, event); err != nil {
+		return fmt.Errorf("create event: %w", err)
+	}
+	return nil
 }
 
 // bindAnnotations are annotations of the volume controller and the scheduler on the PVC of

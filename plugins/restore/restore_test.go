@@ -235,9 +235,6 @@ func TestExecuteWithoutOperation(t *testing.T) {
 		volumeName string
 	}{
 		"not marked": {func(w *world) { delete(w.pvc.Annotations, identity.AnnotationDataUpload) }, "pv-1"},
-		"exists": {func(w *world) {
-			w.more = append(w.more, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: appNS, Name: "data"}})
-		}, "pv-1"},
 		"of Velero's own action": {func(w *world) {
 			w.pvc.Annotations[velerov1.DataUploadNameAnnotation] = "velero/other"
 			w.backup.Spec.SnapshotMoveData = &yes
@@ -256,6 +253,32 @@ func TestExecuteWithoutOperation(t *testing.T) {
 			require.Nil(t, pvc.Spec.Selector)
 			require.NotContains(t, pvc.Annotations, identity.AnnotationDataUpload)
 		})
+	}
+}
+
+// A live PVC keeps its data. The PVC that Velero compares with it differs, so Velero warns, and an event
+// of the Restore says what of. With the policy update nothing may differ: Velero would write it to the
+// live PVC.
+func TestExecuteOverLivePVC(t *testing.T) {
+	for _, tc := range []struct {
+		policy velerov1.PolicyType
+		marked bool
+	}{{"", true}, {velerov1.PolicyTypeNone, true}, {velerov1.PolicyTypeUpdate, false}} {
+		w := newWorld(t)
+		w.restore.Spec.ExistingResourcePolicy = tc.policy
+		w.more = append(w.more, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: appNS, Name: "data"}})
+		pvc, operationID, err := w.execute(w.start(&faulty.Fault{}))
+		require.NoError(t, err)
+		require.Empty(t, operationID)
+		require.Empty(t, w.downloads())
+		require.Equal(t, "pv-1", pvc.Spec.VolumeName)
+		_, marked := pvc.Annotations[identity.AnnotationDataUpload]
+		require.Equal(t, tc.marked, marked, "policy %q", tc.policy)
+		events := &corev1.EventList{}
+		require.NoError(t, w.api.List(t.Context(), events))
+		require.Len(t, events.Items, 1)
+		require.Equal(t, "Restore "+w.restore.Name, events.Items[0].InvolvedObject.Kind+" "+events.Items[0].InvolvedObject.Name)
+		require.Contains(t, events.Items[0].Message, "PVC "+appNS+"/data already exists: its data is not restored")
 	}
 }
 

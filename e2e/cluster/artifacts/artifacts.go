@@ -303,7 +303,7 @@ const kubectlBinary = "kubectl-alone"
 // links gives programs their usual names, for the PATH of `cluster exec`.
 func (c *Cache) links() error {
 	links := map[string]string{
-		"kubectl": kubectlBinary, "ctr": c.Runtime() + "/usr/bin/ctr", "qemu-storage-daemon": c.Runtime() + "/usr/bin/qemu-storage-daemon",
+		"kubectl": kubectlBinary, "kubectl-blockmover": "blockmover", "ctr": c.Runtime() + "/usr/bin/ctr", "qemu-storage-daemon": c.Runtime() + "/usr/bin/qemu-storage-daemon",
 	}
 	for name, to := range links {
 		path := filepath.Join(c.Bin(), name)

@@ -1,0 +1,188 @@
+package kubectl
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/operation"
+	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
+)
+
+// Image is what one backup did with a volume.
+type Image struct {
+	Backup  string    `json:"backup"`
+	Phase   string    `json:"phase"`
+	Created time.Time `json:"created"`
+	// Kind is Full or Incremental. Reasons say why it is not an increment on the newest image, and
+	// Detail says it in the words of whoever knows.
+	Kind    string   `json:"kind,omitempty"`
+	Reasons []string `json:"reasons,omitempty"`
+	Detail  string   `json:"detail,omitempty"`
+	// Parent is the backup whose image it builds on, or else the repo snapshot.
+	Parent       string `json:"parent,omitempty"`
+	RepoSnapshot string `json:"repoSnapshot,omitempty"`
+	Location     string `json:"location"`
+	// LogicalBytes is the size of the volume. ReadBytes were read of the device, UploadedBytes were
+	// new to the repository, before compression, and MetadataBytes describe them.
+	LogicalBytes  int64 `json:"logicalBytes"`
+	ReadBytes     int64 `json:"readBytes"`
+	UploadedBytes int64 `json:"uploadedBytes"`
+	MetadataBytes int64 `json:"metadataBytes"`
+	Seconds       int64 `json:"seconds"`
+	// Base is the storage snapshot that is retained for it.
+	Base    string `json:"base,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+func newChainCommand(s *session) *cobra.Command {
+	var (
+		format output
+		failed bool
+	)
+	cmd := &cobra.Command{
+		Use:   "chain NAMESPACE/PVC",
+		Short: "Show the backups of a volume in order: what each of them is, and what it cost",
+		Long: "Chain shows the backups of a volume in order. Each image is complete: none of them needs\n" +
+			"another one to be restored.\n\n" +
+			"It reads DataUploads. A backup that another cluster made has none.",
+		Args: cobra.ExactArgs(1),
+		RunE: s.run(func(ctx context.Context, args []string) error {
+			if err := format.check(); err != nil {
+				return err
+			}
+			namespace, pvc, err := parseVolume(args[0])
+			if err != nil {
+				return err
+			}
+			uploads, err := operation.List(ctx, s.Client, identity.KindDataUpload, client.InNamespace(s.namespace()))
+			if err != nil {
+				return err
+			}
+			images := chainOf(uploads, namespace, pvc, failed)
+			if len(images) == 0 {
+				return fmt.Errorf("namespace %s has no DataUpload of volume %s/%s", s.namespace(), namespace, pvc)
+			}
+			rows := make([][]any, 0, len(images))
+			for _, i := range images {
+				rows = append(rows, i.row())
+			}
+			return format.print(s.Streams.Out, images, chainColumns, rows)
+		}),
+	}
+	format.add(cmd.Flags())
+	cmd.Flags().BoolVarP(&failed, "all", "a", false, "show those that have no image, too")
+	return cmd
+}
+
+// parseVolume reads NAMESPACE/PVC.
+func parseVolume(text string) (namespace, pvc string, err error) {
+	namespace, pvc, ok := strings.Cut(text, "/")
+	if !ok || namespace == "" || pvc == "" || strings.Contains(pvc, "/") {
+		return "", "", fmt.Errorf("volume is %q, want NAMESPACE/PVC", text)
+	}
+	return namespace, pvc, nil
+}
+
+// chainOf returns the images of a volume, oldest first.
+func chainOf(uploads []*operation.View, namespace, pvc string, failed bool) []Image {
+	names := map[string]string{}
+	var images []Image
+	for _, u := range uploads {
+		spec := u.Upload.Spec
+		if spec.SourceNamespace != namespace || spec.SourcePVC != pvc || !failed && u.Status.Phase != phase.Completed {
+			continue
+		}
+		i := imageOf(u)
+		if i.RepoSnapshot != "" {
+			names[i.RepoSnapshot] = i.Backup
+		}
+		images = append(images, i)
+	}
+	for n, i := range images {
+		if name, ok := names[i.Parent]; ok {
+			images[n].Parent = name
+		}
+	}
+	slices.SortFunc(images, func(a, b Image) int { return a.Created.Compare(b.Created) })
+	return images
+}
+
+func imageOf(u *operation.View) Image {
+	i := Image{
+		Backup: u.Upload.Labels[velerov1.BackupNameLabel], Phase: string(u.Status.Phase), Created: u.Created,
+		RepoSnapshot: u.Upload.Status.SnapshotID, Location: u.Upload.Spec.BackupStorageLocation,
+		LogicalBytes: u.Status.BytesTotal, Message: u.Status.Message,
+	}
+	if !u.Status.Completed.IsZero() && !u.Status.Started.IsZero() {
+		i.Seconds = int64(u.Status.Completed.Sub(u.Status.Started).Seconds())
+	}
+	var base rehome.Retained
+	if u.Status.Retained != "" && json.Unmarshal([]byte(u.Status.Retained), &base) == nil {
+		i.Base = base.SnapshotHandle
+	}
+	if u.Upload.Status.DataMoverResult == nil {
+		return i
+	}
+	result := *u.Upload.Status.DataMoverResult
+	number := func(key string) int64 {
+		n, _ := strconv.ParseInt(result[key], 10, 64) // 0 if there is none
+		return n
+	}
+	i.Kind, i.Parent, i.Detail = result["kind"], result["parent"], result["detail"]
+	if result["reasons"] != "" {
+		i.Reasons = strings.Split(result["reasons"], ",")
+	}
+	i.ReadBytes, i.UploadedBytes, i.MetadataBytes = number("bytesRead"), number("bytesUploaded"), number("metadataBytes")
+	if size := number("volumeSize"); size > 0 {
+		i.LogicalBytes = size
+	}
+	return i
+}
+
+var chainColumns = []column{
+	{"BACKUP", false},
+	{"CREATED", false},
+	{"KIND", false},
+	{"PARENT", false},
+	{"REASON", false},
+	{"SIZE", false},
+	{"READ", false},
+	{"UPLOADED", false},
+	{"METADATA", true},
+	{"TIME", false},
+	{"BASE", false},
+	{"LOCATION", true},
+	{"REPO SNAPSHOT", true},
+	{"DETAIL", true},
+}
+
+func (i Image) row() []any {
+	kind := i.Kind
+	if i.Phase != string(phase.Completed) {
+		kind = i.Phase
+	}
+	base := "no"
+	if i.Base != "" {
+		base = "retained"
+	}
+	detail := i.Detail
+	if i.Message != "" {
+		detail = i.Message
+	}
+	return []any{
+		or(i.Backup), i.Created.UTC().Format(time.RFC3339), or(kind), or(i.Parent), or(strings.Join(i.Reasons, ",")),
+		size(i.LogicalBytes), size(i.ReadBytes), size(i.UploadedBytes), size(i.MetadataBytes),
+		lasting(time.Duration(i.Seconds) * time.Second), base, or(i.Location), or(i.RepoSnapshot), or(detail),
+	}
+}
