@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 )
@@ -21,9 +23,15 @@ type Kopia struct {
 	folder string
 }
 
-// StockKopia connects to the repository of a namespace, in the default backup
-// storage location. dir is scratch space for its configuration and cache.
-func (k *Kit) StockKopia(ctx context.Context, namespace, dir string) (*Kopia, error) {
+// access is how the repository of a namespace is reached.
+type access struct {
+	bucket, prefix, url, region string
+	// password is that of the repository, and cloud the credentials file of the object store.
+	password, cloud string
+}
+
+// access reads the default backup storage location. prefix is that of the repository.
+func (k *Kit) access(ctx context.Context, namespace string) (access, error) {
 	var location struct {
 		Spec struct {
 			Config        map[string]string `json:"config"`
@@ -34,38 +42,61 @@ func (k *Kit) StockKopia(ctx context.Context, namespace, dir string) (*Kopia, er
 		} `json:"spec"`
 	}
 	if err := k.Get(ctx, &location, "-n", k.VeleroNamespace, "backupstoragelocations.velero.io", "default"); err != nil {
-		return nil, err
+		return access{}, err
 	}
-	password, err := k.secret(ctx, "velero-repo-credentials", "repository-password")
+	a := access{
+		bucket: location.Spec.ObjectStorage.Bucket, prefix: path.Join(location.Spec.ObjectStorage.Prefix, "kopia", namespace),
+		url: location.Spec.Config["s3Url"], region: location.Spec.Config["region"],
+	}
+	var err error
+	if a.password, err = k.secret(ctx, "velero-repo-credentials", "repository-password"); err != nil {
+		return access{}, err
+	}
+	a.cloud, err = k.secret(ctx, "cloud-credentials", "cloud")
+	return a, err
+}
+
+// Local runs a local command of blockmover that reads the repository of a namespace in the object
+// store. dir is scratch space.
+func (k *Kit) Local(ctx context.Context, namespace, dir string, args ...string) (string, error) {
+	a, err := k.access(ctx, namespace)
+	if err != nil {
+		return "", err
+	}
+	credentials := filepath.Join(dir, "cloud")
+	if err := os.WriteFile(credentials, []byte(a.cloud), 0o600); err != nil {
+		return "", fmt.Errorf("write credentials: %w", err)
+	}
+	address := fmt.Sprintf("s3://%s/%s?endpoint=%s&region=%s", a.bucket, a.prefix, url.QueryEscape(a.url), a.region)
+	return k.run(ctx, []string{"BLOCKMOVER_REPO_PASSWORD=" + a.password}, "", "blockmover",
+		append(args, "--repo", address, "--credentials-file", credentials)...)
+}
+
+// StockKopia connects to the repository of a namespace, in the default backup
+// storage location. dir is scratch space for its configuration and cache.
+func (k *Kit) StockKopia(ctx context.Context, namespace, dir string) (*Kopia, error) {
+	a, err := k.access(ctx, namespace)
 	if err != nil {
 		return nil, err
 	}
-	cloud, err := k.secret(ctx, "cloud-credentials", "cloud")
+	accessKey, secretKey, err := parseProfile(a.cloud)
 	if err != nil {
 		return nil, err
 	}
-	accessKey, secretKey, err := parseProfile(cloud)
-	if err != nil {
-		return nil, err
-	}
-	endpoint, secure := strings.CutPrefix(location.Spec.Config["s3Url"], "https://")
+	endpoint, secure := strings.CutPrefix(a.url, "https://")
 	if !secure {
-		endpoint = strings.TrimPrefix(location.Spec.Config["s3Url"], "http://")
+		endpoint = strings.TrimPrefix(a.url, "http://")
 	}
-	prefix := "kopia/" + namespace + "/"
-	if location.Spec.ObjectStorage.Prefix != "" {
-		prefix = location.Spec.ObjectStorage.Prefix + "/" + prefix
-	}
-	kopia := &Kopia{kit: k, config: filepath.Join(dir, "kopia.config"), folder: location.Spec.ObjectStorage.Bucket + "/" + prefix, env: []string{
-		"KOPIA_PASSWORD=" + password,
+	kopia := &Kopia{kit: k, config: filepath.Join(dir, "kopia.config"), folder: a.bucket + "/" + a.prefix + "/", env: []string{
+		"KOPIA_PASSWORD=" + a.password,
 		"KOPIA_CHECK_FOR_UPDATES=false",
 		"KOPIA_CACHE_DIRECTORY=" + filepath.Join(dir, "cache"),
 		"KOPIA_LOG_DIR=" + filepath.Join(dir, "log"),
 	}}
 	args := []string{
 		"repository", "connect", "s3",
-		"--bucket", location.Spec.ObjectStorage.Bucket, "--prefix", prefix, "--endpoint", endpoint,
-		"--region", location.Spec.Config["region"],
+		"--bucket", a.bucket, "--prefix", a.prefix + "/", "--endpoint", endpoint,
+		"--region", a.region,
 		"--access-key", accessKey,
 		"--secret-access-key", secretKey,
 		"--readonly", "--override-username", "default", "--override-hostname", "default",

@@ -1,7 +1,11 @@
 package scenarios
 
 import (
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -10,7 +14,8 @@ import (
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// TestKubectl looks at the cluster, backs up and cancels with the plugin of kubectl.
+// TestKubectl looks at the cluster, backs up and cancels with the plugin of kubectl. Then the local
+// commands read the repository in the object store, as if the cluster were lost.
 func TestKubectl(t *testing.T) {
 	s := newScenario(t)
 	plugin := func(args ...string) string {
@@ -34,8 +39,10 @@ func TestKubectl(t *testing.T) {
 	app := s.app("kubectl")
 	volume := app.Namespace + "/" + kit.DiskPVC
 	names := []string{s.name("kubectl-full"), s.name("kubectl-next")}
+	var want []kit.Sums
 	for n, flag := range []string{"--full", "--incremental"} {
 		s.deleteBackupInTheEnd(names[n])
+		want = append(want, s.sums(app))
 		out := plugin(append([]string{"backup", "create", names[n], flag, "--wait", "--include-namespaces", app.Namespace},
 			s.policy("version: v1\nvolumePolicies:\n- conditions: {csi: {}}\n  action: {type: custom, parameters: {mover: blockmover, retainSnapshot: always}}\n")...)...)
 		require.Contains(t, out, "Backup "+names[n]+": Completed")
@@ -76,5 +83,47 @@ func TestKubectl(t *testing.T) {
 	require.Equal(t, 2, strings.Count(plugin("status", volume), "Completed"))
 	_, err := s.kit.Kubectl(s.ctx, "blockmover", "-n", s.kit.VeleroNamespace, "cancel", names[1])
 	require.ErrorContains(t, err, "runs or waits")
+	s.recoverWithoutCluster(app.Namespace, want)
 	s.checkNothingLeft()
+}
+
+// recoverWithoutCluster lists, checks, compares and restores the images of the disk of an application.
+// want are its contents, oldest first.
+func (s *scenario) recoverWithoutCluster(namespace string, want []kit.Sums) {
+	s.Helper()
+	dir := s.TempDir()
+	local := func(args ...string) string {
+		s.Helper()
+		out, err := s.kit.Local(s.ctx, namespace, dir, append([]string{"image"}, args...)...)
+		require.NoError(s, err)
+		return out
+	}
+	volume := namespace + "/" + kit.DiskPVC
+	listed := local("list", "--volume", volume)
+	s.Log(listed)
+	lines := strings.Split(strings.TrimSpace(listed), "\n")[1:]
+	require.Len(s, lines, len(want))
+	var images []string
+	for _, line := range lines { // newest first
+		images = append(images, strings.Fields(line)[0])
+	}
+	local("verify")
+	for n, image := range images {
+		file := filepath.Join(dir, "disk")
+		require.NoError(s, os.WriteFile(file, nil, 0o600))
+		require.NoError(s, os.Truncate(file, kit.DiskSize))
+		local("restore", "--snapshot", image, "--device", file)
+		content, err := os.ReadFile(file)
+		require.NoError(s, err)
+		require.Equal(s, want[len(want)-1-n].Disk, fmt.Sprintf("%x", sha256.Sum256(content)))
+	}
+	changed := 0
+	for line := range strings.Lines(local("diff", images[1], images[0])) {
+		var extent struct{ Length int }
+		require.NoError(s, json.Unmarshal([]byte(line), &extent))
+		changed += extent.Length
+	}
+	require.Equal(s, kit.ChangedDiskBytes, changed)
+	_, err := s.kit.Local(s.ctx, namespace, dir, "image", "restore", "--snapshot", images[0], "--device", filepath.Join(dir, "missing"))
+	require.Error(s, err)
 }

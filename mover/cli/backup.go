@@ -111,6 +111,9 @@ func (o *backupOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if _, err := o.repo.directory(); err != nil {
+		return err
+	}
 	dev, err := device.Open(o.device)
 	if err != nil {
 		return err

@@ -33,7 +33,7 @@ func newListCommand() *cobra.Command {
 			})
 		}),
 	}
-	r.add(cmd)
+	r.addReading(cmd)
 	cmd.Flags().String("volume", "", "`NAMESPACE/PVC` that the images are filed under; the default is all volumes")
 	return cmd
 }
@@ -107,7 +107,7 @@ back when the repository's maintenance runs. What is no image of these commands 
 never deleted.`,
 		Args: cobra.NoArgs,
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
-			return r.use(ctx, func(store repository.Store) error {
+			return r.useDirectory(ctx, func(store repository.Store) error {
 				id := repository.SnapshotID(snapshot)
 				if !force {
 					// Delete itself accepts an image that does not exist.

@@ -2,8 +2,8 @@
 // and delete volume images in a kopia repository in a directory. They use the code of mover
 // pods and need no cluster.
 //
-// They also read a repository that a cluster wrote, once its files are in a directory. Stock
-// kopia opens it, too.
+// They also read a repository that a cluster wrote: in its object store, or once its files are in a
+// directory. Stock kopia opens it, too.
 //
 // Lists of ranges (package rangefile) take the place of the storage system that tells a mover
 // pod what changed. A volume that was backed up here has the driver "local" and its name as
@@ -26,6 +26,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -74,10 +75,14 @@ func newCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := kopia.CreateFilesystemWithHash(ctx, r.dir, password, hash); err != nil {
+			dir, err := r.directory()
+			if err != nil {
 				return err
 			}
-			printLine(cmd.OutOrStdout(), "repository in %s is ready", r.dir)
+			if err := kopia.CreateFilesystemWithHash(ctx, dir, password, hash); err != nil {
+				return err
+			}
+			printLine(cmd.OutOrStdout(), "repository in %s is ready", dir)
 			return nil
 		}),
 	}
@@ -88,8 +93,17 @@ func newCreateCommand() *cobra.Command {
 
 // repoFlags say which repository is used.
 type repoFlags struct {
+	// dir is a directory, or the address of a repository in an object store.
 	dir          string
 	passwordFile string
+	credentials  string
+}
+
+// addReading adds the flags of a command that only reads.
+func (r *repoFlags) addReading(cmd *cobra.Command) {
+	r.add(cmd)
+	cmd.Flags().Lookup("repo").Usage = "`directory` of the repository, or its address: s3://BUCKET/[PREFIX/]kopia/NAMESPACE?endpoint=URL&region=R, azblob://…, gs://…"
+	cmd.Flags().StringVar(&r.credentials, "credentials-file", "", "`file` with the credentials for the object store, as the BackupStorageLocation uses it")
 }
 
 func (r *repoFlags) add(cmd *cobra.Command) {
@@ -129,12 +143,52 @@ func (r *repoFlags) use(ctx context.Context, work func(repository.Store) error) 
 	if err != nil {
 		return err
 	}
-	store, err := kopia.OpenFilesystem(ctx, r.dir, password)
+	store, err := r.open(ctx, password)
 	if err != nil {
 		return err
 	}
 	heap.Limit()
 	return errors.Join(work(store), store.Close(context.WithoutCancel(ctx)))
+}
+
+func (r *repoFlags) open(ctx context.Context, password string) (repository.Store, error) {
+	if dir, err := r.directory(); err == nil {
+		if r.credentials != "" {
+			return nil, errors.New("--credentials-file is for object stores, and --repo is a directory")
+		}
+		return asStore(kopia.OpenFilesystem(ctx, dir, password))
+	}
+	location, err := kopia.ParseLocation(r.dir)
+	if err != nil {
+		return nil, err
+	}
+	return asStore(kopia.OpenLocation(ctx, location, r.credentials, password, logr.Discard()))
+}
+
+// asStore returns nil with an error: a nil *kopia.Store in an interface is not nil.
+func asStore(store *kopia.Store, err error) (repository.Store, error) {
+	if err != nil {
+		return nil, err
+	}
+	return store, nil
+}
+
+// useDirectory is use for a command that writes. Only the cluster's own Velero writes to its object
+// store.
+func (r *repoFlags) useDirectory(ctx context.Context, work func(repository.Store) error) error {
+	if _, err := r.directory(); err != nil {
+		return err
+	}
+	return r.use(ctx, work)
+}
+
+// directory returns the directory of the repository, or an error if it is in an object store.
+func (r *repoFlags) directory() (string, error) {
+	dir, isFile := strings.CutPrefix(r.dir, "file://")
+	if !isFile && kopia.IsLocation(dir) {
+		return "", errors.New("the repository is in an object store: this command writes, and works with a repository in a directory only")
+	}
+	return dir, nil
 }
 
 // parseVolume reads NAMESPACE/PVC.

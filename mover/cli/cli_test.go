@@ -417,6 +417,7 @@ func TestBadInput(t *testing.T) {
 		{"nothing to verify", "", []string{"image", "verify", "--volume", "shop/none"}, "has no images"},
 		{"verify what is not there", "", []string{"image", "verify", "--snapshot", "0123456789abcdef0123456789abcdef"}, "not found"},
 		{"repository is there", "", []string{"repo", "create"}, "already"},
+		{"credentials for a directory", "", []string{"image", "list", "--credentials-file", small}, "--credentials-file is for object stores"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := b.run(c.in, c.args...)
@@ -429,6 +430,26 @@ func TestBadInput(t *testing.T) {
 	precious, err := os.ReadFile(small)
 	require.NoError(t, err)
 	require.Equal(t, "precious", string(precious))
+}
+
+// TestObjectStore: only reading commands take the address of an object store.
+func TestObjectStore(t *testing.T) {
+	t.Setenv(cli.EnvPassword, "p")
+	for _, tc := range []struct{ want, args string }{
+		{"works with a repository in a directory only", "repo create --repo s3://velero/kopia/shop"},
+		{"works with a repository in a directory only", "image delete --snapshot 1 --repo s3://velero/kopia/shop"},
+		{"works with a repository in a directory only", "image backup --volume shop/db --device /dev/null --repo gs://velero/kopia/shop"},
+		{"want [PREFIX/]kopia/NAMESPACE", "image list --repo s3://velero/shop"},
+		{"read credentials: open /none", "image list --repo s3://velero/kopia/shop --credentials-file /none"},
+		{"stat /none: no such file", "image list --repo file:///none"},
+	} {
+		root := &cobra.Command{Use: "blockmover", SilenceErrors: true, SilenceUsage: true}
+		root.AddCommand(cli.NewCommands()...)
+		root.SetArgs(strings.Fields(tc.args))
+		require.ErrorContains(t, root.ExecuteContext(t.Context()), tc.want, tc.args)
+	}
+	_, err := os.Stat("s3:")
+	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
 // TestBesideStockKopia: the environment of stock kopia has no effect.

@@ -35,7 +35,7 @@ both have in common by reference is not read.`,
 			})
 		}),
 	}
-	r.add(cmd)
+	r.addReading(cmd)
 	return cmd
 }
 

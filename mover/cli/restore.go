@@ -37,7 +37,7 @@ for a device on which a restore was interrupted.`,
 		Args: cobra.NoArgs,
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error { return o.run(ctx, cmd) }),
 	}
-	o.repo.add(cmd)
+	o.repo.addReading(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&o.snapshot, "snapshot", "", "`ID` of the image")
 	flags.StringVar(&o.device, "device", "", "`path` of the block device or file")

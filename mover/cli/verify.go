@@ -32,7 +32,7 @@ was written.`,
 		Args: cobra.NoArgs,
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error { return o.run(ctx, cmd) }),
 	}
-	o.repo.add(cmd)
+	o.repo.addReading(cmd)
 	cmd.Flags().StringVar(&o.snapshot, "snapshot", "", "`ID` of the image")
 	cmd.Flags().String("volume", "", "`NAMESPACE/PVC` whose images are read; the default is all images")
 	cmd.MarkFlagsMutuallyExclusive("snapshot", "volume")
