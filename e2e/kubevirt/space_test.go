@@ -53,7 +53,7 @@ func (s *scenario) fillScratch(g vm, room int64) error {
 		if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
 			return false, "", err
 		}
-		return true, "", unix.Fallocate(int(f.Fd()), 0, 0, int64(fs.Bfree)*fs.Bsize-room)
+		return true, "", unix.Fallocate(int(f.Fd()), 0, 0, int64(fs.Bavail)*fs.Bsize-room)
 	})
 	return err
 }

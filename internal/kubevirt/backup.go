@@ -42,11 +42,14 @@ type State struct {
 	Volumes          []string
 }
 
-// What KubeVirt 1.8 writes as the reason of Done, and QEMU when a disk is full.
-const (
-	doneReason    = "Successfully completed VirtualMachineBackup"
-	noSpaceReason = "No space left on device"
-)
+// What KubeVirt 1.8 writes as the reason of Done.
+const doneReason = "Successfully completed VirtualMachineBackup"
+
+// IsNoSpace reports whether a text of KubeVirt says that the volume for the files is too small. QEMU and
+// Go spell it differently.
+func IsNoSpace(text string) bool {
+	return strings.Contains(strings.ToLower(text), "no space left on device")
+}
 
 // condition is a condition of either version. Text is what it says to people.
 type condition struct{ status, reason, text string }
@@ -75,7 +78,7 @@ func StateOf(vmb *unstructured.Unstructured) State {
 }
 
 func ended(text string) State {
-	return State{Stage: Failed, Detail: text, NoSpace: strings.Contains(text, noSpaceReason)}
+	return State{Stage: Failed, Detail: text, NoSpace: IsNoSpace(text)}
 }
 
 // evidence checks that a success is one.

@@ -47,6 +47,7 @@ func TestStateOf(t *testing.T) {
 		"1.9 done":            {`{conditions: [{type: Progressing, status: "False", reason: Completed, message: ` + success + `}, {type: Complete, status: "True", reason: Completed, message: ` + success + `}], ` + own + `}`, false, done, true},
 		"1.8 no space":        {`{conditions: [{type: Done, status: "True", reason: "Backup has failed: No space left on device"}], ` + own + `}`, false, State{Stage: Failed, Detail: "Backup has failed: No space left on device", NoSpace: true}, true},
 		"1.9 no space":        {`{conditions: [{type: Failed, status: "True", reason: Failed, message: "Backup has failed: No space left on device"}], type: Full}`, false, State{Stage: Failed, Detail: "Backup has failed: No space left on device", NoSpace: true}, true},
+		"Go's spelling":       {`{conditions: [{type: Failed, status: "True", reason: Failed, message: "mkdir /x: no space left on device"}]}`, false, State{Stage: Failed, Detail: "mkdir /x: no space left on device", NoSpace: true}, true},
 		"1.8 QEMU was killed": {`{conditions: [{type: Done, status: "True", reason: "Backup has failed: VMI backup status was lost"}], ` + own + `}`, false, failed("Backup has failed: VMI backup status was lost"), true},
 		"1.9 QEMU was killed": {`{conditions: [{type: Failed, status: "True", reason: SourceLost, message: "Backup has failed: VMI backup status was lost"}], type: Full}`, false, failed("Backup has failed: VMI backup status was lost"), true},
 		"1.9 another's checkpoint": {

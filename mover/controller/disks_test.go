@@ -149,6 +149,15 @@ func (h *hypervisor) sweepVMs() {
 	}
 }
 
+// backupError makes the event that KubeVirt makes of a backup that it cannot begin.
+func (h *hypervisor) backupError(message string, in time.Duration) {
+	h.t.Helper()
+	require.NoError(h.t, h.c.Create(h.ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Namespace: appNamespace, Name: "e"},
+		InvolvedObject: corev1.ObjectReference{Name: "vm"}, Reason: "BackupError", Message: message, LastTimestamp: metav1.NewTime(h.clock.Add(in)),
+	}))
+}
+
 // TestDiskTraps: what KubeVirt does wrong, and what others do to its objects.
 func TestDiskTraps(t *testing.T) {
 	nth := func(name string, n string) bool { return strings.HasSuffix(name, "-"+n) }
@@ -179,12 +188,17 @@ func TestDiskTraps(t *testing.T) {
 		"incremental does not begin": {func(h *hypervisor) {
 			h.stuck = func(vmb *unstructured.Unstructured) bool { return nth(vmb.GetName(), "1") }
 		}, phase.Completed, "IncrementalStuck", ""},
+		"no room for a directory": {func(h *hypervisor) {
+			h.stuck = func(vmb *unstructured.Unstructured) bool { return nth(vmb.GetName(), "1") }
+			h.backupError("mkdir /var/run/kubevirt/hotplug-disks/vm: no space left on device", time.Hour)
+		}, phase.Completed, "", ""},
+		"no room, long ago": {func(h *hypervisor) {
+			h.stuck = func(vmb *unstructured.Unstructured) bool { return nth(vmb.GetName(), "1") }
+			h.backupError("mkdir /var/run/kubevirt/hotplug-disks/vm: no space left on device", -time.Hour)
+		}, phase.Completed, "IncrementalStuck", ""},
 		"nothing begins": {func(h *hypervisor) {
 			h.stuck = func(*unstructured.Unstructured) bool { return true }
-			require.NoError(h.t, h.c.Create(h.ctx, &corev1.Event{
-				ObjectMeta:     metav1.ObjectMeta{Namespace: appNamespace, Name: "e"},
-				InvolvedObject: corev1.ObjectReference{Name: "vm"}, Reason: "BackupError", Message: "checkpoint inconsistent: missing or broken bitmap",
-			}))
+			h.backupError("checkpoint inconsistent: missing or broken bitmap", time.Hour)
 		}, phase.Failed, "", "has not begun within 20s: checkpoint inconsistent: missing or broken bitmap"},
 		"QEMU is killed": {func(h *hypervisor) {
 			h.end = func(vmb *unstructured.Unstructured) string {

@@ -258,20 +258,25 @@ func (m *Maker) watch(ctx context.Context, r Request, s *State, vm, vmb *unstruc
 		// If it failed for a reason of its own, what changed may be what it cannot give.
 		return again(s, fmt.Sprintf("%s: %s", name, state.Detail), !state.NoSpace && vmb.GetDeletionTimestamp() == nil)
 	default:
-		why := m.whyNot(ctx, r, state.Detail)
+		why := m.whyNot(ctx, r, vmb, state.Detail)
 		if m.Now().Sub(vmb.GetCreationTimestamp().Time) < r.Timeout {
 			return Progress{Waiting: name + " has not begun" + why, Busy: true}, nil
+		}
+		noSpace := kubevirt.IsNoSpace(why) // not even for a directory
+		if noSpace {
+			s.NoSpace++
 		}
 		if ready, _, detail := kubevirt.Ready(vm); !ready {
 			why = ": " + detail
 		}
-		return again(s, fmt.Sprintf("%s has not begun within %s%s", name, r.Timeout, why), true)
+		return again(s, fmt.Sprintf("%s has not begun within %s%s", name, r.Timeout, why), !noSpace)
 	}
 }
 
 // whyNot is what KubeVirt says of a backup that does not begin. It writes that into the status, into
-// an event of the VirtualMachineInstance, or only into the log of its controller.
-func (m *Maker) whyNot(ctx context.Context, r Request, detail string) string {
+// an event of the VirtualMachineInstance, or only into the log of its controller. An event from before
+// the backup is about another one.
+func (m *Maker) whyNot(ctx context.Context, r Request, vmb *unstructured.Unstructured, detail string) string {
 	text := ""
 	if detail != "" {
 		text = ": " + detail
@@ -282,7 +287,7 @@ func (m *Maker) whyNot(ctx context.Context, r Request, detail string) string {
 	}
 	slices.SortFunc(events.Items, func(a, b corev1.Event) int { return b.LastTimestamp.Compare(a.LastTimestamp.Time) })
 	for _, e := range events.Items {
-		if e.Reason == "BackupError" {
+		if e.Reason == "BackupError" && !e.LastTimestamp.Time.Before(vmb.GetCreationTimestamp().Time) {
 			return text + ": " + e.Message
 		}
 	}
