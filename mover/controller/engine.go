@@ -306,6 +306,7 @@ func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Pha
 	if t.Retry {
 		logger.Info("mover pod lost", "attempt", t.Attempt.Number, "reason", t.Attempt.Reason)
 		e.event(op, corev1.EventTypeWarning, "MoverPodLost", "Retry", t.Message)
+		e.metrics.retries.WithLabelValues(op.Kind).Inc()
 	}
 	if t.Overdue && t.Message != wasMessage {
 		logger.Info("hand-over is late", "message", t.Message)

@@ -16,6 +16,7 @@ type metrics struct {
 	images     *prometheus.CounterVec
 	fallbacks  *prometheus.CounterVec
 	bytes      *prometheus.CounterVec
+	retries    *prometheus.CounterVec
 	seconds    *prometheus.HistogramVec
 }
 
@@ -39,13 +40,17 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "blockmover_bytes_total",
 			Help: "Bytes of operations that ended, by kind of operation and what was done with them.",
 		}, []string{"operation", "what"}),
+		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "blockmover_retries_total",
+			Help: "Attempts of operations that were not the first one, by kind: the mover pod was lost, or an error may pass.",
+		}, []string{"operation"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "blockmover_operation_seconds",
 			Help:    "Time from the creation of an operation to its end.",
 			Buckets: []float64{5, 10, 20, 30, 60, 120, 300, 600, 1800, hour, 3 * hour, 10 * hour, 24 * hour},
 		}, []string{"operation", "phase"}),
 	}
-	for _, c := range []prometheus.Collector{m.operations, m.images, m.fallbacks, m.bytes, m.seconds} {
+	for _, c := range []prometheus.Collector{m.operations, m.images, m.fallbacks, m.bytes, m.retries, m.seconds} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -1,13 +1,23 @@
 package controller
 
 import (
+	"encoding/json"
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/blockmover/blockmover/internal/identity"
 )
 
 // described returns the names of the metrics that are registered.
@@ -37,6 +47,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	registry := &described{}
 	_, err := newMetrics(registry)
 	require.NoError(t, err)
+	require.NoError(t, registry.Register(newInventory(nil, "", nil, nil)))
 	text, err := os.ReadFile("../../docs/metrics.md")
 	require.NoError(t, err)
 	var documented []string
@@ -47,4 +58,79 @@ func TestMetricsAreDocumented(t *testing.T) {
 	slices.Sort(documented)
 	require.NotEmpty(t, documented)
 	require.Equal(t, registry.names, documented)
+}
+
+// TestMonitoringUsesWhatThereIs looks for the metrics of alert rules and dashboard in the code.
+func TestMonitoringUsesWhatThereIs(t *testing.T) {
+	registry := &described{}
+	_, err := newMetrics(registry)
+	require.NoError(t, err)
+	require.NoError(t, registry.Register(newInventory(nil, "", nil, nil)))
+	for _, file := range []string{"rules.yaml", "dashboard.json"} {
+		text, err := os.ReadFile("../../deploy/monitoring/" + file)
+		require.NoError(t, err)
+		used := regexp.MustCompile(`blockmover_[a-z_]+`).FindAllString(string(text), -1)
+		require.NotEmpty(t, used)
+		for _, name := range used {
+			require.Contains(t, registry.names, strings.TrimSuffix(name, "_bucket"), file)
+		}
+	}
+	var dashboard map[string]any
+	text, err := os.ReadFile("../../deploy/monitoring/dashboard.json")
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(text, &dashboard))
+}
+
+func TestInventory(t *testing.T) {
+	upload := func(name, pvc string, phase velerov2alpha1.DataUploadPhase, age time.Duration) *velerov2alpha1.DataUpload {
+		du := &velerov2alpha1.DataUpload{ObjectMeta: metav1.ObjectMeta{
+			Namespace: veleroNamespace, Name: name, CreationTimestamp: metav1.NewTime(time.Unix(1_000_000, 0).Add(-age)),
+		}}
+		du.Spec.DataMover, du.Spec.SourceNamespace, du.Spec.SourcePVC = identity.DataMover, appNamespace, pvc
+		du.Status.Phase = phase
+		return du
+	}
+	newest := upload("b", "data", velerov2alpha1.DataUploadPhaseCompleted, 100*time.Second)
+	newest.Annotations = map[string]string{identity.AnnotationRetained: `{"driver":"driver.example.com"}`}
+	scheme := runtime.NewScheme()
+	require.NoError(t, AddToScheme(scheme))
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
+		upload("a", "data", velerov2alpha1.DataUploadPhaseCompleted, 200*time.Second), newest,
+		upload("c", "data", velerov2alpha1.DataUploadPhaseFailed, time.Second),
+		upload("d", "log", velerov2alpha1.DataUploadPhaseNew, 30*time.Second), upload("e", "log", "", 20*time.Second),
+	).Build()
+	leads := make(chan struct{})
+	i := newInventory(c, veleroNamespace, leads, func() time.Time { return time.Unix(1_000_000, 0) })
+	require.Zero(t, testutil.CollectAndCount(i), "it does not lead")
+	close(leads)
+	require.NoError(t, testutil.CollectAndCompare(i, strings.NewReader(`
+# HELP blockmover_retained_snapshots Storage snapshots that are retained for a backup, by driver.
+# TYPE blockmover_retained_snapshots gauge
+blockmover_retained_snapshots{driver="driver.example.com"} 1
+# HELP blockmover_volume_last_backup_timestamp_seconds When the newest complete backup of a volume was asked for, as Unix time.
+# TYPE blockmover_volume_last_backup_timestamp_seconds gauge
+blockmover_volume_last_backup_timestamp_seconds{volume="data",volume_namespace="app"} 999900
+`), "blockmover_retained_snapshots", "blockmover_volume_last_backup_timestamp_seconds"))
+	families, err := prometheus.Gatherers{gatherer(t, i)}.Gather()
+	require.NoError(t, err)
+	values := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			var key []string
+			for _, l := range m.GetLabel() {
+				key = append(key, l.GetValue())
+			}
+			values[f.GetName()+" "+strings.Join(key, " ")] = m.GetGauge().GetValue()
+		}
+	}
+	require.EqualValues(t, 2, values["blockmover_operations DataUpload New"])
+	require.EqualValues(t, 0, values["blockmover_operations DataDownload New"])
+	require.EqualValues(t, 30, values["blockmover_oldest_operation_seconds DataUpload New"])
+}
+
+func gatherer(t *testing.T, c prometheus.Collector) *prometheus.Registry {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	require.NoError(t, r.Register(c))
+	return r
 }

@@ -86,6 +86,9 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	if err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
+	if err := ctrlmetrics.Registry.Register(newInventory(mgr.GetClient(), opts.Namespace, mgr.Elected(), time.Now)); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
 	around := surroundings{
 		client:       mgr.GetClient(),
 		reader:       mgr.GetAPIReader(),
