@@ -38,6 +38,12 @@ cluster-down: ## stop the test cluster and remove everything it left
 images: cluster-build ## make the container images as docker-archives, print their paths
 	@$(CLUSTER) images load --save
 
+.PHONY: quickstart
+quickstart: ## backup, restore and verify of one volume, without a cluster and without root
+	@mkdir -p $(CACHE)/bin
+	@go build -ldflags '-s -w' -o $(CACHE)/bin/quickstart ./mover
+	@hack/quickstart.sh $(CACHE)/bin/quickstart
+
 # The scenarios run on a cluster of their own, or on the one that KUBECONFIG
 # names. BLOCKMOVER_RETAINED_BACKUPS=20 makes one of them longer: e2e/README.md.
 SCENARIOS := $(CACHE)/bin/scenarios.test
