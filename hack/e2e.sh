@@ -54,7 +54,8 @@ failures() {
 
 part "$name" "$program" -test.skip "$second"
 part "$name-2" "$program" -test.run "$second"
-part "$name-vm" "$vms"
+# The traps are for real KubeVirt; what stands in for it has faults of its own.
+part "$name-vm" "$vms" -test.skip '^TestTraps$'
 failed=()
 for part in "${!children[@]}"; do
 	wait "${children[$part]}" || failed+=("$part")

@@ -18,39 +18,32 @@ import (
 // Each backup is complete, says what it is and why, and the last one is what the guest saw.
 func TestFaults(t *testing.T) {
 	w := theStandin(t)
+	t.Cleanup(func() { w.SetStyle(standin.Style18) })
+	s := newScenario(t)
+	g := s.start()
+	n := 0
+	next := func(style standin.Style, kind, detail string, faults ...standin.Fault) string {
+		t.Helper()
+		n++
+		w.SetStyle(style)
+		w.Inject(faults...)
+		s.fill(g, 64, 1, n)
+		name := fmt.Sprintf("fault-%d-%s", n, s.suffix)
+		for claim, result := range s.backUp(name, g.namespace, "--csi-snapshot-timeout", "20s") {
+			require.Equal(t, kind, result["kind"]+" "+result["reason"], claim)
+			require.Contains(t, result["detail"], detail, claim)
+		}
+		return name
+	}
+	next(standin.Style18, "Full NoParent", "the VM has no checkpoint")
+	next(standin.Style19, "Incremental ", "", standin.Fault{BytesPerSecond: 32 << 10})
+	next(standin.Style18, "Full IncrementalStuck", "has not begun within 20s: backup target PVC", standin.Fault{Hang: true})
+	next(standin.Style19, "Full IncrementalStuck", "which is not its own", standin.Fault{FalseSuccess: true})
+	require.NoError(t, g.forget(s.ctx))
+	next(standin.Style19, "Full IncrementalStuck", "checkpoint inconsistent")
+	// What changed is not lost with an attempt that failed.
 	for _, style := range []standin.Style{standin.Style18, standin.Style19} {
-		t.Run("KubeVirt "+string(style), func(t *testing.T) {
-			w.SetStyle(style)
-			t.Cleanup(func() { w.SetStyle(standin.Style18) })
-			s := newScenario(t)
-			g := s.start()
-			n := 0
-			next := func(kind, detail string, faults ...standin.Fault) string {
-				t.Helper()
-				n++
-				w.Inject(faults...)
-				s.fill(g, 64, 1, n)
-				name := fmt.Sprintf("fault-%d-%s", n, s.suffix)
-				for claim, result := range s.backUp(name, g.namespace, "--csi-snapshot-timeout", "20s") {
-					require.Equal(t, kind, result["kind"]+" "+result["reason"], claim)
-					require.Contains(t, result["detail"], detail, claim)
-				}
-				return name
-			}
-			next("Full NoParent", "the VM has no checkpoint")
-			next("Incremental ", "")
-			next("Full IncrementalStuck", "has not begun within 20s", standin.Fault{Hang: true})
-			next("Full IncrementalStuck", "which is not its own", standin.Fault{FalseSuccess: true})
-			next("Incremental ", "", standin.Fault{BytesPerSecond: 32 << 10})
-			require.NoError(t, g.forget(s.ctx))
-			detail := "has not begun within 20s"
-			if style == standin.Style19 {
-				detail = "checkpoint inconsistent"
-			}
-			next("Full IncrementalStuck", detail)
-
-			s.testNoSpace(g, func() string { return next("Incremental ", "", standin.Fault{}, standin.Fault{}) })
-		})
+		s.testNoSpace(g, func() string { return next(style, "Incremental ", "") })
 	}
 }
 
@@ -89,23 +82,24 @@ func TestLostWhileItRuns(t *testing.T) {
 			assert.NoError(t, err)
 		}
 	}()
-	s.requireFailure("lost-vm-"+s.suffix, g.namespace, "was deleted since Velero backed it up")
+	gone := "was deleted since Velero backed it up"
+	s.requireFailure("lost-vm-"+s.suffix, g.namespace, map[string]string{"blk": gone, "fs": gone, "disk-3-9": gone})
 	<-deleted
 }
 
-// requireFailure makes a backup that fails for each disk with a message, and leaves nothing.
-func (s *scenario) requireFailure(name, namespace, message string, args ...string) {
+// requireFailure makes a backup that fails for each disk with a message, by PVC, and leaves nothing.
+func (s *scenario) requireFailure(name, namespace string, messages map[string]string) {
 	s.Helper()
 	s.deleteBackupInTheEnd(name)
-	o, err := s.kit.Backup(s.ctx, name, append([]string{"--include-namespaces", namespace, "--resource-policies-configmap", s.policy()}, args...)...)
+	o, err := s.kit.Backup(s.ctx, name, "--include-namespaces", namespace, "--resource-policies-configmap", s.policy())
 	require.NoError(s, err)
 	require.Equal(s, "PartiallyFailed", o.Status.Phase)
 	uploads, err := s.kit.DataUploads(s.ctx, name)
 	require.NoError(s, err)
-	require.Len(s, uploads, len(disks))
+	require.Len(s, uploads, len(messages))
 	for claim, u := range uploads {
 		require.Equal(s, "Failed", u.Status.Phase, claim)
-		require.Contains(s, u.Status.Message, message, claim)
+		require.Contains(s, u.Status.Message, messages[claim], claim)
 	}
 	require.NoError(s, s.kit.WaitNoLeftovers(s.ctx))
 }
@@ -118,27 +112,22 @@ func TestDamagedFiles(t *testing.T) {
 	g := s.start()
 	s.fill(g, 1024, 4, 0)
 	s.backUp("sound-"+s.suffix, g.namespace)
-	each := func(damage func(file string) error) standin.Fault {
-		return standin.Fault{Damage: func(directory string) error {
-			files, err := filepath.Glob(filepath.Join(directory, "*.qcow2"))
-			for _, file := range files {
-				err = errors.Join(err, damage(file))
-			}
-			return err
-		}}
-	}
-	for _, tc := range []struct {
-		name, message string
-		fault         standin.Fault
-	}{
-		{"short", "qcow2", each(func(file string) error { return os.Truncate(file, 200<<10) })},
-		{"missing", "qcow2", each(os.Remove)},
-		{"link", "qcow2", each(func(file string) error { return errors.Join(os.Remove(file), os.Symlink("/etc/passwd", file)) })},
-	} {
-		s.fill(g, 1024, 4, 8)
-		w.Inject(tc.fault)
-		s.requireFailure(tc.name+"-"+s.suffix, g.namespace, tc.message)
-	}
+	// One disk each.
+	damage := standin.Fault{Damage: func(directory string) error {
+		file := func(volume string) string {
+			found, err := filepath.Glob(filepath.Join(directory, "*-"+volume+".qcow2"))
+			require.NoError(t, err)
+			require.Len(t, found, 1)
+			return found[0]
+		}
+		linked := file("d-3-9")
+		return errors.Join(os.Truncate(file("d-blk"), 200<<10), os.Remove(file("d-fs")), os.Remove(linked), os.Symlink("/etc/passwd", linked))
+	}}
+	s.fill(g, 1024, 4, 8)
+	w.Inject(damage)
+	s.requireFailure("damaged-"+s.suffix, g.namespace, map[string]string{
+		"blk": "qcow2", "fs": "KubeVirt has not written", "disk-3-9": "is not a regular file",
+	})
 	last := "sound-again-" + s.suffix
 	for claim, result := range s.backUp(last, g.namespace) {
 		require.Equal(t, "CheckpointUnknown", result["reason"], "%s: %s", claim, result["detail"])

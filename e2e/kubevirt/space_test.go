@@ -30,7 +30,7 @@ func (s *scenario) testNoSpace(g vm, backUp func() string) {
 	for claim, u := range uploads {
 		require.Contains(s, u.Status.DataMoverResult["checkpoint"], "-2-20", "%s: the second attempt", claim)
 	}
-	s.requireEqual(s.restoreDisks(name, g.namespace, "no-space"), g)
+	s.requireEqual(s.restoreDisks(name, g.namespace, name+"-restored"), g)
 }
 
 // fillScratch leaves room for so many bytes in the next volume that QEMU is given for its files.

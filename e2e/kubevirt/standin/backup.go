@@ -118,8 +118,6 @@ func (b *backup) step(ctx context.Context, vm *unstructured.Unstructured) error 
 		return b.end(ctx, b.s.style.failed("SourceLost", "VMI backup status was lost"))
 	case running:
 		return b.watch(ctx)
-	case b.fault.Hang:
-		return nil
 	case vm == nil || !b.machine.isRunning():
 		return b.set(ctx, b.s.style.refused("vm is not running, cannot do backup"))
 	case b.fault.FalseSuccess:
@@ -131,6 +129,9 @@ func (b *backup) step(ctx context.Context, vm *unstructured.Unstructured) error 
 	}
 	if err := b.set(ctx, b.s.style.attaching(fmt.Sprintf("backup target PVC %s is being attached to VMI %s", b.claim(), b.machine.name))); err != nil {
 		return err
+	}
+	if b.fault.Hang {
+		return nil
 	}
 	pod, err := b.s.ensurePod(ctx, b.attachment(), b.Unstructured, nil, []string{b.claim()})
 	if err != nil || pod == "" {

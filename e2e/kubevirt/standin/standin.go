@@ -69,7 +69,7 @@ type Standin struct {
 
 // Fault is what goes wrong with one VirtualMachineBackup. The zero value is no fault.
 type Fault struct {
-	// Hang lets it never begin, and says nothing.
+	// Hang lets it never begin, and never says why.
 	Hang bool
 	// FalseSuccess calls it complete, with a checkpoint that is not its own and no files.
 	FalseSuccess bool
