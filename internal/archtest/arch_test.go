@@ -28,6 +28,7 @@ const (
 // pure packages know nothing of Kubernetes, Velero and kopia, not even by way
 // of something else that they import.
 var pure = []string{
+	"internal/anomaly",
 	"internal/audit",
 	"internal/backup",
 	"internal/blake2b",

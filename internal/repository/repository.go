@@ -215,6 +215,9 @@ type WriteStats struct {
 	// BytesUploaded were new to the repository, before compression and without
 	// metadata and padding.
 	BytesUploaded int64
+	// IncompressibleBytes of them cannot be compressed, judged by samples. It is 0 if nothing is
+	// compressed. What occurs twice may count twice.
+	IncompressibleBytes int64
 	// MetadataBytes were written for segments and the root, before compression.
 	MetadataBytes int64
 	// ChunksWritten were put, including zeros. ChunksInherited come from the parent.
@@ -227,6 +230,7 @@ type WriteStats struct {
 // Plus returns the sum of two statistics.
 func (s WriteStats) Plus(other WriteStats) WriteStats {
 	s.BytesUploaded += other.BytesUploaded
+	s.IncompressibleBytes += other.IncompressibleBytes
 	s.MetadataBytes += other.MetadataBytes
 	s.ChunksWritten += other.ChunksWritten
 	s.ChunksInherited += other.ChunksInherited

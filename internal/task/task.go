@@ -136,16 +136,18 @@ type Report struct {
 	Detail string                `json:"detail,omitempty"`
 	Parent repository.SnapshotID `json:"parent,omitempty"`
 	// VolumeSize and what follows are bytes and counts.
-	VolumeSize      int64         `json:"volumeSize"`
-	BytesRead       int64         `json:"bytesRead"`
-	BytesUploaded   int64         `json:"bytesUploaded"`
-	BytesWritten    int64         `json:"bytesWritten,omitempty"`
-	BytesFound      int64         `json:"bytesFound,omitempty"`
-	ZeroBytes       int64         `json:"zeroBytes"`
-	MetadataBytes   int64         `json:"metadataBytes"`
-	ChunksWritten   int64         `json:"chunksWritten"`
-	ChunksInherited int64         `json:"chunksInherited"`
-	Duration        time.Duration `json:"duration"`
+	VolumeSize    int64 `json:"volumeSize"`
+	BytesRead     int64 `json:"bytesRead"`
+	BytesUploaded int64 `json:"bytesUploaded"`
+	BytesWritten  int64 `json:"bytesWritten,omitempty"`
+	// IncompressibleBytes of BytesUploaded cannot be compressed.
+	IncompressibleBytes int64         `json:"incompressibleBytes,omitempty"`
+	BytesFound          int64         `json:"bytesFound,omitempty"`
+	ZeroBytes           int64         `json:"zeroBytes"`
+	MetadataBytes       int64         `json:"metadataBytes"`
+	ChunksWritten       int64         `json:"chunksWritten"`
+	ChunksInherited     int64         `json:"chunksInherited"`
+	Duration            time.Duration `json:"duration"`
 	// Filesystem is what a restored volume holds ("ext4", "xfs", "btrfs"). It is empty if it
 	// is none of them.
 	Filesystem string `json:"filesystem,omitempty"`

@@ -319,8 +319,8 @@ func (d *disks) backup(ctx context.Context, op *operation.View, state vmbackup.S
 }
 
 // complete writes the report into the status.
-func (d *disks) complete(op *operation.View, report task.Report) error {
-	if err := d.uploads.complete(op, report); err != nil {
+func (d *disks) complete(ctx context.Context, op *operation.View, report task.Report) error {
+	if err := d.uploads.complete(ctx, op, report); err != nil {
 		return err
 	}
 	result := *op.Upload.Status.DataMoverResult
@@ -375,8 +375,8 @@ func (b byVolume) expose(ctx context.Context, op *operation.View) (phase.Work, e
 	return b.of(op).expose(ctx, op)
 }
 
-func (b byVolume) complete(op *operation.View, report task.Report) error {
-	return b.of(op).complete(op, report)
+func (b byVolume) complete(ctx context.Context, op *operation.View, report task.Report) error {
+	return b.of(op).complete(ctx, op, report)
 }
 
 func (b byVolume) finish(ctx context.Context, op *operation.View) (ending, error) {

@@ -194,7 +194,7 @@ func isDiskImage(dd *velerov2alpha1.DataDownload, target *corev1.PersistentVolum
 }
 
 // complete writes the report into the status.
-func (d *downloads) complete(op *operation.View, report task.Report) error {
+func (d *downloads) complete(_ context.Context, op *operation.View, report task.Report) error {
 	op.Status.BytesTotal, op.Status.BytesDone = report.VolumeSize, report.VolumeSize
 	op.Status.Filesystem = report.Filesystem
 	return nil

@@ -9,15 +9,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
-	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/config"
-	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
@@ -32,7 +29,7 @@ type flow interface {
 	// expose takes the steps up to the mover pod.
 	expose(ctx context.Context, op *operation.View) (phase.Work, error)
 	// complete writes the report of a successful mover pod into the status.
-	complete(op *operation.View, report task.Report) error
+	complete(ctx context.Context, op *operation.View, report task.Report) error
 	// finish delivers the result, if there is one, and releases the rest.
 	finish(ctx context.Context, op *operation.View) (ending, error)
 }
@@ -82,7 +79,7 @@ func (e *engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, 
 	was, wasMessage := op.Status.Phase, op.Status.Message
 	seen, report, stepErr := e.step(ctx, op)
 	t := phase.Next(was, seen, e.limits(op))
-	if err := e.record(op, t, seen, report); err != nil {
+	if err := e.record(ctx, op, t, seen, report); err != nil {
 		return ctrl.Result{}, err
 	}
 	switch err := op.Save(ctx, e.client); {
@@ -273,9 +270,9 @@ func (e *engine) follow(ctx context.Context, op *operation.View, pod *corev1.Pod
 }
 
 // record writes the decision into the operation.
-func (e *engine) record(op *operation.View, t phase.Transition, seen phase.Observation, report *task.Report) error {
+func (e *engine) record(ctx context.Context, op *operation.View, t phase.Transition, seen phase.Observation, report *task.Report) error {
 	if t.Outcome != nil && t.Outcome.Phase == phase.Completed {
-		if err := e.complete(op, *report); err != nil {
+		if err := e.complete(ctx, op, *report); err != nil {
 			return err
 		}
 	}
@@ -285,112 +282,4 @@ func (e *engine) record(op *operation.View, t phase.Transition, seen phase.Obser
 	}
 	op.Status.Apply(t, seen.Now)
 	return nil
-}
-
-// severity returns the type of the event for a reason. A failed audit means that
-// the storage reported wrong blocks; the other reasons occur in normal operation.
-func severity(reason string) string {
-	if reason == string(chain.AuditFailed) {
-		return corev1.EventTypeWarning
-	}
-	return corev1.EventTypeNormal
-}
-
-// announce writes log lines, events and metrics.
-func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Phase, wasMessage string, t phase.Transition, report *task.Report) {
-	logger := log.FromContext(ctx)
-	is := op.Status.Phase
-	if was != is {
-		logger.Info("phase changed", "from", was, "to", is, "message", t.Message)
-	}
-	if t.Retry {
-		logger.Info("mover pod lost", "attempt", t.Attempt.Number, "reason", t.Attempt.Reason)
-		e.event(op, corev1.EventTypeWarning, "MoverPodLost", "Retry", t.Message)
-		e.metrics.retries.WithLabelValues(op.Kind).Inc()
-	}
-	if t.Overdue && t.Message != wasMessage {
-		logger.Info("hand-over is late", "message", t.Message)
-		e.event(op, corev1.EventTypeWarning, "HandOverLate", "HandOver", t.Message)
-	}
-	if t.Outcome != nil && report != nil && report.Reason != "" && report.Error == "" {
-		logger.Info("backup fell back", "kind", report.Kind, "reason", report.Reason, "reasons", report.Reasons, "detail", report.Detail)
-		e.event(op, severity(report.Reason), report.Reason, "Backup", fmt.Sprintf("%s image: %s", report.Kind, report.Detail))
-	}
-	if !is.Terminal() {
-		return
-	}
-	for _, reason := range detours(op) {
-		e.event(op, corev1.EventTypeNormal, reason, "Backup", "the storage took a snapshot of the volume by itself")
-	}
-	kind := corev1.EventTypeNormal
-	if is == phase.Failed {
-		kind = corev1.EventTypeWarning
-	}
-	note := t.Message
-	if note == "" {
-		note = fmt.Sprintf("moved a volume of %d bytes", op.Status.BytesTotal)
-	}
-	e.event(op, kind, string(is), op.Kind, note)
-	if owner := velerosObject(op.Object()); owner != nil && is == phase.Failed {
-		// Velero counts the error in the status of a Backup or Restore, and describes it only
-		// with --details.
-		e.recorder.Eventf(owner, op.Object(), kind, "VolumeFailed", op.Kind, "%s", shorten("PVC "+claimOf(op).String()+": "+note))
-	}
-	e.metrics.count(op)
-}
-
-// detours are the reasons why a volume was not backed up in the way that was asked for, by KubeVirt
-// or in a group, although the backup is complete.
-func detours(op *operation.View) []string {
-	if op.Upload == nil || op.Status.Phase != phase.Completed {
-		return nil
-	}
-	var reasons []string
-	for _, key := range []string{identity.ConfigVMReason, identity.ConfigGroupReason} {
-		if reason := op.Upload.Spec.DataMoverConfig[key]; reason != "" {
-			reasons = append(reasons, reason)
-		}
-	}
-	return reasons
-}
-
-// claimOf returns the PVC that is backed up or restored.
-func claimOf(op *operation.View) types.NamespacedName {
-	if op.Upload != nil {
-		return types.NamespacedName{Namespace: op.Upload.Spec.SourceNamespace, Name: op.Upload.Spec.SourcePVC}
-	}
-	return targetOf(op.Download)
-}
-
-// velerosObject returns a reference to the Backup or Restore of an operation, or nil.
-func velerosObject(object client.Object) *corev1.ObjectReference {
-	for _, owner := range object.GetOwnerReferences() {
-		if owner.Kind == "Backup" || owner.Kind == "Restore" {
-			return &corev1.ObjectReference{
-				APIVersion: owner.APIVersion, Kind: owner.Kind, Namespace: object.GetNamespace(), Name: owner.Name, UID: owner.UID,
-			}
-		}
-	}
-	return nil
-}
-
-// event makes an event of the operation. The status has the whole text.
-func (e *engine) event(op *operation.View, kind, reason, action, note string) {
-	e.recorder.Eventf(op.Object(), nil, kind, reason, action, "%s", shorten(note))
-}
-
-// maxNote is the most bytes that the API server accepts as the note of an event.
-const maxNote = 1024
-
-// shorten cuts a note that is too long for an event, between two words where it can.
-func shorten(note string) string {
-	const more = " … (the status has the whole text)"
-	if len(note) <= maxNote {
-		return note
-	}
-	cut := strings.ToValidUTF8(note[:maxNote-len(more)], "")
-	if space := strings.LastIndexAny(cut, " \n"); space > maxNote/2 {
-		cut = cut[:space]
-	}
-	return strings.TrimRight(cut, " \n") + more
 }

@@ -17,6 +17,7 @@ type metrics struct {
 	fallbacks  *prometheus.CounterVec
 	bytes      *prometheus.CounterVec
 	retries    *prometheus.CounterVec
+	suspicions prometheus.Counter
 	seconds    *prometheus.HistogramVec
 }
 
@@ -44,13 +45,17 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "blockmover_retries_total",
 			Help: "Attempts of operations that were not the first one, by kind: the mover pod was lost, or an error may pass.",
 		}, []string{"operation"}),
+		suspicions: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "blockmover_suspicious_changes_total",
+			Help: "Increments of which far more than usual has changed, and cannot be compressed.",
+		}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "blockmover_operation_seconds",
 			Help:    "Time from the creation of an operation to its end.",
 			Buckets: []float64{5, 10, 20, 30, 60, 120, 300, 600, 1800, hour, 3 * hour, 10 * hour, 24 * hour},
 		}, []string{"operation", "phase"}),
 	}
-	for _, c := range []prometheus.Collector{m.operations, m.images, m.fallbacks, m.bytes, m.retries, m.seconds} {
+	for _, c := range []prometheus.Collector{m.operations, m.images, m.fallbacks, m.bytes, m.retries, m.suspicions, m.seconds} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -74,6 +79,9 @@ func (m *metrics) count(op *operation.View) {
 	m.images.WithLabelValues(result["kind"], result["reason"]).Inc()
 	for reason := range strings.FieldsFuncSeq(result["reasons"], func(r rune) bool { return r == ',' }) {
 		m.fallbacks.WithLabelValues(reason).Inc()
+	}
+	if suspicionOf(op) != "" {
+		m.suspicions.Inc()
 	}
 	for _, reason := range detours(op) {
 		m.fallbacks.WithLabelValues(reason).Inc()

@@ -268,7 +268,7 @@ func bindsLate(class *storagev1.StorageClass) bool {
 }
 
 // complete writes the report into the status.
-func (u *uploads) complete(op *operation.View, report task.Report) error {
+func (u *uploads) complete(ctx context.Context, op *operation.View, report task.Report) error {
 	du := op.Upload
 	if report.SnapshotID == "" {
 		return fmt.Errorf("complete DataUpload %s: the report of success has no snapshot ID", du.Name)
@@ -287,7 +287,11 @@ func (u *uploads) complete(op *operation.View, report task.Report) error {
 	du.Status.IncrementalBytes = report.BytesUploaded
 	op.Status.BytesTotal, op.Status.BytesDone = report.VolumeSize, report.VolumeSize
 	result["bytesRead"] = fmt.Sprint(report.BytesRead + op.Status.Attempt.ReadBefore)
-	return nil
+	suspicion, err := u.suspect(ctx, op)
+	if err == nil && suspicion != "" {
+		result[resultSuspicion] = suspicion
+	}
+	return err
 }
 
 // resultOf renders the fields of a report that have a value as text, under their names in

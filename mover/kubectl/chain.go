@@ -39,7 +39,13 @@ type Image struct {
 	ReadBytes     int64 `json:"readBytes"`
 	UploadedBytes int64 `json:"uploadedBytes"`
 	MetadataBytes int64 `json:"metadataBytes"`
-	Seconds       int64 `json:"seconds"`
+	// IncompressibleBytes of the uploaded ones cannot be compressed, and ZeroBytes of those that were
+	// read are zero.
+	IncompressibleBytes int64 `json:"incompressibleBytes"`
+	ZeroBytes           int64 `json:"zeroBytes"`
+	// Suspicion says why the increment is not like those before it.
+	Suspicion string `json:"suspicion,omitempty"`
+	Seconds   int64  `json:"seconds"`
 	// Base is the storage snapshot that is retained for it.
 	Base    string `json:"base,omitempty"`
 	Message string `json:"message,omitempty"`
@@ -144,6 +150,7 @@ func imageOf(u *operation.View) Image {
 		i.Reasons = strings.Split(result["reasons"], ",")
 	}
 	i.ReadBytes, i.UploadedBytes, i.MetadataBytes = number("bytesRead"), number("bytesUploaded"), number("metadataBytes")
+	i.IncompressibleBytes, i.ZeroBytes, i.Suspicion = number("incompressibleBytes"), number("zeroBytes"), result["suspicion"]
 	if size := number("volumeSize"); size > 0 {
 		i.LogicalBytes = size
 	}
@@ -176,12 +183,15 @@ func (i Image) row() []any {
 	if i.Base != "" {
 		base = "retained"
 	}
-	detail := i.Detail
+	reasons, detail := i.Reasons, i.Detail
+	if i.Suspicion != "" {
+		reasons, detail = append(slices.Clone(reasons), "SuspiciousChange"), i.Suspicion
+	}
 	if i.Message != "" {
 		detail = i.Message
 	}
 	return []any{
-		or(i.Backup), i.Created.UTC().Format(time.RFC3339), or(kind), or(i.Parent), or(strings.Join(i.Reasons, ",")),
+		or(i.Backup), i.Created.UTC().Format(time.RFC3339), or(kind), or(i.Parent), or(strings.Join(reasons, ",")),
 		size(i.LogicalBytes), size(i.ReadBytes), size(i.UploadedBytes), size(i.MetadataBytes),
 		lasting(time.Duration(i.Seconds) * time.Second), base, or(i.Location), or(i.RepoSnapshot), or(detail),
 	}

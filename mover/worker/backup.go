@@ -82,21 +82,23 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 // reportOf renders a result.
 func reportOf(b backup.Result) task.Report {
 	report := task.Report{
-		SnapshotID:      b.SnapshotID,
-		Kind:            b.Kind,
-		Parent:          b.Parent,
-		Reason:          string(b.Reason),
-		Detail:          b.Detail,
-		VolumeSize:      b.Size,
-		Resumptions:     b.Source.Resumptions,
-		ChunksAudited:   b.Audited.Chunks,
-		BytesAudited:    b.Audited.Bytes,
-		BytesRead:       b.Read.BytesRead,
-		BytesUploaded:   b.Written.BytesUploaded,
-		MetadataBytes:   b.Written.MetadataBytes,
-		ChunksWritten:   b.Written.ChunksWritten,
-		ChunksInherited: b.Written.ChunksInherited,
-		ZeroBytes:       b.Written.ZeroBytes,
+		SnapshotID:    b.SnapshotID,
+		Kind:          b.Kind,
+		Parent:        b.Parent,
+		Reason:        string(b.Reason),
+		Detail:        b.Detail,
+		VolumeSize:    b.Size,
+		Resumptions:   b.Source.Resumptions,
+		ChunksAudited: b.Audited.Chunks,
+		BytesAudited:  b.Audited.Bytes,
+		BytesRead:     b.Read.BytesRead,
+		BytesUploaded: b.Written.BytesUploaded,
+		MetadataBytes: b.Written.MetadataBytes,
+
+		IncompressibleBytes: b.Written.IncompressibleBytes,
+		ChunksWritten:       b.Written.ChunksWritten,
+		ChunksInherited:     b.Written.ChunksInherited,
+		ZeroBytes:           b.Written.ZeroBytes,
 	}
 	if b.SavedBefore {
 		report.Detail = "an earlier attempt saved the repo snapshot"

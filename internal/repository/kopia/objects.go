@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress"
 	"github.com/kopia/kopia/repo"
@@ -32,6 +33,9 @@ type objectWriter struct {
 	method  compression.HeaderID
 	hasher  hasher
 	written written
+
+	// incompressible counts bytes that were new and could not be compressed.
+	incompressible atomic.Int64
 
 	mu    sync.Mutex
 	fresh map[content.ID]struct{}
@@ -146,13 +150,17 @@ func (o *objectWriter) write(ctx context.Context, prefix content.IDPrefix, data 
 	store := o.w.ContentManager().WriteContent
 	input := inputOfStore(store)
 	input.Slices = [][]byte{data}
-	id, err := store(ctx, input, prefix, o.compressor(prefix, data))
+	compressor := o.compressor(prefix, data)
+	id, err := store(ctx, input, prefix, compressor)
 	if err != nil {
 		return object.EmptyID, 0, fmt.Errorf("write object: %w", err)
 	}
 	o.written.add(id)
 	if !o.isFresh(ctx, id) {
 		return object.DirectObjectID(id), 0, nil
+	}
+	if compressor == content.NoCompression && o.method != content.NoCompression && o.w.ContentManager().SupportsContentCompression() {
+		o.incompressible.Add(int64(len(data)))
 	}
 	return object.DirectObjectID(id), int64(len(data)), nil
 }

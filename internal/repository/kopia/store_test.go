@@ -210,6 +210,19 @@ func TestStockKopiaReadsImages(t *testing.T) {
 	}
 }
 
+// Only what is new and random counts: not text, not zeros, and nothing a second time.
+func TestIncompressible(t *testing.T) {
+	s := newStore(t)
+	meta := testMeta(8<<20, testTime)
+	data := bytes.Repeat([]byte("a text, which can be compressed. "), 8<<20/33+1)[:8<<20]
+	copy(data[2*meta.ChunkSize:], randomBytes(rand.New(rand.NewPCG(1, 2)), 3*meta.ChunkSize))
+	clear(data[6*meta.ChunkSize : 7*meta.ChunkSize])
+	_, stats := backup(t, s, meta, "", data, allChunks(t, meta))
+	require.Equal(t, 3*meta.ChunkSize, stats.IncompressibleBytes)
+	_, stats = backup(t, s, meta, "", data, allChunks(t, meta))
+	require.Zero(t, stats.IncompressibleBytes)
+}
+
 func TestIncrementalWritesWhatChanged(t *testing.T) {
 	s := newStore(t)
 	const segments = 4 * pieceEntries
@@ -224,6 +237,8 @@ func TestIncrementalWritesWhatChanged(t *testing.T) {
 	id, stats := backup(t, s, meta, full, data, []int64{1, 2})
 	require.Equal(t, repository.WriteStats{
 		BytesUploaded: 4096, // chunk 2 is as it was
+		// They are random.
+		IncompressibleBytes: 4096,
 		// One segment of 4 entries, one piece of the root, the index of its 4 pieces.
 		MetadataBytes: stats.MetadataBytes, ChunksWritten: 2, ChunksInherited: segments*4 - 2,
 	}, stats)

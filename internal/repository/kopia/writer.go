@@ -319,7 +319,9 @@ func (w *writer) Commit(ctx context.Context) (repository.Image, repository.Write
 	if err != nil {
 		return repository.Image{}, repository.WriteStats{}, w.ledger.Fail(fmt.Errorf("commit image: %w", markWrite(err)))
 	}
-	return img, w.ledger.Stats(), nil
+	stats := w.ledger.Stats()
+	stats.IncompressibleBytes = min(w.objects.incompressible.Load(), stats.BytesUploaded)
+	return img, stats, nil
 }
 
 func (w *writer) commit(ctx context.Context) (repository.Image, error) {

@@ -313,7 +313,9 @@ func (s suite) together(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, repository.WriteStats{
 		BytesUploaded: int64(len(data)) - 4*chunk, ChunksWritten: n, ZeroBytes: 4 * chunk, MetadataBytes: stats.MetadataBytes,
+		IncompressibleBytes: stats.IncompressibleBytes, // whether there is compression is the store's
 	}, stats)
+	require.LessOrEqual(t, stats.IncompressibleBytes, stats.BytesUploaded)
 	parent := s.save(t, shopDB, "op-1", img)
 	s.holds(t, parent, data)
 
