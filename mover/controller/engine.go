@@ -114,6 +114,9 @@ func (e *engine) pollAfter(op *operation.View, t phase.Transition) time.Duration
 	if t.After > 0 {
 		after = min(after, t.After)
 	}
+	if e.looksOften(op) {
+		after = min(after, vmPollInterval)
+	}
 	return after
 }
 

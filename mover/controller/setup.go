@@ -135,7 +135,10 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	vms := &vmbackup.Maker{Client: around.client, Reader: around.reader, Namespace: opts.Namespace, Now: time.Now}
 	up := makeEngine(identity.KindDataUpload, byVolume{snapshots: snapshots, disks: &disks{uploads: snapshots, maker: vms}})
 	owner := handler.EnqueueRequestsFromMapFunc(ownerOf(up.kind, opts.Namespace))
-	uploadController, err := watch(mgr, up, &velerov2alpha1.DataUpload{}).Build(up)
+	uploadController, err := watch(mgr, up, &velerov2alpha1.DataUpload{}).
+		Watches(&velerov2alpha1.DataUpload{}, handler.EnqueueRequestsFromMapFunc(up.siblings), builder.WithPredicates(vmBackupMoved())).
+		Watches(&velerov1.Backup{}, handler.EnqueueRequestsFromMapFunc(up.disksOf), builder.WithPredicates(backupWritten())).
+		Build(up)
 	if err != nil {
 		return fmt.Errorf("set up DataUpload controller: %w", err)
 	}
