@@ -13,11 +13,12 @@ import (
 )
 
 // TestDeployBase builds the kustomize base below an overlay as docs/install.md has it: the
-// namespace and the image of the overlay reach every object, and no field is deprecated.
+// namespace and the image of the overlay reach every object, those of the components too, and no
+// field is deprecated.
 func TestDeployBase(t *testing.T) {
 	base, err := filepath.Abs("../../deploy")
 	require.NoError(t, err)
-	for _, file := range []string{"kustomization.yaml", "crds/kustomization.yaml"} {
+	for _, file := range []string{"kustomization.yaml", "crds/kustomization.yaml", "kubevirt/kustomization.yaml", "monitoring/kustomization.yaml"} {
 		text, err := os.ReadFile(filepath.Join(base, file))
 		require.NoError(t, err)
 		var k types.Kustomization
@@ -29,7 +30,7 @@ func TestDeployBase(t *testing.T) {
 	require.NoError(t, err)
 	relative, err := filepath.Rel(overlay, base)
 	require.NoError(t, err)
-	text := "namespace: backups\nresources: [" + relative + "]\nimages: [{name: blockmover, newName: registry.example.com/bm, newTag: v9}]\n"
+	text := "namespace: backups\nresources: [" + relative + "]\ncomponents: [" + relative + "/kubevirt, " + relative + "/monitoring]\nimages: [{name: blockmover, newName: registry.example.com/bm, newTag: v9}]\n"
 	require.NoError(t, os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o600))
 	objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), overlay)
 	require.NoError(t, err)
@@ -38,7 +39,9 @@ func TestDeployBase(t *testing.T) {
 		"ClusterRole": true, "ClusterRoleBinding": true, "ValidatingAdmissionPolicy": true, "ValidatingAdmissionPolicyBinding": true,
 	}
 	deployments := 0
+	kinds := map[string]int{}
 	for _, object := range objects.Resources() {
+		kinds[object.GetKind()]++
 		if !cluster[object.GetKind()] {
 			require.Equal(t, "backups", object.GetNamespace(), "%s %s", object.GetKind(), object.GetName())
 		}
@@ -62,4 +65,7 @@ func TestDeployBase(t *testing.T) {
 		require.Equal(t, []struct{ Name, Image string }{{"manager", "registry.example.com/bm:v9"}}, deployment.Spec.Template.Spec.Containers)
 	}
 	require.Equal(t, 1, deployments)
+	require.Equal(t, 1, kinds["PrometheusRule"])
+	require.Equal(t, 1, kinds["PodMonitor"])
+	require.Equal(t, 2, kinds["ConfigMap"], "the configuration and the dashboard")
 }
