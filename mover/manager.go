@@ -77,7 +77,7 @@ func (o *managerOptions) run(ctx context.Context) error {
 	ctrl.SetLogger(logger)
 	klog.SetLogger(logger)
 
-	settings, err := config.Load(o.configFile)
+	settings, err := config.Follow(o.configFile, logger.WithName("config"))
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (o *managerOptions) run(ctx context.Context) error {
 	err = controller.Setup(ctx, mgr, controller.Options{
 		Namespace:    o.namespace,
 		WorkerImage:  o.workerImage,
-		Config:       settings,
+		Settings:     settings,
 		APIAudiences: audiences,
 		Logs:         exposer.PodLogs{Clientset: clientset},
 	})

@@ -1,12 +1,14 @@
 // Package config reads the configuration document of the mover, which is in a ConfigMap.
 // Where Velero's node-agent configuration has a field, the name and the meaning here are the
-// same. The document is strict: an unknown field or a malformed value is an error.
+// same. Those of its fields that have no meaning here are ignored, and named. Otherwise the document
+// is strict: an unknown field or a malformed value is an error.
 package config
 
 import (
 	"errors"
 	"fmt"
-	"os"
+	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -62,6 +64,9 @@ type Config struct {
 	// OutageTimeout is for how long an operation waits for an object store that does not
 	// answer.
 	OutageTimeout metav1.Duration `json:"outageTimeout,omitempty"`
+
+	// Ignored are fields of the document that only Velero's node-agent has.
+	Ignored []string `json:"-"`
 }
 
 // LoadConcurrency limits simultaneous operations.
@@ -148,34 +153,59 @@ const (
 	defaultServiceAccount   = "blockmover-worker"
 )
 
-// Load reads the document in a file. An empty path gives the defaults.
-func Load(path string) (Config, error) {
-	if path == "" {
-		return Parse(nil)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return Config{}, fmt.Errorf("read configuration: %w", err)
-	}
-	c, err := Parse(b)
-	if err != nil {
-		return Config{}, fmt.Errorf("read configuration %s: %w", path, err)
-	}
-	return c, nil
-}
-
 // Parse parses and checks a document and fills in the defaults. An empty
 // document gives the defaults.
 func Parse(document []byte) (Config, error) {
 	var c Config
-	if err := yaml.UnmarshalStrict(document, &c); err != nil {
+	known, ignored, err := withoutForeign(document)
+	if err != nil {
 		return Config{}, fmt.Errorf("parse configuration: %w", err)
 	}
+	if err := yaml.UnmarshalStrict(known, &c); err != nil {
+		return Config{}, fmt.Errorf("parse configuration: %w", err)
+	}
+	c.Ignored = ignored
 	c.fillIn()
 	if err := c.check(); err != nil {
 		return Config{}, fmt.Errorf("check configuration: %w", err)
 	}
 	return c, nil
+}
+
+// What Velero's node-agent has, and has no meaning here: its cache volume and its privileged pods, and
+// the Secrets and ConfigMaps that it copies from the namespace of a volume.
+var (
+	foreign    = []string{"cachePVC", "privilegedFsBackup"}
+	foreignPVC = []string{"secretNames", "configMapNames"}
+)
+
+// withoutForeign returns a document without these fields, and their names. A document without them is
+// returned as it is, so that errors name its lines.
+func withoutForeign(document []byte) (known []byte, names []string, err error) {
+	var fields map[string]any
+	if err := yaml.Unmarshal(document, &fields); err != nil {
+		return nil, nil, err
+	}
+	remove := func(where string, from any, keys []string) {
+		m, _ := from.(map[string]any)
+		for _, key := range keys {
+			if _, found := m[key]; found {
+				delete(m, key)
+				names = append(names, where+key)
+			}
+		}
+	}
+	remove("", fields, foreign)
+	remove("restorePVC.", fields["restorePVC"], foreignPVC)
+	classes, _ := fields["backupPVC"].(map[string]any)
+	for _, class := range slices.Sorted(maps.Keys(classes)) {
+		remove("backupPVC."+class+".", classes[class], foreignPVC)
+	}
+	if len(names) == 0 {
+		return document, nil, nil
+	}
+	known, err = yaml.Marshal(fields)
+	return known, names, err
 }
 
 func (c *Config) fillIn() {

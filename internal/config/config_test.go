@@ -1,11 +1,10 @@
 package config_test
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -14,8 +13,9 @@ import (
 )
 
 func TestDefaults(t *testing.T) {
-	c, err := config.Load("")
+	live, err := config.Follow("", logr.Discard())
 	require.NoError(t, err)
+	c := live.Get()
 	require.Equal(t, 4, c.LoadConcurrency.GlobalConfig)
 	require.Equal(t, 3, c.Attempts)
 	require.Equal(t, 30*time.Minute, c.PreparingTimeout.Duration)
@@ -94,23 +94,9 @@ func TestParseRefuses(t *testing.T) {
 		"podResources: {cpuRequest: lots}":                   `podResources.cpuRequest is "lots"`,
 		"podResources: {cpuRequest: \"2\", cpuLimit: \"1\"}": "more than its limit",
 		"backupPVC: {gold: {spcNoRelabeling: true}}":         "spcNoRelabeling needs readOnly",
-		"backupPVC: {gold: {secretNames: [a]}}":              "secretNames",
 		"loadAffinity: [{nodeSelector: {matchExpressions: [{key: a, operator: Like}]}}]": "loadAffinity[0].nodeSelector",
 	} {
 		_, err := config.Parse([]byte(document))
 		require.ErrorContains(t, err, want, document)
 	}
-}
-
-func TestLoad(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "config.yaml")
-	_, err := config.Load(path)
-	require.ErrorIs(t, err, os.ErrNotExist)
-	require.NoError(t, os.WriteFile(path, []byte("attempts: 2"), 0o600))
-	c, err := config.Load(path)
-	require.NoError(t, err)
-	require.Equal(t, 2, c.Attempts)
-	require.NoError(t, os.WriteFile(path, []byte("attempt: 2"), 0o600))
-	_, err = config.Load(path)
-	require.ErrorContains(t, err, path)
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
@@ -74,7 +75,7 @@ func TestDamagedUploadFailsAlone(t *testing.T) {
 		t.Helper()
 		w := uploadWorld(t, anotherUpload()...)
 		w.snapshots["snapshot-2"] = true
-		w.uploads.config.LoadConcurrency.GlobalConfig = 1
+		w.uploads.live = edited(w.uploads.live, func(c *config.Config) { c.LoadConcurrency.GlobalConfig = 1 })
 		return w
 	}
 	eachDamage(t, makeWorld, func(w *world) *engine { return w.uploads }, "du", func(w *world, was *operation.View, key string) {

@@ -178,7 +178,7 @@ func (d *disks) vmRequest(ctx context.Context, op *operation.View, all []*operat
 		VM:           config[identity.ConfigVM],
 		UID:          config[identity.ConfigVMUID],
 		Location:     du.Spec.BackupStorageLocation,
-		StorageClass: d.config.VMBackup.StorageClass,
+		StorageClass: d.live.Get().VMBackup.StorageClass,
 		Timeout:      op.Timeout,
 	}
 	images := imagesOf(request.UID, request.Location, all)

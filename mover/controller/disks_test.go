@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/chain"
+	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kubevirt"
 	"github.com/blockmover/blockmover/internal/operation"
@@ -267,14 +268,14 @@ func TestDiskTraps(t *testing.T) {
 			h.editVM(func(vm *unstructured.Unstructured) {
 				require.NoError(h.t, unstructured.SetNestedField(vm.Object, "Stopped", "status", "printableStatus"))
 			})
-			h.uploads.config.PreparingTimeout.Duration = minuteOfWorld
+			h.uploads.live = edited(h.uploads.live, func(c *config.Config) { c.PreparingTimeout.Duration = minuteOfWorld })
 		}, phase.Failed, "", "VM app/vm is Stopped, want Running"},
 		"another's backup runs for a while": {func(h *hypervisor) {
 			other := kubevirt.NewBackup(kubevirt.BackupSpec{Tracker: h.tracker().GetName(), Claim: "x"})
 			other.SetNamespace(appNamespace)
 			other.SetName("nightly")
 			require.NoError(h.t, h.c.Create(h.ctx, other))
-			h.uploads.config.PreparingTimeout.Duration = minuteOfWorld // no clock runs
+			h.uploads.live = edited(h.uploads.live, func(c *config.Config) { c.PreparingTimeout.Duration = minuteOfWorld }) // no clock runs
 			left := 20
 			h.stuck = func(vmb *unstructured.Unstructured) bool {
 				if vmb.GetName() != "nightly" {

@@ -91,7 +91,7 @@ func (d *downloads) placeFor(ctx context.Context, dd *velerov2alpha1.DataDownloa
 		return place{}, err
 	case class == nil:
 		return place{waiting: fmt.Sprintf("StorageClass %s of target PVC %s does not exist", className, key)}, nil
-	case !bindsLate(class) || d.config.RestorePVC.IgnoreDelayBinding:
+	case !bindsLate(class) || d.live.Get().RestorePVC.IgnoreDelayBinding:
 		return place{target: target, class: className}, nil
 	}
 	node := exposer.SelectedNode(target)
@@ -240,7 +240,7 @@ func (d *downloads) mountFor(ctx context.Context, op *operation.View) (exposer.M
 
 // classFor returns the name of the class that the volume of a target is made of.
 func (d *downloads) classFor(target *corev1.PersistentVolumeClaim) string {
-	if other := d.config.RestorePVC.StorageClass[*target.Spec.StorageClassName]; other != "" {
+	if other := d.live.Get().RestorePVC.StorageClass[*target.Spec.StorageClassName]; other != "" {
 		return other
 	}
 	return *target.Spec.StorageClassName

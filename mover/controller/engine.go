@@ -48,7 +48,7 @@ type engine struct {
 	kind     string
 	client   client.Client
 	exposer  *exposer.Exposer
-	config   config.Config
+	live     *config.Live
 	recorder events.EventRecorder
 	metrics  *metrics
 	now      func() time.Time
@@ -126,15 +126,16 @@ func (e *engine) list(ctx context.Context, options ...client.ListOption) ([]*ope
 }
 
 func (e *engine) limits(op *operation.View) phase.Limits {
+	settings := e.live.Get()
 	return phase.Limits{
 		// Not op.Timeout, which is for taking a snapshot: Velero's data movers give it this
 		// long to become ready.
-		Secure:   e.config.PreparingTimeout.Duration,
-		Prepare:  e.config.PreparingTimeout.Duration,
+		Secure:   settings.PreparingTimeout.Duration,
+		Prepare:  settings.PreparingTimeout.Duration,
 		Deliver:  op.Timeout,
 		Release:  releaseTimeout,
-		Attempts: e.config.Attempts,
-		Patience: e.config.OutageTimeout.Duration,
+		Attempts: settings.Attempts,
+		Patience: settings.OutageTimeout.Duration,
 		Backoff:  retryBackoff,
 	}
 }

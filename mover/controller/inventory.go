@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
@@ -23,15 +24,17 @@ type inventory struct {
 	leads     <-chan struct{}
 	now       func() time.Time
 
-	operations, oldest, completed, retained *prometheus.Desc
+	live *config.Live
+
+	operations, oldest, completed, retained, configured *prometheus.Desc
 }
 
 // scrapeTimeout bounds a scrape. The cache answers at once.
 const scrapeTimeout = 5 * time.Second
 
-func newInventory(reader client.Reader, namespace string, leads <-chan struct{}, now func() time.Time) *inventory {
+func newInventory(reader client.Reader, namespace string, leads <-chan struct{}, live *config.Live, now func() time.Time) *inventory {
 	return &inventory{
-		reader: reader, namespace: namespace, leads: leads, now: now,
+		reader: reader, namespace: namespace, leads: leads, live: live, now: now,
 		operations: prometheus.NewDesc("blockmover_operations",
 			"Operations that have not ended, by kind and phase. New ones wait for their turn.", []string{"operation", "phase"}, nil),
 		oldest: prometheus.NewDesc("blockmover_oldest_operation_seconds",
@@ -40,18 +43,25 @@ func newInventory(reader client.Reader, namespace string, leads <-chan struct{},
 			"When the newest complete backup of a volume was asked for, as Unix time.", []string{"volume_namespace", "volume"}, nil),
 		retained: prometheus.NewDesc("blockmover_retained_snapshots",
 			"Storage snapshots that are retained for a backup, by driver.", []string{"driver"}, nil),
+		configured: prometheus.NewDesc("blockmover_configuration_valid",
+			"1 if the configuration can be read as it is now; 0 if an earlier one is in force.", nil, nil),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (i *inventory) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{i.operations, i.oldest, i.completed, i.retained} {
+	for _, d := range []*prometheus.Desc{i.operations, i.oldest, i.completed, i.retained, i.configured} {
 		descs <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (i *inventory) Collect(metrics chan<- prometheus.Metric) {
+	valid := 0.0
+	if i.live.Valid() {
+		valid = 1
+	}
+	metrics <- prometheus.MustNewConstMetric(i.configured, prometheus.GaugeValue, valid)
 	select {
 	case <-i.leads:
 	default:

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
 )
 
@@ -47,7 +48,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	registry := &described{}
 	_, err := newMetrics(registry)
 	require.NoError(t, err)
-	require.NoError(t, registry.Register(newInventory(nil, "", nil, nil)))
+	require.NoError(t, registry.Register(newInventory(nil, "", nil, nil, nil)))
 	text, err := os.ReadFile("../../docs/metrics.md")
 	require.NoError(t, err)
 	var documented []string
@@ -65,7 +66,7 @@ func TestMonitoringUsesWhatThereIs(t *testing.T) {
 	registry := &described{}
 	_, err := newMetrics(registry)
 	require.NoError(t, err)
-	require.NoError(t, registry.Register(newInventory(nil, "", nil, nil)))
+	require.NoError(t, registry.Register(newInventory(nil, "", nil, nil, nil)))
 	for _, file := range []string{"rules.yaml", "dashboard.json"} {
 		text, err := os.ReadFile("../../deploy/monitoring/" + file)
 		require.NoError(t, err)
@@ -100,8 +101,10 @@ func TestInventory(t *testing.T) {
 		upload("d", "log", velerov2alpha1.DataUploadPhaseNew, 30*time.Second), upload("e", "log", "", 20*time.Second),
 	).Build()
 	leads := make(chan struct{})
-	i := newInventory(c, veleroNamespace, leads, func() time.Time { return time.Unix(1_000_000, 0) })
-	require.Zero(t, testutil.CollectAndCount(i), "it does not lead")
+	live, err := config.Fixed(config.Config{})
+	require.NoError(t, err)
+	i := newInventory(c, veleroNamespace, leads, live, func() time.Time { return time.Unix(1_000_000, 0) })
+	require.Equal(t, 1, testutil.CollectAndCount(i), "it does not lead: only its configuration")
 	close(leads)
 	require.NoError(t, testutil.CollectAndCompare(i, strings.NewReader(`
 # HELP blockmover_retained_snapshots Storage snapshots that are retained for a backup, by driver.

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
 )
@@ -16,7 +17,7 @@ func TestRateLimitReachesThePod(t *testing.T) {
 	w := uploadWorld(t)
 	flow, ok := w.uploads.flow.(byVolume)
 	require.True(t, ok)
-	flow.snapshots.config.RateLimit = resource.MustParse("50Mi")
+	flow.snapshots.live = edited(flow.snapshots.live, func(c *config.Config) { c.RateLimit = resource.MustParse("50Mi") })
 	w.podEnds = func(pod *corev1.Pod) bool {
 		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
 		require.NoError(t, err)

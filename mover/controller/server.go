@@ -43,8 +43,8 @@ func (s *surroundings) inherited(ctx context.Context) (exposer.Inherited, error)
 			break
 		}
 	}
-	if s.config.DefaultCredential != nil {
-		found.Credential = s.config.DefaultCredential
+	if s.live.Get().DefaultCredential != nil {
+		found.Credential = s.live.Get().DefaultCredential
 	}
 	return found, nil
 }

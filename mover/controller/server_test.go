@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
@@ -73,7 +74,7 @@ func TestInherited(t *testing.T) {
 	require.Nil(t, got.Credential)
 
 	s := newWorld(t, server("velero")).surroundings()
-	s.config.DefaultCredential = credential("mine", "key")
+	s.live = edited(s.live, func(c *config.Config) { c.DefaultCredential = credential("mine", "key") })
 	got, err = s.inherited(w.ctx)
 	require.NoError(t, err)
 	require.Equal(t, credential("mine", "key"), got.Credential)

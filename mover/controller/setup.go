@@ -41,9 +41,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
@@ -60,7 +62,7 @@ type Options struct {
 	Namespace string
 	// WorkerImage is the image of mover pods.
 	WorkerImage string
-	Config      config.Config
+	Settings    *config.Live
 	// APIAudiences are the audiences of tokens that the API server accepts.
 	APIAudiences []string
 	// Logs reads the logs of mover pods.
@@ -86,7 +88,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	if err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
-	if err := ctrlmetrics.Registry.Register(newInventory(mgr.GetClient(), opts.Namespace, mgr.Elected(), time.Now)); err != nil {
+	if err := ctrlmetrics.Registry.Register(newInventory(mgr.GetClient(), opts.Namespace, mgr.Elected(), opts.Settings, time.Now)); err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
 	around := surroundings{
@@ -95,7 +97,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		exposer:      &exposer.Exposer{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Logs: opts.Logs, Namespace: opts.Namespace},
 		namespace:    opts.Namespace,
 		image:        opts.WorkerImage,
-		config:       opts.Config,
+		live:         opts.Settings,
 		apiAudiences: opts.APIAudiences,
 	}
 	rehomer := rehome.New(around.client, around.reader, opts.Namespace)
@@ -125,7 +127,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 			kind:     kind,
 			client:   around.client,
 			exposer:  around.exposer,
-			config:   opts.Config,
+			live:     opts.Settings,
 			recorder: mgr.GetEventRecorder("blockmover"),
 			metrics:  counters,
 			now:      time.Now,
@@ -134,6 +136,9 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	snapshots := &uploads{surroundings: around, rehomer: rehomer}
 	vms := &vmbackup.Maker{Client: around.client, Reader: around.reader, Namespace: opts.Namespace, Now: time.Now}
 	up := makeEngine(identity.KindDataUpload, byVolume{snapshots: snapshots, disks: &disks{uploads: snapshots, maker: vms}})
+	if err := mgr.Add(opts.Settings); err != nil {
+		return fmt.Errorf("follow configuration: %w", err)
+	}
 	owner := handler.EnqueueRequestsFromMapFunc(ownerOf(up.kind, opts.Namespace))
 	uploadController, err := watch(mgr, up, &velerov2alpha1.DataUpload{}).
 		Watches(&velerov2alpha1.DataUpload{}, handler.EnqueueRequestsFromMapFunc(up.siblings), builder.WithPredicates(vmBackupMoved())).
@@ -161,6 +166,14 @@ const concurrency = 8
 // watch sets up what both controllers watch: the operations, what belongs to them, the
 // BackupRepositories that they wait for, and what frees a slot.
 func watch(mgr ctrl.Manager, e *engine, object client.Object) *builder.Builder {
+	// More may run after a change of the configuration.
+	changed := make(chan event.GenericEvent, 1)
+	e.live.OnChange(func() {
+		select {
+		case changed <- event.GenericEvent{Object: object}:
+		default: // one is on its way
+		}
+	})
 	owner := handler.EnqueueRequestsFromMapFunc(ownerOf(e.kind, e.exposer.Namespace))
 	waiting := handler.EnqueueRequestsFromMapFunc(e.waiting)
 	return ctrl.NewControllerManagedBy(mgr).
@@ -175,5 +188,6 @@ func watch(mgr ctrl.Manager, e *engine, object client.Object) *builder.Builder {
 		Watches(&corev1.Pod{}, owner).
 		Watches(&corev1.PersistentVolumeClaim{}, owner).
 		Watches(&corev1.PersistentVolume{}, owner).
-		Watches(&velerov1.BackupRepository{}, handler.EnqueueRequestsFromMapFunc(e.underway))
+		Watches(&velerov1.BackupRepository{}, handler.EnqueueRequestsFromMapFunc(e.underway)).
+		WatchesRawSource(source.Channel(changed, waiting))
 }

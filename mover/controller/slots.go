@@ -57,7 +57,7 @@ func (e *engine) next(ctx context.Context) ([]*operation.View, error) {
 // load lists the operations and counts the slots, both from the cache. It forgets the
 // grants that the list shows. The caller holds the lock.
 func (e *engine) load(ctx context.Context) (all []*operation.View, limits slots, err error) {
-	if limits, err = countSlots(ctx, e.client, e.config); err != nil {
+	if limits, err = countSlots(ctx, e.client, e.live.Get()); err != nil {
 		return nil, slots{}, err
 	}
 	if all, err = e.list(ctx); err != nil {

@@ -13,6 +13,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
+	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
@@ -113,7 +114,7 @@ func TestOnlyNode(t *testing.T) {
 // TestQueueIsServed runs more uploads than there are slots.
 func TestQueueIsServed(t *testing.T) {
 	w := uploadWorld(t)
-	w.uploads.config.LoadConcurrency.GlobalConfig = 1
+	w.uploads.live = edited(w.uploads.live, func(c *config.Config) { c.LoadConcurrency.GlobalConfig = 1 })
 	other := w.dataUpload()
 	other.Name, other.UID, other.ResourceVersion = "other", "", ""
 	other.CreationTimestamp = metav1.NewTime(w.clock.Add(-time.Minute))
@@ -135,7 +136,7 @@ func TestQueueIsServed(t *testing.T) {
 func TestGrants(t *testing.T) {
 	w := uploadWorld(t)
 	e := w.uploads
-	e.config.LoadConcurrency.GlobalConfig = 1
+	e.live = edited(e.live, func(c *config.Config) { c.LoadConcurrency.GlobalConfig = 1 })
 	for i := range 3 {
 		other := w.dataUpload()
 		other.Name, other.UID, other.ResourceVersion = fmt.Sprint("other-", i), "", ""
@@ -170,7 +171,7 @@ func TestGrants(t *testing.T) {
 // then a reconciliation asks the API server for nothing.
 func TestQueuedUploadIsNotPolled(t *testing.T) {
 	w := uploadWorld(t)
-	w.uploads.config.LoadConcurrency.GlobalConfig = 1
+	w.uploads.live = edited(w.uploads.live, func(c *config.Config) { c.LoadConcurrency.GlobalConfig = 1 })
 	busy := w.dataUpload()
 	busy.Name, busy.UID, busy.ResourceVersion = "busy", "", ""
 	busy.Status.Phase = velerov2alpha1.DataUploadPhaseInProgress

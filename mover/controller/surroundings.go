@@ -25,7 +25,7 @@ type surroundings struct {
 	exposer      *exposer.Exposer
 	namespace    string
 	image        string
-	config       config.Config
+	live         *config.Live
 	apiAudiences []string
 }
 
@@ -52,12 +52,13 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 	if location == nil {
 		return phase.Work{}, fmt.Errorf("%w: BackupStorageLocation %s does not exist", phase.ErrBroken, locationName)
 	}
-	request.RateLimit = s.config.RateLimit.Value()
+	rate := s.live.Get().RateLimit
+	request.RateLimit = rate.Value()
 	encoded, err := request.Encode()
 	if err != nil {
 		return phase.Work{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 	}
-	plan.Image, plan.Config, plan.Task = s.image, s.config, encoded
+	plan.Image, plan.Config, plan.Task = s.image, s.live.Get(), encoded
 	plan.LocationSecrets = secretsOf(location)
 	if plan.Inherited, err = s.inherited(ctx); err != nil {
 		return phase.Work{}, err

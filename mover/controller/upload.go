@@ -103,7 +103,7 @@ func (u *uploads) expose(ctx context.Context, op *operation.View) (phase.Work, e
 		return phase.Work{Detail: pair.Waiting}, nil
 	}
 	class := du.Spec.CSISnapshot.StorageClass
-	pvcConfig := u.config.BackupPVC[class]
+	pvcConfig := u.live.Get().BackupPVC[class]
 	if class == "" && pvcConfig.StorageClass == "" {
 		return phase.Work{}, fmt.Errorf("%w: PVC %s/%s has no storage class, so its snapshot cannot be made a volume to read from: "+
 			"name one in backupPVC[\"\"].storageClass of the configuration", phase.ErrBroken, du.Spec.SourceNamespace, du.Spec.SourcePVC)

@@ -246,17 +246,17 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	faulty := interceptor.NewClient(w.c, w.faults.funcs())
 	counters, err := newMetrics(prometheus.NewRegistry())
 	require.NoError(t, err)
-	settings, err := config.Parse(nil)
+	live, err := config.Fixed(config.Config{})
 	require.NoError(t, err)
 	narrow := cached(faulty)
 	faulty = w.counted(faulty)
 	w.narrow, w.faulty = narrow, faulty
 	x := &exposer.Exposer{Client: narrow, Reader: faulty, Logs: podLogs{w}, Namespace: veleroNamespace}
-	around := surroundings{client: narrow, reader: faulty, exposer: x, namespace: veleroNamespace, image: "blockmover:1", config: settings}
+	around := surroundings{client: narrow, reader: faulty, exposer: x, namespace: veleroNamespace, image: "blockmover:1", live: live}
 	rehomer := rehome.New(narrow, faulty, veleroNamespace)
 	newEngine := func(kind string, f flow) *engine {
 		return &engine{
-			flow: f, kind: kind, client: narrow, exposer: x, config: settings,
+			flow: f, kind: kind, client: narrow, exposer: x, live: live,
 			recorder: events.NewFakeRecorder(1000), metrics: counters, now: func() time.Time { return w.clock },
 		}
 	}
@@ -657,4 +657,18 @@ func (w *world) cancel(object client.Object) {
 		o.Spec.Cancel = true
 	}
 	w.update(object)
+}
+
+// edited returns a changed configuration.
+func edited(live *config.Live, edit func(*config.Config)) *config.Live {
+	var c config.Config
+	if live != nil {
+		c = live.Get()
+	}
+	edit(&c)
+	changed, err := config.Fixed(c)
+	if err != nil {
+		panic(err) // the test wants what cannot be
+	}
+	return changed
 }

@@ -108,14 +108,16 @@ func tagOf(image string) string {
 
 func (s *session) checkConfiguration(ctx context.Context) ([]Finding, error) {
 	object := "ConfigMap " + s.namespace() + "/" + configName
-	_, err := s.settings(ctx)
+	settings, err := s.settings(ctx)
 	switch {
+	case err == nil && len(settings.Ignored) > 0:
+		return []Finding{{Object: object, Verdict: Worse, What: "it has fields that have no meaning here: " + strings.Join(settings.Ignored, ", "), Do: "remove them, or do without"}}, nil
 	case err == nil:
 		return []Finding{{Object: object, Verdict: Fine, What: "it can be read"}}, nil
 	case apierrors.IsNotFound(err):
 		return []Finding{{Object: object, Verdict: Broken, What: "it does not exist", Do: "apply deploy/config.yaml"}}, nil
 	}
-	return []Finding{{Object: object, Verdict: Broken, What: err.Error(), Do: "mend it, then kubectl -n " + s.namespace() + " rollout restart deployment/" + managerName}}, nil
+	return []Finding{{Object: object, Verdict: Broken, What: err.Error(), Do: "mend it: the manager runs with an earlier one, or does not start"}}, nil
 }
 
 // settings reads the configuration of the manager.
