@@ -255,21 +255,18 @@ spec:
 }
 
 func groupsManifest(k *kit.Kit, namespace string) string {
-	manifest := disksManifest(k, namespace, "", nil)
-	devices, volumes := "", ""
-	claims := ""
+	manifest := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
+	var mounts []kit.Mount
 	for _, name := range slices.Concat(written, writtenA) {
 		class := k.StorageClass
 		if slices.Contains(writtenA, name) {
 			class = k.OtherStorageClass
 		}
-		claims += groupClaim(namespace, name, class, "yes")
-		devices += fmt.Sprintf("        - {name: %[1]s, devicePath: /dev/%[1]s}\n", name)
-		volumes += fmt.Sprintf("      - {name: %[1]s, persistentVolumeClaim: {claimName: %[1]s}}\n", name)
+		manifest += groupClaim(namespace, name, class, "yes")
+		mounts = append(mounts, kit.Mount{Claim: name, Path: "/dev/" + name, Block: true})
 	}
-	claims += groupClaim(namespace, idle, k.StorageClass, "yes") + groupClaim(namespace, left, k.StorageClass, "no") + groupClaim(namespace, unnamed, k.StorageClass, "yes")
-	manifest = strings.Replace(manifest, "        volumeDevices:\n", "        volumeDevices:\n"+devices, 1)
-	return manifest + volumes + claims
+	manifest += groupClaim(namespace, idle, k.StorageClass, "yes") + groupClaim(namespace, left, k.StorageClass, "no") + groupClaim(namespace, unnamed, k.StorageClass, "yes")
+	return manifest + "---\n" + k.Deployment(namespace, mounts...)
 }
 
 const stopFile = "/dev/stop-writing"
