@@ -46,6 +46,9 @@ func newRootCommand() *cobra.Command {
 	}
 	root.AddCommand(newManagerCommand(), worker.NewCommand(), newVersionCommand())
 	root.AddCommand(cli.NewCommands()...)
+	plugin := kubectl.NewCommand()
+	plugin.Use, plugin.Short = "kubectl", "The plugin of kubectl, under its other name"
+	root.AddCommand(plugin)
 	return root
 }
 

@@ -2,6 +2,7 @@ package kit_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -18,7 +19,7 @@ import (
 func TestDeployBase(t *testing.T) {
 	base, err := filepath.Abs("../../deploy")
 	require.NoError(t, err)
-	for _, file := range []string{"kustomization.yaml", "crds/kustomization.yaml", "kubevirt/kustomization.yaml", "monitoring/kustomization.yaml"} {
+	for _, file := range []string{"kustomization.yaml", "crds/kustomization.yaml", "kubevirt/kustomization.yaml", "monitoring/kustomization.yaml", "verify/kustomization.yaml"} {
 		text, err := os.ReadFile(filepath.Join(base, file))
 		require.NoError(t, err)
 		var k types.Kustomization
@@ -30,7 +31,7 @@ func TestDeployBase(t *testing.T) {
 	require.NoError(t, err)
 	relative, err := filepath.Rel(overlay, base)
 	require.NoError(t, err)
-	text := "namespace: backups\nresources: [" + relative + "]\ncomponents: [" + relative + "/kubevirt, " + relative + "/monitoring]\nimages: [{name: blockmover, newName: registry.example.com/bm, newTag: v9}]\n"
+	text := "namespace: backups\nresources: [" + relative + "]\ncomponents: [" + relative + "/kubevirt, " + relative + "/monitoring, " + relative + "/verify]\nimages: [{name: blockmover, newName: registry.example.com/bm, newTag: v9}]\n"
 	require.NoError(t, os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o600))
 	objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), overlay)
 	require.NoError(t, err)
@@ -68,4 +69,31 @@ func TestDeployBase(t *testing.T) {
 	require.Equal(t, 1, kinds["PrometheusRule"])
 	require.Equal(t, 1, kinds["PodMonitor"])
 	require.Equal(t, 2, kinds["ConfigMap"], "the configuration and the dashboard")
+}
+
+// TestAlertRules has Prometheus check the alert rules, and run them on series of numbers.
+func TestAlertRules(t *testing.T) {
+	promtool := filepath.Join(os.Getenv("BLOCKMOVER_CACHE"), "runtime", "usr", "bin", "promtool")
+	if _, err := os.Stat(promtool); err != nil {
+		t.Skip("promtool is not there: make cluster-build unpacks it")
+	}
+	text, err := os.ReadFile("../../deploy/monitoring/rules.yaml")
+	require.NoError(t, err)
+	var object struct {
+		Spec map[string]any `json:"spec"`
+	}
+	require.NoError(t, yaml.Unmarshal(text, &object))
+	rules, err := yaml.Marshal(object.Spec)
+	require.NoError(t, err)
+	tests, err := os.ReadFile("testdata/rules_test.yaml")
+	require.NoError(t, err)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "rules.yml"), rules, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "rules_test.yaml"), tests, 0o600))
+	for _, args := range [][]string{{"check", "rules", "rules.yml"}, {"test", "rules", "rules_test.yaml"}} {
+		cmd := exec.CommandContext(t.Context(), promtool, args...)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, string(out))
+	}
 }

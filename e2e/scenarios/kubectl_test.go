@@ -1,13 +1,17 @@
 package scenarios
 
 import (
+	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -84,7 +88,98 @@ func TestKubectl(t *testing.T) {
 	_, err := s.kit.Kubectl(s.ctx, "blockmover", "-n", s.kit.VeleroNamespace, "cancel", names[1])
 	require.ErrorContains(t, err, "runs or waits")
 	s.recoverWithoutCluster(app.Namespace, want)
+
+	t.Log(plugin("verify", names[1]))
+	t.Log(plugin("chain", volume))
+	require.Contains(t, plugin("chain", volume), time.Now().UTC().Format(time.DateOnly))
+	s.verifyEveryNight(volume)
+	if os.Getenv("BLOCKMOVER_S3_DIR") != "" {
+		s.verifyFindsDamage(app.Namespace, names)
+	}
 	s.checkNothingLeft()
+}
+
+// verifyEveryNight runs the CronJob of deploy/verify now, with the rights that it has.
+func (s *scenario) verifyEveryNight(volume string) {
+	s.Helper()
+	s.kit.Components = []string{"verify"}
+	require.NoError(s, s.kit.InstallMover(s.ctx))
+	name := s.name("verify-now")
+	velero := []string{"-n", s.kit.VeleroNamespace}
+	s.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		_, err := s.kit.Kubectl(ctx, append(velero, "delete", "cronjob/blockmover-verify", "job/"+name, "role/blockmover-verifier",
+			"rolebinding/blockmover-verifier", "serviceaccount/blockmover-verifier")...)
+		require.NoError(s, err)
+	})
+	_, err := s.kit.Kubectl(s.ctx, append(velero, "create", "job", name, "--from=cronjob/blockmover-verify")...)
+	require.NoError(s, err)
+	require.NoError(s, s.kit.Wait(s.ctx, "Job "+name, 2*time.Minute, func(ctx context.Context) (bool, string, error) {
+		status, err := s.kit.Kubectl(ctx, append(velero, "get", "job", name, "-o", "jsonpath={.status}")...)
+		return strings.Contains(status, "succeeded") || strings.Contains(status, "failed"), status, err
+	}))
+	log, err := s.kit.Kubectl(s.ctx, append(velero, "logs", "job/"+name)...)
+	require.NoError(s, err)
+	require.Regexp(s, volume+" +"+s.name("kubectl-next")+" +ok", log)
+}
+
+// verifyFindsDamage damages what only the second of two backups needs. The first one stays whole.
+func (s *scenario) verifyFindsDamage(namespace string, backups []string) {
+	s.Helper()
+	s.damageNewestPack(namespace)
+	verify := func(backup string) (sound, damaged int) {
+		s.Helper()
+		out, err := s.kit.Kubectl(s.ctx, "blockmover", "-n", s.kit.VeleroNamespace, "verify", backup, "-o", "json")
+		var found []struct {
+			Volume string
+			OK     bool
+		}
+		require.NoError(s, json.Unmarshal([]byte(out), &found), err)
+		require.Len(s, found, 2)
+		for _, v := range found {
+			if v.OK {
+				sound++
+			} else {
+				damaged++
+			}
+		}
+		require.Equal(s, damaged > 0, err != nil, "an image that is damaged is an error: %v", err)
+		return sound, damaged
+	}
+	sound, damaged := verify(backups[0])
+	require.Equal(s, []int{2, 0}, []int{sound, damaged})
+	_, damaged = verify(backups[1])
+	require.Positive(s, damaged)
+	events, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "get", "events", "--field-selector", "involvedObject.name="+backups[1], "-o", "jsonpath={.items[*].reason}")
+	require.NoError(s, err)
+	require.Contains(s, events, "ImageDamaged")
+}
+
+// damageNewestPack flips bits in the newest pack with data of a repository.
+func (s *scenario) damageNewestPack(namespace string) {
+	s.Helper()
+	newest, at := "", time.Time{}
+	root := filepath.Join(os.Getenv("BLOCKMOVER_S3_DIR"), "velero", "kopia", namespace)
+	require.NoError(s, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !strings.HasPrefix(entry.Name(), "p") {
+			return err
+		}
+		info, err := entry.Info()
+		if err == nil && info.ModTime().After(at) {
+			newest, at = path, info.ModTime()
+		}
+		return err
+	}))
+	require.NotEmpty(s, newest)
+	content, err := os.ReadFile(newest)
+	require.NoError(s, err)
+	s.Cleanup(func() { require.NoError(s, os.WriteFile(newest, content, 0o600)) })
+	broken := bytes.Clone(content)
+	for i := 1000; i < len(broken); i += 64 << 10 {
+		broken[i] ^= 1
+	}
+	require.NoError(s, os.WriteFile(newest, broken, 0o600))
 }
 
 // recoverWithoutCluster lists, checks, compares and restores the images of the disk of an application.

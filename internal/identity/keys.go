@@ -22,6 +22,7 @@ const (
 	AnnotationFilesystem    = Domain + "filesystem"
 	AnnotationRetention     = Domain + "retain"
 	AnnotationRetained      = Domain + "retained-snapshot"
+	AnnotationVerified      = Domain + "verified"
 
 	AnnotationReclaimPolicy  = Domain + "reclaim-policy"
 	AnnotationRestoredVolume = Domain + "restored-volume"
@@ -103,6 +104,7 @@ var Keys = []Key{
 	{AnnotationFilesystem, "DataDownloads", "manager", "file system found on the restored volume", "from the report on; stays"},
 	{AnnotationRetention, "DataUploads", "manager", "auto, always or never: the retention rule of the storage snapshot", "set while the operation is secured; stays"},
 	{AnnotationRetained, "DataUploads", "manager", "JSON rehome.Retained: the retained storage snapshot", "from the end of the upload until the snapshot is released"},
+	{AnnotationVerified, "DataUploads", "kubectl blockmover verify", "JSON operation.Verified: when the image was read completely, and what could not be read", "until the image is verified again"},
 	{AnnotationReclaimPolicy, "PVs of an operation", "manager", "reclaim policy that the PV had before", "while the operation has the PV in its charge"},
 	{AnnotationRestoredVolume, "rebind PVs", "manager", "name of the PV that the restore wrote", "until the PV is reserved for the target PVC"},
 	{AnnotationVolumeHandle, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "CSI volume handle of the source volume", "as long as the object"},

@@ -33,6 +33,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/repository/kopia"
 	"github.com/blockmover/blockmover/mover/heap"
+	"github.com/blockmover/blockmover/mover/worker"
 )
 
 // EnvPassword is the environment variable with the password of the repository.
@@ -140,7 +141,7 @@ func (r *repoFlags) password() (string, error) {
 // use opens the repository while work runs.
 func (r *repoFlags) use(ctx context.Context, work func(repository.Store) error) error {
 	password, err := r.password()
-	if err != nil {
+	if err != nil && !strings.HasPrefix(r.dir, "velero://") {
 		return err
 	}
 	store, err := r.open(ctx, password)
@@ -158,11 +159,33 @@ func (r *repoFlags) open(ctx context.Context, password string) (repository.Store
 		}
 		return asStore(kopia.OpenFilesystem(ctx, dir, password))
 	}
+	if name, ok := strings.CutPrefix(r.dir, "velero://"); ok {
+		return openInCluster(ctx, name)
+	}
 	location, err := kopia.ParseLocation(r.dir)
 	if err != nil {
 		return nil, err
 	}
 	return asStore(kopia.OpenLocation(ctx, location, r.credentials, password, logr.Discard()))
+}
+
+// credentialsPath is where a mover pod has the Secrets of the repository.
+const credentialsPath = "/credentials"
+
+// openInCluster opens the repository of a BackupRepository from a pod that has its Secrets, as a
+// mover pod has. name is NAMESPACE/NAME.
+func openInCluster(ctx context.Context, name string) (repository.Store, error) {
+	namespace, name, ok := strings.Cut(name, "/")
+	if !ok || namespace == "" || name == "" {
+		return nil, errors.New("the repository is not velero://NAMESPACE/BACKUPREPOSITORY")
+	}
+	c, err := worker.NewClient()
+	if err != nil {
+		return nil, err
+	}
+	return asStore(kopia.OpenVelero(ctx, c, kopia.VeleroOptions{
+		Namespace: namespace, BackupRepository: name, CredentialsDir: credentialsPath, ReadOnly: true, Log: logr.Discard(),
+	}))
 }
 
 // asStore returns nil with an error: a nil *kopia.Store in an interface is not nil.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/spf13/cobra"
@@ -17,8 +18,9 @@ import (
 const shownDamage = 10
 
 type verifyOptions struct {
-	repo     repoFlags
-	snapshot string
+	repo      repoFlags
+	snapshots []string
+	json      bool
 }
 
 func newVerifyCommand() *cobra.Command {
@@ -33,7 +35,8 @@ was written.`,
 		RunE: interruptible(func(ctx context.Context, cmd *cobra.Command, _ []string) error { return o.run(ctx, cmd) }),
 	}
 	o.repo.addReading(cmd)
-	cmd.Flags().StringVar(&o.snapshot, "snapshot", "", "`ID` of the image")
+	cmd.Flags().StringSliceVar(&o.snapshots, "snapshot", nil, "`ID` of the image; several are possible")
+	cmd.Flags().BoolVar(&o.json, "json", false, "print an object for each image, one a line")
 	cmd.Flags().String("volume", "", "`NAMESPACE/PVC` whose images are read; the default is all images")
 	cmd.MarkFlagsMutuallyExclusive("snapshot", "volume")
 	return cmd
@@ -44,7 +47,7 @@ func (o *verifyOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if cmd.Flags().Changed("snapshot") && o.snapshot == "" {
+	if cmd.Flags().Changed("snapshot") && (len(o.snapshots) == 0 || slices.Contains(o.snapshots, "")) {
 		return errors.New("verify: --snapshot is empty")
 	}
 	return o.repo.use(ctx, func(store repository.Store) error {
@@ -54,7 +57,11 @@ func (o *verifyOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		}
 		bad := 0
 		for _, id := range ids {
-			whole, err := verifyImage(ctx, store, id, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			var shown printer = &textPrinter{out: cmd.OutOrStdout(), id: id}
+			if o.json {
+				shown = &jsonPrinter{out: cmd.OutOrStdout(), result: Verification{SnapshotID: id}}
+			}
+			whole, err := verifyImage(ctx, store, id, shown, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -72,14 +79,19 @@ func (o *verifyOptions) run(ctx context.Context, cmd *cobra.Command) error {
 // images returns the images to read. An image that is asked for by its ID must exist: a
 // missing one is an error, not damage.
 func (o *verifyOptions) images(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.SnapshotID, error) {
-	if o.snapshot == "" {
+	if len(o.snapshots) == 0 {
 		return imagesOf(ctx, store, volume)
 	}
-	id := repository.SnapshotID(o.snapshot)
-	if _, err := store.Get(ctx, id); err != nil {
-		return nil, fmt.Errorf("verify: %w", err)
+	ids := make([]repository.SnapshotID, 0, len(o.snapshots))
+	for _, text := range o.snapshots {
+		id := repository.SnapshotID(text)
+		// With --json, an image that is not there is damage of a backup that names it.
+		if _, err := store.Get(ctx, id); err != nil && !o.json {
+			return nil, fmt.Errorf("verify: %w", err)
+		}
+		ids = append(ids, id)
 	}
-	return []repository.SnapshotID{id}, nil
+	return ids, nil
 }
 
 // imagesOf returns the images of a volume, or all images. It is an error if there are none.
@@ -102,33 +114,24 @@ func imagesOf(ctx context.Context, store repository.Store, volume repository.Vol
 
 // verifyImage prints what it finds, and reports whether the image is whole. Errors come from
 // the context or from printing.
-func verifyImage(ctx context.Context, store repository.Store, id repository.SnapshotID, out, messages io.Writer) (bool, error) {
+func verifyImage(ctx context.Context, store repository.Store, id repository.SnapshotID, shown printer, messages io.Writer) (bool, error) {
 	image, err := store.OpenReader(ctx, id)
 	if err != nil {
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
-		_, err := fmt.Fprintf(out, "%s  damaged: %s\n", id, OneLine(err))
-		return false, err
+		return false, shown.unreadable(err)
 	}
 	defer image.Close() //nolint:errcheck // it was only read
-	v := verification{image: image, shown: func(d damage) error {
-		_, err := fmt.Fprintf(out, "%s  damaged in %s: %s\n", id, d.Extent, OneLine(d.cause))
-		return err
-	}}
+	v := verification{image: image, shown: shown.damaged}
 	size := image.Meta().Size
 	stop := startMeter(messages, "verify "+string(id), v.done.Load, func() int64 { return size })
 	err = v.run(ctx)
 	stop()
-	switch {
-	case err != nil:
-		return false, err
-	case v.ranges > 0:
-		_, err = fmt.Fprintf(out, "%s  damaged: %s of %s cannot be read, in %d ranges\n", id, formatBytes(v.bytes), formatBytes(size), v.ranges)
+	if err != nil {
 		return false, err
 	}
-	_, err = fmt.Fprintf(out, "%s  ok, %s\n", id, formatBytes(size))
-	return true, err
+	return v.ranges == 0, shown.end(size, v.bytes, v.ranges)
 }
 
 // damage is a range that cannot be read, with the cause.

@@ -26,7 +26,7 @@ type inventory struct {
 
 	live *config.Live
 
-	operations, oldest, completed, retained, configured *prometheus.Desc
+	operations, oldest, completed, verified, damaged, retained, configured *prometheus.Desc
 }
 
 // scrapeTimeout bounds a scrape. The cache answers at once.
@@ -41,6 +41,10 @@ func newInventory(reader client.Reader, namespace string, leads <-chan struct{},
 			"Age of the oldest operation that has not ended, by kind and phase.", []string{"operation", "phase"}, nil),
 		completed: prometheus.NewDesc("blockmover_volume_last_backup_timestamp_seconds",
 			"When the newest complete backup of a volume was asked for, as Unix time.", []string{"volume_namespace", "volume"}, nil),
+		verified: prometheus.NewDesc("blockmover_volume_last_verified_timestamp_seconds",
+			"When an image of a volume was last read completely, as Unix time.", []string{"volume_namespace", "volume"}, nil),
+		damaged: prometheus.NewDesc("blockmover_damaged_images",
+			"Images that cannot be restored completely, as their newest verification has found.", nil, nil),
 		retained: prometheus.NewDesc("blockmover_retained_snapshots",
 			"Storage snapshots that are retained for a backup, by driver.", []string{"driver"}, nil),
 		configured: prometheus.NewDesc("blockmover_configuration_valid",
@@ -50,7 +54,7 @@ func newInventory(reader client.Reader, namespace string, leads <-chan struct{},
 
 // Describe implements prometheus.Collector.
 func (i *inventory) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{i.operations, i.oldest, i.completed, i.retained, i.configured} {
+	for _, d := range []*prometheus.Desc{i.operations, i.oldest, i.completed, i.verified, i.damaged, i.retained, i.configured} {
 		descs <- d
 	}
 }
@@ -101,7 +105,8 @@ func (i *inventory) collectUnderway(metrics chan<- prometheus.Metric, kind strin
 
 func (i *inventory) collectVolumes(metrics chan<- prometheus.Metric, all []*operation.View) {
 	type volume struct{ namespace, name string }
-	newest, retained := map[volume]time.Time{}, map[string]int{}
+	newest, verified, retained := map[volume]time.Time{}, map[volume]time.Time{}, map[string]int{}
+	damaged := 0
 	for _, op := range all {
 		if op.Status.Phase != phase.Completed {
 			continue
@@ -109,6 +114,13 @@ func (i *inventory) collectVolumes(metrics chan<- prometheus.Metric, all []*oper
 		v := volume{op.Upload.Spec.SourceNamespace, op.Upload.Spec.SourcePVC}
 		if op.Created.After(newest[v]) {
 			newest[v] = op.Created
+		}
+		switch found, err := op.VerifiedOf(); {
+		case err != nil || found == nil:
+		case !found.OK:
+			damaged++
+		case found.At.After(verified[v]):
+			verified[v] = found.At
 		}
 		var base rehome.Retained
 		if op.Status.Retained != "" && json.Unmarshal([]byte(op.Status.Retained), &base) == nil {
@@ -118,6 +130,10 @@ func (i *inventory) collectVolumes(metrics chan<- prometheus.Metric, all []*oper
 	for v, at := range newest {
 		metrics <- prometheus.MustNewConstMetric(i.completed, prometheus.GaugeValue, float64(at.Unix()), v.namespace, v.name)
 	}
+	for v, at := range verified {
+		metrics <- prometheus.MustNewConstMetric(i.verified, prometheus.GaugeValue, float64(at.Unix()), v.namespace, v.name)
+	}
+	metrics <- prometheus.MustNewConstMetric(i.damaged, prometheus.GaugeValue, float64(damaged))
 	for driver, n := range retained {
 		metrics <- prometheus.MustNewConstMetric(i.retained, prometheus.GaugeValue, float64(n), driver)
 	}

@@ -6,8 +6,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/blockmover/blockmover/internal/chain"
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/repository"
 )
 
 // metrics count operations as they end.
@@ -60,6 +63,15 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			return nil, err
 		}
 	}
+	// A counter that first appears with 1 has not increased, as Prometheus sees it: what alerts are
+	// about is there from the start.
+	for _, kind := range []string{identity.KindDataUpload, identity.KindDataDownload} {
+		m.retries.WithLabelValues(kind)
+		for _, ended := range []phase.Phase{phase.Completed, phase.Failed, phase.Canceled} {
+			m.operations.WithLabelValues(kind, string(ended))
+		}
+	}
+	m.images.WithLabelValues(string(repository.Full), string(chain.AuditFailed))
 	return m, nil
 }
 

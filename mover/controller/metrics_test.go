@@ -82,6 +82,23 @@ func TestMonitoringUsesWhatThereIs(t *testing.T) {
 	require.NoError(t, json.Unmarshal(text, &dashboard))
 }
 
+// Without a series before it, the first failure would not be an increase, and no alert.
+func TestAlertsHaveASeries(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	_, err := newMetrics(registry)
+	require.NoError(t, err)
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	found := map[string]int{}
+	for _, f := range families {
+		found[f.GetName()] = len(f.GetMetric())
+	}
+	require.Equal(t, 6, found["blockmover_operations_total"])
+	require.Equal(t, 2, found["blockmover_retries_total"])
+	require.Equal(t, 1, found["blockmover_images_total"])
+	require.Equal(t, 1, found["blockmover_suspicious_changes_total"])
+}
+
 func TestInventory(t *testing.T) {
 	upload := func(name, pvc string, phase velerov2alpha1.DataUploadPhase, age time.Duration) *velerov2alpha1.DataUpload {
 		du := &velerov2alpha1.DataUpload{ObjectMeta: metav1.ObjectMeta{

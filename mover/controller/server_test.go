@@ -17,7 +17,7 @@ func server(name string) *appsv1.Deployment {
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: name},
 		Spec: appsv1.DeploymentSpec{Template: corev1.PodTemplateSpec{
-			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{labelWorkloadIdentity: "true", "name": "velero"}},
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"azure.workload.identity/use": "true", "name": "velero"}},
 			Spec: corev1.PodSpec{
 				Containers: []corev1.Container{{
 					Name: "velero", Command: []string{"/velero"}, Args: []string{"server"},
@@ -57,7 +57,7 @@ func TestInherited(t *testing.T) {
 		require.Equal(t, exposer.Inherited{
 			Credential: credential("velero-aws", "aws"),
 			Env:        []corev1.EnvVar{{Name: "HTTPS_PROXY", Value: "http://proxy:3128"}},
-			Labels:     map[string]string{labelWorkloadIdentity: "true"},
+			Labels:     map[string]string{"azure.workload.identity/use": "true"},
 		}, got)
 	}
 

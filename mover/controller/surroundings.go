@@ -3,10 +3,8 @@ package controller
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
-	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -59,7 +57,7 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 		return phase.Work{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
 	}
 	plan.Image, plan.Config, plan.Task = s.image, s.live.Get(), encoded
-	plan.LocationSecrets = secretsOf(location)
+	plan.LocationSecrets = exposer.SecretsOf(location)
 	if plan.Inherited, err = s.inherited(ctx); err != nil {
 		return phase.Work{}, err
 	}
@@ -73,14 +71,12 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 	return phase.Work{Detail: "the mover pod was created"}, nil
 }
 
-// secretsOf returns the Secrets that a location refers to, each once.
-func secretsOf(location *velerov1.BackupStorageLocation) []corev1.SecretKeySelector {
-	var secrets []corev1.SecretKeySelector
-	if s := location.Spec.Credential; s != nil {
-		secrets = append(secrets, *s)
+// inherited returns what mover pods take over from Velero's server, unless the configuration says
+// otherwise.
+func (s *surroundings) inherited(ctx context.Context) (exposer.Inherited, error) {
+	found, err := exposer.FindInherited(ctx, s.reader, s.namespace)
+	if credential := s.live.Get().DefaultCredential; credential != nil {
+		found.Credential = credential
 	}
-	if o := location.Spec.ObjectStorage; o != nil && o.CACertRef != nil && !slices.Contains(secrets, *o.CACertRef) {
-		secrets = append(secrets, *o.CACertRef)
-	}
-	return secrets
+	return found, err
 }

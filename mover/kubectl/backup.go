@@ -162,7 +162,7 @@ var ended = []velerov1.BackupPhase{
 
 // wait shows a backup until it has ended. It fails unless the backup is complete.
 func (s *session) wait(ctx context.Context, name string) error {
-	v := &viewer{session: s, format: "table", filter: name, all: true}
+	v := &viewer{session: s, format: "table", filter: name, all: true, bars: true}
 	said := map[string]string{}
 	last := velerov1.BackupPhase("")
 	for {
@@ -174,15 +174,22 @@ func (s *session) wait(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		if phase := backup.Status.Phase; phase != last {
-			last = phase
-			if _, err := fmt.Fprintln(s.Streams.Out, v.at.UTC().Format(time.RFC3339), "Backup", name+":", or(string(phase))); err != nil {
+		title := fmt.Sprintf("Backup %s: %s", name, or(string(backup.Status.Phase)))
+		switch {
+		case v.live():
+			err = v.draw(title+"\n", found)
+		case backup.Status.Phase != last:
+			if _, err = fmt.Fprintln(s.Streams.Out, v.at.UTC().Format(time.RFC3339), title); err != nil {
 				return err
 			}
+			fallthrough
+		default:
+			err = v.lines(found, said)
 		}
-		if err := v.lines(found, said); err != nil {
+		if err != nil {
 			return err
 		}
+		last = backup.Status.Phase
 		if slices.Contains(ended, last) {
 			break
 		}

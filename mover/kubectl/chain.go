@@ -43,6 +43,8 @@ type Image struct {
 	// read are zero.
 	IncompressibleBytes int64 `json:"incompressibleBytes"`
 	ZeroBytes           int64 `json:"zeroBytes"`
+	// Verified is when the image was read completely, if it was.
+	Verified *operation.Verified `json:"verified,omitempty"`
 	// Suspicion says why the increment is not like those before it.
 	Suspicion string `json:"suspicion,omitempty"`
 	Seconds   int64  `json:"seconds"`
@@ -133,6 +135,9 @@ func imageOf(u *operation.View) Image {
 	if !u.Status.Completed.IsZero() && !u.Status.Started.IsZero() {
 		i.Seconds = int64(u.Status.Completed.Sub(u.Status.Started).Seconds())
 	}
+	if v, err := u.VerifiedOf(); err == nil {
+		i.Verified = v
+	}
 	var base rehome.Retained
 	if u.Status.Retained != "" && json.Unmarshal([]byte(u.Status.Retained), &base) == nil {
 		i.Base = base.SnapshotHandle
@@ -169,6 +174,7 @@ var chainColumns = []column{
 	{"METADATA", true},
 	{"TIME", false},
 	{"BASE", false},
+	{"VERIFIED", false},
 	{"LOCATION", true},
 	{"REPO SNAPSHOT", true},
 	{"DETAIL", true},
@@ -193,6 +199,16 @@ func (i Image) row() []any {
 	return []any{
 		or(i.Backup), i.Created.UTC().Format(time.RFC3339), or(kind), or(i.Parent), or(strings.Join(reasons, ",")),
 		size(i.LogicalBytes), size(i.ReadBytes), size(i.UploadedBytes), size(i.MetadataBytes),
-		lasting(time.Duration(i.Seconds) * time.Second), base, or(i.Location), or(i.RepoSnapshot), or(detail),
+		lasting(time.Duration(i.Seconds) * time.Second), base, i.verified(), or(i.Location), or(i.RepoSnapshot), or(detail),
 	}
+}
+
+func (i Image) verified() string {
+	switch {
+	case i.Verified == nil:
+		return "never"
+	case !i.Verified.OK:
+		return "DAMAGED"
+	}
+	return i.Verified.At.UTC().Format(time.DateOnly)
 }

@@ -42,7 +42,7 @@ func (s *session) checkKinds(ctx context.Context) ([]Finding, error) {
 		f := Finding{Object: name, Verdict: Fine, What: version + " is served"}
 		switch {
 		case apierrors.IsNotFound(err):
-			f.Verdict, f.What, f.Do = Broken, "there is no such kind", "install Velero 1.14 or newer"
+			f.Verdict, f.What, f.Do = Broken, "there is no such kind", "install Velero 1.18 or newer"
 		case err != nil:
 			return found, err
 		case !slices.ContainsFunc(crd.Spec.Versions, func(v apiextensionsv1.CustomResourceDefinitionVersion) bool { return v.Name == version && v.Served }):

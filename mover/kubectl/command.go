@@ -3,6 +3,7 @@ package kubectl
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -42,7 +43,7 @@ func NewCommand() *cobra.Command {
 	}
 	s.config.AddFlags(cmd.PersistentFlags())
 	cmd.PersistentFlags().Lookup("namespace").Usage = "namespace of Velero; the default is $VELERO_NAMESPACE, or else " + defaultNamespace
-	cmd.AddCommand(newStatusCommand(s), newChainCommand(s), newBasesCommand(s), newCancelCommand(s), newBackupCommand(s), newScheduleCommand(s), newDoctorCommand(s))
+	cmd.AddCommand(newStatusCommand(s), newChainCommand(s), newBasesCommand(s), newCancelCommand(s), newBackupCommand(s), newScheduleCommand(s), newVerifyCommand(s), newDoctorCommand(s))
 	return cmd
 }
 
@@ -52,6 +53,8 @@ type session struct {
 	Streams genericiooptions.IOStreams
 	// Client is made from the flags if a test has not set it.
 	Client client.Client
+	// podLogs reads the log of a pod. If a test has not set it, it is the API server that does.
+	podLogs func(ctx context.Context, pod string) (io.ReadCloser, error)
 }
 
 // namespace is that of Velero.

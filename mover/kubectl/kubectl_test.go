@@ -280,6 +280,29 @@ func TestParseCreate(t *testing.T) {
 	}
 }
 
+func TestBar(t *testing.T) {
+	for percent, want := range map[int]string{-5: "[--------------------]", 0: "[--------------------]", 52: "[##########----------]", 100: "[####################]", 120: "[####################]"} {
+		require.Equal(t, want, bar(percent))
+	}
+}
+
+// --wait ends with the backup, and fails unless it is complete.
+func TestWait(t *testing.T) {
+	for phase, want := range map[velerov1.BackupPhase]string{velerov1.BackupPhaseCompleted: "", velerov1.BackupPhasePartiallyFailed: "Backup b is PartiallyFailed: see `velero backup describe b --details`"} {
+		c := newCall(t, &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "b"}, Status: velerov1.BackupStatus{Phase: phase}},
+			upload("u1", "b", velerov2alpha1.DataUploadPhaseCompleted, time.Hour))
+		err := c.wait(t.Context(), "b")
+		if want == "" {
+			require.NoError(t, err)
+		} else {
+			require.EqualError(t, err, want)
+		}
+		require.Contains(t, c.out.String(), "Backup b: "+string(phase))
+		require.Contains(t, c.out.String(), "Upload of shop/data for b: Completed")
+	}
+	require.ErrorContains(t, newCall(t).wait(t.Context(), "gone"), "get Backup gone")
+}
+
 func TestTagOf(t *testing.T) {
 	for image, want := range map[string]string{
 		"blockmover:v1": "v1", "host:5000/a/blockmover": "latest", "host:5000/a/blockmover:v2": "v2", "blockmover@sha256:12": "12",

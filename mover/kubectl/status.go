@@ -81,6 +81,8 @@ type viewer struct {
 	format output
 	filter string
 	all    bool
+	// bars draws how much is done.
+	bars bool
 	// before is what was seen last, by name, and at is when.
 	before map[string]Operation
 	at     time.Time
@@ -172,10 +174,13 @@ var statusColumns = []column{
 	{"MESSAGE", false},
 }
 
-func (o Operation) row(now time.Time) []any {
+func (o Operation) row(now time.Time, bars bool) []any {
 	done, rate := unknown, unknown
 	if o.BytesTotal > 0 {
-		done = fmt.Sprintf("%d%%", 100*o.BytesDone/o.BytesTotal)
+		percent := int(100 * o.BytesDone / o.BytesTotal)
+		if done = fmt.Sprintf("%d%%", percent); bars {
+			done = bar(percent) + " " + done
+		}
 	}
 	if o.BytesPerSecond > 0 {
 		rate = size(o.BytesPerSecond) + "/s"
@@ -190,10 +195,17 @@ func (o Operation) row(now time.Time) []any {
 	}
 }
 
+// bar draws a part of a hundred.
+func bar(percent int) string {
+	const width = 20
+	filled := min(max(percent, 0), 100) * width / 100
+	return "[" + strings.Repeat("#", filled) + strings.Repeat("-", width-filled) + "]"
+}
+
 func (v *viewer) print(w io.Writer, found []Operation) error {
 	rows := make([][]any, 0, len(found))
 	for _, o := range found {
-		rows = append(rows, o.row(v.at))
+		rows = append(rows, o.row(v.at, v.bars))
 	}
 	return v.format.print(w, found, statusColumns, rows)
 }
@@ -216,8 +228,6 @@ func (v *viewer) follow(ctx context.Context, every time.Duration) error {
 	if every <= 0 {
 		return fmt.Errorf("interval is %s, want more than 0", every)
 	}
-	file, ok := v.Streams.Out.(interface{ Fd() uintptr })
-	live := ok && term.IsTerminal(int(file.Fd()))
 	said := map[string]string{}
 	for {
 		found, err := v.look(ctx)
@@ -225,12 +235,8 @@ func (v *viewer) follow(ctx context.Context, every time.Duration) error {
 		case err != nil && ctx.Err() == nil: // Ctrl-C is how it ends
 			return err
 		case err != nil:
-		case live:
-			// Home, and clear to the end of the screen.
-			if _, err := fmt.Fprint(v.Streams.Out, "\x1b[H\x1b[J"); err != nil {
-				return err
-			}
-			if err := v.print(v.Streams.Out, found); err != nil {
+		case v.live():
+			if err := v.draw("", found); err != nil {
 				return err
 			}
 		default:
@@ -244,6 +250,21 @@ func (v *viewer) follow(ctx context.Context, every time.Duration) error {
 		case <-time.After(every):
 		}
 	}
+}
+
+// live reports whether somebody looks at a terminal.
+func (v *viewer) live() bool {
+	file, ok := v.Streams.Out.(interface{ Fd() uintptr })
+	return ok && term.IsTerminal(int(file.Fd()))
+}
+
+// draw draws the view again on a terminal, below a title.
+func (v *viewer) draw(title string, found []Operation) error {
+	// Home, and clear to the end of the screen.
+	if _, err := fmt.Fprint(v.Streams.Out, "\x1b[H\x1b[J", title); err != nil {
+		return err
+	}
+	return v.print(v.Streams.Out, found)
 }
 
 // lines prints those that have changed since they were printed last.

@@ -111,7 +111,7 @@ func (o *options) work(ctx context.Context, cancel context.CancelCauseFunc, log 
 		return task.Report{}, fault.Mark(err)
 	}
 	log = log.WithValues("namespace", request.Namespace, "name", request.Name, "volume", request.Volume.String())
-	c, err := newClient()
+	c, err := NewClient()
 	if err != nil {
 		return task.Report{}, err
 	}

@@ -112,9 +112,9 @@ func (p *pod) Source() (cbt.Source, error) {
 	return source, nil
 }
 
-// newClient returns a client for the few objects that a worker reads. It has no
+// NewClient returns a client for the few objects that a worker reads. It has no
 // cache, because a worker lists and watches nothing.
-func newClient() (client.Client, error) {
+func NewClient() (client.Client, error) {
 	rest, err := config.GetConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find Kubernetes API: %w", err)

@@ -120,9 +120,11 @@ func lockFile(ctx context.Context, path string, report func(string, ...any)) (fu
 	}
 }
 
-// debs are the Debian packages with the container runtime, the test image and QEMU's storage daemon.
-// They are unpacked into the cache and not installed.
-var debs = []string{"containerd", "runc", "libseccomp2", "busybox-static", "containernetworking-plugins", "e2fsck-static", "qemu-system-common"}
+// debs are the Debian packages with the container runtime, the test image, QEMU's storage daemon and
+// promtool. They are unpacked into the cache and not installed.
+var debs = []string{
+	"containerd", "runc", "libseccomp2", "busybox-static", "containernetworking-plugins", "e2fsck-static", "qemu-system-common", "prometheus",
+}
 
 func (c *Cache) runtimePackages(ctx context.Context) error {
 	stamp := strings.Join(debs, " ")

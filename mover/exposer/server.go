@@ -1,4 +1,4 @@
-package controller
+package exposer
 
 import (
 	"cmp"
@@ -7,11 +7,10 @@ import (
 	"slices"
 	"strings"
 
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/blockmover/blockmover/mover/exposer"
 )
 
 const (
@@ -26,27 +25,22 @@ const (
 	labelWorkloadIdentity = "azure.workload.identity/use"
 )
 
-// inherited returns what mover pods take over from Velero's server, so that they reach the
+// FindInherited returns what mover pods take over from Velero's server, so that they reach the
 // object store as it does: the default credential, proxies and other variables. There may be
 // no server, for example while it is being installed again.
-func (s *surroundings) inherited(ctx context.Context) (exposer.Inherited, error) {
+func FindInherited(ctx context.Context, reader client.Reader, namespace string) (Inherited, error) {
 	list := &appsv1.DeploymentList{}
-	if err := s.reader.List(ctx, list, client.InNamespace(s.namespace)); err != nil {
-		return exposer.Inherited{}, fmt.Errorf("list Deployments of namespace %s: %w", s.namespace, err)
+	if err := reader.List(ctx, list, client.InNamespace(namespace)); err != nil {
+		return Inherited{}, fmt.Errorf("list Deployments of namespace %s: %w", namespace, err)
 	}
 	slices.SortStableFunc(list.Items, func(a, b appsv1.Deployment) int { return cmp.Compare(rankServer(&a), rankServer(&b)) })
-	var found exposer.Inherited
 	for i := range list.Items {
 		template := &list.Items[i].Spec.Template
 		if c := serverContainer(&template.Spec); c != nil {
-			found = inheritedFrom(template, c)
-			break
+			return inheritedFrom(template, c), nil
 		}
 	}
-	if s.live.Get().DefaultCredential != nil {
-		found.Credential = s.live.Get().DefaultCredential
-	}
-	return found, nil
+	return Inherited{}, nil
 }
 
 func rankServer(d *appsv1.Deployment) int {
@@ -67,8 +61,8 @@ func serverContainer(spec *corev1.PodSpec) *corev1.Container {
 	return nil
 }
 
-func inheritedFrom(template *corev1.PodTemplateSpec, c *corev1.Container) exposer.Inherited {
-	found := exposer.Inherited{Credential: credentialOf(&template.Spec, c), EnvFrom: c.EnvFrom, Labels: map[string]string{}}
+func inheritedFrom(template *corev1.PodTemplateSpec, c *corev1.Container) Inherited {
+	found := Inherited{Credential: credentialOf(&template.Spec, c), EnvFrom: c.EnvFrom, Labels: map[string]string{}}
 	if value, ok := template.Labels[labelWorkloadIdentity]; ok {
 		found.Labels[labelWorkloadIdentity] = value
 	}
@@ -101,4 +95,16 @@ func credentialOf(spec *corev1.PodSpec, c *corev1.Container) *corev1.SecretKeySe
 		}
 	}
 	return &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: spec.Volumes[volume].Secret.SecretName}, Key: key}
+}
+
+// SecretsOf returns the Secrets that a location refers to, each once.
+func SecretsOf(location *velerov1.BackupStorageLocation) []corev1.SecretKeySelector {
+	var secrets []corev1.SecretKeySelector
+	if s := location.Spec.Credential; s != nil {
+		secrets = append(secrets, *s)
+	}
+	if o := location.Spec.ObjectStorage; o != nil && o.CACertRef != nil && !slices.Contains(secrets, *o.CACertRef) {
+		secrets = append(secrets, *o.CACertRef)
+	}
+	return secrets
 }

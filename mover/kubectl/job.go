@@ -1,0 +1,197 @@
+package kubectl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/mover/exposer"
+)
+
+// jobPoll is how often a Job is looked at.
+const jobPoll = time.Second
+
+// runJob runs a local command in a pod that reaches the repository as a mover pod does, and gives its
+// log to read. The Job is deleted in the end. If it cannot be, it goes by itself.
+func (s *session) runJob(ctx context.Context, location string, args []string, read func(io.Reader) error) error {
+	job, err := s.planJob(ctx, location, args)
+	if err != nil {
+		return err
+	}
+	if err := s.Client.Create(ctx, job); err != nil {
+		return fmt.Errorf("create Job: %w", err)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if err := client.IgnoreNotFound(s.Client.Delete(ctx, job, client.PropagationPolicy(metav1.DeletePropagationBackground))); err != nil {
+			_, _ = fmt.Fprintf(s.Streams.ErrOut, "cannot delete Job %s, it goes in ten minutes: %v\n", job.Name, err)
+		}
+	}()
+	pod, err := s.awaitPod(ctx, job)
+	if err != nil {
+		return err
+	}
+	log, err := s.logs(ctx, pod.Name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	if err := read(log); err != nil {
+		return fmt.Errorf("read log of pod %s: %w", pod.Name, err)
+	}
+	return s.awaitEnd(ctx, job, pod.Name)
+}
+
+func (s *session) planJob(ctx context.Context, locationName string, args []string) (*batchv1.Job, error) {
+	settings, err := s.settings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	location := &velerov1.BackupStorageLocation{}
+	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: s.namespace(), Name: locationName}, location); err != nil {
+		return nil, fmt.Errorf("get BackupStorageLocation: %w", err)
+	}
+	manager := &appsv1.Deployment{}
+	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: s.namespace(), Name: managerName}, manager); err != nil {
+		return nil, fmt.Errorf("find the image of the mover: %w", err)
+	}
+	inherited, err := exposer.FindInherited(ctx, s.Client, s.namespace())
+	if err != nil {
+		return nil, err
+	}
+	if settings.DefaultCredential != nil {
+		inherited.Credential = settings.DefaultCredential
+	}
+	return exposer.PodPlan{
+		Operation: identity.Operation{Namespace: s.namespace(), Name: "reader", UID: "reader"},
+		Config:    settings, Image: manager.Spec.Template.Spec.Containers[0].Image, Relabel: true,
+		LocationSecrets: exposer.SecretsOf(location), Inherited: inherited,
+	}.Reader(s.namespace(), "blockmover-verify-", args)
+}
+
+// awaitPod waits until the pod of a Job has a log.
+func (s *session) awaitPod(ctx context.Context, job *batchv1.Job) (*corev1.Pod, error) {
+	for {
+		pods := &corev1.PodList{}
+		if err := s.Client.List(ctx, pods, client.InNamespace(job.Namespace), client.MatchingLabels{batchv1.JobNameLabel: job.Name}); err != nil {
+			return nil, fmt.Errorf("list pods of Job %s: %w", job.Name, err)
+		}
+		why := "it has no pod yet"
+		if len(pods.Items) > 0 {
+			pod := &pods.Items[0]
+			if pod.Status.Phase != corev1.PodPending {
+				return pod, nil
+			}
+			why = whyPending(pod)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for Job %s: %w: %s", job.Name, ctx.Err(), why)
+		case <-time.After(jobPoll):
+		}
+	}
+}
+
+// whyPending is what the scheduler or the kubelet say of a pod that does not run.
+func whyPending(pod *corev1.Pod) string {
+	for _, c := range pod.Status.ContainerStatuses {
+		if w := c.State.Waiting; w != nil && w.Message != "" {
+			return w.Reason + ": " + w.Message
+		}
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Status == corev1.ConditionFalse && c.Message != "" {
+			return c.Message
+		}
+	}
+	return "its pod is pending"
+}
+
+// awaitEnd returns the error of a command that has failed.
+func (s *session) awaitEnd(ctx context.Context, job *batchv1.Job, podName string) error {
+	for {
+		pod := &corev1.Pod{}
+		if err := s.Client.Get(ctx, client.ObjectKey{Namespace: job.Namespace, Name: podName}, pod); err != nil {
+			return fmt.Errorf("get pod of Job %s: %w", job.Name, err)
+		}
+		switch pod.Status.Phase {
+		case corev1.PodSucceeded:
+			return nil
+		case corev1.PodFailed:
+			return fmt.Errorf("Job %s failed: %s", job.Name, s.lastWords(ctx, pod)) //nolint:staticcheck // Job is the name of a kind
+		default: // it runs
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for Job %s: %w", job.Name, ctx.Err())
+		case <-time.After(jobPoll):
+		}
+	}
+}
+
+// lastWords is the end of a pod's log, or else why it was ended.
+func (s *session) lastWords(ctx context.Context, pod *corev1.Pod) string {
+	const most = 2000
+	if log, err := s.logs(ctx, pod.Name); err == nil {
+		defer func() { _ = log.Close() }()
+		if text, err := io.ReadAll(log); err == nil && len(text) > 0 {
+			return string(text[max(0, len(text)-most):])
+		}
+	}
+	return pod.Status.Reason + " " + pod.Status.Message
+}
+
+// logs follows the log of a pod in Velero's namespace.
+func (s *session) logs(ctx context.Context, pod string) (io.ReadCloser, error) {
+	if s.podLogs != nil {
+		return s.podLogs(ctx, pod)
+	}
+	config, err := s.config.ToRESTConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find cluster: %w", err)
+	}
+	clientset, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to cluster: %w", err)
+	}
+	log, err := clientset.CoreV1().Pods(s.namespace()).GetLogs(pod, &corev1.PodLogOptions{Follow: true}).Stream(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read log of pod %s: %w", pod, err)
+	}
+	return log, nil
+}
+
+// warn makes a warning event of an object of Velero. If there is no such object, it makes none.
+func (s *session) warn(ctx context.Context, kind, name, reason, message string) error {
+	backup := &velerov1.Backup{}
+	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: s.namespace(), Name: name}, backup); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	now := metav1.Now()
+	event := &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Namespace: s.namespace(), GenerateName: "blockmover-"},
+		InvolvedObject: corev1.ObjectReference{APIVersion: velerov1.SchemeGroupVersion.String(), Kind: kind, Namespace: s.namespace(), Name: name, UID: backup.UID},
+		Source:         corev1.EventSource{Component: Name},
+		Type:           corev1.EventTypeWarning, Reason: reason, Message: message, FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}
+	if err := s.Client.Create(ctx, event); err != nil {
+		return errors.Join(errors.New("create event"), err)
+	}
+	return nil
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
