@@ -109,7 +109,8 @@ func (s *scenario) verifyEveryNight(volume string) {
 	s.Cleanup(func() {
 		ctx, cancel := cleanupContext()
 		defer cancel()
-		_, err := s.kit.Kubectl(ctx, append(velero, "delete", "cronjob/blockmover-verify", "job/"+name, "role/blockmover-verifier",
+		// The Job goes with its CronJob.
+		_, err := s.kit.Kubectl(ctx, append(velero, "delete", "cronjob/blockmover-verify", "role/blockmover-verifier",
 			"rolebinding/blockmover-verifier", "serviceaccount/blockmover-verifier")...)
 		require.NoError(s, err)
 	})
