@@ -232,7 +232,7 @@ func (o *backupOptions) check(named bool) (repository.VolumeKey, error) {
 	case named && !operationPattern.MatchString(o.operation):
 		return repository.VolumeKey{}, fmt.Errorf("--operation %q: want up to 128 letters, digits, or any of . _ : - after the first", o.operation)
 	}
-	return parseVolume(o.volume)
+	return ParseVolume(o.volume)
 }
 
 // source reads the lists of ranges of a device of size bytes.

@@ -41,7 +41,7 @@ func newListCommand() *cobra.Command {
 // volumeOrAll reads the flag "volume". Without it, the result is no volume, which means all.
 func volumeOrAll(flags *pflag.FlagSet) (repository.VolumeKey, error) {
 	if f := flags.Lookup("volume"); f.Changed {
-		return parseVolume(f.Value.String())
+		return ParseVolume(f.Value.String())
 	}
 	return repository.VolumeKey{}, nil
 }

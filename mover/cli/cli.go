@@ -141,7 +141,7 @@ func (r *repoFlags) password() (string, error) {
 // use opens the repository while work runs.
 func (r *repoFlags) use(ctx context.Context, work func(repository.Store) error) error {
 	password, err := r.password()
-	if err != nil && !strings.HasPrefix(r.dir, "velero://") {
+	if err != nil && !strings.HasPrefix(r.dir, inCluster) {
 		return err
 	}
 	store, err := r.open(ctx, password)
@@ -159,7 +159,7 @@ func (r *repoFlags) open(ctx context.Context, password string) (repository.Store
 		}
 		return asStore(kopia.OpenFilesystem(ctx, dir, password))
 	}
-	if name, ok := strings.CutPrefix(r.dir, "velero://"); ok {
+	if name, ok := strings.CutPrefix(r.dir, inCluster); ok {
 		return openInCluster(ctx, name)
 	}
 	location, err := kopia.ParseLocation(r.dir)
@@ -169,22 +169,25 @@ func (r *repoFlags) open(ctx context.Context, password string) (repository.Store
 	return asStore(kopia.OpenLocation(ctx, location, r.credentials, password, logr.Discard()))
 }
 
-// credentialsPath is where a mover pod has the Secrets of the repository.
-const credentialsPath = "/credentials"
+// inCluster is the scheme of the address of a BackupRepository.
+const inCluster = "velero://"
 
-// openInCluster opens the repository of a BackupRepository from a pod that has its Secrets, as a
-// mover pod has. name is NAMESPACE/NAME.
+// AddressOf returns the address of the repository of a BackupRepository, for --repo in a pod that has its
+// Secrets, as a mover pod has.
+func AddressOf(namespace, name string) string { return inCluster + namespace + "/" + name }
+
+// openInCluster opens the repository of a BackupRepository. name is NAMESPACE/NAME.
 func openInCluster(ctx context.Context, name string) (repository.Store, error) {
 	namespace, name, ok := strings.Cut(name, "/")
 	if !ok || namespace == "" || name == "" {
-		return nil, errors.New("the repository is not velero://NAMESPACE/BACKUPREPOSITORY")
+		return nil, errors.New("the repository is not " + AddressOf("NAMESPACE", "BACKUPREPOSITORY"))
 	}
 	c, err := worker.NewClient()
 	if err != nil {
 		return nil, err
 	}
 	return asStore(kopia.OpenVelero(ctx, c, kopia.VeleroOptions{
-		Namespace: namespace, BackupRepository: name, CredentialsDir: credentialsPath, ReadOnly: true, Log: logr.Discard(),
+		Namespace: namespace, BackupRepository: name, CredentialsDir: worker.CredentialsPath, ReadOnly: true, Log: logr.Discard(),
 	}))
 }
 
@@ -214,8 +217,8 @@ func (r *repoFlags) directory() (string, error) {
 	return dir, nil
 }
 
-// parseVolume reads NAMESPACE/PVC.
-func parseVolume(text string) (repository.VolumeKey, error) {
+// ParseVolume reads NAMESPACE/PVC.
+func ParseVolume(text string) (repository.VolumeKey, error) {
 	namespace, pvc, ok := strings.Cut(text, "/")
 	if !ok || path.Clean("/"+text) != "/"+text || strings.Count(text, "/") != 1 || namespace == "" || pvc == "" {
 		return repository.VolumeKey{}, fmt.Errorf("volume %q is not NAMESPACE/PVC", text)

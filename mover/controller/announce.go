@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -81,7 +80,7 @@ func (e *engine) announceEnd(op *operation.View, t phase.Transition) {
 // eventOfOwner makes a warning of the Backup or Restore about the volume of an operation.
 func (e *engine) eventOfOwner(op *operation.View, reason, note string) {
 	if owner := velerosObject(op.Object()); owner != nil {
-		e.recorder.Eventf(owner, op.Object(), corev1.EventTypeWarning, reason, op.Kind, "%s", shorten("PVC "+claimOf(op).String()+": "+note))
+		e.recorder.Eventf(owner, op.Object(), corev1.EventTypeWarning, reason, op.Kind, "%s", shorten("PVC "+op.Claim().String()+": "+note))
 	}
 }
 
@@ -98,14 +97,6 @@ func detours(op *operation.View) []string {
 		}
 	}
 	return reasons
-}
-
-// claimOf returns the PVC that is backed up or restored.
-func claimOf(op *operation.View) types.NamespacedName {
-	if op.Upload != nil {
-		return types.NamespacedName{Namespace: op.Upload.Spec.SourceNamespace, Name: op.Upload.Spec.SourcePVC}
-	}
-	return targetOf(op.Download)
 }
 
 // velerosObject returns a reference to the Backup or Restore of an operation, or nil.

@@ -220,10 +220,10 @@ func imagesOf(vm, location string, all []*operation.View) map[string]vmbackup.Im
 	for _, op := range all {
 		du := op.Upload
 		if du.Spec.DataMoverConfig[identity.ConfigVMUID] != vm || du.Spec.BackupStorageLocation != location ||
-			op.Status.Phase != phase.Completed || du.Status.DataMoverResult == nil {
+			op.Status.Phase != phase.Completed || op.Result() == nil {
 			continue
 		}
-		result := *du.Status.DataMoverResult
+		result := op.Result()
 		image := images[claimUID(du)]
 		image.Checkpoint = result[resultCheckpoint]
 		if result["kind"] == string(repository.Full) {
@@ -323,7 +323,7 @@ func (d *disks) complete(ctx context.Context, op *operation.View, report task.Re
 	if err := d.uploads.complete(ctx, op, report); err != nil {
 		return err
 	}
-	result := *op.Upload.Status.DataMoverResult
+	result := op.Result()
 	result[identity.ConfigVM] = op.Upload.Spec.DataMoverConfig[identity.ConfigVM]
 	state, err := filesOf(op)
 	if err != nil {

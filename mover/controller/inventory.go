@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -122,8 +121,7 @@ func (i *inventory) collectVolumes(metrics chan<- prometheus.Metric, all []*oper
 		case found.At.After(verified[v]):
 			verified[v] = found.At
 		}
-		var base rehome.Retained
-		if op.Status.Retained != "" && json.Unmarshal([]byte(op.Status.Retained), &base) == nil {
+		if base := rehome.ParseRetained(op.Status.Retained); base != nil {
 			retained[base.Driver]++
 		}
 	}

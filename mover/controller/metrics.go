@@ -84,10 +84,10 @@ func (m *metrics) count(op *operation.View) {
 		return
 	}
 	m.bytes.WithLabelValues(op.Kind, "moved").Add(float64(op.Status.BytesDone))
-	if op.Upload == nil || op.Upload.Status.DataMoverResult == nil {
+	result := op.Result()
+	if result == nil {
 		return
 	}
-	result := *op.Upload.Status.DataMoverResult
 	m.images.WithLabelValues(result["kind"], result["reason"]).Inc()
 	for reason := range strings.FieldsFuncSeq(result["reasons"], func(r rune) bool { return r == ',' }) {
 		m.fallbacks.WithLabelValues(reason).Inc()

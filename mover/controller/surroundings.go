@@ -71,12 +71,6 @@ func (s *surroundings) createPod(ctx context.Context, plan exposer.PodPlan, requ
 	return phase.Work{Detail: "the mover pod was created"}, nil
 }
 
-// inherited returns what mover pods take over from Velero's server, unless the configuration says
-// otherwise.
 func (s *surroundings) inherited(ctx context.Context) (exposer.Inherited, error) {
-	found, err := exposer.FindInherited(ctx, s.reader, s.namespace)
-	if credential := s.live.Get().DefaultCredential; credential != nil {
-		found.Credential = credential
-	}
-	return found, err
+	return exposer.FindInherited(ctx, s.reader, s.namespace, s.live.Get())
 }

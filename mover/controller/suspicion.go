@@ -3,7 +3,6 @@ package controller
 import (
 	"context"
 	"slices"
-	"strconv"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -29,7 +28,7 @@ func (u *uploads) suspect(ctx context.Context, op *operation.View) (string, erro
 		return "", err
 	}
 	all = slices.DeleteFunc(all, func(other *operation.View) bool {
-		return other.UID == op.UID || other.Status.Phase != phase.Completed || claimOf(other) != claimOf(op)
+		return other.UID == op.UID || other.Status.Phase != phase.Completed || other.Claim() != op.Claim()
 	})
 	slices.SortFunc(all, func(a, b *operation.View) int { return a.Created.Compare(b.Created) })
 	var before []anomaly.Figures
@@ -43,23 +42,12 @@ func (u *uploads) suspect(ctx context.Context, op *operation.View) (string, erro
 
 // figuresOf returns the figures of an increment.
 func figuresOf(op *operation.View) (anomaly.Figures, bool) {
-	if op.Upload.Status.DataMoverResult == nil {
-		return anomaly.Figures{}, false
-	}
-	result := *op.Upload.Status.DataMoverResult
-	number := func(key string) int64 {
-		n, _ := strconv.ParseInt(result[key], 10, 64) // an older version did not write it
-		return n
-	}
+	result := op.Result()
 	return anomaly.Figures{
-		Size: number("volumeSize"), Changed: number("bytesRead"), New: number("bytesUploaded"), Incompressible: number("incompressibleBytes"),
+		Size: result.Number("volumeSize"), Changed: result.Number("bytesRead"),
+		New: result.Number("bytesUploaded"), Incompressible: result.Number("incompressibleBytes"),
 	}, result["kind"] == string(repository.Incremental)
 }
 
 // suspicionOf says why an upload that has ended is suspicious, or returns "".
-func suspicionOf(op *operation.View) string {
-	if op.Upload == nil || op.Upload.Status.DataMoverResult == nil {
-		return ""
-	}
-	return (*op.Upload.Status.DataMoverResult)[resultSuspicion]
-}
+func suspicionOf(op *operation.View) string { return op.Result()[resultSuspicion] }

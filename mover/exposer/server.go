@@ -11,6 +11,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/blockmover/blockmover/internal/config"
 )
 
 const (
@@ -27,8 +29,9 @@ const (
 
 // FindInherited returns what mover pods take over from Velero's server, so that they reach the
 // object store as it does: the default credential, proxies and other variables. There may be
-// no server, for example while it is being installed again.
-func FindInherited(ctx context.Context, reader client.Reader, namespace string) (Inherited, error) {
+// no server, for example while it is being installed again. The configuration may name another
+// credential.
+func FindInherited(ctx context.Context, reader client.Reader, namespace string, settings config.Config) (found Inherited, err error) {
 	list := &appsv1.DeploymentList{}
 	if err := reader.List(ctx, list, client.InNamespace(namespace)); err != nil {
 		return Inherited{}, fmt.Errorf("list Deployments of namespace %s: %w", namespace, err)
@@ -37,10 +40,14 @@ func FindInherited(ctx context.Context, reader client.Reader, namespace string) 
 	for i := range list.Items {
 		template := &list.Items[i].Spec.Template
 		if c := serverContainer(&template.Spec); c != nil {
-			return inheritedFrom(template, c), nil
+			found = inheritedFrom(template, c)
+			break
 		}
 	}
-	return Inherited{}, nil
+	if settings.DefaultCredential != nil {
+		found.Credential = settings.DefaultCredential
+	}
+	return found, nil
 }
 
 func rankServer(d *appsv1.Deployment) int {

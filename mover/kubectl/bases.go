@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -12,8 +11,10 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 )
 
@@ -63,29 +64,22 @@ func (s *session) bases(ctx context.Context) ([]Base, error) {
 	slices.SortFunc(retained, func(a, b rehome.Retained) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.PVC, b.PVC), a.SnapshotTime.Compare(b.SnapshotTime))
 	})
+	contents := &snapshotv1.VolumeSnapshotContentList{}
+	err = errors.Join(err, s.Client.List(ctx, contents, client.HasLabels{identity.LabelRetained}))
+	statuses := map[string]*snapshotv1.VolumeSnapshotContentStatus{}
+	for i := range contents.Items {
+		statuses[contents.Items[i].Name] = contents.Items[i].Status
+	}
 	found := make([]Base, 0, len(retained))
 	for n, r := range retained {
 		b := Base{Retained: r}
 		b.Newest = n+1 == len(retained) || retained[n+1].Namespace != r.Namespace || retained[n+1].PVC != r.PVC
-		content := &snapshotv1.VolumeSnapshotContent{}
-		if getErr := s.Client.Get(ctx, client.ObjectKey{Name: r.Name}, content); getErr != nil {
-			err = errors.Join(err, fmt.Errorf("get VolumeSnapshotContent %s: %w", r.Name, getErr))
-		}
-		if content.Status != nil {
-			b.Size = valueOf(content.Status.RestoreSize)
-			b.Group = valueOf(content.Status.VolumeGroupSnapshotHandle)
+		if status := statuses[r.Name]; status != nil {
+			b.Size, b.Group = ptr.Deref(status.RestoreSize, 0), ptr.Deref(status.VolumeGroupSnapshotHandle, "")
 		}
 		found = append(found, b)
 	}
 	return found, err
-}
-
-func valueOf[T any](p *T) T {
-	if p == nil {
-		var none T
-		return none
-	}
-	return *p
 }
 
 var basesColumns = []column{

@@ -2,10 +2,8 @@ package kubectl
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +15,7 @@ import (
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
+	"github.com/blockmover/blockmover/mover/cli"
 )
 
 // Image is what one backup did with a volume.
@@ -69,17 +68,16 @@ func newChainCommand(s *session) *cobra.Command {
 			if err := format.check(); err != nil {
 				return err
 			}
-			namespace, pvc, err := parseVolume(args[0])
-			if err != nil {
-				return err
+			if _, err := cli.ParseVolume(args[0]); err != nil {
+				return fmt.Errorf("volume is %q, want NAMESPACE/PVC", args[0])
 			}
 			uploads, err := operation.List(ctx, s.Client, identity.KindDataUpload, client.InNamespace(s.namespace()))
 			if err != nil {
 				return err
 			}
-			images := chainOf(uploads, namespace, pvc, failed)
+			images := chainOf(uploads, args[0], failed)
 			if len(images) == 0 {
-				return fmt.Errorf("namespace %s has no DataUpload of volume %s/%s", s.namespace(), namespace, pvc)
+				return fmt.Errorf("namespace %s has no DataUpload of volume %s", s.namespace(), args[0])
 			}
 			rows := make([][]any, 0, len(images))
 			for _, i := range images {
@@ -93,22 +91,12 @@ func newChainCommand(s *session) *cobra.Command {
 	return cmd
 }
 
-// parseVolume reads NAMESPACE/PVC.
-func parseVolume(text string) (namespace, pvc string, err error) {
-	namespace, pvc, ok := strings.Cut(text, "/")
-	if !ok || namespace == "" || pvc == "" || strings.Contains(pvc, "/") {
-		return "", "", fmt.Errorf("volume is %q, want NAMESPACE/PVC", text)
-	}
-	return namespace, pvc, nil
-}
-
 // chainOf returns the images of a volume, oldest first.
-func chainOf(uploads []*operation.View, namespace, pvc string, failed bool) []Image {
+func chainOf(uploads []*operation.View, volume string, failed bool) []Image {
 	names := map[string]string{}
 	var images []Image
 	for _, u := range uploads {
-		spec := u.Upload.Spec
-		if spec.SourceNamespace != namespace || spec.SourcePVC != pvc || !failed && u.Status.Phase != phase.Completed {
+		if u.Claim().String() != volume || !failed && u.Status.Phase != phase.Completed {
 			continue
 		}
 		i := imageOf(u)
@@ -138,25 +126,17 @@ func imageOf(u *operation.View) Image {
 	if v, err := u.VerifiedOf(); err == nil {
 		i.Verified = v
 	}
-	var base rehome.Retained
-	if u.Status.Retained != "" && json.Unmarshal([]byte(u.Status.Retained), &base) == nil {
+	if base := rehome.ParseRetained(u.Status.Retained); base != nil {
 		i.Base = base.SnapshotHandle
 	}
-	if u.Upload.Status.DataMoverResult == nil {
-		return i
-	}
-	result := *u.Upload.Status.DataMoverResult
-	number := func(key string) int64 {
-		n, _ := strconv.ParseInt(result[key], 10, 64) // 0 if there is none
-		return n
-	}
+	result := u.Result()
 	i.Kind, i.Parent, i.Detail = result["kind"], result["parent"], result["detail"]
 	if result["reasons"] != "" {
 		i.Reasons = strings.Split(result["reasons"], ",")
 	}
-	i.ReadBytes, i.UploadedBytes, i.MetadataBytes = number("bytesRead"), number("bytesUploaded"), number("metadataBytes")
-	i.IncompressibleBytes, i.ZeroBytes, i.Suspicion = number("incompressibleBytes"), number("zeroBytes"), result["suspicion"]
-	if size := number("volumeSize"); size > 0 {
+	i.ReadBytes, i.UploadedBytes, i.MetadataBytes = result.Number("bytesRead"), result.Number("bytesUploaded"), result.Number("metadataBytes")
+	i.IncompressibleBytes, i.ZeroBytes, i.Suspicion = result.Number("incompressibleBytes"), result.Number("zeroBytes"), result["suspicion"]
+	if size := result.Number("volumeSize"); size > 0 {
 		i.LogicalBytes = size
 	}
 	return i

@@ -2,7 +2,6 @@ package kubectl
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,10 +13,12 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
@@ -69,12 +70,9 @@ func (s *session) planJob(ctx context.Context, locationName string, args []strin
 	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: s.namespace(), Name: managerName}, manager); err != nil {
 		return nil, fmt.Errorf("find the image of the mover: %w", err)
 	}
-	inherited, err := exposer.FindInherited(ctx, s.Client, s.namespace())
+	inherited, err := exposer.FindInherited(ctx, s.Client, s.namespace(), settings)
 	if err != nil {
 		return nil, err
-	}
-	if settings.DefaultCredential != nil {
-		inherited.Credential = settings.DefaultCredential
 	}
 	return exposer.PodPlan{
 		Operation: identity.Operation{Namespace: s.namespace(), Name: "reader", UID: "reader"},
@@ -85,25 +83,24 @@ func (s *session) planJob(ctx context.Context, locationName string, args []strin
 
 // awaitPod waits until the pod of a Job has a log.
 func (s *session) awaitPod(ctx context.Context, job *batchv1.Job) (*corev1.Pod, error) {
-	for {
+	var pod *corev1.Pod
+	why := "it has no pod yet"
+	err := wait.PollUntilContextCancel(ctx, jobPoll, true, func(ctx context.Context) (bool, error) {
 		pods := &corev1.PodList{}
 		if err := s.Client.List(ctx, pods, client.InNamespace(job.Namespace), client.MatchingLabels{batchv1.JobNameLabel: job.Name}); err != nil {
-			return nil, fmt.Errorf("list pods of Job %s: %w", job.Name, err)
+			return false, fmt.Errorf("list pods: %w", err)
 		}
-		why := "it has no pod yet"
-		if len(pods.Items) > 0 {
-			pod := &pods.Items[0]
-			if pod.Status.Phase != corev1.PodPending {
-				return pod, nil
-			}
-			why = whyPending(pod)
+		if len(pods.Items) == 0 {
+			return false, nil
 		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for Job %s: %w: %s", job.Name, ctx.Err(), why)
-		case <-time.After(jobPoll):
-		}
+		pod = &pods.Items[0]
+		why = whyPending(pod)
+		return pod.Status.Phase != corev1.PodPending, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("wait for Job %s: %w: %s", job.Name, err, why)
 	}
+	return pod, nil
 }
 
 // whyPending is what the scheduler or the kubelet say of a pod that does not run.
@@ -123,24 +120,18 @@ func whyPending(pod *corev1.Pod) string {
 
 // awaitEnd returns the error of a command that has failed.
 func (s *session) awaitEnd(ctx context.Context, job *batchv1.Job, podName string) error {
-	for {
-		pod := &corev1.Pod{}
-		if err := s.Client.Get(ctx, client.ObjectKey{Namespace: job.Namespace, Name: podName}, pod); err != nil {
-			return fmt.Errorf("get pod of Job %s: %w", job.Name, err)
-		}
-		switch pod.Status.Phase {
-		case corev1.PodSucceeded:
-			return nil
-		case corev1.PodFailed:
-			return fmt.Errorf("Job %s failed: %s", job.Name, s.lastWords(ctx, pod)) //nolint:staticcheck // Job is the name of a kind
-		default: // it runs
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for Job %s: %w", job.Name, ctx.Err())
-		case <-time.After(jobPoll):
-		}
+	pod := &corev1.Pod{}
+	err := wait.PollUntilContextCancel(ctx, jobPoll, true, func(ctx context.Context) (bool, error) {
+		err := s.Client.Get(ctx, client.ObjectKey{Namespace: job.Namespace, Name: podName}, pod)
+		return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed, err
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("wait for Job %s: %w", job.Name, err)
+	case pod.Status.Phase == corev1.PodFailed:
+		return fmt.Errorf("Job %s failed: %s", job.Name, s.lastWords(ctx, pod)) //nolint:staticcheck // Job is the name of a kind
 	}
+	return nil
 }
 
 // lastWords is the end of a pod's log, or else why it was ended.
@@ -175,23 +166,14 @@ func (s *session) logs(ctx context.Context, pod string) (io.ReadCloser, error) {
 	return log, nil
 }
 
-// warn makes a warning event of an object of Velero. If there is no such object, it makes none.
-func (s *session) warn(ctx context.Context, kind, name, reason, message string) error {
-	backup := &velerov1.Backup{}
-	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: s.namespace(), Name: name}, backup); err != nil {
-		return client.IgnoreNotFound(err)
+// warn makes a warning event of a Backup. If there is no such Backup, it makes none.
+func (s *session) warn(ctx context.Context, name, reason, message string) error {
+	backup, err := kube.Find(ctx, s.Client, client.ObjectKey{Namespace: s.namespace(), Name: name}, &velerov1.Backup{})
+	if err != nil || backup == nil {
+		return err
 	}
-	now := metav1.Now()
-	event := &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: s.namespace(), GenerateName: "blockmover-"},
-		InvolvedObject: corev1.ObjectReference{APIVersion: velerov1.SchemeGroupVersion.String(), Kind: kind, Namespace: s.namespace(), Name: name, UID: backup.UID},
-		Source:         corev1.EventSource{Component: Name},
-		Type:           corev1.EventTypeWarning, Reason: reason, Message: message, FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}
-	if err := s.Client.Create(ctx, event); err != nil {
-		return errors.Join(errors.New("create event"), err)
-	}
-	return nil
+	about := corev1.ObjectReference{APIVersion: velerov1.SchemeGroupVersion.String(), Kind: "Backup", Namespace: s.namespace(), Name: name, UID: backup.UID}
+	return kube.Warn(ctx, s.Client, about, Name, reason, message)
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -123,15 +123,11 @@ func describe(view *operation.View, now time.Time) Operation {
 	o := Operation{
 		Kind: view.Kind, Name: view.Name, Phase: string(status.Phase), Node: status.Node, Attempt: status.Attempt.Number,
 		BytesDone: status.BytesDone, BytesTotal: status.BytesTotal,
-		Created: view.Created, Started: status.Started, Completed: status.Completed, Message: status.Message,
+		Volume: view.Claim().String(), Created: view.Created, Started: status.Started, Completed: status.Completed, Message: status.Message,
 	}
 	labels := view.Object().GetLabels()
-	if view.Upload != nil {
-		o.Volume = view.Upload.Spec.SourceNamespace + "/" + view.Upload.Spec.SourcePVC
+	if o.Of = labels[velerov1.RestoreNameLabel]; view.Upload != nil {
 		o.Of = labels[velerov1.BackupNameLabel]
-	} else {
-		o.Volume = view.Download.Spec.TargetVolume.Namespace + "/" + view.Download.Spec.TargetVolume.PVC
-		o.Of = labels[velerov1.RestoreNameLabel]
 	}
 	if view.Damage != nil {
 		o.Message = view.Damage.Error()

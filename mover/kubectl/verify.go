@@ -84,9 +84,13 @@ func (o *verifyOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	repositories := &velerov1.BackupRepositoryList{}
+	if err := o.Client.List(ctx, repositories, client.InNamespace(o.namespace())); err != nil {
+		return fmt.Errorf("list BackupRepositories: %w", err)
+	}
 	groups := map[string][]*operation.View{}
 	for _, u := range chosen {
-		name, err := o.repositoryOf(ctx, u)
+		name, err := repositoryOf(u, repositories.Items)
 		if err != nil {
 			return err
 		}
@@ -132,7 +136,7 @@ func (o *verifyOptions) choose(ctx context.Context) ([]*operation.View, error) {
 	} else {
 		newest := map[string]*operation.View{}
 		for _, u := range all {
-			volume := volumeOf(u)
+			volume := u.Claim().String()
 			if before := newest[volume]; (o.all || volume == o.what) && (before == nil || u.Created.After(before.Created)) {
 				newest[volume] = u
 			}
@@ -159,10 +163,6 @@ func withinBudget(chosen []*operation.View, budget int64) []*operation.View {
 	return chosen
 }
 
-func volumeOf(u *operation.View) string {
-	return u.Upload.Spec.SourceNamespace + "/" + u.Upload.Spec.SourcePVC
-}
-
 // verifiedAt is zero for an image that was never verified.
 func verifiedAt(u *operation.View) time.Time {
 	if v, err := u.VerifiedOf(); err == nil && v != nil {
@@ -172,12 +172,8 @@ func verifiedAt(u *operation.View) time.Time {
 }
 
 // repositoryOf returns the BackupRepository that has an image.
-func (o *verifyOptions) repositoryOf(ctx context.Context, u *operation.View) (string, error) {
-	list := &velerov1.BackupRepositoryList{}
-	if err := o.Client.List(ctx, list, client.InNamespace(o.namespace())); err != nil {
-		return "", fmt.Errorf("list BackupRepositories: %w", err)
-	}
-	for _, r := range list.Items {
+func repositoryOf(u *operation.View, all []velerov1.BackupRepository) (string, error) {
+	for _, r := range all {
 		if r.Spec.RepositoryType == velerov1.BackupRepositoryTypeKopia && r.Spec.VolumeNamespace == u.Upload.Spec.SourceNamespace &&
 			r.Spec.BackupStorageLocation == u.Upload.Spec.BackupStorageLocation {
 			return r.Name, nil
@@ -194,7 +190,7 @@ func (o *verifyOptions) verify(ctx context.Context, repository string, uploads [
 		byImage[u.Upload.Status.SnapshotID] = u
 		ids = append(ids, u.Upload.Status.SnapshotID)
 	}
-	args := []string{"image", "verify", "--json", "--repo", "velero://" + o.namespace() + "/" + repository, "--snapshot", strings.Join(ids, ",")}
+	args := []string{"image", "verify", "--json", "--repo", cli.AddressOf(o.namespace(), repository), "--snapshot", strings.Join(ids, ",")}
 	_, _ = fmt.Fprintf(o.Streams.ErrOut, "reading %d images of BackupRepository %s\n", len(uploads), repository)
 	var found []Verified
 	err := o.runJob(ctx, uploads[0].Upload.Spec.BackupStorageLocation, args, func(log io.Reader) error {
@@ -209,7 +205,7 @@ func (o *verifyOptions) verify(ctx context.Context, repository string, uploads [
 			if u == nil {
 				continue
 			}
-			result := Verified{volumeOf(u), u.Upload.Labels[velerov1.BackupNameLabel], v}
+			result := Verified{u.Claim().String(), u.Upload.Labels[velerov1.BackupNameLabel], v}
 			found = append(found, result)
 			if err := o.record(ctx, u, result); err != nil {
 				return err
@@ -238,7 +234,7 @@ func (o *verifyOptions) record(ctx context.Context, u *operation.View, v Verifie
 	if v.OK {
 		return nil
 	}
-	return o.warn(ctx, "Backup", v.Backup, "ImageDamaged", fmt.Sprintf("the image of volume %s cannot be restored completely: %s", v.Volume, v.detail()))
+	return o.warn(ctx, v.Backup, "ImageDamaged", fmt.Sprintf("the image of volume %s cannot be restored completely: %s", v.Volume, v.detail()))
 }
 
 // detail says what is damaged, or is "".

@@ -167,7 +167,7 @@ func TestChainShowsVerification(t *testing.T) {
 	text := func(v string) string {
 		u := image("u1", "b", "data", "s1", time.Hour)
 		u.Annotations = map[string]string{identity.AnnotationVerified: v}
-		i := chainOf([]*operation.View{operation.Of(u)}, "shop", "data", false)[0]
+		i := chainOf([]*operation.View{operation.Of(u)}, "shop/data", false)[0]
 		_, err := json.Marshal(i)
 		require.NoError(t, err)
 		return i.verified()

@@ -39,6 +39,9 @@ type options struct {
 	log            zap.Options
 }
 
+// CredentialsPath is where a mover pod has the Secrets of the repository.
+const CredentialsPath = "/credentials"
+
 // NewCommand returns the command `worker`.
 func NewCommand() *cobra.Command {
 	var o options
@@ -53,7 +56,7 @@ func NewCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.terminationLog, "termination-log", "/dev/termination-log", "`file` that the report is written to")
-	flags.StringVar(&o.credentials, "credentials", "/credentials", "`directory` with the mounted Secrets of the backup repository")
+	flags.StringVar(&o.credentials, "credentials", CredentialsPath, "`directory` with the mounted Secrets of the backup repository")
 	flags.Int32Var(&o.maxResults, "metadata-max-results", 0, "blocks to ask the SnapshotMetadata service for in one message; 0 is the default")
 	logging := flag.NewFlagSet("", flag.ContinueOnError)
 	o.log.BindFlags(logging)

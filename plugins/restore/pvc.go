@@ -155,18 +155,8 @@ func (a *PVCAction) sayNotRestored(ctx context.Context, live, pvc *corev1.Persis
 	if restore.Spec.ExistingResourcePolicy != velerov1.PolicyTypeUpdate {
 		kube.SetAnnotation(pvc, identity.AnnotationDataUpload, uploadName)
 	}
-	now := metav1.Now()
-	event := &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: restore.Namespace, GenerateName: "blockmover-"},
-		InvolvedObject: corev1.ObjectReference{APIVersion: velerov1.SchemeGroupVersion.String(), Kind: "Restore", Namespace: restore.Namespace, Name: restore.Name, UID: restore.UID},
-		Source:         corev1.EventSource{Component: identity.DataMover},
-		Type:           corev1.EventTypeWarning, Reason: "VolumeExists", Message: text,
-		FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}
-	if err := a.api.Create(ctx, event); err != nil {
-		return fmt.Errorf("create event: %w", err)
-	}
-	return nil
+	about := corev1.ObjectReference{APIVersion: velerov1.SchemeGroupVersion.String(), Kind: "Restore", Namespace: restore.Namespace, Name: restore.Name, UID: restore.UID}
+	return kube.Warn(ctx, a.api, about, identity.DataMover, "VolumeExists", text)
 }
 
 // bindAnnotations are annotations of the volume controller and the scheduler on the PVC of

@@ -3,6 +3,7 @@ package rehome
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"strings"
@@ -50,6 +51,16 @@ type Keeping struct {
 	// Backup and BackupUID name the Backup.
 	Backup    string `json:"backup"`
 	BackupUID string `json:"backupUID"`
+}
+
+// ParseRetained reads what a DataUpload has recorded of the pair that is retained for it. It returns nil
+// for "", and for what it cannot read.
+func ParseRetained(note string) *Retained {
+	k := &Retained{}
+	if note == "" || json.Unmarshal([]byte(note), k) != nil {
+		return nil
+	}
+	return k
 }
 
 // compareAge orders by the time of the snapshot, and snapshots of one instant by name.
