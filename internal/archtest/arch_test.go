@@ -41,6 +41,8 @@ var pure = []string{
 	"internal/device",
 	"internal/device/devicetest",
 	"internal/fault",
+	"internal/filesystem",
+	"internal/filesystem/filesystemtest",
 	"internal/group",
 	"internal/identity",
 	"internal/phase",
