@@ -96,6 +96,7 @@ func TestKubectl(t *testing.T) {
 	if os.Getenv("BLOCKMOVER_S3_DIR") != "" {
 		s.verifyFindsDamage(app.Namespace, names)
 	}
+	s.dashboardHasData()
 	s.checkNothingLeft()
 }
 

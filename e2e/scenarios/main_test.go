@@ -28,7 +28,14 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "scenarios: install blockmover: %v\n", err)
 		os.Exit(1)
 	}
+	if err := startMonitor(ctx, kit.FromEnv(logf)); err != nil {
+		fmt.Fprintf(os.Stderr, "scenarios: %v\n", err)
+		os.Exit(1)
+	}
 	code := m.Run()
+	if monitor != nil {
+		monitor.Stop()
+	}
 	if err := kit.SaveAudit(); err != nil {
 		fmt.Fprintf(os.Stderr, "scenarios: save audit log: %v\n", err)
 		code = 1

@@ -13,7 +13,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// metrics count operations as they end.
+// metrics count operations as they end, and what the sweep finds.
 type metrics struct {
 	operations *prometheus.CounterVec
 	images     *prometheus.CounterVec
@@ -21,6 +21,8 @@ type metrics struct {
 	bytes      *prometheus.CounterVec
 	retries    *prometheus.CounterVec
 	suspicions prometheus.Counter
+	swept      *prometheus.CounterVec
+	groups     prometheus.Gauge
 	seconds    *prometheus.HistogramVec
 }
 
@@ -52,13 +54,21 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "blockmover_suspicious_changes_total",
 			Help: "Increments of which far more than usual has changed, and cannot be compressed.",
 		}),
+		swept: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "blockmover_swept_total",
+			Help: "What the sweep has released because nobody else did, by kind.",
+		}, []string{"what"}),
+		groups: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "blockmover_group_snapshots",
+			Help: "Group snapshots that are in the charge of Blockmover, as the last sweep has found.",
+		}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "blockmover_operation_seconds",
 			Help:    "Time from the creation of an operation to its end.",
 			Buckets: []float64{5, 10, 20, 30, 60, 120, 300, 600, 1800, hour, 3 * hour, 10 * hour, 24 * hour},
 		}, []string{"operation", "phase"}),
 	}
-	for _, c := range []prometheus.Collector{m.operations, m.images, m.fallbacks, m.bytes, m.retries, m.suspicions, m.seconds} {
+	for _, c := range []prometheus.Collector{m.operations, m.images, m.fallbacks, m.bytes, m.retries, m.suspicions, m.swept, m.groups, m.seconds} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -72,8 +82,22 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		}
 	}
 	m.images.WithLabelValues(string(repository.Full), string(chain.AuditFailed))
+	for _, what := range sweptKinds {
+		m.swept.WithLabelValues(what)
+	}
 	return m, nil
 }
+
+// The kinds of what the sweep releases.
+const (
+	sweptOperation      = "operation"      // pod, PVC and VolumeSnapshot of an operation that has ended or is gone
+	sweptVolumeSnapshot = "volumesnapshot" // taken for a backup that ended before its upload
+	sweptRetained       = "retained"       // a storage snapshot that no backup needs any more
+	sweptGroup          = "group"          // the group snapshot of a backup that has ended
+	sweptVM             = "vmbackup"       // what the backup of a VM left
+)
+
+var sweptKinds = []string{sweptOperation, sweptVolumeSnapshot, sweptRetained, sweptGroup, sweptVM}
 
 // count counts an operation that has just ended.
 func (m *metrics) count(op *operation.View) {

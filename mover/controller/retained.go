@@ -108,6 +108,7 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained,
 			continue
 		}
 		released++
+		s.metrics.swept.WithLabelValues(sweptRetained).Inc()
 	}
 	return released, errors.Join(errs...)
 }

@@ -112,6 +112,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		vms:       &vmbackup.Maker{Client: around.client, Reader: pages, Namespace: opts.Namespace, Now: time.Now},
 		namespace: opts.Namespace,
 		recorder:  mgr.GetEventRecorder("blockmover"),
+		metrics:   counters,
 		now:       time.Now,
 		held:      map[string]bool{},
 	}

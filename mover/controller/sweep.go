@@ -51,6 +51,7 @@ type sweeper struct {
 	namespace string
 
 	recorder events.EventRecorder
+	metrics  *metrics
 	now      func() time.Time
 	// held are the retained snapshots of which it was said that they hold a volume.
 	held map[string]bool
@@ -114,6 +115,7 @@ func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
 	groups, groupsErr := s.groups.Find(ctx, snapshots)
 	retained, retainedErr := s.rehomer.ListRetained(ctx)
 	vms, vmsErr := s.vms.Names(ctx)
+	s.metrics.groups.Set(float64(len(groups)))
 	err = errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr, vmsErr)
 	if len(operations)+len(groups)+len(snapshots)+len(retained)+len(vms) == 0 {
 		return 0, err
@@ -177,8 +179,10 @@ func (s *sweeper) sweepOperations(ctx context.Context, found map[string]identity
 		n, err := s.release(ctx, found[uid])
 		if err != nil {
 			errs = append(errs, fmt.Errorf("sweep after %s: %w", found[uid].Reference(), err))
+			continue
 		}
 		left += n
+		s.metrics.swept.WithLabelValues(sweptOperation).Inc()
 	}
 	return left, errors.Join(errs...)
 }
@@ -270,7 +274,9 @@ func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.Volum
 		log.FromContext(ctx).Info("deleting the VolumeSnapshot of a backup that has ended", "volumeSnapshot", key)
 		if _, err := volumesnapshot.Release(ctx, s.client, s.reader, key); err != nil {
 			errs = append(errs, err)
+			continue
 		}
+		s.metrics.swept.WithLabelValues(sweptVolumeSnapshot).Inc()
 	}
 	return errors.Join(errs...)
 }

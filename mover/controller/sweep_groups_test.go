@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -111,6 +112,9 @@ func TestSweepGroups(t *testing.T) {
 			require.Empty(t, left)
 			if !fired {
 				require.Greater(t, failAt, 20)
+				require.GreaterOrEqual(t, testutil.ToFloat64(w.sweep.metrics.swept.WithLabelValues(sweptGroup)), 2.0)
+				w.sweepUp()
+				require.Zero(t, testutil.ToFloat64(w.sweep.metrics.groups))
 				break
 			}
 		}
@@ -183,6 +187,7 @@ func TestSweepGroupsWithoutTheirKinds(t *testing.T) {
 	require.Empty(t, list[snapshotv1.VolumeSnapshotList](w).Items)
 	require.Empty(t, list[snapshotv1.VolumeSnapshotContentList](w).Items)
 	require.Empty(t, w.snapshots, fmt.Sprint(w.snapshots))
+	require.Positive(t, testutil.ToFloat64(w.sweep.metrics.swept.WithLabelValues(sweptGroup)))
 	require.Equal(t, map[string]string{"keep": "me"}, get[corev1.PersistentVolumeClaim](w, appNamespace, name).Labels)
 }
 

@@ -32,6 +32,7 @@ func (w *world) neighbour() *sweeper {
 		groups:  groupsnapshot.New(w.c, w.c),
 		vms:     &vmbackup.Maker{Client: w.c, Reader: w.c, Namespace: namespace, Now: func() time.Time { return w.clock }},
 		now:     func() time.Time { return w.clock }, recorder: events.NewFakeRecorder(1000), held: map[string]bool{},
+		metrics: w.uploads.metrics,
 	}
 }
 

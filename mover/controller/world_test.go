@@ -266,7 +266,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	w.downs = newEngine(identity.KindDataDownload, &downloads{surroundings: around})
 	w.sweep = &sweeper{
 		client: w.c, reader: w.counted(w.c), exposer: x, rehomer: rehomer, groups: groupsnapshot.New(narrow, faulty), vms: vms, namespace: veleroNamespace,
-		recorder: events.NewFakeRecorder(1000), now: func() time.Time { return w.clock }, held: map[string]bool{},
+		recorder: events.NewFakeRecorder(1000), metrics: counters, now: func() time.Time { return w.clock }, held: map[string]bool{},
 	}
 	return w
 }
