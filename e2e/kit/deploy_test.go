@@ -1,11 +1,13 @@
 package kit_test
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
+	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/api/types"
@@ -69,6 +71,18 @@ func TestDeployBase(t *testing.T) {
 	require.Equal(t, 1, kinds["PrometheusRule"])
 	require.Equal(t, 1, kinds["PodMonitor"])
 	require.Equal(t, 2, kinds["ConfigMap"], "the configuration and the dashboard")
+}
+
+// TestDashboard reads the dashboard as Grafana's own types for it, with no field that they do not have.
+func TestDashboard(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/monitoring/dashboard.json")
+	require.NoError(t, err)
+	var board dashboard.Dashboard
+	if err := board.UnmarshalJSONStrict(text); err != nil {
+		require.Empty(t, err.Error(), "an empty list of errors is none")
+	}
+	require.ErrorContains(t, new(dashboard.Dashboard).UnmarshalJSONStrict(bytes.Replace(text, []byte(`"gridPos"`), []byte(`"gridpos"`), 1)), "gridpos")
+	require.Greater(t, len(board.Panels), 15)
 }
 
 // TestAlertRules has Prometheus check the alert rules, and run them on series of numbers.
