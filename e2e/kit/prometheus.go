@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +31,7 @@ type Prometheus struct {
 	// Started is when it began.
 	Started time.Time
 
+	metrics   *http.Server
 	processes []*exec.Cmd
 	dir       string
 }
@@ -54,7 +58,11 @@ func (k *Kit) StartPrometheus(ctx context.Context) (p *Prometheus, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.configure(cluster, k.VeleroNamespace, filepath.Join(k.DeployDir, "monitoring", "rules.yaml")); err != nil {
+	target, err := p.serveMetrics(cluster, k.VeleroNamespace)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.configure(target, filepath.Join(k.DeployDir, "monitoring", "rules.yaml")); err != nil {
 		return nil, fmt.Errorf("configure Prometheus: %w", err)
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -107,9 +115,58 @@ func (p *Prometheus) startProxy() (string, error) {
 	return servesAt.FindString(line), nil
 }
 
-// configure writes the configuration: what the PodMonitor of deploy/monitoring says, without the Prometheus
-// operator.
-func (p *Prometheus) configure(cluster, namespace, rulesFile string) error {
+// serveMetrics answers with the metrics of the manager that runs. Debian's Prometheus cannot look for pods.
+func (p *Prometheus) serveMetrics(cluster, namespace string) (string, error) {
+	pods := fmt.Sprintf("http://%s/api/v1/namespaces/%s/pods", cluster, namespace)
+	copyMetrics := func(w http.ResponseWriter, r *http.Request) error {
+		var list struct {
+			Items []struct{ Metadata struct{ Name string } }
+		}
+		query := url.Values{
+			"labelSelector": {"app.kubernetes.io/name=blockmover,app.kubernetes.io/component=manager"}, "fieldSelector": {"status.phase=Running"},
+		}
+		if err := fetch(r.Context(), pods+"?"+query.Encode(), func(body io.Reader) error { return json.NewDecoder(body).Decode(&list) }); err != nil {
+			return err
+		}
+		if len(list.Items) == 0 {
+			return errors.New("no manager runs")
+		}
+		return fetch(r.Context(), pods+"/"+list.Items[0].Metadata.Name+":8080/proxy/metrics", func(body io.Reader) error {
+			_, err := io.Copy(w, body)
+			return err
+		})
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("serve metrics: %w", err)
+	}
+	p.metrics = &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := copyMetrics(w, r); err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+		}
+	})}
+	go func() { _ = p.metrics.Serve(listener) }() // until Stop
+	return listener.Addr().String(), nil
+}
+
+func fetch(ctx context.Context, address string, read func(body io.Reader) error) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, http.NoBody)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close() //nolint:errcheck // it was only read
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("get %s: %s", address, response.Status)
+	}
+	return read(response.Body)
+}
+
+// configure writes the configuration.
+func (p *Prometheus) configure(target, rulesFile string) error {
 	type object = map[string]any
 	text, err := os.ReadFile(rulesFile)
 	if err != nil {
@@ -121,25 +178,10 @@ func (p *Prometheus) configure(cluster, namespace, rulesFile string) error {
 	if err := yaml.Unmarshal(text, &rule); err != nil {
 		return fmt.Errorf("decode %s: %w", rulesFile, err)
 	}
-	label := func(name string) string { return "__meta_kubernetes_pod_label_app_kubernetes_io_" + name }
 	config := object{
-		"global":     object{"scrape_interval": "5s", "evaluation_interval": "5s"},
-		"rule_files": []string{"rules.yml"},
-		"scrape_configs": []object{{
-			"job_name": "blockmover",
-			"kubernetes_sd_configs": []object{{
-				"role": "pod", "api_server": "http://" + cluster, "namespaces": object{"names": []string{namespace}},
-			}},
-			"relabel_configs": []object{
-				{"source_labels": []string{label("name"), label("component")}, "regex": "blockmover;manager", "action": "keep"},
-				{
-					"source_labels": []string{"__meta_kubernetes_namespace", "__meta_kubernetes_pod_name"}, "regex": "(.*);(.*)",
-					"target_label": "__metrics_path__", "replacement": "/api/v1/namespaces/$1/pods/$2:8080/proxy/metrics",
-				},
-				{"target_label": "__address__", "replacement": cluster},
-				{"source_labels": []string{"__meta_kubernetes_pod_name"}, "target_label": "pod"},
-			},
-		}},
+		"global":         object{"scrape_interval": "5s", "evaluation_interval": "5s"},
+		"rule_files":     []string{"rules.yml"},
+		"scrape_configs": []object{{"job_name": "blockmover", "static_configs": []object{{"targets": []string{target}}}}},
 	}
 	for name, content := range map[string]object{"prometheus.yml": config, "rules.yml": rule.Spec} {
 		text, err := yaml.Marshal(content)
@@ -192,6 +234,9 @@ func (p *Prometheus) HasData(ctx context.Context, query string) (bool, error) {
 
 // Stop ends it.
 func (p *Prometheus) Stop() {
+	if p.metrics != nil {
+		_ = p.metrics.Close() // nobody reads any more
+	}
 	for _, process := range p.processes {
 		_ = process.Process.Signal(os.Interrupt) // it may have ended
 		_ = process.Wait()                       // its end is what was asked for
