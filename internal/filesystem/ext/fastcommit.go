@@ -83,12 +83,13 @@ func (l *log) fastRecords(sequence uint32) (records []fastRecord, commits int, e
 	}
 	var pending []fastRecord
 	crc := uint32(0)
-	for position := l.last; position < l.fastEnd; position++ {
+	first := l.last + 1 // the kernel leaves one block out
+	for position := first; position < l.fastEnd; position++ {
 		block, err := l.block(position)
 		if err != nil {
 			return nil, 0, err
 		}
-		if position == l.last && le.Uint16(block) != fastHead {
+		if position == first && le.Uint16(block) != fastHead {
 			return nil, 0, nil
 		}
 		for off := 0; off+fastTagSize <= len(block); {

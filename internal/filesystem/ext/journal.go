@@ -40,6 +40,8 @@ const (
 const (
 	// maxLogged bounds the blocks that are kept in mind, about 60 bytes each: 8 GiB of journal at 4 KiB.
 	maxLogged = 1 << 21
+	// minJournal is how many blocks fast commits leave to the ring (JBD2_MIN_JOURNAL_BLOCKS).
+	minJournal = 1024
 	// defaultFastBlocks is how many blocks fast commits have if the superblock does not say it.
 	defaultFastBlocks = 256
 	journalTailSize   = 4
@@ -53,7 +55,7 @@ type log struct {
 	seed   uint32
 
 	compat, incompat uint32
-	// The log is a ring in the blocks [first, last) of the journal. Fast commits are in [last, fastEnd).
+	// The log is a ring in the blocks [first, last) of the journal. Fast commits are in (last, fastEnd).
 	first, last, fastEnd uint32
 	start                uint32 // 0 if the journal is empty
 	sequence             uint32
@@ -132,10 +134,9 @@ func (l *log) readSuperblock(blockSize int64) error {
 		if blocks == 0 {
 			blocks = defaultFastBlocks
 		}
-		if blocks >= l.last {
-			return damaged("the journal has %d of %d blocks for fast commits", blocks, l.last)
+		if l.last >= minJournal && blocks <= l.last-minJournal {
+			l.last -= blocks
 		}
-		l.last -= blocks
 	}
 	if l.first == 0 || l.first >= l.last || l.start != 0 && (l.start < l.first || l.start >= l.last) {
 		return damaged("the journal begins at block %d of [%d,%d)", l.start, l.first, l.last)
