@@ -80,7 +80,7 @@ func (s *superblock) descriptorChecksum(number uint32, raw []byte) bool {
 	want := le.Uint16(raw[field:])
 	switch {
 	case s.checksums():
-		return uint16(crc32cWithout(crc32cLE32(s.seed, number), raw, field, 2)) == want
+		return crc32cWithout(crc32cLE32(s.seed, number), raw, field, 2)&0xffff == uint32(want)
 	case s.roCompat&roCompatGDTCsum != 0:
 		var group [4]byte
 		le.PutUint32(group[:], number)

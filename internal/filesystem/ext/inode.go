@@ -173,10 +173,10 @@ func (s *superblock) inodeChecksum(number uint32, raw []byte) bool {
 	}
 	crc := crc32cWithout(s.inodeSeed(number, raw), raw[:oldInodeSize], low, 2)
 	if len(raw) == oldInodeSize {
-		return uint16(crc) == le.Uint16(raw[low:])
+		return crc&0xffff == uint32(le.Uint16(raw[low:]))
 	}
 	if le.Uint16(raw[0x80:]) < 4 {
-		return uint16(crc32c(crc, raw[oldInodeSize:])) == le.Uint16(raw[low:])
+		return crc32c(crc, raw[oldInodeSize:])&0xffff == uint32(le.Uint16(raw[low:]))
 	}
 	crc = crc32cWithout(crc, raw[oldInodeSize:], high-oldInodeSize, 2)
 	return crc == uint32(le.Uint16(raw[low:]))|uint32(le.Uint16(raw[high:]))<<16

@@ -40,6 +40,8 @@ const (
 const (
 	// maxLogged bounds the blocks that are kept in mind, about 60 bytes each: 8 GiB of journal at 4 KiB.
 	maxLogged = 1 << 21
+	// maxPieces bounds where the blocks of the journal are. mkfs makes it in one piece of each group.
+	maxPieces = 1 << 16
 	// minJournal is how many blocks fast commits leave to the ring (JBD2_MIN_JOURNAL_BLOCKS).
 	minJournal = 1024
 	// defaultFastBlocks is how many blocks fast commits have if the superblock does not say it.
@@ -92,12 +94,15 @@ func (f *FileSystem) openLog() (*log, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(l.runs) == maxLogged {
-			return nil, unsupported("a journal in more than %d pieces", maxLogged)
+		if len(l.runs) == maxPieces {
+			return nil, unsupported("a journal in more than %d pieces", maxPieces)
 		}
 		l.runs = append(l.runs, r)
 	}
-	return l, l.readSuperblock(f.super.blockSize)
+	if err := l.readSuperblock(f.super.blockSize); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 func (l *log) readSuperblock(blockSize int64) error {
@@ -105,12 +110,12 @@ func (l *log) readSuperblock(blockSize int64) error {
 	if err != nil {
 		return err
 	}
-	u32 := func(off int) uint32 { return be.Uint32(raw[off:]) }
-	if u32(0) != journalMagic || u32(4) != journalSuperblockV1 && u32(4) != journalSuperblockV2 {
+	version := be.Uint32(raw[4:])
+	if be.Uint32(raw) != journalMagic || version != journalSuperblockV1 && version != journalSuperblockV2 {
 		return damaged("the journal has no superblock")
 	}
-	if u32(4) == journalSuperblockV2 {
-		l.compat, l.incompat = u32(0x24), u32(0x28)
+	if version == journalSuperblockV2 {
+		l.compat, l.incompat = be.Uint32(raw[0x24:]), be.Uint32(raw[0x28:])
 	}
 	if unknown := l.incompat &^ journalKnown; unknown != 0 {
 		return unsupported("the journal has features 0x%x", unknown)
@@ -119,18 +124,24 @@ func (l *log) readSuperblock(blockSize int64) error {
 		if raw[0x50] != 4 {
 			return unsupported("the journal has checksums of type %d", raw[0x50])
 		}
-		if crc32cWithout(^uint32(0), raw[:1024], 0xfc, 4) != u32(0xfc) {
+		if crc32cWithout(^uint32(0), raw[:1024], 0xfc, 4) != be.Uint32(raw[0xfc:]) {
 			return damaged("the superblock of the journal fails its checksum")
 		}
 	}
 	l.seed = crc32c(^uint32(0), raw[0x30:0x40])
-	l.first, l.last, l.fastEnd = u32(0x14), u32(0x10), u32(0x10)
-	l.sequence, l.start = u32(0x18), u32(0x1c)
-	if int64(u32(0xc)) != blockSize {
-		return damaged("the journal has blocks of %d bytes, and the file system of %d", u32(0xc), blockSize)
+	if n := be.Uint32(raw[0xc:]); int64(n) != blockSize {
+		return damaged("the journal has blocks of %d bytes, and the file system of %d", n, blockSize)
 	}
+	return l.geometry(raw)
+}
+
+// geometry reads where the ring is, and where in it the first transaction.
+func (l *log) geometry(raw []byte) error {
+	l.last, l.first = be.Uint32(raw[0x10:]), be.Uint32(raw[0x14:])
+	l.sequence, l.start = be.Uint32(raw[0x18:]), be.Uint32(raw[0x1c:])
+	l.fastEnd = l.last
 	if l.has(journalFastCommit) {
-		blocks := u32(0x54)
+		blocks := be.Uint32(raw[0x54:])
 		if blocks == 0 {
 			blocks = defaultFastBlocks
 		}

@@ -27,6 +27,11 @@ type run struct {
 
 func (r run) end() uint64 { return r.logical + r.length }
 
+// continues reports whether a run goes on with another.
+func (r run) continues(next run) bool {
+	return r.end() == next.logical && r.state == next.state && (r.state == hole || r.physical+r.length == next.physical)
+}
+
 // clip returns the part of a run in [from, to).
 func (r run) clip(from, to uint64) run {
 	start := max(r.logical, from)

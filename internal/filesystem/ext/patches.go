@@ -67,8 +67,14 @@ func flatten(changes []run) []run {
 		for active.Len() > 0 && (*active)[0].end() <= bounds[i] {
 			heap.Pop(active)
 		}
-		if active.Len() > 0 {
-			flat = append(flat, (*active)[0].clip(bounds[i], bounds[i+1]))
+		if active.Len() == 0 {
+			continue
+		}
+		r := (*active)[0].clip(bounds[i], bounds[i+1])
+		if n := len(flat); n > 0 && flat[n-1].continues(r) {
+			flat[n-1].length += r.length
+		} else {
+			flat = append(flat, r)
 		}
 	}
 	return flat

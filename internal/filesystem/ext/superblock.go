@@ -168,6 +168,14 @@ func (s *superblock) geometry() error {
 	if s.blocks == 0 || s.blocks > uint64(1<<62/s.blockSize) {
 		return damaged("there are %d blocks of %d bytes", s.blocks, s.blockSize)
 	}
+	if err := s.structures(); err != nil {
+		return err
+	}
+	return s.layout(logSize)
+}
+
+// structures reads the sizes of descriptors and inodes.
+func (s *superblock) structures() error {
 	if n := s.descriptorSize; n < 32 || n > 1024 || bits.OnesCount64(uint64(n)) != 1 || s.incompat&incompat64bit != 0 && n < 64 {
 		return damaged("a group descriptor has %d bytes", n)
 	}
@@ -178,6 +186,11 @@ func (s *superblock) geometry() error {
 	if n := s.inodeSize; n < 128 || n > s.blockSize || bits.OnesCount64(uint64(n)) != 1 {
 		return damaged("an inode has %d bytes in blocks of %d", n, s.blockSize)
 	}
+	return nil
+}
+
+// layout reads how blocks and inodes are grouped.
+func (s *superblock) layout(logSize uint32) error {
 	s.firstDataBlock, s.blocksPerGroup = uint64(s.u32(0x14)), uint64(s.u32(0x20))
 	s.inodes, s.inodesPerGroup = s.u32(0x0), s.u32(0x28)
 	perBitmap := uint64(s.blockSize) * 8
