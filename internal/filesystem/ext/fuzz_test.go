@@ -78,6 +78,50 @@ func TestDamagedFastCommits(t *testing.T) {
 	}
 }
 
+// TestNotes: what is shown is not all that there was, and Describe says so.
+func TestNotes(t *testing.T) {
+	image, l, _ := fastImage(t)
+	notes := func(change func(image []byte) []byte) []string {
+		changed := change(bytes.Clone(image))
+		fsys, err := Open(bytes.NewReader(changed), int64(len(changed)))
+		require.NoError(t, err)
+		return fsys.Describe().Notes
+	}
+	at := func(position uint32) int64 {
+		for _, r := range l.runs {
+			if uint64(position) < r.end() {
+				return int64(r.physical+uint64(position)-r.logical) * l.dev.blockSize
+			}
+		}
+		t.Fatalf("the journal has no block %d", position)
+		return 0
+	}
+
+	whole := notes(func(image []byte) []byte { return image })
+	require.Len(t, whole, 2)
+	require.Contains(t, whole[0], "The journal was replayed: 1 transactions")
+	require.Contains(t, whole[1], "fast commits of the journal were replayed")
+
+	short := notes(func(image []byte) []byte { return image[:len(image)-100<<10] })
+	require.Contains(t, short[len(short)-1], "cannot be read")
+
+	none := notes(func(image []byte) []byte { image[at(0)] ^= 1; return image })
+	require.Len(t, none, 1)
+	require.Contains(t, none[0], "Changes that it had are not shown")
+
+	features := notes(func(image []byte) []byte { image[at(l.last+1)+fastTagSize] = 1; return image })
+	require.Len(t, features, 2)
+	require.Contains(t, features[1], "The fast commits in the journal cannot be replayed")
+
+	errors := notes(func(image []byte) []byte {
+		// Where the journal has the superblock, it has precedence.
+		image[at(0)] ^= 1
+		image[superblockOffset+0x3a] |= stateErrors
+		return image
+	})
+	require.Contains(t, errors[len(errors)-1], "marked as having errors")
+}
+
 // TestFlatten: the last change of a block counts.
 func TestFlatten(t *testing.T) {
 	change := func(first, length, physical uint64) run {
