@@ -212,7 +212,7 @@ func TestTornJournal(t *testing.T) {
 			}
 			size := int64(1024)
 			fmt.Sscan(journal.mkfs[5], &size)
-			for range rounds(6) {
+			for range rounds(2) {
 				torn := filepath.Join(t.TempDir(), "torn")
 				command(t, "cp", "--sparse=always", image, torn)
 				f, err := os.OpenFile(torn, os.O_RDWR, 0)
