@@ -42,6 +42,7 @@ var pure = []string{
 	"internal/device/devicetest",
 	"internal/fault",
 	"internal/filesystem",
+	"internal/filesystem/ext",
 	"internal/filesystem/filesystemtest",
 	"internal/group",
 	"internal/identity",
