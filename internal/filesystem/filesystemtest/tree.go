@@ -121,7 +121,6 @@ func (m *maker) large(dir string) {
 	for i := range pieces {
 		f, err := os.Create(filepath.Join(dir, fmt.Sprintf("pieces-%d", i)))
 		require.NoError(m.t, err)
-		defer f.Close() //nolint:errcheck // every write was synced
 		pieces[i] = f
 	}
 	for range 150 {
@@ -130,6 +129,9 @@ func (m *maker) large(dir string) {
 			require.NoError(m.t, err)
 			require.NoError(m.t, f.Sync())
 		}
+	}
+	for _, f := range pieces {
+		require.NoError(m.t, f.Close())
 	}
 }
 
@@ -282,9 +284,8 @@ var acl = []byte{
 	0x20, 0, 4, 0, 0xff, 0xff, 0xff, 0xff,
 }
 
-func run(t testing.TB, name string, args ...string) string {
+func run(t testing.TB, name string, args ...string) {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	require.NoError(t, err, "%s %s: %s", name, strings.Join(args, " "), out)
-	return string(out)
 }
