@@ -134,7 +134,7 @@ func (c *comparison) content(path string, id filesystem.ID, size int64) {
 	r, err := c.fsys.Open(id)
 	require.NoError(c.t, err, path)
 
-	extents := []block.Extent{}
+	var extents []block.Extent //nolint:prealloc // their number is not known
 	end := int64(0)
 	for e, err := range c.fsys.Extents(id) {
 		require.NoError(c.t, err, path)
