@@ -43,6 +43,7 @@ var pure = []string{
 	"internal/fault",
 	"internal/filesystem",
 	"internal/filesystem/filesystemtest",
+	"internal/filesystem/xfs",
 	"internal/group",
 	"internal/identity",
 	"internal/phase",
