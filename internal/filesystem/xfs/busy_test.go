@@ -116,8 +116,8 @@ func (b *busy) step() error {
 		}
 		value := b.content()
 		return unix.Lsetxattr(path, name, value[:min(len(value), []int{10, 200, 5000, 60000}[b.random.IntN(4)])], 0)
-	case 12:
-		return unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(uint32(b.random.IntN(300)), 7)))
+	case 12: // of no driver, as write opens it
+		return unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(3000+uint32(b.random.IntN(300)), 7)))
 	}
 	// A crowd grows, or shrinks.
 	for i := range 60 {

@@ -277,4 +277,3 @@ func (l *logReader) checkMount(h *recordHeader) error {
 func formatUUID(u [16]byte) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
 }
-

@@ -55,7 +55,7 @@ func busyImages(t *testing.T, mkfs []string, size int64, rounds int, seed uint64
 	require.NoError(t, os.WriteFile(image, nil, 0o600))
 	require.NoError(t, os.Truncate(image, size))
 	command(t, "mkfs.xfs", append(append([]string{"-q"}, mkfs...), image)...)
-	root := filesystemtest.Mount(t, image, "rw")
+	root := filesystemtest.Mount(t, image, "rw,nouuid")
 	random := rand.New(rand.NewPCG(seed, 99))
 	stop := work(t, root, seed)
 	images := make([]string, rounds)
@@ -98,8 +98,8 @@ func TestReplay(t *testing.T) {
 			busyImages(t, strings.Fields(options), 400<<20, rounds, seed, func(image string) {
 				fsys := open(t, image)
 				t.Log(fsys.Describe().Notes)
-				command(t, "umount", filesystemtest.Mount(t, image, "rw")) // the kernel recovers, and writes
-				root := filesystemtest.Mount(t, image, "ro")
+				command(t, "umount", filesystemtest.Mount(t, image, "rw,nouuid")) // the kernel recovers, and writes
+				root := filesystemtest.Mount(t, image, "ro,nouuid")
 				filesystemtest.RequireEqual(t, root, fsys, filesystemtest.Differ{})
 				command(t, "umount", root)
 				command(t, "xfs_repair", "-n", image)
