@@ -23,7 +23,7 @@ func TestFixtures(t *testing.T) {
 		t.Setenv(name, "1")
 	}
 	dir := shelf(t)
-	make := func(name string, options ...string) string {
+	format := func(name string, options ...string) string {
 		image := filepath.Join(dir, name)
 		require.NoError(t, os.WriteFile(image, nil, 0o600))
 		require.NoError(t, os.Truncate(image, 64<<20))
@@ -31,7 +31,7 @@ func TestFixtures(t *testing.T) {
 		return image
 	}
 	proto(t, dir, true)
-	v4 := make("version4", "-p", filepath.Join(dir, "proto"), "-m", "crc=0", "-b", "size=1024", "-i", "size=512")
+	v4 := format("version4", "-p", filepath.Join(dir, "proto"), "-m", "crc=0", "-b", "size=1024", "-i", "size=512")
 	sets := []string{"-x", "-c", "path /large"}
 	for _, n := range []string{"1", "100", "5000"} {
 		sets = append(sets, "-c", "attr_set -u -v "+n+" a"+n, "-c", "attr_set -r -v "+n+" b"+n)
@@ -42,7 +42,7 @@ func TestFixtures(t *testing.T) {
 	command(t, "xfs_db", append(sets, v4)...)
 	save(t, v4, "testdata/version4.gz")
 
-	v5 := make("version5", "-b", "size=1024", "-i", "nrext64=1", "-m", "rmapbt=1")
+	v5 := format("version5", "-b", "size=1024", "-i", "nrext64=1", "-m", "rmapbt=1")
 	root := filesystemtest.Mount(t, v5, "rw,nouuid")
 	worker := &busy{t: t, root: root, random: rand.New(rand.NewPCG(1, 1))}
 	for _, dir := range []string{"a/b", "c", "crowd"} {

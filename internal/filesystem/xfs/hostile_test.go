@@ -212,6 +212,37 @@ func FuzzReader(f *testing.F) {
 	f.Add(true, []byte{9, 0, 82, 0, 1, 0, 200, 0, 4, 0, 255, 1})
 	f.Fuzz(func(_ *testing.T, v5 bool, changes []byte) {
 		k := kinds[btoi(v5)]
-		_ = attack(k.image, k.super, k.offsets, changes[:min(len(changes), 600)], 2000)
+		_ = attack(k.image, k.super, k.offsets, changes[:min(len(changes), 600)], 300)
+	})
+}
+
+// FuzzTransactions takes any bytes for the operations of a log record.
+func FuzzTransactions(f *testing.F) {
+	image := fixture(f, "version5")
+	s, err := parseSuperblock(image, int64(len(image)))
+	require.NoError(f, err)
+	l := &logReader{device: newDevice(bytes.NewReader(image), int64(len(image))), super: s}
+	ends, err := l.ends()
+	require.NoError(f, err)
+	require.NoError(f, l.records(ends.tail, ends.head, func(_ recordHeader, data []byte) error {
+		if len(data) < 8<<10 {
+			f.Add(data)
+		}
+		return nil
+	}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := &replayer{super: s, log: l, overlay: newOverlay(), open: map[uint32]*transaction{}, intents: map[intentKey]intent{}}
+		err := r.record(recordHeader{format: formatLittleEndian, uuid: s.uuid, operations: 1000, lsn: 1 << 32}, data)
+		if len(data) < 1000*operationHeader {
+			require.Error(t, err)
+		}
+		r.noteUnfinished()
+		fsys := &FileSystem{device: l.device, super: s, overlay: r.overlay}
+		for off := range r.overlay.inodes {
+			_, _, _ = fsys.inodeBytes(off)
+		}
+		for off := range r.overlay.chunks {
+			_, _, _ = fsys.read(off, chunkSize)
+		}
 	})
 }

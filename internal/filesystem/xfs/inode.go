@@ -79,20 +79,8 @@ func (f *FileSystem) loadInode(ino uint64) (*inode, error) {
 		return nil, err
 	}
 	be := binary.BigEndian
-	version := b[4]
-	switch {
-	case be.Uint16(b) != inodeMagic:
-		return nil, damaged("there is no inode at byte %d", off)
-	case f.super.v5 != (version == 3) || version == 0 || version > 3:
-		return nil, damaged("it has version %d", version)
-	case version == 3 && !replayed && !checkSum(b, 100):
-		return nil, damaged("its checksum is wrong")
-	case be.Uint16(b[2:]) == 0:
-		return nil, fmt.Errorf("%w: it is not in use", fs.ErrNotExist)
-	case version == 3 && be.Uint64(b[152:]) != ino:
-		return nil, damaged("it says that it is inode %d", be.Uint64(b[152:]))
-	case version == 3 && [16]byte(b[160:176]) != f.super.metaUUID:
-		return nil, damaged("it belongs to another file system")
+	if err := f.super.checkInode(b, ino, replayed); err != nil {
+		return nil, err
 	}
 	n := &inode{number: ino, raw: b, mode: be.Uint16(b[2:]), size: int64(be.Uint64(b[56:])), realtime: be.Uint16(b[90:])&flagRealtime != 0}
 	if n.size < 0 {
@@ -101,7 +89,31 @@ func (f *FileSystem) loadInode(ino uint64) (*inode, error) {
 	if n.links() == 0 {
 		return nil, fmt.Errorf("%w: it is deleted", fs.ErrNotExist)
 	}
-	return n, n.parseForks(f.super.coreSize())
+	if err := n.parseForks(f.super.coreSize()); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// checkInode checks what identifies an inode that should be in use.
+func (s *superblock) checkInode(b []byte, ino uint64, replayed bool) error {
+	be := binary.BigEndian
+	version := b[4]
+	switch {
+	case be.Uint16(b) != inodeMagic:
+		return damaged("there is no inode in its place")
+	case s.v5 != (version == 3) || version == 0 || version > 3:
+		return damaged("it has version %d", version)
+	case s.v5 && !replayed && !checkSum(b, 100):
+		return damaged("its checksum is wrong")
+	case be.Uint16(b[2:]) == 0:
+		return fmt.Errorf("%w: it is not in use", fs.ErrNotExist)
+	case s.v5 && be.Uint64(b[152:]) != ino:
+		return damaged("it says that it is inode %d", be.Uint64(b[152:]))
+	case s.v5 && [16]byte(b[160:176]) != s.metaUUID:
+		return damaged("it belongs to another file system")
+	}
+	return nil
 }
 
 func (n *inode) links() uint32 {

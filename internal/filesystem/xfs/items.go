@@ -30,24 +30,31 @@ func (r *replayer) buffer(lsn uint64, i *item) error {
 	if words < 0 || len(b) < 20+4*words {
 		return damaged("a logged buffer has a map of %d words in %d bytes", words, len(b))
 	}
-	// A run of bits is in one region, or in several if it crosses a page of memory.
+	return r.chunks(lsn, off, length, b[20:20+4*words], i)
+}
+
+// chunks takes the chunks of a buffer that a map of bits names. A run of bits is in one region, or in several if it crosses a
+// page of memory.
+func (r *replayer) chunks(lsn uint64, off, length int64, bits []byte, i *item) error {
+	// Words of 32 bits, little-endian, are bytes in ascending order.
+	logged := func(bit int) bool { return bit < 8*len(bits) && bits[bit/8]>>(bit%8)&1 != 0 }
 	region := 1
-	for bit := 0; bit < 32*words; {
-		if le.Uint32(b[20+bit/32*4:])>>(bit%32)&1 == 0 {
+	for bit := 0; bit < 8*len(bits); {
+		if !logged(bit) {
 			bit++
 			continue
 		}
 		if region >= len(i.regions) {
-			return damaged("a logged buffer at sector %d has only %d regions", start, len(i.regions))
+			return damaged("a logged buffer at byte %d has only %d regions", off, len(i.regions))
 		}
 		data := i.regions[region]
 		n := len(data) / chunkSize
 		if n == 0 || int64(bit+n)*chunkSize > length {
-			return damaged("a logged buffer at sector %d has %d bytes for byte %d", start, len(data), bit*chunkSize)
+			return damaged("a logged buffer at byte %d has %d bytes for byte %d", off, len(data), bit*chunkSize)
 		}
 		for j := range n {
 			at := bit + j
-			if at >= 32*words || le.Uint32(b[20+at/32*4:])>>(at%32)&1 == 0 {
+			if !logged(at) {
 				n = j // the run ends here
 				break
 			}

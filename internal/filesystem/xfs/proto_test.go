@@ -125,6 +125,7 @@ func list(t *testing.T, fsys filesystem.FileSystem, id filesystem.ID, path strin
 			content = fmt.Sprintf("%d:%d", info.Major, info.Minor)
 		case fs.ModeDir:
 			list(t, fsys, e.ID, at, all)
+		default:
 		}
 		all[at] = fmt.Sprintf("%v %d:%d %s", info.Mode, info.UID, info.GID, content)
 	}

@@ -119,7 +119,10 @@ func parseSuperblock(b []byte, size int64) (*superblock, error) {
 	if err := s.checkFeatures(); err != nil {
 		return nil, err
 	}
-	return s, s.checkGeometry(uint(b[122]))
+	if err := s.checkGeometry(uint(b[122])); err != nil {
+		return nil, err
+	}
+	return s, s.locate()
 }
 
 func (s *superblock) checkFeatures() error {
@@ -137,22 +140,31 @@ func (s *superblock) checkFeatures() error {
 	return nil
 }
 
-// checkGeometry checks the numbers against each other and against the device.
+// isPower reports whether n is 2^log, and between low and high.
+func isPower(n, low, high int64, log uint) bool {
+	return n >= low && n <= high && bits.OnesCount64(uint64(n)) == 1 && uint(bits.TrailingZeros64(uint64(n))) == log
+}
+
+// checkGeometry checks the sizes against each other.
 func (s *superblock) checkGeometry(inodeLog uint) error {
-	power := func(n int64, low, high int64, log uint) bool {
-		return n >= low && n <= high && bits.OnesCount64(uint64(n)) == 1 && uint(bits.TrailingZeros64(uint64(n))) == log
-	}
 	switch {
-	case !power(s.blockSize, 512, 64<<10, s.blockLog):
+	case !isPower(s.blockSize, 512, 64<<10, s.blockLog):
 		return damaged("block size %d (log %d)", s.blockSize, s.blockLog)
-	case s.sectorSize < 512 || s.sectorSize > 32<<10 || bits.OnesCount64(uint64(s.sectorSize)) != 1:
+	case !isPower(s.sectorSize, 512, 32<<10, uint(bits.TrailingZeros64(uint64(s.sectorSize)))):
 		return damaged("sector size %d", s.sectorSize)
-	case !power(s.inodeSize, 256, 2048, inodeLog) || s.inodeSize > s.blockSize:
+	case !isPower(s.inodeSize, 256, 2048, inodeLog) || s.inodeSize > s.blockSize:
 		return damaged("inode size %d (log %d) in blocks of %d bytes", s.inodeSize, inodeLog, s.blockSize)
 	case s.inodesPerBlockLog != s.blockLog-inodeLog:
 		return damaged("2^%d inodes of %d bytes in a block of %d bytes", s.inodesPerBlockLog, s.inodeSize, s.blockSize)
 	case s.directoryBlockLog > 7 || s.blockLog+s.directoryBlockLog > 16:
 		return damaged("directory blocks of %d << %d bytes", s.blockSize, s.directoryBlockLog)
+	}
+	return nil
+}
+
+// locate checks the groups, the log and the root directory against the device.
+func (s *superblock) locate() error {
+	switch {
 	case s.groupBlocks == 0 || s.groupBlocksLog > 31 || s.groupBlocks > 1<<s.groupBlocksLog:
 		return damaged("allocation groups of %d blocks (log %d)", s.groupBlocks, s.groupBlocksLog)
 	case s.blocks > uint64(s.deviceSize)>>s.blockLog:
