@@ -2,6 +2,7 @@ package xfs
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -25,7 +26,8 @@ const (
 
 var directoryIdentity = identity{crc: 4, blkno: 8, lsn: 16, uuid: 24, owner: 40}
 
-// entries calls yield with the entries of a directory until it returns false.
+// entries calls yield with the entries of a directory until it returns false. A damaged block does not hide those of
+// others: its error comes last.
 func (f *FileSystem) entries(n *inode, yield func(filesystem.Entry) bool) error {
 	if n.data.format == formatLocal {
 		return f.localEntries(n, yield)
@@ -36,6 +38,7 @@ func (f *FileSystem) entries(n *inode, yield func(filesystem.Entry) bool) error 
 	// A directory block may be in several extents. have is what was found of the current one.
 	var have []piece
 	var at, found uint64
+	var firstDamage error
 	for e, err := range f.extents(n, &n.data, 0) {
 		if err != nil {
 			return err
@@ -54,8 +57,13 @@ func (f *FileSystem) entries(n *inode, yield func(filesystem.Entry) bool) error 
 				continue
 			}
 			more, err := f.directoryBlock(n, have, int(size), yield)
-			if err != nil || !more {
+			switch {
+			case err != nil && !errors.Is(err, filesystem.ErrDamaged):
 				return err
+			case err != nil && firstDamage == nil:
+				firstDamage = err
+			case err == nil && !more:
+				return nil
 			}
 			have, found = have[:0], 0
 		}
@@ -66,7 +74,7 @@ func (f *FileSystem) entries(n *inode, yield func(filesystem.Entry) bool) error 
 	if found != 0 {
 		return damaged("its block %d is not whole", at)
 	}
-	return nil
+	return firstDamage
 }
 
 // piece is a range of the device.
@@ -193,16 +201,13 @@ func (f *FileSystem) localEntries(n *inode, yield func(filesystem.Entry) bool) e
 	return nil
 }
 
-// entry yields an entry, unless it is the directory itself or the one above.
+// entry yields an entry, unless it is the directory itself or the one above. Its inode is not looked at: Stat says what is wrong with it.
 func (f *FileSystem) entry(name string, ino uint64, yield func(filesystem.Entry) bool) (bool, error) {
 	if name == "." || name == ".." {
 		return true, nil
 	}
 	if strings.ContainsAny(name, "/\x00") {
 		return false, damaged("%q is no name", name)
-	}
-	if _, err := f.super.inodeOffset(ino); err != nil {
-		return false, fmt.Errorf("%q: %w", name, err)
 	}
 	return yield(filesystem.Entry{Name: name, ID: filesystem.ID(ino)}), nil
 }

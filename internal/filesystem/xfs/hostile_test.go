@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/blockmover/blockmover/internal/filesystem"
 	"github.com/blockmover/blockmover/internal/filesystem/filesystemtest"
@@ -245,4 +246,47 @@ func FuzzTransactions(f *testing.F) {
 			_, _, _ = fsys.read(off, chunkSize)
 		}
 	})
+}
+
+// TestConcurrent reads one file system from many sides. Run it with -race.
+func TestConcurrent(t *testing.T) {
+	image := fixture(t, "version5")
+	fsys, err := Open(bytes.NewReader(image), int64(len(image)))
+	require.NoError(t, err)
+	var group errgroup.Group
+	for range 8 {
+		group.Go(func() error { return filesystemtest.Walk(fsys, 1e6) })
+	}
+	require.NoError(t, group.Wait())
+}
+
+// TestDamagedBlock lists what is in the other blocks of a directory.
+func TestDamagedBlock(t *testing.T) {
+	f := &forged{base: fixture(t, "version5"), sectors: map[int64][]byte{}}
+	fsys, err := Open(f, int64(len(f.base)))
+	require.NoError(t, err)
+	id := filesystemtest.Lookup(t, fsys, "crowd")
+	count := func(fsys *FileSystem) (n int, last error) {
+		for _, err := range fsys.ReadDir(id) {
+			if last = err; err == nil {
+				n++
+			}
+		}
+		return n, last
+	}
+	whole, err := count(fsys)
+	require.NoError(t, err)
+	n, err := fsys.inode(uint64(id))
+	require.NoError(t, err)
+	for e, err := range fsys.extents(n, &n.data, 0) {
+		require.NoError(t, err)
+		f.write(e.device, []byte("none"))
+		delete(fsys.overlay.chunks, e.device)
+		break
+	}
+	fsys.device = newDevice(f, int64(len(f.base)))
+	rest, err := count(fsys)
+	require.ErrorIs(t, err, filesystem.ErrDamaged)
+	require.Greater(t, rest, whole/2)
+	require.Less(t, rest, whole)
 }

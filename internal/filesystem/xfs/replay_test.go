@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/blockmover/blockmover/internal/filesystem/filesystemtest"
+	"github.com/blockmover/blockmover/internal/filesystem/xfs"
 )
 
 // command runs a tool.
@@ -101,13 +102,20 @@ func TestReplay(t *testing.T) {
 	}
 	for _, options := range []string{
 		"",
-		"-b size=1024 -n size=8192 -m rmapbt=1 -i nrext64=1 -l size=20m",
-		"-b size=4096 -s size=4096 -l su=64k -m bigtime=0",
+		"-m reflink=0 -l size=4m",
+		"-b size=1024 -n size=8192 -m rmapbt=1 -i nrext64=1 -l size=6m",
+		"-b size=4096 -s size=4096 -l su=64k,size=10m -m bigtime=0",
 	} {
 		t.Run(options, func(t *testing.T) {
 			busyImages(t, strings.Fields(options), 400<<20, rounds, seed, func(image string) {
 				fsys := open(t, image)
-				t.Log(fsys.Describe().Notes)
+				f, err := os.Open(image)
+				require.NoError(t, err)
+				ends, err := xfs.LogEnds(f, 400<<20)
+				require.NoError(t, err)
+				require.NoError(t, f.Close())
+				require.Contains(t, command(t, "xfs_logprint", "-t", image), ends)
+				t.Log(ends, fsys.Describe().Notes)
 				command(t, "umount", filesystemtest.Mount(t, image, "rw,nouuid")) // the kernel recovers, and writes
 				root := filesystemtest.Mount(t, image, "ro,nouuid")
 				filesystemtest.RequireEqual(t, root, fsys, filesystemtest.Differ{})

@@ -142,7 +142,7 @@ func (r *replayer) grow(t *transaction, n int) error {
 	t.bytes += int64(n)
 	r.pending += int64(n)
 	if r.pending+r.overlay.bytes > maxOverlay {
-		return unsupported("a log with more than %d MiB of changes; mount the volume once, which empties the log", maxOverlay>>20)
+		return unsupported("a log with more than %d MiB of changes; restore the volume and mount it", maxOverlay>>20)
 	}
 	return nil
 }
