@@ -32,49 +32,66 @@ func (f *FileSystem) entries(n *inode, yield func(filesystem.Entry) bool) error 
 	if n.data.format == formatLocal {
 		return f.localEntries(n, yield)
 	}
-	size := f.super.blockSize << f.super.directoryBlockLog
-	perBlock := uint64(1) << f.super.directoryBlockLog
+	c := collector{f: f, n: n, yield: yield}
 	limit := uint64(directoryIndex >> f.super.blockLog)
-	// A directory block may be in several extents. have is what was found of the current one.
-	var have []piece
-	var at, found uint64
-	var firstDamage error
 	for e, err := range f.extents(n, &n.data, 0) {
 		if err != nil {
 			return err
 		}
-		for start := e.start; start < e.end() && start < limit; {
-			if found == 0 {
-				at = start
-			}
-			if start != at+found || at%perBlock != 0 || e.unwritten {
-				return damaged("its block %d is missing", at)
-			}
-			blocks := min(perBlock-found, e.end()-start)
-			have = append(have, piece{e.device + int64((start-e.start)<<f.super.blockLog), int(blocks << f.super.blockLog)})
-			found, start = found+blocks, start+blocks
-			if found < perBlock {
-				continue
-			}
-			more, err := f.directoryBlock(n, have, int(size), yield)
-			switch {
-			case err != nil && !errors.Is(err, filesystem.ErrDamaged):
-				return err
-			case err != nil && firstDamage == nil:
-				firstDamage = err
-			case err == nil && !more:
-				return nil
-			}
-			have, found = have[:0], 0
-		}
-		if e.end() >= limit {
+		if e.start >= limit {
 			break
 		}
+		e.blocks = min(e.blocks, limit-e.start)
+		if more, err := c.extent(e); err != nil || !more {
+			return err
+		}
 	}
-	if found != 0 {
-		return damaged("its block %d is not whole", at)
+	if c.found != 0 {
+		return damaged("its block %d is not whole", c.at)
 	}
-	return firstDamage
+	return c.damage
+}
+
+// collector puts blocks of a directory together: one may be in several extents.
+type collector struct {
+	f     *FileSystem
+	n     *inode
+	yield func(filesystem.Entry) bool
+
+	have      []piece // what was found of the current one
+	at, found uint64  // where it begins in the fork, and how many blocks were found of it
+	damage    error   // the first damaged one
+}
+
+// extent takes the blocks of an extent, and reports whether to go on.
+func (c *collector) extent(e extent) (bool, error) {
+	log := c.f.super.blockLog
+	whole := uint64(1) << c.f.super.directoryBlockLog
+	for start := e.start; start < e.end(); {
+		if c.found == 0 {
+			c.at = start
+		}
+		if start != c.at+c.found || c.at%whole != 0 || e.unwritten {
+			return false, damaged("its block %d is missing", c.at)
+		}
+		blocks := min(whole-c.found, e.end()-start)
+		c.have = append(c.have, piece{e.device + int64((start-e.start)<<log), int(blocks << log)})
+		c.found, start = c.found+blocks, start+blocks
+		if c.found < whole {
+			continue
+		}
+		more, err := c.f.directoryBlock(c.n, c.have, int(whole<<log), c.yield)
+		switch {
+		case err != nil && !errors.Is(err, filesystem.ErrDamaged):
+			return false, err
+		case err != nil && c.damage == nil:
+			c.damage = err
+		case err == nil && !more:
+			return false, nil
+		}
+		c.have, c.found = c.have[:0], 0
+	}
+	return true, nil
 }
 
 // piece is a range of the device.

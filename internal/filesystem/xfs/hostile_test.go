@@ -179,7 +179,7 @@ func TestHostile(t *testing.T) {
 			require.NoError(t, attack(image, s, offsets, nil, 1e6), "without damage")
 			random := rand.New(rand.NewPCG(1, 2))
 			failed := 0
-			const rounds = 250
+			const rounds = 100
 			for range rounds {
 				changes := make([]byte, 6*(1+random.IntN(30)))
 				for i := range changes {
@@ -191,7 +191,7 @@ func TestHostile(t *testing.T) {
 			}
 			t.Logf("%d of %d images had an error that was found", failed, rounds)
 			require.Greater(t, failed, rounds/4)
-			filesystemtest.Damage(t, image, int64(len(image)), 50, func(r io.ReaderAt, size int64) (filesystem.FileSystem, error) { return Open(r, size) })
+			filesystemtest.Damage(t, image, int64(len(image)), 20, func(r io.ReaderAt, size int64) (filesystem.FileSystem, error) { return Open(r, size) })
 		})
 	}
 }

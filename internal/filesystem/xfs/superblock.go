@@ -122,7 +122,10 @@ func parseSuperblock(b []byte, size int64) (*superblock, error) {
 	if err := s.checkGeometry(uint(b[122])); err != nil {
 		return nil, err
 	}
-	return s, s.locate()
+	if err := s.locate(); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 func (s *superblock) checkFeatures() error {
