@@ -27,7 +27,7 @@ type busy struct {
 
 // expected reports whether an operation may fail so, as others work on the same files.
 func expected(err error) bool {
-	for _, e := range []error{fs.ErrNotExist, fs.ErrExist, syscall.ENOTEMPTY, syscall.ENOSPC, syscall.EINVAL, syscall.EISDIR, syscall.ENOTDIR, syscall.ENODATA, syscall.ELOOP, syscall.EPERM, syscall.EMLINK, syscall.ENAMETOOLONG, syscall.ENXIO, syscall.ENODEV} {
+	for _, e := range []error{fs.ErrNotExist, fs.ErrExist, syscall.ENOTEMPTY, syscall.ENOSPC, syscall.EINVAL, syscall.EISDIR, syscall.ENOTDIR, syscall.ENODATA, syscall.ELOOP, syscall.EPERM, syscall.EMLINK, syscall.ENAMETOOLONG, syscall.ENXIO, syscall.ENODEV, syscall.EOPNOTSUPP} {
 		if err == nil || errors.Is(err, e) {
 			return true
 		}
