@@ -66,9 +66,6 @@ func (r *replayer) chunks(lsn uint64, off, length int64, bits []byte, i *item) e
 	return r.checkMemory()
 }
 
-// checkMemory bounds the overlay.
-func (r *replayer) checkMemory() error { return r.grow(&transaction{}, 0) }
-
 // Flags of what is logged of an inode.
 const (
 	loggedDataLocal   = 0x002
@@ -182,11 +179,12 @@ func (r *replayer) intent(i *item) error {
 		it.changes.attributes = le.Uint64(b[64:])&exchangeAttributes != 0
 		it.changes.content = !it.changes.attributes
 	}
-	if err := r.grow(&transaction{}, regionCost); err != nil {
-		return err
+	key := intentKey{i.kind(), le.Uint64(b[8:])}
+	if _, found := r.intents[key]; !found {
+		r.pending += regionCost
 	}
-	r.intents[intentKey{i.kind(), le.Uint64(b[8:])}] = it
-	return nil
+	r.intents[key] = it
+	return r.checkMemory()
 }
 
 // done forgets an intent.

@@ -94,7 +94,7 @@ func (l *logReader) check(h *recordHeader) error {
 	switch {
 	case h.version == 0 || h.version&^3 != 0:
 		return damaged("log record at sector %d has version %d", h.at, h.version)
-	case h.length == 0 || h.length > maxRecord+cycleBytes || h.iclogSize > maxRecord ||
+	case h.length == 0 || h.length > maxRecord || h.iclogSize > maxRecord ||
 		h.headSectors+h.dataSectors() > l.super.logSectors:
 		return damaged("log record at sector %d has %d bytes", h.at, h.length)
 	}
@@ -129,6 +129,9 @@ func (l *logReader) record(at int64) (recordHeader, []byte, error) {
 	for i := range h.dataSectors() {
 		from := heads[44+4*(i%cycleSectors):]
 		if i >= cycleSectors {
+			if i/cycleSectors >= h.headSectors && h.operations == 1 {
+				break // mkfs.xfs writes such a record, which only says that the log is empty
+			}
 			if i/cycleSectors >= h.headSectors {
 				return h, nil, damaged("log record at sector %d has %d bytes and %d headers", at, h.length, h.headSectors)
 			}

@@ -141,6 +141,11 @@ func (r *replayer) operation(lsn uint64, id uint32, flags byte, data []byte) err
 func (r *replayer) grow(t *transaction, n int) error {
 	t.bytes += int64(n)
 	r.pending += int64(n)
+	return r.checkMemory()
+}
+
+// checkMemory bounds what is kept of the log.
+func (r *replayer) checkMemory() error {
 	if r.pending+r.overlay.bytes > maxOverlay {
 		return unsupported("a log with more than %d MiB of changes; restore the volume and mount it", maxOverlay>>20)
 	}
