@@ -44,6 +44,7 @@ var pure = []string{
 	"internal/filesystem",
 	"internal/filesystem/ext",
 	"internal/filesystem/filesystemtest",
+	"internal/filesystem/xfs",
 	"internal/group",
 	"internal/identity",
 	"internal/phase",

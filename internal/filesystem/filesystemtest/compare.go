@@ -30,7 +30,7 @@ type Differ struct {
 // reader shows: names, kinds, content, holes, modes, owners, times, links and extended attributes.
 func RequireEqual(t testing.TB, dir string, fsys filesystem.FileSystem, differ Differ) {
 	t.Helper()
-	c := comparison{t: t, fsys: fsys, differ: differ, inodes: map[uint64]filesystem.ID{}}
+	c := comparison{t: t, fsys: fsys, differ: differ, inodes: map[uint64]filesystem.ID{}, got: make([]byte, 1<<20), want: make([]byte, 1<<20)}
 	c.directory(dir, fsys.Root())
 	require.Positive(t, c.files, "nothing was compared")
 }
@@ -42,6 +42,8 @@ type comparison struct {
 	// inodes has the ID of each inode that the kernel showed: two names of one file have one ID.
 	inodes map[uint64]filesystem.ID
 	files  int
+	// got and want are buffers for content.
+	got, want []byte
 }
 
 func (c *comparison) directory(dir string, id filesystem.ID) {
@@ -51,8 +53,8 @@ func (c *comparison) directory(dir string, id filesystem.ID) {
 	got := map[string]filesystem.ID{}
 	for entry, err := range c.fsys.ReadDir(id) {
 		require.NoError(c.t, err, dir)
-		_, twice := got[entry.Name]
-		require.False(c.t, twice, "%s is twice in %s", entry.Name, dir)
+		_, twice := got[entry.Name] // NotContains copies the map
+		require.False(c.t, twice, "%q is twice in %q", entry.Name, dir)
 		got[entry.Name] = entry.ID
 	}
 	for _, entry := range want {
@@ -143,8 +145,7 @@ func (c *comparison) content(path string, id filesystem.ID, size int64) {
 		end = e.End()
 		extents = append(extents, e)
 	}
-	most := min(size+1, 1<<20)
-	got, want := make([]byte, most), make([]byte, most)
+	got, want := c.got, c.want
 	compare := func(e block.Extent, hole bool) {
 		for off := e.Offset; off < e.End(); off += int64(len(got)) {
 			n := int(min(e.End()-off, int64(len(got))))
@@ -186,7 +187,10 @@ func allZero(b []byte) bool {
 func attributesOf(t testing.TB, path string) map[string][]byte {
 	t.Helper()
 	attributes := map[string][]byte{}
-	names := make([]byte, 64<<10)
+	if n, err := unix.Llistxattr(path, nil); err == nil && n == 0 {
+		return attributes
+	}
+	names, value := make([]byte, 64<<10), make([]byte, 64<<10)
 	n, err := unix.Llistxattr(path, names)
 	if errors.Is(err, syscall.EOPNOTSUPP) {
 		return attributes
@@ -196,10 +200,9 @@ func attributesOf(t testing.TB, path string) map[string][]byte {
 		if len(name) == 0 {
 			continue
 		}
-		value := make([]byte, 64<<10)
 		n, err := unix.Lgetxattr(path, string(name), value)
 		require.NoError(t, err, "%s of %q", name, path)
-		attributes[string(name)] = value[:n]
+		attributes[string(name)] = append([]byte{}, value[:n]...)
 	}
 	return attributes
 }
