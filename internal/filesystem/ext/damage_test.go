@@ -163,7 +163,7 @@ func makeSeeds(t testing.TB) {
 		}
 		c.write("last", "last", 0)
 		shutdown(t, c.root)
-		command(t, "umount", c.root)
+		filesystemtest.Unmount(t, c.root)
 		raw, err := os.ReadFile(image)
 		require.NoError(t, err)
 		t.Log(name, openImage(t, image).Describe().Notes)
@@ -230,13 +230,13 @@ func TestTornJournal(t *testing.T) {
 					continue
 				}
 				mounted++
-				command(t, "umount", root)
+				filesystemtest.Unmount(t, root)
 				if exec.Command("e2fsck", "-fn", judge).Run() != nil {
 					continue // what was lost was needed: the file system is damaged
 				}
 				root = filesystemtest.Mount(t, judge, "ro")
 				filesystemtest.RequireEqual(t, root, fsys, filesystemtest.Differ{})
-				command(t, "umount", root)
+				filesystemtest.Unmount(t, root)
 				compared++
 			}
 		})

@@ -151,7 +151,7 @@ func TestFastCommits(t *testing.T) {
 			unix.Sync()
 			change.make(c)
 			shutdown(t, c.root)
-			command(t, "umount", c.root)
+			filesystemtest.Unmount(t, c.root)
 
 			fsys := openImage(t, image)
 			t.Log(fsys.Describe().Notes)

@@ -116,7 +116,7 @@ func crash(t testing.TB, mkfs []string, options string, seed uint64) string {
 	shutdown(t, root)
 	close(stop)
 	workers.Wait()
-	command(t, "umount", root)
+	filesystemtest.Unmount(t, root)
 	return image
 }
 
@@ -189,7 +189,7 @@ func compareCrash(t testing.TB, image string) int {
 		return transactions
 	}
 	if fast {
-		command(t, "umount", root)
+		filesystemtest.Unmount(t, root)
 		out, _ := exec.Command("e2fsck", "-fn", judge).CombinedOutput()
 		if strings.Contains(string(out), "Duplicate entry") {
 			t.Log("the kernel has made a name twice when it replayed these fast commits")
@@ -199,7 +199,7 @@ func compareCrash(t testing.TB, image string) int {
 		return transactions
 	}
 	filesystemtest.RequireEqual(t, root, fsys, filesystemtest.Differ{})
-	command(t, "umount", root)
+	filesystemtest.Unmount(t, root)
 	command(t, "e2fsck", "-fn", judge)
 	return transactions
 }

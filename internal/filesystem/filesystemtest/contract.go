@@ -5,8 +5,10 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -29,7 +31,7 @@ func Image(t testing.TB, size int64, mkfs []string, fill func(root string)) stri
 	run(t, mkfs[0], append(mkfs[1:], image)...)
 	root := Mount(t, image, "rw")
 	fill(root)
-	run(t, "umount", root)
+	Unmount(t, root)
 	return image
 }
 
@@ -40,10 +42,23 @@ func Mount(t testing.TB, image, options string) string {
 	run(t, "mount", "-o", "loop,"+options, image, root)
 	t.Cleanup(func() {
 		if mounted(root) {
-			run(t, "umount", root)
+			Unmount(t, root)
 		}
 	})
 	return root
+}
+
+// Unmount unmounts what Mount has mounted. A process or a container that starts at this moment holds the mount
+// until it has closed what it inherited.
+func Unmount(t testing.TB, root string) {
+	t.Helper()
+	for range 100 {
+		if exec.Command("umount", root).Run() == nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	run(t, "umount", root)
 }
 
 func mounted(root string) bool {

@@ -104,7 +104,7 @@ func TestParentPointers(t *testing.T) {
 	feature(t, image, 1<<6|1<<7)
 	root := filesystemtest.Mount(t, image, "rw")
 	filesystemtest.MakeTree(t, root, tree(200))
-	command(t, "umount", root)
+	filesystemtest.Unmount(t, root)
 	filesystemtest.RequireEqual(t, filesystemtest.Mount(t, image, "ro"), open(t, image), filesystemtest.Differ{})
 }
 

@@ -59,7 +59,7 @@ func TestFixtures(t *testing.T) {
 	require.NoError(t, f.Sync())
 	require.NoError(t, f.Close())
 	clone(t, v5, filepath.Join(dir, "busy"))
-	command(t, "umount", root)
+	filesystemtest.Unmount(t, root)
 	save(t, filepath.Join(dir, "busy"), "testdata/version5.gz")
 }
 

@@ -30,18 +30,7 @@ func command(t testing.TB, name string, args ...string) string {
 func shelf(t testing.TB) string {
 	t.Helper()
 	image := filesystemtest.Image(t, 8<<30, []string{"mkfs.xfs", "-q", "-m", "reflink=1"}, func(string) {})
-	root := filesystemtest.Mount(t, image, "rw")
-	t.Cleanup(func() {
-		// Loop devices of its files go a moment after their mounts. A container that was started meanwhile has copies of them.
-		for range 20 {
-			if exec.Command("umount", root).Run() == nil {
-				return
-			}
-			time.Sleep(100 * time.Millisecond)
-		}
-		command(t, "umount", "--lazy", root)
-	})
-	return root
+	return filesystemtest.Mount(t, image, "rw")
 }
 
 func clone(t testing.TB, from, to string) {
@@ -84,7 +73,7 @@ func busyImages(t *testing.T, mkfs []string, size int64, rounds int, seed uint64
 		clone(t, image, images[i])
 	}
 	t.Logf("%d steps of work", stop())
-	command(t, "umount", root)
+	filesystemtest.Unmount(t, root)
 	for _, image := range images {
 		check(image)
 		require.NoError(t, os.Remove(image))
@@ -117,10 +106,10 @@ func TestReplay(t *testing.T) {
 				require.NoError(t, f.Close())
 				require.Contains(t, command(t, "xfs_logprint", "-t", image), ends)
 				t.Log(ends, fsys.Describe().Notes)
-				command(t, "umount", filesystemtest.Mount(t, image, "rw,nouuid")) // the kernel recovers, and writes
+				filesystemtest.Unmount(t, filesystemtest.Mount(t, image, "rw,nouuid")) // the kernel recovers, and writes
 				root := filesystemtest.Mount(t, image, "ro,nouuid")
 				filesystemtest.RequireEqual(t, root, fsys, filesystemtest.Differ{})
-				command(t, "umount", root)
+				filesystemtest.Unmount(t, root)
 			})
 		})
 	}
