@@ -151,7 +151,7 @@ apiVersion: batch/v1
 kind: Job
 metadata:
   name: blockmover-plugin
-  namespace: {{ $root.Release.Namespace }}
+  namespace: {{ $root.Release.Namespace | quote }}
   labels: {app.kubernetes.io/name: blockmover, app.kubernetes.io/component: plugin}
   annotations:
     helm.sh/hook: {{ index . 1 }}

@@ -29,7 +29,7 @@ func TestReadme(t *testing.T) {
 		require.NoError(t, os.WriteFile(file, []byte(head+table), 0o600))
 		return
 	}
-	require.Equal(t, head+table, string(readme), "run UPDATE_DOCS=1 go test -run TestReadme .")
+	require.Equal(t, head+table, string(readme), "run UPDATE_DOCS=1 go test -count=1 -run TestReadme .")
 }
 
 // rows are those of the table: one for each value with a comment. What is below one of them and has no
