@@ -2,11 +2,9 @@ package config
 
 import (
 	"encoding/json"
-	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 
@@ -14,31 +12,36 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
+// chart is the directory of the Helm chart.
+const chart = "../../deploy"
+
 // TestChart compares the document in the values of the Helm chart with this package: the schema has
-// its fields, and the default is one that it takes.
+// its fields, and the default is one that it takes. UPDATE_DOCS=1 writes the schema.
 func TestChart(t *testing.T) {
-	read := func(name string, into any) {
-		text, err := os.ReadFile(filepath.Join("../../deploy", name))
-		require.NoError(t, err)
-		require.NoError(t, yaml.Unmarshal(text, into))
-	}
-	var schema struct {
-		Properties struct {
-			Config struct{ Properties map[string]any }
-		}
-	}
-	read("values.schema.json", &schema)
-	var fields []string
+	fields := map[string]any{}
 	for field := range reflect.TypeFor[Config]().Fields() {
 		if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "-" {
-			fields = append(fields, name)
+			fields[name] = map[string]any{}
 		}
 	}
-	slices.Sort(fields)
-	require.Equal(t, fields, slices.Sorted(maps.Keys(schema.Properties.Config.Properties)))
+	file := filepath.Join(chart, "values.schema.json")
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	schema := map[string]any{}
+	require.NoError(t, json.Unmarshal(text, &schema))
+	document := schema["properties"].(map[string]any)["config"].(map[string]any)
+	if os.Getenv("UPDATE_DOCS") != "" {
+		document["properties"] = fields
+		text, err := json.MarshalIndent(schema, "", "  ")
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(file, append(text, '\n'), 0o600))
+	}
+	require.Equal(t, fields, document["properties"], "run UPDATE_DOCS=1 go test ./internal/config")
 
 	var values struct{ Config json.RawMessage }
-	read("values.yaml", &values)
-	_, err := Parse(values.Config)
+	text, err = os.ReadFile(filepath.Join(chart, "values.yaml"))
+	require.NoError(t, err)
+	require.NoError(t, yaml.Unmarshal(text, &values))
+	_, err = Parse(values.Config)
 	require.NoError(t, err)
 }
