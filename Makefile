@@ -38,6 +38,22 @@ cluster-down: ## stop the test cluster and remove everything it left
 images: cluster-build ## make the container images as docker-archives, print their paths
 	@$(CLUSTER) images load --save
 
+# The time of the commit, so that two builds of it give one digest.
+IMAGES := $(CURDIR)/dist/images
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
+
+.PHONY: release-images
+release-images: ## the two images for amd64 and arm64, with SBOMs, in dist/images (VERSION=v1.2.3)
+	@rm -rf $(IMAGES) && mkdir -p $(dir $(IMAGES))
+	@cd e2e && go run ./cmd/release --source $(CURDIR) --version $(VERSION) --revision "$$(git rev-parse HEAD)" $(IMAGES)
+
+# Helm is built from the module that tests the chart.
+.PHONY: chart
+chart: ## the Helm chart in dist/charts (VERSION=v1.2.3)
+	@mkdir -p dist/charts
+	@cd e2e/helm && go tool helm package $(CURDIR)/deploy --destination $(CURDIR)/dist/charts --version $(VERSION:v%=%) --app-version $(VERSION)
+
 .PHONY: quickstart
 quickstart: ## backup, restore and verify of one volume, without a cluster and without root
 	@mkdir -p $(CACHE)/bin
@@ -83,7 +99,10 @@ kubevirt-e2e: e2e-binaries ## VMs on real KubeVirt, on a cluster of its own (KUB
 .PHONY: unit
 unit: ## unit tests of all modules; as root they use loop devices
 	go test ./...
-	cd e2e && go test $$(go list ./... | grep -v -e /scenarios -e /csidriver -e /kubevirt)
+	cd e2e && go test $$(go list ./... | grep -v -e /scenarios -e /csidriver -e /kubevirt -e /kit -e /release)
+	@# Go keeps the result of a test although a file outside of its module has changed.
+	cd e2e && go test -count=1 ./kit ./release
+	cd e2e/helm && go test -count=1 ./...
 
 .PHONY: csi-sanity
 csi-sanity: cluster-build ## kubernetes-csi's sanity suite and our own tests on the test driver
@@ -146,6 +165,7 @@ lint: ## golangci-lint on all modules
 	@# Not cmd/kube: it is 60 lines, and all of Kubernetes would be analyzed for it.
 	cd e2e && $(CACHE)/bin/golangci-lint run $$(go list -f '{{.Dir}}' ./... | grep -v /cmd/kube)
 	cd e2e/soak && $(CACHE)/bin/golangci-lint run ./...
+	cd e2e/helm && $(CACHE)/bin/golangci-lint run ./...
 
 .PHONY: test
 test: cluster-build lint unit csi-sanity soak-short e2e ## everything that CI runs

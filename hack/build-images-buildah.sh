@@ -18,6 +18,8 @@ set -eu
 cd "$(dirname "$0")/.."
 output=${1:-}
 version=${VERSION:-dev}
+revision=$(git rev-parse HEAD)
+created=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 limit=${BUILD_TIMEOUT:-2400} # seconds for one image, on a slow machine from nothing
 
 command -v buildah >/dev/null || {
@@ -102,6 +104,7 @@ build() {
 		--build-arg CERTIFICATES_IMAGE=localhost/blockmover-certificates:local \
 		--build-arg TARGETOS=linux --build-arg "TARGETARCH=$(go env GOARCH)" \
 		--build-arg GOPROXY=off --build-arg GOFLAGS= --build-arg "VERSION=$version" \
+		--build-arg "REVISION=$revision" --build-arg "CREATED=$(date -u -d "@$created" +%Y-%m-%dT%H:%M:%SZ)" --timestamp "$created" \
 		--volume "$modules:/go/pkg/mod:ro" --volume "$cache/go-build:/root/.cache/go-build" \
 		--file "$1" --tag "$2" .
 	say "$2: $(storage inspect --type image --format '{{.Docker.Config.User}} {{.Docker.Config.Entrypoint}}' "$2")"

@@ -1,14 +1,13 @@
-// Package images makes container images without a container engine: a
-// docker-archive tar (manifest.json, config, one layer) from static binaries,
-// as `ctr images import` and `docker load` read it. The same inputs give the
-// same bytes.
+// Package images makes container images without a container engine, from static binaries: a
+// docker-archive tar (manifest.json, config, one layer), as `ctr images import` and `docker load`
+// read it, or an OCI image layout for several platforms, as registries have it. The same inputs
+// give the same bytes.
 package images
 
 import (
 	"archive/tar"
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +17,10 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // File is one entry of the layer of an image. Exactly one of Source, Content, Link and Dir is
@@ -42,33 +45,15 @@ type Image struct {
 	Env        []string
 	User       string
 	WorkDir    string
+	Labels     map[string]string
+	// Created is the time in the configuration of the image. The zero time stands for 1970.
+	Created time.Time
 }
 
 type manifest struct {
 	Config   string
 	RepoTags []string
 	Layers   []string
-}
-
-type config struct {
-	Architecture string          `json:"architecture"`
-	OS           string          `json:"os"`
-	Created      string          `json:"created"`
-	Config       containerConfig `json:"config"`
-	RootFS       rootFS          `json:"rootfs"`
-}
-
-type containerConfig struct {
-	User       string   `json:",omitempty"`
-	Env        []string `json:",omitempty"`
-	Entrypoint []string `json:",omitempty"`
-	Cmd        []string `json:",omitempty"`
-	WorkingDir string   `json:",omitempty"`
-}
-
-type rootFS struct {
-	Type    string   `json:"type"`
-	DiffIDs []string `json:"diff_ids"`
 }
 
 // Save writes the image as a docker-archive to file, replacing it atomically.
@@ -89,8 +74,8 @@ func (i Image) Save(file, arch string) error {
 		_ = layer.Close()
 		_ = os.Remove(layer.Name())
 	}()
-	digest := sha256.New()
-	if err := i.writeLayer(io.MultiWriter(layer, digest)); err != nil {
+	sum := sha256.New()
+	if err := i.writeLayer(io.MultiWriter(layer, sum)); err != nil {
 		return fmt.Errorf("layer of image %s: %w", i.Name, err)
 	}
 	size, err := layer.Seek(0, io.SeekEnd)
@@ -101,21 +86,11 @@ func (i Image) Save(file, arch string) error {
 		return err
 	}
 
-	cfg, err := json.Marshal(config{
-		Architecture: arch,
-		OS:           "linux",
-		Created:      "1970-01-01T00:00:00Z",
-		Config: containerConfig{
-			User: i.User, Env: append([]string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}, i.Env...),
-			Entrypoint: i.Entrypoint, Cmd: i.Cmd, WorkingDir: i.WorkDir,
-		},
-		RootFS: rootFS{Type: "layers", DiffIDs: []string{"sha256:" + hex.EncodeToString(digest.Sum(nil))}},
-	})
+	cfg, err := json.Marshal(i.config(arch, digest.NewDigest(digest.SHA256, sum)))
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(cfg)
-	configName := hex.EncodeToString(sum[:]) + ".json"
+	configName := digest.FromBytes(cfg).Encoded() + ".json"
 	man, err := json.Marshal([]manifest{{Config: configName, RepoTags: []string{i.Name}, Layers: []string{"layer.tar"}}})
 	if err != nil {
 		return err
@@ -126,6 +101,24 @@ func (i Image) Save(file, arch string) error {
 		{configName, int64(len(cfg)), bytes.NewReader(cfg)},
 		{"layer.tar", size, layer},
 	})
+}
+
+// config is the configuration of the image on an architecture, with its one layer.
+func (i Image) config(arch string, layer digest.Digest) ocispec.Image {
+	created := i.Created
+	if created.IsZero() {
+		created = time.Unix(0, 0)
+	}
+	created = created.UTC()
+	return ocispec.Image{
+		Created:  &created,
+		Platform: ocispec.Platform{Architecture: arch, OS: "linux"},
+		Config: ocispec.ImageConfig{
+			User: i.User, Env: append([]string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}, i.Env...),
+			Entrypoint: i.Entrypoint, Cmd: i.Cmd, WorkingDir: i.WorkDir, Labels: i.Labels,
+		},
+		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layer}},
+	}
 }
 
 // part is a member of the archive.

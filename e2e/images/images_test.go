@@ -3,14 +3,15 @@ package images
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 func readTar(t *testing.T, r io.Reader) (map[string][]byte, map[string]*tar.Header, []string) {
@@ -61,12 +62,11 @@ func TestSave(t *testing.T) {
 	if err := json.Unmarshal(parts["manifest.json"], &man); err != nil {
 		t.Fatal(err)
 	}
-	var cfg config
+	var cfg ocispec.Image
 	if err := json.Unmarshal(parts[man[0].Config], &cfg); err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256(parts["layer.tar"])
-	if want := "sha256:" + hex.EncodeToString(sum[:]); cfg.RootFS.DiffIDs[0] != want {
+	if want := digest.FromBytes(parts["layer.tar"]); cfg.RootFS.DiffIDs[0] != want {
 		t.Errorf("diff ID %s, want %s", cfg.RootFS.DiffIDs[0], want)
 	}
 	if cfg.Config.User != "7:8" || man[0].RepoTags[0] != "a:b" {

@@ -46,16 +46,20 @@ func (k *Kit) RemovePlugin(ctx context.Context, image string) error {
 	return k.waitForPlugin(ctx, pluginAction)
 }
 
-func (k *Kit) waitForPlugin(ctx context.Context, action string) error {
+// waitForServer waits until only the newest of Velero's servers runs. Two at once would both take
+// a backup, and the old one has not the same plugins.
+func (k *Kit) waitForServer(ctx context.Context) error {
 	if _, err := k.Kubectl(ctx, "-n", k.VeleroNamespace, "rollout", "status", "deployment/velero", "--timeout=120s"); err != nil {
 		return err
 	}
-	// Two servers at once would both take a backup, and the old one has not the same plugins.
-	err := k.Wait(ctx, "the server from before to be gone", time.Minute, func(ctx context.Context) (bool, string, error) {
+	return k.Wait(ctx, "the server from before to be gone", time.Minute, func(ctx context.Context) (bool, string, error) {
 		servers, err := k.List(ctx, "-n", k.VeleroNamespace, "pods", "-l", "deploy=velero")
 		return len(servers) == 1, fmt.Sprint(servers), err
 	})
-	if err != nil {
+}
+
+func (k *Kit) waitForPlugin(ctx context.Context, action string) error {
+	if err := k.waitForServer(ctx); err != nil {
 		return err
 	}
 	return k.Wait(ctx, "plugin to be listed", time.Minute, func(ctx context.Context) (bool, string, error) {
@@ -68,6 +72,31 @@ func (k *Kit) waitForPlugin(ctx context.Context, action string) error {
 // InstallMover applies the kustomize base with the image under test, and waits for the
 // manager.
 func (k *Kit) InstallMover(ctx context.Context) error {
+	if err := k.withOverlay(func(dir string) error {
+		_, err := k.Kubectl(ctx, "apply", "-k", dir)
+		return err
+	}); err != nil {
+		return err
+	}
+	return k.waitForMover(ctx)
+}
+
+// Uninstall removes what Install has installed, and waits until it is gone.
+func (k *Kit) Uninstall(ctx context.Context) error {
+	if err := k.withOverlay(func(dir string) error {
+		_, err := k.Kubectl(ctx, "delete", "-k", dir, "--ignore-not-found", "--timeout=60s")
+		return err
+	}); err != nil {
+		return err
+	}
+	if _, err := k.Velero(ctx, "plugin", "remove", k.PluginImage); err != nil {
+		return err
+	}
+	return k.waitForServer(ctx)
+}
+
+// withOverlay works with a kustomization of the base that has the image under test.
+func (k *Kit) withOverlay(work func(dir string) error) error {
 	dir, err := os.MkdirTemp("", "blockmover-deploy-")
 	if err != nil {
 		return fmt.Errorf("create overlay directory: %w", err)
@@ -96,10 +125,16 @@ images: [{name: blockmover, newName: %s, newTag: %s}]
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
 		return fmt.Errorf("write overlay: %w", err)
 	}
-	if _, err := k.Kubectl(ctx, "apply", "-k", dir); err != nil {
-		return err
+	return work(dir)
+}
+
+// Helm runs Helm on the release of the chart, in Velero's namespace. values is a document for --values -.
+func (k *Kit) Helm(ctx context.Context, values, command string, args ...string) (string, error) {
+	args = append([]string{command, "blockmover", "--namespace", k.VeleroNamespace}, args...)
+	if values != "" {
+		args = append(args, "--values", "-")
 	}
-	return k.waitForMover(ctx)
+	return k.Run(ctx, values, "helm", args...)
 }
 
 // RestartMover replaces the manager by a new one, and waits for it.

@@ -88,6 +88,10 @@ func (s *session) checkParts(ctx context.Context) ([]Finding, error) {
 		found = append(found, Finding{
 			Object: "plugin", Verdict: Broken, What: "Velero's Deployment has no init container with our plugin", Do: "velero plugin add IMAGE",
 		})
+	case tagOf(plugin) == "" || tagOf(image) == "":
+		found = append(found, Finding{
+			Object: "plugin", Verdict: Fine, What: fmt.Sprintf("the plugin is %s, and the manager is %s: a digest does not say the version", plugin, image),
+		})
 	case tagOf(plugin) != tagOf(image):
 		found = append(found, Finding{
 			Object: "plugin", Verdict: Worse, What: fmt.Sprintf("the plugin is %s, and the manager is %s", plugin, image), Do: "install the same version of both",
@@ -98,10 +102,15 @@ func (s *session) checkParts(ctx context.Context) ([]Finding, error) {
 	return found, nil
 }
 
-// tagOf is the part of an image's name that says the version.
+// tagOf is the part of an image's name that says the version. It is empty for a name that has only a
+// digest.
 func tagOf(image string) string {
-	if i := strings.LastIndexAny(image, ":@"); i > strings.LastIndex(image, "/") {
-		return image[i+1:]
+	name, _, pinned := strings.Cut(image, "@")
+	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
+		return name[i+1:]
+	}
+	if pinned {
+		return ""
 	}
 	return "latest"
 }

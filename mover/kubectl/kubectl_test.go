@@ -305,7 +305,8 @@ func TestWait(t *testing.T) {
 
 func TestTagOf(t *testing.T) {
 	for image, want := range map[string]string{
-		"blockmover:v1": "v1", "host:5000/a/blockmover": "latest", "host:5000/a/blockmover:v2": "v2", "blockmover@sha256:12": "12",
+		"blockmover:v1": "v1", "host:5000/a/blockmover": "latest", "host:5000/a/blockmover:v2": "v2", "blockmover@sha256:12": "",
+		"host:5000/blockmover:v2@sha256:12": "v2",
 	} {
 		require.Equal(t, want, tagOf(image), image)
 	}

@@ -113,6 +113,7 @@ func (c *Cache) targets() []target {
 			name: "velero", module: filepath.Join(c.Module, "velero"), ldflags: veleroFlags, stamped: true,
 			packages: []string{"tool"},
 		},
+		{name: "helm", module: filepath.Join(c.Module, "helm"), stamped: true, packages: []string{"tool"}},
 		{name: "test tools", module: c.Module, packages: []string{"./cmd/pause", "./cmd/cluster", "./csidriver"}},
 	}
 }
