@@ -54,7 +54,7 @@ func (s *scenario) dashboardHasData() {
 		for _, rule := range group.Rules {
 			alert, ok := rule.(prometheusv1.AlertingRule)
 			require.True(s, ok, "%T", rule)
-			require.Equal(s, prometheusv1.RuleHealthGood, alert.Health, "%s: %s", alert.Name, alert.LastError)
+			require.EqualValues(s, prometheusv1.RuleHealthGood, alert.Health, "%s: %s", alert.Name, alert.LastError)
 			s.Logf("alert %s: %s", alert.Name, alert.State)
 			alerts++
 		}
