@@ -15,6 +15,8 @@ package datapath
 import (
 	"runtime"
 	"sync/atomic"
+
+	"github.com/blockmover/blockmover/internal/block"
 )
 
 // Defaults of Options.
@@ -47,6 +49,12 @@ type Options struct {
 	// Resume makes Restore read the device first, and fetch and write only what differs from
 	// the image. It is for a device on which an earlier Restore was interrupted.
 	Resume bool
+	// Compare is Resume for a device that holds another state of the volume. Of what differs
+	// it writes only the blocks of 4 KiB that do, and it zeroes only what is not zero.
+	Compare bool
+	// Only, if not nil, has the pages of the device that Restore looks at. The caller knows
+	// that everything else is equal to the image.
+	Only *block.Bitmap
 }
 
 func (o Options) withDefaults(chunkSize int64) Options {
@@ -56,6 +64,7 @@ func (o Options) withDefaults(chunkSize int64) Options {
 	if o.ReadSize <= 0 {
 		o.ReadSize = defaultReadSize
 	}
+	o.Resume = o.Resume || o.Compare
 	o.ReadSize = max(1, o.ReadSize/chunkSize) * chunkSize
 	if o.Progress == nil {
 		o.Progress = &Progress{}

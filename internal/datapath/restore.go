@@ -21,13 +21,14 @@ var ErrTooSmall = errors.New("device is smaller than the volume")
 // the zeros writes 4 GiB in seconds.
 const maxZeroRun = 4 << 30
 
-// RestoreStats says what a Restore did, in bytes.
+// RestoreStats says what a Restore did, in bytes. After an error, the last writes may have been
+// counted and not done.
 type RestoreStats struct {
 	// BytesWritten came from the repository. ZeroBytes did not: they are the holes of the
 	// image, and what the device has beyond its end.
 	BytesWritten int64
 	ZeroBytes    int64
-	// BytesFound were on the device before; see Options.Resume.
+	// BytesFound were on the device before; see Options.Resume and Options.Compare.
 	BytesFound int64
 }
 
@@ -52,8 +53,14 @@ func restore(ctx context.Context, r repository.VolumeReader, dev device.Writer, 
 		return RestoreStats{}, fmt.Errorf("%w: %d bytes, want %d", ErrTooSmall, dev.Size(), g.Size())
 	}
 	o = o.withDefaults(g.ChunkSize())
-	o.Progress.total.Store(dev.Size())
 	run := restoreRun{reader: r, dev: dev, geometry: g, options: o}
+	if run.device, err = block.NewGeometry(dev.Size(), g.ChunkSize()); err != nil {
+		return RestoreStats{}, err
+	}
+	if o.Only != nil && (o.Only.Size() != dev.Size() || o.Verify) {
+		return RestoreStats{}, fmt.Errorf("a part of a device of %d bytes was chosen in a volume of %d; a part cannot be verified", dev.Size(), o.Only.Size())
+	}
+	o.Progress.total.Store(run.total())
 	if o.Verify {
 		o.Progress.total.Store(2 * dev.Size())
 		run.sums = newChecksums(dev.Size(), g.ChunkSize())
@@ -75,9 +82,29 @@ type restoreRun struct {
 	reader   repository.VolumeReader
 	dev      device.Writer
 	geometry block.Geometry
-	options  Options
-	sums     *checksums
-	found    atomic.Int64
+	// device is the whole device, in chunks of the image.
+	device  block.Geometry
+	options Options
+	sums    *checksums
+
+	found, written, zeroed atomic.Int64
+}
+
+// total returns the bytes to look at.
+func (r *restoreRun) total() int64 {
+	if r.options.Only == nil {
+		return r.device.Size()
+	}
+	total := r.options.Only.CountChunks(r.device) * r.device.ChunkSize()
+	if r.options.Only.AnyIn(r.device.Extent(r.device.Chunks() - 1)) {
+		total -= r.device.PaddedSize() - r.device.Size()
+	}
+	return total
+}
+
+// chosen reports whether Restore looks at a chunk of the device.
+func (r *restoreRun) chosen(chunk int64) bool {
+	return r.options.Only == nil || r.options.Only.AnyIn(r.device.Extent(chunk))
 }
 
 // piece is one item of a restore.
@@ -87,7 +114,6 @@ type piece struct {
 }
 
 func (r *restoreRun) write(ctx context.Context) (RestoreStats, error) {
-	var stats RestoreStats
 	pieces := make(chan piece)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -97,20 +123,19 @@ func (r *restoreRun) write(ctx context.Context) (RestoreStats, error) {
 			case <-ctx.Done():
 				return ctx.Err()
 			case pieces <- p:
+				return nil
 			}
-			if p.zero {
-				stats.ZeroBytes += p.Length
-			} else {
-				stats.BytesWritten += p.Length
-			}
-			return nil
 		})
 	})
 	for range r.options.Workers {
 		group.Go(func() error {
 			buf := device.NewBuffer(int(r.options.ReadSize))
+			var fresh []byte
+			if r.options.Compare {
+				fresh = device.NewBuffer(len(buf))
+			}
 			for p := range pieces {
-				if err := r.move(ctx, p, buf); err != nil {
+				if err := r.move(ctx, p, buf, fresh); err != nil {
 					return err
 				}
 			}
@@ -118,9 +143,7 @@ func (r *restoreRun) write(ctx context.Context) (RestoreStats, error) {
 		})
 	}
 	err := group.Wait()
-	stats.BytesFound = r.found.Load()
-	stats.BytesWritten -= stats.BytesFound
-	return stats, err
+	return RestoreStats{BytesWritten: r.written.Load(), ZeroBytes: r.zeroed.Load(), BytesFound: r.found.Load()}, err
 }
 
 // plan walks through the image and sends pieces in ascending order: runs of data of at most
@@ -149,7 +172,18 @@ func (r *restoreRun) plan(ctx context.Context, send func(piece) error) error {
 		run.Length += e.Length
 		return nil
 	}
+	skip := func(end int64) error {
+		err := flush()
+		run = piece{Extent: block.Extent{Offset: end}}
+		return err
+	}
 	for c := range r.geometry.Chunks() {
+		if !r.chosen(c) {
+			if err := skip(r.geometry.Extent(c).End()); err != nil {
+				return err
+			}
+			continue
+		}
 		zero, err := r.reader.IsZero(ctx, c)
 		if err != nil {
 			return err
@@ -159,21 +193,32 @@ func (r *restoreRun) plan(ctx context.Context, send func(piece) error) error {
 		}
 	}
 	for off := r.geometry.Size(); off < r.dev.Size(); {
-		e := block.Extent{Offset: off, Length: min(r.dev.Size()-off, maxZeroRun/2)}
-		if err := grow(e, true); err != nil {
+		end := min(r.dev.Size(), off+maxZeroRun/2)
+		if r.options.Only != nil {
+			end = r.device.Extent(r.device.ChunkAt(off)).End()
+		}
+		step := grow
+		if !r.chosen(r.device.ChunkAt(off)) {
+			step = func(e block.Extent, _ bool) error { return skip(e.End()) }
+		}
+		if err := step(block.Extent{Offset: off, Length: end - off}, true); err != nil {
 			return err
 		}
-		off = e.End()
+		off = end
 	}
 	return flush()
 }
 
-// move writes one piece.
-func (r *restoreRun) move(ctx context.Context, p piece, buf []byte) error {
+// move writes one piece. fresh is a second buffer, for Compare.
+func (r *restoreRun) move(ctx context.Context, p piece, buf, fresh []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if p.zero {
+	switch {
+	case p.zero && r.options.Compare:
+		return r.clear(ctx, p.Extent, buf)
+	case p.zero:
+		r.zeroed.Add(p.Length)
 		if err := r.dev.Zero(p.Extent); err != nil {
 			return err
 		}
@@ -189,10 +234,21 @@ func (r *restoreRun) move(ctx context.Context, p piece, buf []byte) error {
 		}
 	}
 	for _, e := range runs {
-		data := buf[e.Offset-p.Offset:][:e.Length]
+		have := buf[e.Offset-p.Offset:][:e.Length]
+		data := have
+		if r.options.Compare {
+			data = fresh[:e.Length]
+		}
 		if n, err := r.reader.ReadAt(data, e.Offset); n < len(data) {
 			return fmt.Errorf("read image %s: %w", e, err)
 		}
+		if r.options.Compare {
+			if err := r.replace(e.Offset, have, data); err != nil {
+				return err
+			}
+			continue
+		}
+		r.written.Add(e.Length)
 		if _, err := r.dev.WriteAt(data, e.Offset); err != nil {
 			return err
 		}

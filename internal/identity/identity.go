@@ -101,6 +101,17 @@ func RebindVolumeName(dataDownloadUID string) string {
 	return "blockmover-restored-" + dataDownloadUID
 }
 
+// aliasPrefix is what the names of alias PVs begin with.
+const aliasPrefix = "blockmover-in-place-"
+
+// AliasVolumeName is the name of the PersistentVolume through which an in-place restore
+// writes the volume of a live PVC.
+func AliasVolumeName(dataDownloadUID string) string { return aliasPrefix + dataDownloadUID }
+
+// IsAliasVolumeName says whether a PersistentVolume is an alias of ours. Its volume belongs to
+// a user: nothing may ever be deleted with it.
+func IsAliasVolumeName(name string) bool { return strings.HasPrefix(name, aliasPrefix) }
+
 // digest is 20 hexadecimal digits over the parts: enough that no two objects
 // of a cluster meet, short enough for a label value.
 func digest(parts ...string) string {

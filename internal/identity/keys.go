@@ -24,6 +24,9 @@ const (
 	AnnotationRetained      = Domain + "retained-snapshot"
 	AnnotationVerified      = Domain + "verified"
 
+	AnnotationInPlace = Domain + "in-place"
+	LabelAlias        = Domain + "alias"
+
 	AnnotationReclaimPolicy  = Domain + "reclaim-policy"
 	AnnotationRestoredVolume = Domain + "restored-volume"
 
@@ -67,6 +70,9 @@ const (
 	ConfigVMBackup       = "vmBackup"
 	ConfigVMReason       = "vmReason"
 	ConfigSkipQuiesce    = "skipQuiesce"
+	ConfigVolumeHandle   = "volumeHandle"
+	ConfigInPlace        = "inPlace"
+	ConfigInPlaceVolume  = "inPlaceVolume"
 )
 
 // Values of ConfigParentSnapshot.
@@ -105,6 +111,8 @@ var Keys = []Key{
 	{AnnotationRetention, "DataUploads", "manager", "auto, always or never: the retention rule of the storage snapshot", "set while the operation is secured; stays"},
 	{AnnotationRetained, "DataUploads", "manager", "JSON rehome.Retained: the retained storage snapshot", "from the end of the upload until the snapshot is released"},
 	{AnnotationVerified, "DataUploads", "kubectl blockmover verify", "JSON operation.Verified: when the image was read completely, and what could not be read", "until the image is verified again"},
+	{AnnotationInPlace, "Restores", "user", "true, false or any-volume: the restore writes into PVCs that exist", "the user's"},
+	{LabelAlias, "label of alias PVs", "manager", "UID of the DataDownload that writes the volume of a live PVC through this PV", "as long as the PV; the sweep deletes it when the operation is gone, and never the volume"},
 	{AnnotationReclaimPolicy, "PVs of an operation", "manager", "reclaim policy that the PV had before", "while the operation has the PV in its charge"},
 	{AnnotationRestoredVolume, "rebind PVs", "manager", "name of the PV that the restore wrote", "until the PV is reserved for the target PVC"},
 	{AnnotationVolumeHandle, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "CSI volume handle of the source volume", "as long as the object"},
@@ -143,5 +151,8 @@ var ConfigKeys = []Key{
 	{ConfigVMBackup, "DataUpload.spec.dataMoverConfig", "plugin", "name of the backup of the VM, the same for all its disks", "as long as the DataUpload"},
 	{ConfigVMReason, "DataUpload.spec.dataMoverConfig, status.dataMoverResult", "plugin", "reason code: why the storage takes a snapshot of a disk that KubeVirt should back up", "as long as the DataUpload"},
 	{ConfigSkipQuiesce, "DataUpload.spec.dataMoverConfig", "plugin", "true: KubeVirt does not freeze the file systems of the guest", "as long as the DataUpload"},
+	{ConfigVolumeHandle, "DataUpload.status.dataMoverResult, DataDownload.spec.dataMoverConfig", "manager, plugin", "CSI handle of the volume that the image is of", "as long as the DataUpload; an in-place restore compares it"},
+	{ConfigInPlace, "DataDownload.spec.dataMoverConfig", "plugin", "UID of the live PVC whose volume is written", "as long as the DataDownload"},
+	{ConfigInPlaceVolume, "DataDownload.spec.dataMoverConfig", "plugin", "true, or any-volume: the volume may be another one than the image is of", "as long as the DataDownload"},
 	{ConfigGroupReason, "DataUpload.spec.dataMoverConfig, status.dataMoverResult", "plugin", "reason code: why a volume with the group label is in no group", "as long as the DataUpload"},
 }

@@ -31,6 +31,10 @@ func (o Operation) ObjectName() string { return OperationName(o.UID) }
 // to its target PVC.
 func (o Operation) RebindVolumeName() string { return RebindVolumeName(o.UID) }
 
+// AliasVolumeName is the name of the PersistentVolume through which an in-place restore
+// writes the volume of a live PVC.
+func (o Operation) AliasVolumeName() string { return AliasVolumeName(o.UID) }
+
 // Reference is the value of AnnotationOperation: Kind/namespace/name.
 func (o Operation) Reference() string { return o.Kind + "/" + o.Namespace + "/" + o.Name }
 
@@ -63,9 +67,20 @@ func merge(into, from map[string]string) map[string]string {
 // OperationOf returns the operation that an object with these labels and
 // annotations was created for. ok is false if they name none.
 func OperationOf(labels, annotations map[string]string) (op Operation, ok bool) {
+	return operationOf(labels[LabelOperation], annotations)
+}
+
+// AliasOperationOf returns the operation that an alias PV was created for. ok is false for
+// everything else. An alias has no LabelOperation, so that nothing takes it for a volume of
+// the operation.
+func AliasOperationOf(name string, labels, annotations map[string]string) (op Operation, ok bool) {
+	op, ok = operationOf(labels[LabelAlias], annotations)
+	return op, ok && name == op.AliasVolumeName()
+}
+
+func operationOf(uid string, annotations map[string]string) (op Operation, ok bool) {
 	const parts = 3
 	reference := strings.Split(annotations[AnnotationOperation], "/")
-	uid := labels[LabelOperation]
 	if uid == "" || len(reference) != parts {
 		return Operation{}, false
 	}

@@ -84,6 +84,21 @@ func TestRun(t *testing.T) {
 	require.Equal(t, 1, dev.Calls(devicetest.Close))
 }
 
+// TestCompare writes into a device that holds another state of the volume: of a chunk in which a
+// block differs, the block.
+func TestCompare(t *testing.T) {
+	store, id := image(t)
+	data := random(1)
+	data[5*chunkSize+100]++
+	disk := device.NewMemory(data, 512)
+	j := job(store, id, disk)
+	j.Options.Compare = true
+	result, err := restore.Run(t.Context(), j)
+	require.NoError(t, err)
+	require.Equal(t, datapath.RestoreStats{BytesWritten: 4096, BytesFound: volumeSize - 4096}, result.RestoreStats)
+	require.Equal(t, random(1), content(t, disk))
+}
+
 // TestInterruptions fails each call of the device, and restores again with Resume.
 func TestInterruptions(t *testing.T) {
 	store, id := image(t)
