@@ -126,6 +126,25 @@ func (a *App) WaitRunning(ctx context.Context) error {
 	})
 }
 
+// Stop scales the application down, and waits until its pod is gone.
+func (a *App) Stop(ctx context.Context) error {
+	if _, err := a.kit.Kubectl(ctx, "-n", a.Namespace, "scale", "deploy/app", "--replicas=0"); err != nil {
+		return err
+	}
+	return a.kit.Wait(ctx, "end of the application in namespace "+a.Namespace, time.Minute, func(ctx context.Context) (bool, string, error) {
+		pods, err := a.kit.List(ctx, "-n", a.Namespace, "pods", "-l", "app=app")
+		return len(pods) == 0, fmt.Sprint(pods), err
+	})
+}
+
+// Start scales the application up again, and waits until it runs.
+func (a *App) Start(ctx context.Context) error {
+	if _, err := a.kit.Kubectl(ctx, "-n", a.Namespace, "scale", "deploy/app", "--replicas=1"); err != nil {
+		return err
+	}
+	return a.WaitRunning(ctx)
+}
+
 // Exec runs a shell command in the application.
 func (a *App) Exec(ctx context.Context, script string) (string, error) {
 	return a.kit.Kubectl(ctx, "-n", a.Namespace, "exec", "deploy/app", "--", "sh", "-ec", script)

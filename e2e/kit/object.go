@@ -43,6 +43,10 @@ type Spec struct {
 	SourcePVC  string `json:"sourcePVC"`
 	SnapshotID string `json:"snapshotID"`
 	Cancel     bool   `json:"cancel"`
+
+	TargetVolume struct {
+		PVC string `json:"pvc"`
+	} `json:"targetVolume"`
 	// ParentSnapshot is a field of newer CRDs.
 	ParentSnapshot string `json:"parentSnapshot"`
 	// Pod.

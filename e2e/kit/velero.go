@@ -104,6 +104,19 @@ func (k *Kit) DataUploads(ctx context.Context, backup string) (map[string]Object
 	return byPVC, nil
 }
 
+// DataDownloads returns the DataDownloads of a restore by the name of their target PVC.
+func (k *Kit) DataDownloads(ctx context.Context, restore string) (map[string]Object, error) {
+	items, err := k.List(ctx, "-n", k.VeleroNamespace, "datadownloads.velero.io", "-l", "velero.io/restore-name="+restore)
+	if err != nil {
+		return nil, err
+	}
+	byPVC := make(map[string]Object, len(items))
+	for _, o := range items {
+		byPVC[o.Spec.TargetVolume.PVC] = o
+	}
+	return byPVC, nil
+}
+
 // Names lists the objects, for messages.
 func Names(objects map[string]Object) string {
 	names := make([]string, 0, len(objects))

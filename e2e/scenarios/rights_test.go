@@ -97,6 +97,18 @@ spec:
   persistentVolumeReclaimPolicy: Retain
   csi: {driver: none.example.com, volumeHandle: theirs}
 `
+	// aliasManifest is a second PersistentVolume of somebody's volume. Its label is the rest of its name.
+	aliasManifest = `apiVersion: v1
+kind: PersistentVolume
+metadata: {name: blockmover-in-place-$NAME, labels: {blockmover.io/alias: $NAME}, annotations: {$ANNOTATION: none.example.com}}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: $POLICY
+  volumeMode: $MODE
+  claimRef: {namespace: $CLAIM, name: blockmover-$NAME}
+  csi: {driver: none.example.com, volumeHandle: theirs}
+`
 	contentManifest = `apiVersion: snapshot.storage.k8s.io/v1
 kind: VolumeSnapshotContent
 metadata: {name: blockmover-$NAME, labels: {blockmover.io/operation: x}}
@@ -148,6 +160,9 @@ func TestRights(t *testing.T) {
 	pod := func(account, volumes, privileged string) string {
 		return strings.NewReplacer("$ACCOUNT", account, "$VOLUMES", volumes, "$PRIVILEGED", privileged).Replace(podManifest)
 	}
+	alias := func(policy, mode, claim, annotation string) string {
+		return strings.NewReplacer("$POLICY", policy, "$MODE", mode, "$CLAIM", claim, "$ANNOTATION", annotation).Replace(aliasManifest)
+	}
 	const rbac = "is forbidden: User"
 	velero := "-n $VELERO "
 	app := "-n $NAMESPACE "
@@ -158,6 +173,10 @@ func TestRights(t *testing.T) {
 		{"blockmover-manager", `patch pv $NAME -p {"metadata":{"labels":{"blockmover.io/operation":"x"}}}`, "", "blockmover-persistentvolumes"},
 		{"blockmover-manager", "delete pv $NAME --wait=false", "", "blockmover-persistentvolumes"},
 		{"blockmover-manager", "create -f -", volumeManifest, "blockmover-persistentvolumes"},
+		{"blockmover-manager", "create -f -", alias("Delete", "Block", "$VELERO", "note"), "an alias is retained"},
+		{"blockmover-manager", "create -f -", alias("Retain", "Filesystem", "$VELERO", "note"), "an alias is retained"},
+		{"blockmover-manager", "create -f -", alias("Retain", "Block", "$NAMESPACE", "note"), "an alias is retained"},
+		{"blockmover-manager", "create -f -", alias("Retain", "Block", "$VELERO", "pv.kubernetes.io/provisioned-by"), "is not known to a provisioner"},
 
 		{"blockmover-manager", app + `patch pvc theirs -p {"spec":{"volumeName":"mine"}}`, "", "blockmover-persistentvolumeclaims"},
 		{"blockmover-manager", app + `patch pvc theirs -p {"metadata":{"labels":{"app":"mine"}}}`, "", "blockmover-persistentvolumeclaims"},

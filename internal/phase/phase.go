@@ -87,6 +87,8 @@ type Attempt struct {
 	Outage time.Time `json:"outage,omitzero"`
 	// Progress is the most bytes that an earlier attempt had done.
 	Progress int64 `json:"progress,omitempty"`
+	// Wrote is set if an earlier attempt may have written to a live volume.
+	Wrote bool `json:"wrote,omitempty"`
 	// BytesRead is what the attempt has read, and ReadBefore what those before it had.
 	BytesRead  int64 `json:"bytesRead,omitempty"`
 	ReadBefore int64 `json:"readBefore,omitempty"`
@@ -117,6 +119,8 @@ type Observation struct {
 	Attempt Attempt
 	// Progress is how many bytes of the volume the attempt has done.
 	Progress int64
+	// Wrote is set if this attempt, or one before it, may have written to a live volume.
+	Wrote bool
 	// Outcome is the outcome on record, or nil. The fields below it are observed only if it
 	// is set.
 	Outcome *Outcome
@@ -283,6 +287,7 @@ func retry(current Phase, o Observation, l Limits) Transition {
 	next := Attempt{
 		Number: o.Attempt.Number + 1, Since: o.Now, Reason: o.Work.Detail,
 		Barren: o.Attempt.Barren, Lost: o.Attempt.Lost, Outage: o.Attempt.Outage,
+		Wrote:    o.Wrote,
 		Progress: max(o.Attempt.Progress, o.Progress), ReadBefore: o.Attempt.ReadBefore + o.Attempt.BytesRead,
 	}
 	if o.Progress > o.Attempt.Progress {

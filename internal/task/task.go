@@ -17,6 +17,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/fault"
+	"github.com/blockmover/blockmover/internal/inplace"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 )
@@ -116,6 +117,18 @@ type Restore struct {
 	// DiskImage makes the restore write a file disk.img of the size of the image, as KubeVirt
 	// wants it in a Filesystem volume.
 	DiskImage bool `json:"diskImage,omitempty"`
+	// InPlace is set if the device is the volume of a live PVC.
+	InPlace *InPlace `json:"inPlace,omitempty"`
+}
+
+// InPlace describes the live volume that a restore writes into.
+type InPlace struct {
+	// Claim is namespace/name of its PVC, for messages.
+	Claim string `json:"claim"`
+	// Mode is SameVolume or AnyVolume.
+	Mode         inplace.Mode `json:"mode"`
+	Driver       string       `json:"driver"`
+	VolumeHandle string       `json:"volumeHandle"`
 }
 
 // Report is what a mover pod did.
@@ -157,6 +170,10 @@ type Report struct {
 	// and compared with the parent. BytesRead does not include them.
 	ChunksAudited int64 `json:"chunksAudited,omitempty"`
 	BytesAudited  int64 `json:"bytesAudited,omitempty"`
+	// VolumeHandle is that of the volume that was backed up.
+	VolumeHandle string `json:"volumeHandle,omitempty"`
+	// Untouched is set if a restore has written nothing.
+	Untouched bool `json:"untouched,omitempty"`
 }
 
 // Encode renders a valid request.
@@ -206,6 +223,21 @@ func (r Request) check() error {
 		return r.Backup.check()
 	case r.Restore.SnapshotID == "":
 		return errors.New("snapshot ID to restore is missing")
+	case r.Restore.InPlace != nil:
+		return r.Restore.checkInPlace()
+	}
+	return nil
+}
+
+func (r Restore) checkInPlace() error {
+	p := r.InPlace
+	switch {
+	case r.DiskImage:
+		return errors.New("a disk in a file is not restored in place")
+	case p.Mode != inplace.SameVolume && p.Mode != inplace.AnyVolume:
+		return fmt.Errorf("mode of the restore in place is %q, want %s or %s", p.Mode, inplace.SameVolume, inplace.AnyVolume)
+	case p.Claim == "" || p.Driver == "" || p.VolumeHandle == "":
+		return errors.New("claim, driver or volume handle of the live volume is missing")
 	}
 	return nil
 }

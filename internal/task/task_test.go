@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/blockmover/blockmover/internal/chain"
+	"github.com/blockmover/blockmover/internal/inplace"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -36,6 +37,12 @@ func restoreRequest() Request {
 	return r
 }
 
+func inPlaceRequest() Request {
+	r := restoreRequest()
+	r.Restore.InPlace = &InPlace{Claim: "app/data", Mode: inplace.SameVolume, Driver: "csi.example.com", VolumeHandle: "volume-1"}
+	return r
+}
+
 // diskRequest is for a disk of a VM.
 func diskRequest() Request {
 	r := backupRequest()
@@ -51,7 +58,7 @@ func TestRequestRoundTrip(t *testing.T) {
 	wholeDisk.Backup.DiskFile.Since, wholeDisk.Backup.DiskFile.Full = "", []chain.Step{{Reason: chain.NoParent, Detail: "no checkpoint"}}
 	for name, want := range map[string]Request{
 		"disk of a VM": diskRequest(), "whole disk of a VM": wholeDisk,
-		"backup": backupRequest(), "restore": restoreRequest(), "backup without metadata service": withoutMetadata,
+		"backup": backupRequest(), "restore": restoreRequest(), "restore in place": inPlaceRequest(), "backup without metadata service": withoutMetadata,
 	} {
 		t.Run(name, func(t *testing.T) {
 			text, err := want.Encode()
@@ -96,6 +103,9 @@ func TestRequestCheck(t *testing.T) {
 		"neither":              func(r *Request) { r.Backup = nil },
 		"both":                 func(r *Request) { r.Restore = &Restore{SnapshotID: "k1"} },
 		"restore of nothing":   func(r *Request) { r.Backup, r.Restore = nil, &Restore{} },
+		"in place as off":      func(r *Request) { *r = inPlaceRequest(); r.Restore.InPlace.Mode = inplace.Off },
+		"in place of nothing":  func(r *Request) { *r = inPlaceRequest(); r.Restore.InPlace.VolumeHandle = "" },
+		"in place in a file":   func(r *Request) { *r = inPlaceRequest(); r.Restore.DiskImage = true },
 		"no parent choice":     func(r *Request) { r.Backup.ParentSnapshot = "" },
 		"no audit":             func(r *Request) { r.Backup.Audit = "" },
 		"audit is no share":    func(r *Request) { r.Backup.Audit = "1" },

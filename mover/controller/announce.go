@@ -45,6 +45,7 @@ func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Pha
 		logger.Info("backup fell back", "kind", report.Kind, "reason", report.Reason, "reasons", report.Reasons, "detail", report.Detail)
 		e.event(op, severity(report.Reason), report.Reason, "Backup", fmt.Sprintf("%s image: %s", report.Kind, report.Detail))
 	}
+	e.announceInPlace(op, t)
 	if is.Terminal() {
 		e.announceEnd(op, t)
 	}

@@ -28,6 +28,8 @@ import (
 //	secure  wait for the target PVC and, if it binds late, for its node
 //	expose  BackupRepository, empty PVC like the target, mover pod
 //	finish  hand the volume over to the target PVC, delete the rest
+//
+// One that writes into a live PVC is a liveTarget.
 type downloads struct {
 	surroundings
 }
@@ -43,6 +45,9 @@ func (d *downloads) secure(ctx context.Context, op *operation.View) (phase.Work,
 	}
 	if _, _, err := d.repositoryFor(ctx, dd.Spec.SourceNamespace, dd.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
+	}
+	if live, ok := d.inPlace(op); ok {
+		return live.secure(ctx)
 	}
 	place, err := d.placeFor(ctx, dd)
 	if err != nil || place.waiting != "" {
@@ -142,6 +147,9 @@ func targetOf(dd *velerov2alpha1.DataDownload) types.NamespacedName {
 
 // expose creates what leads to the mover pod, and the pod, and returns what it waits for.
 func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work, error) {
+	if live, ok := d.inPlace(op); ok {
+		return live.expose(ctx)
+	}
 	dd := op.Download
 	repositoryName, waiting, err := d.repositoryFor(ctx, dd.Spec.SourceNamespace, dd.Spec.BackupStorageLocation)
 	if err != nil {
@@ -202,14 +210,16 @@ func (d *downloads) complete(_ context.Context, op *operation.View, report task.
 
 // finish hands the restored volume over, if there is one, and releases the rest.
 func (d *downloads) finish(ctx context.Context, op *operation.View) (ending, error) {
-	dd := op.Download
+	if live, ok := d.inPlace(op); ok {
+		return live.finish(ctx)
+	}
 	end := ending{committed: true, delivered: true}
 	if op.Status.Outcome.Phase == phase.Completed {
 		mount, err := d.mountFor(ctx, op)
 		if err != nil {
 			return ending{}, err
 		}
-		handover, err := d.exposer.Rebind(ctx, op.Operation, targetOf(dd), mount)
+		handover, err := d.exposer.Rebind(ctx, op.Operation, targetOf(op.Download), mount)
 		end.committed, end.delivered = handover.Committed, handover.Delivered
 		if err != nil || !handover.Delivered {
 			end.left = []string{handover.Waiting}

@@ -79,6 +79,10 @@ func (e *engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, 
 	was, wasMessage := op.Status.Phase, op.Status.Message
 	seen, report, stepErr := e.step(ctx, op)
 	t := phase.Next(was, seen, e.limits(op))
+	if live, ok := e.inPlace(op); ok && t.Outcome != nil {
+		t.Outcome.Message = live.conclude(*t.Outcome, seen.Wrote, report)
+		t.Message = t.Outcome.Message
+	}
 	if err := e.record(ctx, op, t, seen, report); err != nil {
 		return ctrl.Result{}, err
 	}
@@ -182,6 +186,9 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 	if report != nil {
 		op.Status.Attempt.BytesRead = report.BytesRead
 	}
+	if live, ok := e.inPlace(op); ok {
+		seen.Wrote = live.mayHaveWritten(seen.Work, report)
+	}
 	seen.Attempt, seen.Progress = op.Status.Attempt, op.Status.BytesDone
 	return seen, report, err
 }
@@ -240,6 +247,11 @@ func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *
 			return work, nil, err
 		}
 		e.follow(ctx, op, pod, &work)
+		if live, ok := e.inPlace(op); ok && report == nil {
+			if work, err = e.lookBeside(ctx, live, work); err != nil {
+				return work, nil, err
+			}
+		}
 		return e.explain(ctx, op, work), report, nil
 	case attempt.Started:
 		return phase.Work{State: phase.Lost, Detail: "the mover pod is gone"}, nil, nil

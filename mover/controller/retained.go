@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
@@ -169,7 +170,7 @@ func (s *sweeper) releaseRetained(ctx context.Context, r rehome.Retained, upload
 type needs struct {
 	// backups are those that are not being deleted, by name.
 	backups map[string]*velerov1.Backup
-	// uploading has the volumes of which an upload runs.
+	// uploading has the volumes of which an upload or an in-place restore runs.
 	uploading map[client.ObjectKey]bool
 	// volumes are the CSI volumes that exist, with their claims. A volume without a claim
 	// has an empty one.
@@ -189,6 +190,11 @@ func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 		volumes:   map[volumeID][]client.ObjectKey{},
 		deleting:  map[volumeID]bool{},
 	}
+	for _, op := range o.downloads {
+		if !op.Status.Phase.Terminal() && op.Download.Spec.DataMoverConfig[identity.ConfigInPlace] != "" {
+			n.uploading[targetOf(op.Download)] = true // it may have chosen the snapshot as its base
+		}
+	}
 	for _, op := range o.running() {
 		n.uploading[client.ObjectKey{Namespace: op.Upload.Spec.SourceNamespace, Name: op.Upload.Spec.SourcePVC}] = true
 	}
@@ -204,8 +210,8 @@ func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 	for i := range volumes.Items {
 		pv := &volumes.Items[i]
 		spec := &pv.Spec
-		if spec.CSI == nil {
-			continue
+		if spec.CSI == nil || identity.IsAliasVolumeName(pv.Name) {
+			continue // an alias says nothing of the volume
 		}
 		if isBeingDeleted(pv) {
 			n.deleting[volumeID{spec.CSI.Driver, spec.CSI.VolumeHandle}] = true
@@ -223,8 +229,8 @@ func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 
 // needless returns why nobody needs a retained snapshot, or "" if somebody does.
 //
-// While an upload of the volume runs, the snapshot stays: the upload may have chosen it as
-// the base of its delta, or may still do so.
+// While an upload or an in-place restore of the volume runs, the snapshot stays: it may have
+// been chosen as the base of a delta, or may still be.
 func (n needs) needless(r rehome.Retained, all []rehome.Retained) string {
 	switch {
 	case n.uploading[client.ObjectKey{Namespace: r.Namespace, Name: r.PVC}]:

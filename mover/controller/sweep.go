@@ -237,7 +237,22 @@ func (s *sweeper) findOperations(ctx context.Context) (map[string]identity.Opera
 			return nil, fmt.Errorf("read %T: %w", kind.list, err)
 		}
 	}
-	return found, nil
+	return found, s.addAliases(ctx, found)
+}
+
+// addAliases adds the operations of our Velero that have an alias PV.
+func (s *sweeper) addAliases(ctx context.Context, found map[string]identity.Operation) error {
+	aliases := &corev1.PersistentVolumeList{}
+	if err := s.reader.List(ctx, aliases, client.HasLabels{identity.LabelAlias}); err != nil {
+		return fmt.Errorf("list alias PVs: %w", err)
+	}
+	for i := range aliases.Items {
+		pv := &aliases.Items[i]
+		if op, ok := identity.AliasOperationOf(pv.Name, pv.Labels, pv.Annotations); ok && op.Namespace == s.namespace {
+			found[op.UID] = op
+		}
+	}
+	return nil
 }
 
 // findSnapshots returns the VolumeSnapshots that were taken for backups.

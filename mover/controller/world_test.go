@@ -526,7 +526,7 @@ func (w *world) stepPods() {
 			}}}
 		case w.stuck:
 			continue
-		case pod.Status.Phase == "" && claim != nil && claim.Spec.VolumeName != "":
+		case pod.Status.Phase == "" && claim != nil && claim.Status.Phase == corev1.ClaimBound:
 			w.pods++
 			pod.Spec.NodeName = "node-1"
 			pod.Status.Phase = corev1.PodRunning
@@ -548,8 +548,24 @@ func (w *world) stepClaims() {
 			}
 		case claim.Spec.VolumeName == "" && w.canProvision(&claim):
 			w.provision(&claim)
+		case claim.Status.Phase == "":
+			w.bindTo(&claim, get[corev1.PersistentVolume](w, "", claim.Spec.VolumeName))
 		}
 	}
+}
+
+// bindTo acts as the PV controller for a PVC that names its volume.
+func (w *world) bindTo(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
+	if pv == nil || pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.Namespace != claim.Namespace || pv.Spec.ClaimRef.Name != claim.Name {
+		return
+	}
+	require.Equal(w.t, *claim.Spec.VolumeMode, *pv.Spec.VolumeMode)
+	require.Equal(w.t, *claim.Spec.StorageClassName, pv.Spec.StorageClassName)
+	pv.Spec.ClaimRef.UID, pv.Status.Phase = claim.UID, corev1.VolumeBound
+	w.update(pv)
+	controllerutil.AddFinalizer(claim, finalizerPVC)
+	claim.Status.Phase = corev1.ClaimBound
+	w.update(claim)
 }
 
 // inUse reports whether a pod in Velero's namespace has a PVC.

@@ -7,13 +7,14 @@
 //	volume   a Block-mode PVC, created from the re-homed VolumeSnapshot, or empty
 //	pod      the mover pod, which has the volume as DevicePath
 //
-// and, while a restored volume changes hands, the rebind PV (see Rebind).
+// and, while a restored volume changes hands, the rebind PV (see Rebind). An in-place restore
+// writes the volume of a live PVC, which it has through an alias PV (see EnsureAlias).
 //
 // Each Ensure creates what is missing. Each Release deletes what exists, and returns what
 // still does. Neither waits: the caller calls again when something changes. All objects have
 // the label of the operation, so Release needs only its UID. The PV of the volume has the
 // label as well, and is deleted with its PVC whatever its class says: only the operation
-// uses it.
+// uses it. An alias has another label, and its volume is never deleted.
 package exposer
 
 import (
@@ -94,9 +95,9 @@ func (e *Exposer) AdoptVolume(ctx context.Context, op identity.Operation) error 
 }
 
 // adopt labels a PV as the operation's, and lets it be deleted with its PVC. It does nothing
-// for a PVC that is not bound, whose PV is "".
+// for a PVC that is not bound, whose PV is "", and for an alias, whose volume is a user's.
 func (e *Exposer) adopt(ctx context.Context, op identity.Operation, name string) error {
-	if name == "" {
+	if name == "" || identity.IsAliasVolumeName(name) {
 		return nil
 	}
 	pv := &corev1.PersistentVolume{}
@@ -113,6 +114,9 @@ func (e *Exposer) adopt(ctx context.Context, op identity.Operation, name string)
 // takeCharge sets the reclaim policy of a PV of the operation, and records the original
 // one.
 func takeCharge(ctx context.Context, c client.Writer, op identity.Operation, pv *corev1.PersistentVolume, policy corev1.PersistentVolumeReclaimPolicy) error {
+	if identity.IsAliasVolumeName(pv.Name) {
+		return fmt.Errorf("set reclaim policy of PV %s to %s: its volume belongs to a user", pv.Name, policy)
+	}
 	if pv.Spec.PersistentVolumeReclaimPolicy == policy && pv.Labels[identity.LabelOperation] == op.UID {
 		return nil
 	}

@@ -207,11 +207,18 @@ func letGo(ctx context.Context, c client.Writer, rebind *corev1.PersistentVolume
 }
 
 // Release deletes the objects of the operation: the pod, the PVC with its volume, and the
-// rebind PV unless it is committed. It returns what still exists. It never touches a volume
-// that was committed to a user's PVC.
+// rebind PV unless it is committed, or the alias PV without its volume. It returns what still
+// exists. It never touches a volume that was committed to a user's PVC.
 func (e *Exposer) Release(ctx context.Context, op identity.Operation) ([]string, error) {
 	if left, err := e.releasePod(ctx, op); err != nil || left != "" {
 		return nonEmpty(left), err
+	}
+	alias, err := findVolume(ctx, e.Reader, op.AliasVolumeName())
+	if err != nil {
+		return nil, err
+	}
+	if alias != nil {
+		return e.releaseAlias(ctx, op, alias)
 	}
 	claim, err := findClaim(ctx, e.Reader, e.keyOf(op))
 	if err != nil {

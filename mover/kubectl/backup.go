@@ -17,6 +17,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/inplace"
+	"github.com/blockmover/blockmover/internal/kube"
 )
 
 func newBackupCommand(s *session) *cobra.Command {
@@ -33,6 +35,13 @@ func newScheduleCommand(s *session) *cobra.Command {
 	return cmd
 }
 
+func newRestoreCommand(s *session) *cobra.Command {
+	cmd := group("restore", "Restore backups")
+	cmd.AddCommand(newCreateCommand(s, "restore", "create NAME --from-backup BACKUP [--in-place[=any-volume]] [--wait] [flags of `velero restore create`]",
+		"Make a restore, and say whether it writes into PVCs that exist"))
+	return cmd
+}
+
 // group is a command that has only subcommands.
 func group(name, short string) *cobra.Command {
 	return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
@@ -43,8 +52,8 @@ func newCreateCommand(s *session, kind, use, short string) *cobra.Command {
 		Use:   use,
 		Short: short,
 		Long: short + ". The command line of Velero makes the object, so it has the flags of\n" +
-			"the velero that is installed here. --full or --incremental becomes the annotation\n" +
-			identity.AnnotationBackupType + ", which every version of Velero keeps.",
+			"the velero that is installed here. Our own flags become annotations, which every\n" +
+			"version of Velero keeps.",
 		DisableFlagParsing: true, // they are Velero's
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if slices.ContainsFunc(args, func(a string) bool { return a == "-h" || a == "--help" }) {
@@ -54,8 +63,8 @@ func newCreateCommand(s *session, kind, use, short string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if c.wait && kind != "backup" {
-				return errors.New("a schedule is not waited for: leave out --wait")
+			if err := c.check(kind); err != nil {
+				return err
 			}
 			return s.run(func(ctx context.Context, _ []string) error { return s.create(ctx, kind, c) })(cmd, nil)
 		},
@@ -66,9 +75,36 @@ func newCreateCommand(s *session, kind, use, short string) *cobra.Command {
 type creation struct {
 	// Type is full, incremental, or "" if nobody said.
 	Type string
-	wait bool
+	// inPlace is how a restore treats PVCs that exist, or "" if nobody said.
+	inPlace inplace.Mode
+	wait    bool
 	// velero are the arguments for Velero.
 	velero []string
+}
+
+// check refuses what does not go with a kind of object.
+func (c creation) check(kind string) error {
+	switch {
+	case c.wait && kind == "schedule":
+		return errors.New("a schedule is not waited for: leave out --wait")
+	case c.Type != "" && kind == "restore":
+		return errors.New("a restore has no type: leave out --full and --incremental")
+	case c.inPlace != "" && kind != "restore":
+		return errors.New("only a restore is in place: leave out --in-place")
+	}
+	return nil
+}
+
+// annotations are what our flags become.
+func (c creation) annotations() map[string]string {
+	annotations := map[string]string{}
+	if c.Type != "" {
+		annotations[identity.AnnotationBackupType] = c.Type
+	}
+	if c.inPlace != "" {
+		annotations[identity.AnnotationInPlace] = string(c.inPlace)
+	}
+	return annotations
 }
 
 // parseCreate takes our flags out of the arguments. Those of kubectl say where the cluster is; Velero
@@ -105,6 +141,15 @@ func (s *session) parseCreate(args []string) (creation, error) {
 				return c, errors.New("--full and --incremental exclude each other")
 			}
 			c.Type = wanted
+		case name == "--in-place":
+			if !hasValue {
+				value = string(inplace.SameVolume)
+			}
+			mode, err := inplace.ParseMode(value)
+			if err != nil || value == "" {
+				return c, fmt.Errorf("--in-place is %q, want %s (which it is without a value), %s or %s", value, inplace.SameVolume, inplace.AnyVolume, inplace.Off)
+			}
+			c.inPlace = mode
 		case args[i] == "--wait" || args[i] == "-w":
 			c.wait = true
 		case name == "--output" || name == "-o":
@@ -116,9 +161,25 @@ func (s *session) parseCreate(args []string) (creation, error) {
 	return c, nil
 }
 
+// resourceFlags are the flags of Velero by which a restore chooses kinds.
+var resourceFlags = []string{"--include-resources", "--exclude-resources"}
+
+// onlyClaims makes a restore in place leave out everything but PVCs, unless its flags choose
+// kinds: Velero would restore pods, too, which then use the volumes.
+func (c creation) onlyClaims() []string {
+	chosen := slices.ContainsFunc(c.velero, func(arg string) bool {
+		name, _, _ := strings.Cut(arg, "=")
+		return slices.Contains(resourceFlags, name)
+	})
+	if c.inPlace == "" || c.inPlace == inplace.Off || chosen {
+		return c.velero
+	}
+	return append(slices.Clone(c.velero), resourceFlags[0], "persistentvolumeclaims")
+}
+
 // create has Velero render the object, and creates it.
 func (s *session) create(ctx context.Context, kind string, c creation) error {
-	args := append([]string{kind, "create", "--namespace", s.namespace(), "--output", "yaml"}, c.velero...)
+	args := append([]string{kind, "create", "--namespace", s.namespace(), "--output", "yaml"}, c.onlyClaims()...)
 	cmd := exec.CommandContext(ctx, "velero", args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -134,13 +195,8 @@ func (s *session) create(ctx context.Context, kind string, c creation) error {
 	}
 	unstructured.RemoveNestedField(object.Object, "status")
 	unstructured.RemoveNestedField(object.Object, "metadata", "creationTimestamp")
-	if c.Type != "" {
-		annotations := object.GetAnnotations()
-		if annotations == nil {
-			annotations = map[string]string{}
-		}
-		annotations[identity.AnnotationBackupType] = c.Type
-		object.SetAnnotations(annotations)
+	for key, value := range c.annotations() {
+		kube.SetAnnotation(object, key, value)
 	}
 	object.SetNamespace(s.namespace())
 	if err := s.Client.Create(ctx, object); err != nil {
@@ -152,33 +208,46 @@ func (s *session) create(ctx context.Context, kind string, c creation) error {
 	if !c.wait {
 		return nil
 	}
-	return s.wait(ctx, object.GetName())
+	return s.wait(ctx, object.GetKind(), object.GetName())
 }
 
-// ended are the phases of a Backup that has ended.
-var ended = []velerov1.BackupPhase{
-	velerov1.BackupPhaseCompleted, velerov1.BackupPhasePartiallyFailed, velerov1.BackupPhaseFailed, velerov1.BackupPhaseFailedValidation,
+// ended are the phases of a Backup or a Restore that has ended.
+var ended = []string{
+	string(velerov1.BackupPhaseCompleted), string(velerov1.BackupPhasePartiallyFailed), string(velerov1.BackupPhaseFailed), string(velerov1.BackupPhaseFailedValidation),
 }
 
-// wait shows a backup until it has ended. It fails unless the backup is complete.
-func (s *session) wait(ctx context.Context, name string) error {
+// phaseOf returns the phase of a Backup or a Restore.
+func (s *session) phaseOf(ctx context.Context, kind, name string) (string, error) {
+	key := client.ObjectKey{Namespace: s.namespace(), Name: name}
+	if kind == "Restore" {
+		restore := &velerov1.Restore{}
+		err := s.Client.Get(ctx, key, restore)
+		return string(restore.Status.Phase), err
+	}
+	backup := &velerov1.Backup{}
+	err := s.Client.Get(ctx, key, backup)
+	return string(backup.Status.Phase), err
+}
+
+// wait shows a Backup or a Restore until it has ended. It fails unless it is complete.
+func (s *session) wait(ctx context.Context, kind, name string) error {
 	v := &viewer{session: s, format: "table", filter: name, all: true, bars: true}
 	said := map[string]string{}
-	last := velerov1.BackupPhase("")
+	last := ""
 	for {
-		backup := &velerov1.Backup{}
-		if err := s.Client.Get(ctx, client.ObjectKey{Namespace: s.namespace(), Name: name}, backup); err != nil {
-			return fmt.Errorf("get Backup %s: %w", name, err)
+		is, err := s.phaseOf(ctx, kind, name)
+		if err != nil {
+			return fmt.Errorf("get %s %s: %w", kind, name, err)
 		}
 		found, err := v.look(ctx)
 		if err != nil {
 			return err
 		}
-		title := fmt.Sprintf("Backup %s: %s", name, or(string(backup.Status.Phase)))
+		title := fmt.Sprintf("%s %s: %s", kind, name, or(is))
 		switch {
 		case v.live():
 			err = v.draw(title+"\n", found)
-		case backup.Status.Phase != last:
+		case is != last:
 			if _, err = fmt.Fprintln(s.Streams.Out, v.at.UTC().Format(time.RFC3339), title); err != nil {
 				return err
 			}
@@ -189,18 +258,18 @@ func (s *session) wait(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		last = backup.Status.Phase
+		last = is
 		if slices.Contains(ended, last) {
 			break
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for Backup %s: %w; it goes on", name, ctx.Err())
+			return fmt.Errorf("wait for %s %s: %w; it goes on", kind, name, ctx.Err())
 		case <-time.After(2 * time.Second):
 		}
 	}
-	if last != velerov1.BackupPhaseCompleted {
-		return fmt.Errorf("Backup %s is %s: see `velero backup describe %s --details`", name, last, name) //nolint:staticcheck // Backup is the name of a kind
+	if last != string(velerov1.BackupPhaseCompleted) {
+		return fmt.Errorf("%s %s is %s: see `velero %s describe %s --details`", kind, name, last, strings.ToLower(kind), name)
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func NewCommand() *cobra.Command {
 	}
 	s.config.AddFlags(cmd.PersistentFlags())
 	cmd.PersistentFlags().Lookup("namespace").Usage = "namespace of Velero; the default is $VELERO_NAMESPACE, or else " + defaultNamespace
-	cmd.AddCommand(newStatusCommand(s), newChainCommand(s), newBasesCommand(s), newCancelCommand(s), newBackupCommand(s), newScheduleCommand(s), newVerifyCommand(s), newDoctorCommand(s), newPluginCommand(s))
+	cmd.AddCommand(newStatusCommand(s), newChainCommand(s), newBasesCommand(s), newCancelCommand(s), newBackupCommand(s), newScheduleCommand(s), newRestoreCommand(s), newVerifyCommand(s), newDoctorCommand(s), newPluginCommand(s))
 	return cmd
 }
 

@@ -261,6 +261,10 @@ func TestParseCreate(t *testing.T) {
 		"incremental":           {[]string{"--incremental", "b", "-w"}, creation{Type: "incremental", wait: true, velero: []string{"b"}}, "velero", ""},
 		"the namespace":         {[]string{"b", "-n", "backup"}, creation{velero: []string{"b"}}, "backup", ""},
 		"the context":           {[]string{"b", "--context=c", "--namespace=x"}, creation{velero: []string{"b", "--kubecontext", "c"}}, "x", ""},
+		"in place":              {[]string{"r", "--in-place"}, creation{inPlace: "true", velero: []string{"r"}}, "velero", ""},
+		"in any place":          {[]string{"r", "--in-place=any-volume"}, creation{inPlace: "any-volume", velero: []string{"r"}}, "velero", ""},
+		"in no known place":     {[]string{"r", "--in-place=yes"}, creation{}, "", `--in-place is "yes", want true (which it is without a value), any-volume or false`},
+		"in an empty place":     {[]string{"r", "--in-place="}, creation{}, "", `--in-place is "", want true`},
 		"both types":            {[]string{"b", "--full", "--incremental"}, creation{}, "", "exclude each other"},
 		"no value":              {[]string{"b", "-n"}, creation{}, "", "flag -n needs a value"},
 		"an output of its own":  {[]string{"b", "-o", "json"}, creation{}, "", "does not go with this command"},
@@ -280,10 +284,68 @@ func TestParseCreate(t *testing.T) {
 	}
 }
 
+// Each flag goes with the kinds that it means something for.
+func TestCheckCreation(t *testing.T) {
+	for name, tc := range map[string]struct {
+		creation creation
+		kind     string
+		err      string
+	}{
+		"backup":                {creation{Type: "full", wait: true}, "backup", ""},
+		"restore":               {creation{inPlace: "true", wait: true}, "restore", ""},
+		"schedule waits":        {creation{wait: true}, "schedule", "a schedule is not waited for"},
+		"restore has a type":    {creation{Type: "full"}, "restore", "a restore has no type"},
+		"backup is in place":    {creation{inPlace: "true"}, "backup", "only a restore is in place"},
+		"schedule is in place ": {creation{inPlace: "false"}, "schedule", "only a restore is in place"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := tc.creation.check(tc.kind); tc.err == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, tc.err)
+			}
+		})
+	}
+	require.Equal(t, map[string]string{"blockmover.io/backup-type": "full"}, creation{Type: "full"}.annotations())
+	require.Equal(t, map[string]string{"blockmover.io/in-place": "any-volume"}, creation{inPlace: "any-volume"}.annotations())
+}
+
+// A restore in place restores only PVCs, unless somebody chooses the kinds.
+func TestOnlyClaims(t *testing.T) {
+	for name, tc := range map[string]struct {
+		creation creation
+		want     []string
+	}{
+		"in place":        {creation{inPlace: "true", velero: []string{"r"}}, []string{"r", "--include-resources", "persistentvolumeclaims"}},
+		"not in place":    {creation{inPlace: "false", velero: []string{"r"}}, []string{"r"}},
+		"not said":        {creation{velero: []string{"r"}}, []string{"r"}},
+		"kinds chosen":    {creation{inPlace: "true", velero: []string{"r", "--include-resources=pods"}}, []string{"r", "--include-resources=pods"}},
+		"kinds left out":  {creation{inPlace: "true", velero: []string{"r", "--exclude-resources", "pods"}}, []string{"r", "--exclude-resources", "pods"}},
+		"other selection": {creation{inPlace: "true", velero: []string{"r", "--selector", "a=b"}}, []string{"r", "--selector", "a=b", "--include-resources", "persistentvolumeclaims"}},
+	} {
+		require.Equal(t, tc.want, tc.creation.onlyClaims(), name)
+	}
+}
+
 func TestBar(t *testing.T) {
 	for percent, want := range map[int]string{-5: "[--------------------]", 0: "[--------------------]", 52: "[##########----------]", 100: "[####################]", 120: "[####################]"} {
 		require.Equal(t, want, bar(percent))
 	}
+}
+
+// --wait ends with a restore, too.
+func TestWaitForARestore(t *testing.T) {
+	c := newCall(t, &velerov1.Restore{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "r"}, Status: velerov1.RestoreStatus{Phase: velerov1.RestorePhasePartiallyFailed}},
+		&velerov2alpha1.DataDownload{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "d", Labels: map[string]string{velerov1.RestoreNameLabel: "r"}},
+			Spec: velerov2alpha1.DataDownloadSpec{
+				DataMover: "blockmover", TargetVolume: velerov2alpha1.TargetVolumeSpec{Namespace: "shop", PVC: "disk"},
+				DataMoverConfig: map[string]string{"inPlace": "uid"},
+			},
+		})
+	require.EqualError(t, c.wait(t.Context(), "Restore", "r"), "Restore r is PartiallyFailed: see `velero restore describe r --details`")
+	require.Contains(t, c.out.String(), "Restore r: PartiallyFailed")
+	require.Contains(t, c.out.String(), "Download in place of shop/disk for r")
 }
 
 // --wait ends with the backup, and fails unless it is complete.
@@ -291,7 +353,7 @@ func TestWait(t *testing.T) {
 	for phase, want := range map[velerov1.BackupPhase]string{velerov1.BackupPhaseCompleted: "", velerov1.BackupPhasePartiallyFailed: "Backup b is PartiallyFailed: see `velero backup describe b --details`"} {
 		c := newCall(t, &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "b"}, Status: velerov1.BackupStatus{Phase: phase}},
 			upload("u1", "b", velerov2alpha1.DataUploadPhaseCompleted, time.Hour))
-		err := c.wait(t.Context(), "b")
+		err := c.wait(t.Context(), "Backup", "b")
 		if want == "" {
 			require.NoError(t, err)
 		} else {
@@ -300,7 +362,7 @@ func TestWait(t *testing.T) {
 		require.Contains(t, c.out.String(), "Backup b: "+string(phase))
 		require.Contains(t, c.out.String(), "Upload of shop/data for b: Completed")
 	}
-	require.ErrorContains(t, newCall(t).wait(t.Context(), "gone"), "get Backup gone")
+	require.ErrorContains(t, newCall(t).wait(t.Context(), "Backup", "gone"), "get Backup gone")
 }
 
 func TestTagOf(t *testing.T) {

@@ -24,8 +24,10 @@ type Operation struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
 	// Volume is namespace/name of the PVC, and Of the Velero Backup or Restore.
-	Volume  string `json:"volume"`
-	Of      string `json:"of"`
+	Volume string `json:"volume"`
+	Of     string `json:"of"`
+	// InPlace is set for a download into a volume that existed.
+	InPlace bool   `json:"inPlace,omitempty"`
 	Phase   string `json:"phase"`
 	Node    string `json:"node,omitempty"`
 	Attempt int    `json:"attempt"`
@@ -129,6 +131,7 @@ func describe(view *operation.View, now time.Time) Operation {
 	if o.Of = labels[velerov1.RestoreNameLabel]; view.Upload != nil {
 		o.Of = labels[velerov1.BackupNameLabel]
 	}
+	o.InPlace = view.Download != nil && view.Download.Spec.DataMoverConfig[identity.ConfigInPlace] != ""
 	if view.Damage != nil {
 		o.Message = view.Damage.Error()
 	}
@@ -186,9 +189,18 @@ func (o Operation) row(now time.Time, bars bool) []any {
 		volume = size(o.BytesTotal)
 	}
 	return []any{
-		o.Volume, strings.TrimPrefix(o.Kind, "Data"), or(o.Of), o.Phase, done, volume, rate,
+		o.Volume, o.kind(), or(o.Of), o.Phase, done, volume, rate,
 		lasting(time.Duration(o.SecondsLeft) * time.Second), or(o.Node), fmt.Sprint(o.Attempt), age(o.Created, now), o.Name, or(o.Message),
 	}
+}
+
+// kind is what the operation does, for people.
+func (o Operation) kind() string {
+	kind := strings.TrimPrefix(o.Kind, "Data")
+	if o.InPlace {
+		kind += " in place"
+	}
+	return kind
 }
 
 // bar draws a part of a hundred.
@@ -266,7 +278,7 @@ func (v *viewer) draw(title string, found []Operation) error {
 // lines prints those that have changed since they were printed last.
 func (v *viewer) lines(found []Operation, said map[string]string) error {
 	for _, o := range found {
-		text := strings.TrimRight(fmt.Sprintf("%s of %s for %s: %s, %s of %s %s", strings.TrimPrefix(o.Kind, "Data"), o.Volume, or(o.Of),
+		text := strings.TrimRight(fmt.Sprintf("%s of %s for %s: %s, %s of %s %s", o.kind(), o.Volume, or(o.Of),
 			o.Phase, size(o.BytesDone), size(o.BytesTotal), o.Message), " ")
 		if said[o.Name] == text {
 			continue

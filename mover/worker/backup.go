@@ -71,6 +71,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 		w.Log.Info("Deleted the repo snapshot of an upload that failed", "snapshotID", d.ID, "operation", d.Operation)
 	}
 	report := reportOf(result)
+	report.VolumeHandle = r.Backup.VolumeHandle
 	if err != nil {
 		return report, err
 	}

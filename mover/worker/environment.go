@@ -70,8 +70,13 @@ func (p *pod) OpenWriter(size int64) (device.Writer, error) {
 	const attempts, pause = 12, 5 * time.Second
 	for i := 1; ; i++ {
 		dev, err := device.OpenWriter(p.request.Device)
-		if !errors.Is(err, unix.EBUSY) || i == attempts {
-			return dev, err
+		switch {
+		case err == nil:
+			return dev, nil
+		case !errors.Is(err, unix.EBUSY):
+			return nil, err
+		case i == attempts:
+			return nil, fmt.Errorf("%w: something on this node uses the volume, such as a file system that is mounted", err)
 		}
 		p.log.Info("The device is busy", "device", p.request.Device, "attempt", i)
 		time.Sleep(pause)

@@ -30,9 +30,7 @@ import (
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/repository"
-	"github.com/blockmover/blockmover/internal/restore"
 	"github.com/blockmover/blockmover/internal/task"
-	"github.com/blockmover/blockmover/mover/heap"
 )
 
 // closeTimeout bounds the closing of a repository after the operation.
@@ -120,43 +118,4 @@ func (w *Worker) warn(message string, err error) {
 	if err != nil {
 		w.Log.Info(message, "severity", "warning", "error", err.Error())
 	}
-}
-
-// restore makes the device equal to an image.
-func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.Options) (task.Report, error) {
-	store, err := w.Environment.OpenStore(ctx)
-	if err != nil {
-		return task.Report{}, err
-	}
-	defer w.closeStore(ctx, store)
-	heap.Limit()
-	options.Resume = r.Restore.Resume
-	report := task.Report{}
-	result, err := restore.Run(ctx, restore.Job{
-		Store:    store,
-		Snapshot: r.Restore.SnapshotID,
-		Open: func(size int64) (device.Writer, error) {
-			dev, err := w.Environment.OpenWriter(size)
-			if err != nil {
-				return nil, err
-			}
-			return device.LimitWriter(ctx, livingWriter{dev, &w.life}, r.RateLimit), nil
-		},
-		Begun: func(image repository.VolumeReader, dev device.Writer) error {
-			report.SnapshotID = r.Restore.SnapshotID
-			if !r.Restore.DiskImage {
-				report.Filesystem = filesystemOf(image)
-			}
-			w.Log.Info("Restore begins", "snapshotID", r.Restore.SnapshotID, "size", image.Meta().Size, "deviceSize", dev.Size(), "resume", options.Resume)
-			return nil
-		},
-		Options: options,
-	})
-	report.VolumeSize = result.Size
-	report.BytesWritten, report.BytesFound, report.ZeroBytes = result.BytesWritten, result.BytesFound, result.ZeroBytes
-	if err != nil {
-		return report, err
-	}
-	w.Log.Info("Restore is complete", "bytesWritten", report.BytesWritten, "bytesFound", report.BytesFound, "zeroBytes", report.ZeroBytes)
-	return report, nil
 }

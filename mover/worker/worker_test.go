@@ -20,6 +20,8 @@ import (
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/device/devicetest"
+	"github.com/blockmover/blockmover/internal/fault"
+	"github.com/blockmover/blockmover/internal/inplace"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/repository/repositorytest"
 	"github.com/blockmover/blockmover/internal/task"
@@ -205,7 +207,7 @@ func TestBackupsAndRestores(t *testing.T) {
 	require.NotEmpty(t, full.Detail)
 	want := task.Report{
 		SnapshotID: full.SnapshotID, Kind: repository.Full, VolumeSize: volumeSize,
-		BytesRead: volumeSize, BytesUploaded: volumeSize, ChunksWritten: chunks,
+		BytesRead: volumeSize, BytesUploaded: volumeSize, ChunksWritten: chunks, VolumeHandle: "volume-1",
 	}
 	require.Empty(t, cmp.Diff(want, full, cmpopts.IgnoreFields(task.Report{}, "Reason", "Reasons", "Detail")))
 
@@ -216,7 +218,7 @@ func TestBackupsAndRestores(t *testing.T) {
 	incremental := f.run(t, backupRequest("du-2.1", monday.Add(24*time.Hour)))
 	want = task.Report{
 		SnapshotID: incremental.SnapshotID, Kind: repository.Incremental, Parent: full.SnapshotID, VolumeSize: volumeSize,
-		BytesRead: chunkSize, BytesUploaded: chunkSize, ChunksWritten: 1, ChunksInherited: chunks - 1,
+		BytesRead: chunkSize, BytesUploaded: chunkSize, ChunksWritten: 1, ChunksInherited: chunks - 1, VolumeHandle: "volume-1",
 	}
 	require.Empty(t, cmp.Diff(want, incremental))
 
@@ -453,6 +455,51 @@ func TestRestoreGoesOn(t *testing.T) {
 	require.EqualValues(t, 4*mib, report.BytesFound)
 	require.EqualValues(t, volumeSize-4*mib, report.BytesWritten)
 	require.Equal(t, random(1), f.content(t))
+}
+
+// TestRestoreInPlace writes what differs, into the volume that the image is of. Into another one only if
+// that was asked for.
+func TestRestoreInPlace(t *testing.T) {
+	for name, tc := range map[string]struct {
+		live task.InPlace
+		want string
+	}{
+		"same volume": {live: task.InPlace{Mode: inplace.SameVolume, Driver: "csi.example.com", VolumeHandle: "volume-1"}},
+		"any volume":  {live: task.InPlace{Mode: inplace.AnyVolume, Driver: "csi.example.com", VolumeHandle: "volume-2"}},
+		"another volume": {
+			live: task.InPlace{Mode: inplace.SameVolume, Driver: "csi.example.com", VolumeHandle: "volume-2"},
+			want: `refuse to write in place: PVC app/data has volume "volume-2", and the image is of volume "volume-1"`,
+		},
+		"the same handle of another driver": {
+			live: task.InPlace{Mode: inplace.SameVolume, Driver: "other.example.com", VolumeHandle: "volume-1"},
+			want: `the image is of volume "csi.example.com/volume-1"`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			made := f.run(t, backupRequest("du-1.1", monday))
+			require.Equal(t, "volume-1", made.VolumeHandle)
+			changed := random(1)
+			changed[5*mib]++
+			f.insert(changed)
+			r := restoreRequest(made.SnapshotID)
+			tc.live.Claim = "app/data"
+			r.Restore.InPlace = &tc.live
+			report, err := f.Run(t.Context(), r)
+			if tc.want != "" {
+				require.ErrorContains(t, err, tc.want)
+				require.Equal(t, fault.Final, fault.Of(err))
+				require.True(t, report.Untouched)
+				require.Equal(t, changed, f.content(t))
+				return
+			}
+			require.NoError(t, err)
+			require.EqualValues(t, 4096, report.BytesWritten)
+			require.False(t, report.Untouched)
+			require.Equal(t, random(1), f.content(t))
+			require.True(t, f.run(t, r).Untouched, "a volume that is equal is not written")
+		})
+	}
 }
 
 // TestRateLimit uses the clock of synctest, which moves when all goroutines wait.

@@ -20,6 +20,15 @@
 // despite its selector, and the application runs on the old volume instead of the backup. So
 // the PV action keeps such PersistentVolumes out.
 //
+// # In place
+//
+// With the annotation blockmover.io/in-place on the Restore, a PVC that exists is written into:
+//
+//	live PVC, its volume, its pods ─ package inplace ─▶ error, or DataDownload with the UID of the live PVC ─▶ operation ID
+//
+// The PVC itself is left out of the restore. Without the annotation, a PVC that exists is left
+// alone, and so is its data.
+//
 // # VMs
 //
 // A VM is marked, too (annotation blockmover.io/vm-disks):

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/label"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework/common"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
@@ -18,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/inplace"
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/plugins/internal/poll"
@@ -72,7 +74,8 @@ func (a *PVCAction) Execute(input *velero.RestoreItemActionExecuteInput) (*veler
 		return nil, fmt.Errorf("decode PVC of the backup: %w", err)
 	}
 	uploadName, marked := fromBackup.Annotations[identity.AnnotationDataUpload]
-	if !marked {
+	mode, err := inplace.ParseMode(input.Restore.Annotations[identity.AnnotationInPlace])
+	if !marked && (err != nil || mode == inplace.Off) {
 		return velero.NewRestoreItemActionExecuteOutput(input.Item), nil
 	}
 	delete(pvc.Annotations, identity.AnnotationDataUpload)
@@ -85,6 +88,18 @@ func (a *PVCAction) Execute(input *velero.RestoreItemActionExecuteInput) (*veler
 
 	ctx, cancel := context.WithTimeout(context.Background(), poll.CallTimeout)
 	defer cancel()
+	if err == nil && mode != inplace.Off {
+		var operationID string
+		if operationID, err = a.restoreInPlace(ctx, &pvc, &fromBackup, mode, input.Restore); operationID != "" {
+			return velero.NewRestoreItemActionExecuteOutput(input.Item).WithOperationID(operationID).WithoutRestore(), nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("restore PVC %s/%s with blockmover: %w", pvc.Namespace, pvc.Name, err)
+	}
+	if !marked {
+		return velero.NewRestoreItemActionExecuteOutput(input.Item), nil
+	}
 	operationID, err := a.restore(ctx, &pvc, &fromBackup, uploadName, input.Restore)
 	if err != nil {
 		return nil, fmt.Errorf("restore PVC %s/%s with blockmover: %w", pvc.Namespace, pvc.Name, err)
@@ -99,14 +114,11 @@ func (a *PVCAction) Execute(input *velero.RestoreItemActionExecuteInput) (*veler
 // restore makes the PVC wait for the restored volume, and starts the operation that provides
 // it. The operation ID is empty if there is nothing to move.
 func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.PersistentVolumeClaim, uploadName string, restore *velerov1.Restore) (string, error) {
-	namespace := pvc.Namespace
-	if mapped, ok := restore.Spec.NamespaceMapping[namespace]; ok {
-		namespace = mapped
-	}
-	found, err := kube.Find(ctx, a.api, client.ObjectKey{Namespace: namespace, Name: pvc.Name}, &corev1.PersistentVolumeClaim{})
+	found, err := a.findLive(ctx, pvc, restore)
 	if err != nil {
 		return "", err
 	}
+	namespace := namespaceOf(pvc, restore)
 	if found != nil {
 		return "", a.sayNotRestored(ctx, found, pvc, uploadName, restore)
 	}
@@ -134,7 +146,7 @@ func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.Persist
 	if _, err := a.poller.AcceptTimeout(ctx, restore.Namespace, restore.Spec.ItemOperationTimeout.Duration); err != nil {
 		return "", err
 	}
-	result.SnapshotSize = max(result.SnapshotSize, fromBackup.Status.Capacity.Storage().Value())
+	result.SnapshotSize = sizeOf(result, fromBackup)
 	download := newDataDownload(restore, backup, result, namespace, pvc.Name, string(fromBackup.UID))
 	selectOnly(pvc, label.GetValidName(namespace+"."+pvc.Name+"."+download.Name))
 	if err := a.ensureDataDownload(ctx, download); err != nil {
@@ -144,13 +156,32 @@ func (a *PVCAction) restore(ctx context.Context, pvc, fromBackup *corev1.Persist
 	return download.Labels[velerov1.AsyncOperationIDLabel], nil
 }
 
+// namespaceOf returns the namespace that a restore has for a PVC.
+func namespaceOf(pvc *corev1.PersistentVolumeClaim, restore *velerov1.Restore) string {
+	if mapped, ok := restore.Spec.NamespaceMapping[pvc.Namespace]; ok {
+		return mapped
+	}
+	return pvc.Namespace
+}
+
+// findLive returns the PVC that exists where a PVC of the backup would be restored, or nil.
+func (a *PVCAction) findLive(ctx context.Context, pvc *corev1.PersistentVolumeClaim, restore *velerov1.Restore) (*corev1.PersistentVolumeClaim, error) {
+	return kube.Find(ctx, a.api, client.ObjectKey{Namespace: namespaceOf(pvc, restore), Name: pvc.Name}, &corev1.PersistentVolumeClaim{})
+}
+
+// sizeOf returns the size of the volume in the backup. The device may have been larger than the
+// PersistentVolume said, and the other way round.
+func sizeOf(result velerov2alpha1.DataUploadResult, fromBackup *corev1.PersistentVolumeClaim) int64 {
+	return max(result.SnapshotSize, fromBackup.Status.Capacity.Storage().Value())
+}
+
 // sayNotRestored says that a PVC keeps the data that it has. Velero has no warnings of actions. It
 // warns of a PVC that exists, but only if that differs from the one in the backup, and says nothing of
 // data. So the PVC keeps our annotation, which no live one has, and an event of the Restore says what
 // that means. With the policy update Velero would give the annotation to the live PVC.
 func (a *PVCAction) sayNotRestored(ctx context.Context, live, pvc *corev1.PersistentVolumeClaim, uploadName string, restore *velerov1.Restore) error {
-	text := fmt.Sprintf("PVC %s/%s already exists: its data is not restored. Delete it first, or restore into another namespace with --namespace-mappings",
-		live.Namespace, live.Name)
+	text := fmt.Sprintf("PVC %s/%s already exists: its data is not restored. Delete it first, or restore into another namespace with --namespace-mappings, "+
+		"or into the PVC itself with --annotations %s=%s", live.Namespace, live.Name, identity.AnnotationInPlace, inplace.SameVolume)
 	a.log.Warn(text)
 	if restore.Spec.ExistingResourcePolicy != velerov1.PolicyTypeUpdate {
 		kube.SetAnnotation(pvc, identity.AnnotationDataUpload, uploadName)

@@ -1,0 +1,204 @@
+package scenarios
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/e2e/kit"
+)
+
+const inPlace = "blockmover.io/in-place"
+
+// TestInPlace restores into the PVCs of an application that exists: of its volumes, only what
+// differs is written. Whatever happens, the PVCs keep their volumes.
+func TestInPlace(t *testing.T) {
+	s := newScenario(t)
+	app := s.app("in-place")
+	want := s.sums(app)
+	volumes := s.volumesOf(app.Namespace)
+	backup := s.backup("in-place", append(perVolume.args(s), "--include-namespaces", app.Namespace)...)
+
+	// While the application runs, nothing is written.
+	require.NoError(t, app.Change(s.ctx))
+	changed := s.sums(app)
+	s.refuseInPlace(backup, "true", "", "uses PVC "+app.Namespace+"/"+kit.FilesPVC, "uses PVC "+app.Namespace+"/"+kit.DiskPVC)
+	require.Empty(t, changed.Diff(s.sums(app)))
+
+	require.NoError(t, app.Stop(s.ctx))
+	s.refuseInPlace(backup, "yes", "", `annotation blockmover.io/in-place of the Restore is "yes", want true, any-volume or false`)
+	downloads := s.restoreInPlace(backup, "true", "")
+	written, _ := s.bytesWritten(downloads[kit.DiskPVC])
+	require.LessOrEqual(t, written, int64(kit.ChangedDiskBytes*12/10))
+	require.GreaterOrEqual(t, written, int64(kit.ChangedDiskBytes*9/10))
+	// Once more: the devices are equal to the images, byte by byte.
+	for pvc, download := range s.restoreInPlace(backup, "true", "") {
+		written, zeroed := s.bytesWritten(download)
+		require.Zero(t, written+zeroed, pvc)
+	}
+	require.NoError(t, s.kit.Fsck(s.ctx, app.Namespace, kit.FilesPVC, s.kit.StorageClass, s.kit.StorageClass))
+	s.requireWhole(app, want, volumes)
+
+	s.interruptInPlace(app, backup, want, volumes)
+	s.refuseOtherVolumes(app.Namespace, backup, want)
+	s.checkNothingLeft()
+}
+
+// interruptInPlace kills mover pods, cancels, and kills the manager.
+func (s *scenario) interruptInPlace(app *kit.App, backup string, want kit.Sums, volumes map[string]string) {
+	s.Helper()
+	for _, component := range []string{"worker", "manager"} {
+		require.NoError(s, app.Change(s.ctx))
+		require.NoError(s, app.Stop(s.ctx))
+		killed := make(chan error, 1)
+		go func() { killed <- s.killPods(component) }()
+		s.restoreInPlace(backup, "true", "")
+		require.NoError(s, <-killed)
+		s.requireWhole(app, want, volumes)
+	}
+
+	require.NoError(s, app.Change(s.ctx))
+	require.NoError(s, app.Stop(s.ctx))
+	name := s.name("in-place-canceled")
+	canceled := make(chan error, 1)
+	go func() { canceled <- s.cancelDownloads(name, 2) }()
+	restore, err := s.kit.Restore(s.ctx, name, backup, inPlaceArgs("true", "")...)
+	require.NoError(s, err)
+	require.NoError(s, <-canceled)
+	require.Equal(s, "PartiallyFailed", restore.Status.Phase)
+	downloads, err := s.kit.DataDownloads(s.ctx, name)
+	require.NoError(s, err)
+	for pvc, download := range downloads {
+		s.Logf("PVC %s: %s: %s", pvc, download.Status.Phase, download.Status.Message)
+		require.Equal(s, "Canceled", download.Status.Phase)
+		require.Regexp(s, "nothing was written to the volume|the volume may hold a mixture of old and restored data", download.Status.Message)
+	}
+	s.checkNothingLeft()
+	s.restoreInPlace(backup, "true", "")
+	s.requireWhole(app, want, volumes)
+}
+
+func (s *scenario) cancelDownloads(restore string, n int) error {
+	seen := map[string]bool{}
+	return s.kit.Wait(s.ctx, "DataDownloads to cancel", time.Minute, func(ctx context.Context) (bool, string, error) {
+		downloads, err := s.kit.DataDownloads(ctx, restore)
+		if err != nil {
+			return false, "", err
+		}
+		for pvc, download := range downloads {
+			if seen[pvc] || download.Status.Phase != "InProgress" && download.Status.Phase != "Prepared" {
+				continue
+			}
+			if _, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "patch", "datadownloads.velero.io", download.Metadata.Name,
+				"--type=merge", "-p", `{"spec":{"cancel":true}}`); err != nil {
+				return false, "", err
+			}
+			seen[pvc] = true
+		}
+		return len(seen) == n, kit.Names(downloads), nil
+	})
+}
+
+// refuseOtherVolumes restores into the PVCs of other namespaces.
+func (s *scenario) refuseOtherVolumes(from, backup string, want kit.Sums) {
+	s.Helper()
+	// A copy has other volumes. To overwrite them takes another word.
+	copied := s.namespace("in-place-copy")
+	s.restore(backup, "--namespace-mappings", from+":"+copied)
+	other, err := s.kit.AppIn(s.ctx, copied)
+	require.NoError(s, err)
+	require.NoError(s, other.Change(s.ctx))
+	require.NoError(s, other.Stop(s.ctx))
+	volumes := s.volumesOf(copied)
+	mapping := from + ":" + copied
+	s.refuseInPlace(backup, "true", mapping, "to overwrite another volume than the one that was backed up, set the annotation blockmover.io/in-place of the Restore to any-volume")
+	s.restoreInPlace(backup, "any-volume", mapping)
+	s.requireWhole(other, want, volumes)
+
+	// One PVC is not bound, and the volume of the other is too small.
+	bad := s.namespace("in-place-bad")
+	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n---\n%s\n---\n%s\n", bad,
+		kit.PVC(bad, kit.FilesPVC, s.kit.WaitStorageClass, "Filesystem", kit.DiskSize), kit.PVC(bad, kit.DiskPVC, s.kit.StorageClass, "Block", 16<<20))))
+	s.wait("volume of PVC disk", func(ctx context.Context) (bool, string, error) {
+		phase, err := s.kit.Kubectl(ctx, "-n", bad, "get", "pvc", kit.DiskPVC, "-o", "jsonpath={.status.phase}")
+		return phase == "Bound", phase, err
+	})
+	s.refuseInPlace(backup, "any-volume", from+":"+bad, "PVC "+bad+"/files is not bound to a volume", "expand the PVC first")
+}
+
+func inPlaceArgs(mode, mapping string) []string {
+	args := []string{"--annotations", inPlace + "=" + mode, "--include-resources", "persistentvolumeclaims", "--existing-resource-policy", "update"}
+	if mapping != "" {
+		args = append(args, "--namespace-mappings", mapping)
+	}
+	return args
+}
+
+// restoreInPlace returns the DataDownloads by PVC.
+func (s *scenario) restoreInPlace(backup, mode, mapping string) map[string]kit.Object {
+	s.Helper()
+	name := s.name(fmt.Sprintf("r%d", time.Now().UnixNano()%1000000))
+	start := time.Now()
+	require.NoError(s, s.kit.MustRestore(s.ctx, name, backup, inPlaceArgs(mode, mapping)...))
+	downloads, err := s.kit.DataDownloads(s.ctx, name)
+	require.NoError(s, err)
+	require.NotEmpty(s, downloads)
+	for pvc, download := range downloads {
+		s.Logf("PVC %s: %s, after %.1f s", pvc, download.Status.Message, time.Since(start).Seconds())
+	}
+	return downloads
+}
+
+// bytesWritten reads what a restore in place says that it has written and zeroed.
+func (s *scenario) bytesWritten(download kit.Object) (written, zeroed int64) {
+	s.Helper()
+	_, err := fmt.Sscanf(download.Status.Message, "restored in place: %d bytes were written and %d zeroed", &written, &zeroed)
+	require.NoError(s, err, download.Status.Message)
+	return written, zeroed
+}
+
+// refuseInPlace makes a restore that must say why it does nothing.
+func (s *scenario) refuseInPlace(backup, mode, mapping string, why ...string) {
+	s.Helper()
+	name := s.name(fmt.Sprintf("r%d", time.Now().UnixNano()%1000000))
+	restore, err := s.kit.Restore(s.ctx, name, backup, inPlaceArgs(mode, mapping)...)
+	require.NoError(s, err)
+	require.Equal(s, "PartiallyFailed", restore.Status.Phase)
+	described, err := s.kit.Describe(s.ctx, "restore", name)
+	require.NoError(s, err)
+	for _, text := range why {
+		require.Contains(s, strings.Join(strings.Fields(described), " "), text)
+	}
+	downloads, err := s.kit.DataDownloads(s.ctx, name)
+	require.NoError(s, err)
+	require.Empty(s, downloads)
+}
+
+// volumesOf returns what must stay of each PVC: its PersistentVolume, the handle of the volume, and
+// the reclaim policy.
+func (s *scenario) volumesOf(namespace string) map[string]string {
+	s.Helper()
+	claims, err := s.kit.List(s.ctx, "-n", namespace, "persistentvolumeclaims")
+	require.NoError(s, err)
+	found := map[string]string{}
+	for _, claim := range claims {
+		var pv kit.Object
+		require.NoError(s, s.kit.Get(s.ctx, &pv, "persistentvolume", claim.Spec.VolumeName))
+		found[claim.Metadata.Name] = strings.Join([]string{claim.Metadata.UID, pv.Metadata.Name, pv.Spec.CSI.VolumeHandle, pv.Spec.ReclaimPolicy, pv.Status.Phase}, " ")
+	}
+	require.Len(s, found, 2)
+	return found
+}
+
+// requireWhole starts the application and checks that it has the content of the backup on the
+// volumes that it had.
+func (s *scenario) requireWhole(app *kit.App, want kit.Sums, volumes map[string]string) {
+	s.Helper()
+	require.NoError(s, app.Start(s.ctx))
+	s.checkContent(app.Namespace, want)
+	require.Equal(s, volumes, s.volumesOf(app.Namespace))
+}

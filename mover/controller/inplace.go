@@ -1,0 +1,235 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/inplace"
+	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/livevolume"
+	"github.com/blockmover/blockmover/internal/operation"
+	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/mover/exposer"
+)
+
+// liveTarget is a download that writes into the volume of a live PVC:
+//
+//	secure  check PVC, volume and pods; wait until the volume is detached
+//	expose  check again; BackupRepository, alias of the volume, mover pod
+//	finish  delete pod, PVC and alias; the volume stays
+//
+// Before the first write, whatever speaks against it ends the operation. After it, half a
+// restore is worse than a whole one. So a pod that comes while a mover pod writes is only
+// reported: on the same node it cannot mount a device that the worker has opened for itself, and
+// a volume for one node is not attached to another. Between two attempts, the next one waits
+// until the pods are gone.
+type liveTarget struct {
+	*downloads
+	op     *operation.View
+	wanted inplace.Wanted
+}
+
+// inPlaceOf returns what a download needs that writes into a live volume. ok is false for
+// others.
+func inPlaceOf(dd *velerov2alpha1.DataDownload) (wanted inplace.Wanted, ok bool) {
+	config := dd.Spec.DataMoverConfig
+	wanted = inplace.Wanted{
+		Mode:   inplace.Mode(config[identity.ConfigInPlaceVolume]),
+		UID:    config[identity.ConfigInPlace],
+		Size:   dd.Spec.SnapshotSize,
+		Handle: config[identity.ConfigVolumeHandle],
+	}
+	return wanted, wanted.UID != ""
+}
+
+// inPlace returns an operation as one that writes into a live volume. ok is false for others.
+func (e *engine) inPlace(op *operation.View) (*liveTarget, bool) {
+	d, downloads := e.flow.(*downloads)
+	if !downloads {
+		return nil, false
+	}
+	return d.inPlace(op)
+}
+
+func (d *downloads) inPlace(op *operation.View) (*liveTarget, bool) {
+	wanted, ok := inPlaceOf(op.Download)
+	return &liveTarget{downloads: d, op: op, wanted: wanted}, ok
+}
+
+// look checks whether the volume may be written, and returns its PersistentVolume, or what it
+// waits for.
+func (l *liveTarget) look(ctx context.Context) (*corev1.PersistentVolume, inplace.Volume, phase.Work, error) {
+	key := targetOf(l.op.Download)
+	claim, err := kube.Find(ctx, l.reader, key, &corev1.PersistentVolumeClaim{})
+	if err != nil {
+		return nil, inplace.Volume{}, phase.Work{}, err
+	}
+	if claim == nil {
+		return nil, inplace.Volume{}, phase.Work{}, fmt.Errorf("%w: PVC %s was deleted since the restore began", phase.ErrBroken, key)
+	}
+	volume, pv, err := livevolume.Look(ctx, l.reader, claim)
+	if err != nil {
+		return nil, volume, phase.Work{}, err
+	}
+	switch err := inplace.Check(volume, l.wanted); {
+	case errors.Is(err, inplace.ErrInUse) && l.op.Status.Attempt.Wrote:
+		return nil, volume, phase.Work{State: phase.Held, Detail: "the restore is half done and goes on when nothing uses the volume any more: " + err.Error()}, nil
+	case err != nil:
+		return nil, volume, phase.Work{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
+	}
+	if volume.Nodes, err = livevolume.Nodes(ctx, l.reader, pv.Name); err != nil {
+		return nil, volume, phase.Work{}, err
+	}
+	if len(volume.Nodes) > 0 {
+		return nil, volume, phase.Work{Detail: fmt.Sprintf("the volume of PVC %s is still attached to node %s: no pod uses it any more, so it is being detached", key, strings.Join(volume.Nodes, ", "))}, nil
+	}
+	return pv, volume, phase.Work{}, nil
+}
+
+// secure checks the volume without taking a slot.
+func (l *liveTarget) secure(ctx context.Context) (phase.Work, error) {
+	if mode := l.wanted.Mode; mode != inplace.SameVolume && mode != inplace.AnyVolume {
+		return phase.Work{}, fmt.Errorf("%w: %s of the dataMoverConfig is %q, want %s or %s", phase.ErrBroken, identity.ConfigInPlaceVolume, mode, inplace.SameVolume, inplace.AnyVolume)
+	}
+	pv, _, work, err := l.look(ctx)
+	if err != nil || pv == nil {
+		return work, err
+	}
+	if l.op.Status.Place, err = onlyNode(ctx, l.client, affinityOf(pv)); err != nil {
+		return phase.Work{}, err
+	}
+	return phase.Work{State: phase.Secured}, nil
+}
+
+func affinityOf(pv *corev1.PersistentVolume) *corev1.NodeSelector {
+	if pv.Spec.NodeAffinity == nil {
+		return nil
+	}
+	return pv.Spec.NodeAffinity.Required
+}
+
+// expose creates what leads to the mover pod, and the pod, and returns what it waits for.
+func (l *liveTarget) expose(ctx context.Context) (phase.Work, error) {
+	dd := l.op.Download
+	repositoryName, waiting, err := l.repositoryFor(ctx, dd.Spec.SourceNamespace, dd.Spec.BackupStorageLocation)
+	if err != nil {
+		return phase.Work{}, err
+	}
+	pv, volume, work, err := l.look(ctx)
+	if err != nil || pv == nil {
+		return work, err
+	}
+	bound, err := l.exposer.EnsureAlias(ctx, l.op.Operation, pv)
+	switch {
+	case err != nil:
+		return phase.Work{}, err
+	case waiting != "" || bound != "":
+		return phase.Work{Detail: cmp.Or(waiting, bound)}, nil
+	}
+	plan := exposer.PodPlan{
+		Operation:    l.op.Operation,
+		Attempt:      l.op.Status.Attempt.Number,
+		Relabel:      true,
+		StorageClass: pv.Spec.StorageClassName,
+	}
+	request := task.Request{
+		Namespace:        l.namespace,
+		Name:             dd.Name,
+		OperationID:      string(dd.UID),
+		Device:           exposer.DevicePath,
+		BackupRepository: repositoryName,
+		Volume:           repository.VolumeKey{Namespace: dd.Spec.SourceNamespace, PVC: dd.Spec.TargetVolume.PVC},
+		Restore: &task.Restore{
+			SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID),
+			Resume:     l.op.Status.Attempt.Number > 1,
+			InPlace:    &task.InPlace{Claim: volume.Claim, Mode: l.wanted.Mode, Driver: volume.Driver, VolumeHandle: volume.Handle},
+		},
+	}
+	return l.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
+}
+
+// finish releases everything but the volume, which has its PVC all the time.
+func (l *liveTarget) finish(ctx context.Context) (ending, error) {
+	left, err := l.exposer.Release(ctx, l.op.Operation)
+	return ending{committed: true, delivered: true, left: left}, err
+}
+
+// mayHaveWritten reports whether a mover pod may have written to the volume.
+func (l *liveTarget) mayHaveWritten(work phase.Work, report *task.Report) bool {
+	attempt := l.op.Status.Attempt
+	if attempt.Wrote || report != nil {
+		return attempt.Wrote || !report.Untouched
+	}
+	return attempt.Started || work.State == phase.Running || work.State == phase.Lost
+}
+
+// What an outcome says of the volume.
+const (
+	unchanged    = "nothing was written to the volume"
+	halfRestored = "the volume may hold a mixture of old and restored data: do not use it, and restore in place again, which makes it whole"
+)
+
+// conclude returns the message of an outcome, with what it means for the volume.
+func (l *liveTarget) conclude(o phase.Outcome, wrote bool, report *task.Report) string {
+	switch {
+	case o.Phase == phase.Completed && report != nil:
+		return fmt.Sprintf("restored in place: %d bytes were written and %d zeroed, the rest of %d was equal", report.BytesWritten, report.ZeroBytes, report.VolumeSize)
+	case o.Phase == phase.Completed:
+		return o.Message
+	case wrote:
+		return o.Message + "; " + halfRestored
+	}
+	return o.Message + "; " + unchanged
+}
+
+// lookBeside looks for pods that want the volume while a mover pod has it.
+func (e *engine) lookBeside(ctx context.Context, l *liveTarget, work phase.Work) (phase.Work, error) {
+	key := targetOf(l.op.Download)
+	users, err := livevolume.Users(ctx, l.reader, key)
+	if err != nil || len(users) == 0 {
+		return work, err
+	}
+	pods := strings.Join(users, ", ")
+	if !l.mayHaveWritten(work, nil) {
+		return phase.Work{State: phase.Broken, Detail: fmt.Sprintf("pod %s began to use PVC %s before the restore did: scale the application down and restore again", pods, key)}, nil
+	}
+	note := fmt.Sprintf("pod %s wants PVC %s while it is being restored: stop it until the restore has ended", pods, key)
+	if !strings.Contains(l.op.Status.Message, note) {
+		log.FromContext(ctx).Info("a pod wants a volume that is being restored in place", "pvc", key, "pods", users)
+		e.event(l.op, corev1.EventTypeWarning, "VolumeInUse", "Restore", note)
+		e.eventOfClaim(l.op, "VolumeInUse", note)
+	}
+	if work.Detail != "" {
+		note = work.Detail + "; " + note
+	}
+	work.Detail = note
+	return work, nil
+}
+
+// announceInPlace tells the owner of the PVC that its volume is half restored.
+func (e *engine) announceInPlace(op *operation.View, t phase.Transition) {
+	if _, ok := e.inPlace(op); ok && t.Outcome != nil && strings.Contains(t.Outcome.Message, halfRestored) {
+		e.eventOfClaim(op, "HalfRestored", t.Outcome.Message)
+	}
+}
+
+// eventOfClaim makes a warning of the live PVC.
+func (e *engine) eventOfClaim(op *operation.View, reason, note string) {
+	target := targetOf(op.Download)
+	claim := &corev1.ObjectReference{
+		APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: target.Namespace, Name: target.Name,
+		UID: types.UID(op.Download.Spec.DataMoverConfig[identity.ConfigInPlace]),
+	}
+	e.recorder.Eventf(claim, op.Object(), corev1.EventTypeWarning, reason, "Restore", "%s", shorten(note))
+}
