@@ -31,19 +31,29 @@ func TestInPlace(t *testing.T) {
 
 	require.NoError(t, app.Stop(s.ctx))
 	s.refuseInPlace(backup, "yes", "", `annotation blockmover.io/in-place of the Restore is "yes", want true, any-volume or false`)
-	downloads := s.restoreInPlace(backup, "true", "")
-	written, _ := s.bytesWritten(downloads[kit.DiskPVC])
-	require.LessOrEqual(t, written, int64(kit.ChangedDiskBytes*12/10))
-	require.GreaterOrEqual(t, written, int64(kit.ChangedDiskBytes*9/10))
-	// Once more: the devices are equal to the images, byte by byte.
+	// The storage tells what has changed since the base that the backup has left. The rest is not read.
+	disk := s.restoreInPlace(backup, "true", "")[kit.DiskPVC]
+	require.Contains(t, disk.Status.Message, "the storage told what has changed since repo snapshot")
+	done := s.doneInPlace(disk) // one of the two places was a hole
+	require.LessOrEqual(t, done.written+done.zeroed, int64(kit.ChangedDiskBytes*12/10))
+	require.GreaterOrEqual(t, done.written+done.zeroed, int64(kit.ChangedDiskBytes*9/10))
+	require.LessOrEqual(t, done.read, int64(kit.ChangedDiskBytes*12/10))
+	s.requireWhole(app, want, volumes)
+	s.interruptInPlace(app, backup, want, volumes)
+
+	// Without the base, all of the volume is compared: it is equal to the image, byte by byte.
+	require.NoError(t, app.Stop(s.ctx))
+	s.restoreInPlace(backup, "true", "") // the application has mounted the file system meanwhile
+	s.deleteBases(app.Namespace)
 	for pvc, download := range s.restoreInPlace(backup, "true", "") {
-		written, zeroed := s.bytesWritten(download)
-		require.Zero(t, written+zeroed, pvc)
+		require.Contains(t, download.Status.Message, "the whole volume was compared: DeltaFailed", pvc)
+		done := s.doneInPlace(download)
+		require.Zero(t, done.written+done.zeroed, pvc)
+		require.Equal(t, done.size, done.read, pvc)
 	}
 	require.NoError(t, s.kit.Fsck(s.ctx, app.Namespace, kit.FilesPVC, s.kit.StorageClass, s.kit.StorageClass))
 	s.requireWhole(app, want, volumes)
 
-	s.interruptInPlace(app, backup, want, volumes)
 	s.refuseOtherVolumes(app.Namespace, backup, want)
 	s.checkNothingLeft()
 }
@@ -153,12 +163,23 @@ func (s *scenario) restoreInPlace(backup, mode, mapping string) map[string]kit.O
 	return downloads
 }
 
-// bytesWritten reads what a restore in place says that it has written and zeroed.
-func (s *scenario) bytesWritten(download kit.Object) (written, zeroed int64) {
+// doneInPlace is what a restore in place says that it has done, in bytes.
+type doneInPlace struct{ written, zeroed, read, size int64 }
+
+func (s *scenario) doneInPlace(download kit.Object) doneInPlace {
 	s.Helper()
-	_, err := fmt.Sscanf(download.Status.Message, "restored in place: %d bytes were written and %d zeroed", &written, &zeroed)
+	var d doneInPlace
+	_, err := fmt.Sscanf(download.Status.Message, "restored in place: %d bytes were written and %d zeroed, %d of %d were read",
+		&d.written, &d.zeroed, &d.read, &d.size)
 	require.NoError(s, err, download.Status.Message)
-	return written, zeroed
+	return d
+}
+
+// deleteBases deletes the storage snapshots that are retained of the volumes of a namespace.
+func (s *scenario) deleteBases(namespace string) {
+	s.Helper()
+	_, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "delete", "volumesnapshots", "-l", "blockmover.io/retained,blockmover.io/volume-namespace="+namespace, "--timeout=60s")
+	require.NoError(s, err)
 }
 
 // refuseInPlace makes a restore that must say why it does nothing.

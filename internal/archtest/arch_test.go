@@ -56,6 +56,7 @@ var pure = []string{
 	"internal/repository/ledger",
 	"internal/repository/repositorytest",
 	"internal/restore",
+	"internal/rollback",
 	"internal/task",
 }
 

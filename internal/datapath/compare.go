@@ -38,6 +38,7 @@ func (r *restoreRun) clear(ctx context.Context, whole block.Extent, buf []byte) 
 		if _, err := r.dev.ReadAt(have, off); err != nil {
 			return err
 		}
+		r.options.Progress.read.Add(int64(len(have)))
 		r.found.Add(int64(len(have)))
 		for e := range differing(have, zeros[:len(have)]) {
 			r.zeroed.Add(e.Length)

@@ -82,7 +82,7 @@ type Progress struct {
 // Done returns the work that is done.
 func (p *Progress) Done() int64 { return p.done.Load() }
 
-// Read returns what was read from a device that is backed up.
+// Read returns what was read from a device that is backed up, or that is compared with an image.
 func (p *Progress) Read() int64 { return p.read.Load() }
 
 // Total returns all of the work. It is 0 until it is known.

@@ -13,6 +13,7 @@ func (r *restoreRun) missing(ctx context.Context, p piece, buf []byte) ([]block.
 	if _, err := r.dev.ReadAt(buf[:p.Length], p.Offset); err != nil {
 		return nil, err
 	}
+	r.options.Progress.read.Add(p.Length)
 	var runs []block.Extent
 	chunkSize := r.geometry.ChunkSize()
 	for off := int64(0); off < p.Length; off += chunkSize {

@@ -108,6 +108,12 @@ const aliasPrefix = "blockmover-in-place-"
 // writes the volume of a live PVC.
 func AliasVolumeName(dataDownloadUID string) string { return aliasPrefix + dataDownloadUID }
 
+// LiveSnapshotName is the name of the VolumeSnapshot that an attempt of an in-place restore
+// takes of the volume, in Velero's namespace. The first attempt has number 1.
+func LiveSnapshotName(dataDownloadUID string, attempt int) string {
+	return OperationName(dataDownloadUID) + "-" + strconv.Itoa(attempt)
+}
+
 // IsAliasVolumeName says whether a PersistentVolume is an alias of ours. Its volume belongs to
 // a user: nothing may ever be deleted with it.
 func IsAliasVolumeName(name string) bool { return strings.HasPrefix(name, aliasPrefix) }

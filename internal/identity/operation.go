@@ -35,6 +35,10 @@ func (o Operation) RebindVolumeName() string { return RebindVolumeName(o.UID) }
 // writes the volume of a live PVC.
 func (o Operation) AliasVolumeName() string { return AliasVolumeName(o.UID) }
 
+// LiveSnapshotName is the name of the VolumeSnapshot that an attempt of an in-place restore
+// takes of the volume, in Velero's namespace.
+func (o Operation) LiveSnapshotName(attempt int) string { return LiveSnapshotName(o.UID, attempt) }
+
 // Reference is the value of AnnotationOperation: Kind/namespace/name.
 func (o Operation) Reference() string { return o.Kind + "/" + o.Namespace + "/" + o.Name }
 

@@ -3,7 +3,8 @@
 //
 //	open the image of the repo snapshot
 //	open the device
-//	write every byte, sync        package datapath
+//	in place: plan what to look at    package rollback
+//	write every byte, sync            package datapath
 //	close the device
 //
 // # Crashes
@@ -21,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/repository"
@@ -39,6 +41,8 @@ type Job struct {
 	Open func(size int64) (device.Writer, error)
 	// Begun, if not nil, is called before anything is written. An error ends the run.
 	Begun func(image repository.VolumeReader, dev device.Writer) error
+	// Plan, if not nil, is called after that and returns Options.Only. An error ends the run.
+	Plan func(ctx context.Context, image repository.VolumeReader, dev device.Writer) (*block.Bitmap, error)
 	// Options of the data path.
 	Options datapath.Options
 }
@@ -69,6 +73,11 @@ func Run(ctx context.Context, job Job) (result Result, err error) {
 	}()
 	if job.Begun != nil {
 		if err := job.Begun(image, dev); err != nil {
+			return result, untouched(err)
+		}
+	}
+	if job.Plan != nil {
+		if job.Options.Only, err = job.Plan(ctx, image, dev); err != nil {
 			return result, untouched(err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/device/devicetest"
@@ -99,6 +100,25 @@ func TestCompare(t *testing.T) {
 	require.Equal(t, random(1), content(t, disk))
 }
 
+// TestPlan looks only at what the plan has.
+func TestPlan(t *testing.T) {
+	store, id := image(t)
+	disk := device.NewMemory(random(2), 512)
+	j := job(store, id, disk)
+	j.Options.Compare = true
+	j.Plan = func(_ context.Context, _ repository.VolumeReader, dev device.Writer) (*block.Bitmap, error) {
+		only, err := block.NewBitmap(dev.Size(), 4096)
+		require.NoError(t, err)
+		return only, only.Set(block.Extent{Offset: 3 * chunkSize, Length: 1})
+	}
+	result, err := restore.Run(t.Context(), j)
+	require.NoError(t, err)
+	require.EqualValues(t, chunkSize, result.BytesWritten)
+	want := random(2)
+	copy(want[3*chunkSize:4*chunkSize], random(1)[3*chunkSize:])
+	require.Equal(t, want, content(t, disk))
+}
+
 // TestInterruptions fails each call of the device, and restores again with Resume.
 func TestInterruptions(t *testing.T) {
 	store, id := image(t)
@@ -155,6 +175,9 @@ func TestUntouched(t *testing.T) {
 		"no device": {func(j *restore.Job) { j.Open = func(int64) (device.Writer, error) { return nil, errInjected } }, errInjected},
 		"refused": {func(j *restore.Job) {
 			j.Begun = func(repository.VolumeReader, device.Writer) error { return errInjected }
+		}, errInjected},
+		"not planned": {func(j *restore.Job) {
+			j.Plan = func(context.Context, repository.VolumeReader, device.Writer) (*block.Bitmap, error) { return nil, errInjected }
 		}, errInjected},
 		"device too small": {func(j *restore.Job) {
 			j.Open = func(int64) (device.Writer, error) { return device.NewMemory(random(2)[:chunkSize], 512), nil }

@@ -19,6 +19,9 @@ type Progress struct {
 	Read int64 `json:"bytesRead"`
 	// Waiting says what the worker waits for, such as a service that does not answer.
 	Waiting string `json:"waiting,omitempty"`
+	// Held is set while a restore in place has the device to itself and waits for the
+	// VolumeSnapshot of the volume.
+	Held bool `json:"held,omitempty"`
 }
 
 // progressLine is the form of a Progress among the lines of a structured log.

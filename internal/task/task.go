@@ -129,6 +129,14 @@ type InPlace struct {
 	Mode         inplace.Mode `json:"mode"`
 	Driver       string       `json:"driver"`
 	VolumeHandle string       `json:"volumeHandle"`
+	// Audit is a policy.Percent as text.
+	Audit string `json:"audit"`
+	// VolumeSnapshot is the name of the one that the manager takes in Namespace when the worker
+	// has the device to itself; see Progress.Held. Metadata says where the SnapshotMetadata
+	// service of the driver answers. If it is nil, MetadataUnavailable says why nobody asks it.
+	VolumeSnapshot      string           `json:"volumeSnapshot,omitempty"`
+	Metadata            *MetadataService `json:"metadata,omitempty"`
+	MetadataUnavailable string           `json:"metadataUnavailable,omitempty"`
 }
 
 // Report is what a mover pod did.
@@ -139,7 +147,8 @@ type Report struct {
 	Class fault.Class `json:"class,omitempty"`
 	// SnapshotID, Kind, Reason and Parent describe a backup. Reason says why an image is Full
 	// although an incremental one was asked for, or why blocks were read that CBT could have
-	// excluded.
+	// excluded. Of a restore in place, SnapshotID is what was restored, and Parent the base that
+	// CBT began at.
 	SnapshotID repository.SnapshotID `json:"snapshotID,omitempty"`
 	Kind       repository.Kind       `json:"kind,omitempty"`
 	Reason     string                `json:"reason,omitempty"`
@@ -238,6 +247,12 @@ func (r Restore) checkInPlace() error {
 		return fmt.Errorf("mode of the restore in place is %q, want %s or %s", p.Mode, inplace.SameVolume, inplace.AnyVolume)
 	case p.Claim == "" || p.Driver == "" || p.VolumeHandle == "":
 		return errors.New("claim, driver or volume handle of the live volume is missing")
+	case !isPercent(p.Audit):
+		return fmt.Errorf("audit is %q, want a percentage", p.Audit)
+	case (p.Metadata == nil) == (p.MetadataUnavailable == ""):
+		return errors.New("want either a metadata service or the reason why there is none")
+	case (p.Metadata == nil) != (p.VolumeSnapshot == ""):
+		return errors.New("want a VolumeSnapshot with its metadata service, or neither")
 	}
 	return nil
 }

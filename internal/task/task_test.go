@@ -39,7 +39,7 @@ func restoreRequest() Request {
 
 func inPlaceRequest() Request {
 	r := restoreRequest()
-	r.Restore.InPlace = &InPlace{Claim: "app/data", Mode: inplace.SameVolume, Driver: "csi.example.com", VolumeHandle: "volume-1"}
+	r.Restore.InPlace = &InPlace{Claim: "app/data", Mode: inplace.SameVolume, Driver: "csi.example.com", VolumeHandle: "volume-1", Audit: "1%", MetadataUnavailable: "no class"}
 	return r
 }
 
@@ -105,6 +105,9 @@ func TestRequestCheck(t *testing.T) {
 		"restore of nothing":   func(r *Request) { r.Backup, r.Restore = nil, &Restore{} },
 		"in place as off":      func(r *Request) { *r = inPlaceRequest(); r.Restore.InPlace.Mode = inplace.Off },
 		"in place of nothing":  func(r *Request) { *r = inPlaceRequest(); r.Restore.InPlace.VolumeHandle = "" },
+		"in place, no audit":   func(r *Request) { *r = inPlaceRequest(); r.Restore.InPlace.Audit = "" },
+		"in place, no why":     func(r *Request) { *r = inPlaceRequest(); r.Restore.InPlace.MetadataUnavailable = "" },
+		"in place, no service": func(r *Request) { *r = inPlaceRequest(); r.Restore.InPlace.VolumeSnapshot = "blockmover-uid-1" },
 		"in place in a file":   func(r *Request) { *r = inPlaceRequest(); r.Restore.DiskImage = true },
 		"no parent choice":     func(r *Request) { r.Backup.ParentSnapshot = "" },
 		"no audit":             func(r *Request) { r.Backup.Audit = "" },

@@ -42,10 +42,14 @@ func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Pha
 		e.event(op, corev1.EventTypeWarning, "HandOverLate", "HandOver", t.Message)
 	}
 	if t.Outcome != nil && report != nil && report.Reason != "" && report.Error == "" {
-		logger.Info("backup fell back", "kind", report.Kind, "reason", report.Reason, "reasons", report.Reasons, "detail", report.Detail)
-		e.event(op, severity(report.Reason), report.Reason, "Backup", fmt.Sprintf("%s image: %s", report.Kind, report.Detail))
+		action, what := "Backup", string(report.Kind)+" image"
+		if op.Download != nil {
+			action, what = "Restore", "the whole volume was compared"
+		}
+		logger.Info(strings.ToLower(action)+" fell back", "kind", report.Kind, "reason", report.Reason, "reasons", report.Reasons, "detail", report.Detail)
+		e.event(op, severity(report.Reason), report.Reason, action, what+": "+report.Detail)
 	}
-	e.announceInPlace(op, t)
+	e.announceInPlace(op, t, report)
 	if is.Terminal() {
 		e.announceEnd(op, t)
 	}

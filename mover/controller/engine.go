@@ -121,6 +121,9 @@ func (e *engine) pollAfter(op *operation.View, t phase.Transition) time.Duration
 	if e.looksOften(op) {
 		after = min(after, vmPollInterval)
 	}
+	if _, ok := e.inPlace(op); ok && op.Status.Phase == phase.InProgress && op.Status.BytesTotal == 0 {
+		after = min(after, heldPollInterval)
+	}
 	return after
 }
 
@@ -246,9 +249,9 @@ func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *
 		if err != nil && report == nil {
 			return work, nil, err
 		}
-		e.follow(ctx, op, pod, &work)
+		progress := e.follow(ctx, op, pod, &work)
 		if live, ok := e.inPlace(op); ok && report == nil {
-			if work, err = e.lookBeside(ctx, live, work); err != nil {
+			if work, err = e.lookBeside(ctx, live, progress, work); err != nil {
 				return work, nil, err
 			}
 		}
@@ -264,25 +267,26 @@ func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *
 	return work, nil, err
 }
 
-// follow writes the progress of a mover pod into the status, as far as the pod tells it. A log
-// that cannot be read is no reason to do anything else.
-func (e *engine) follow(ctx context.Context, op *operation.View, pod *corev1.Pod, work *phase.Work) {
+// follow writes the progress of a mover pod into the status, as far as the pod tells it, and returns
+// it. A log that cannot be read is no reason to do anything else.
+func (e *engine) follow(ctx context.Context, op *operation.View, pod *corev1.Pod, work *phase.Work) task.Progress {
 	if work.State != phase.Running && work.State != phase.Lost && work.State != phase.Suspended {
-		return
+		return task.Progress{}
 	}
 	p, ok, err := e.exposer.Progress(ctx, pod)
 	if err != nil {
 		log.FromContext(ctx).V(1).Info("progress is not known", "error", err.Error())
-		return
+		return task.Progress{}
 	}
 	if !ok {
-		return
+		return task.Progress{}
 	}
 	op.Status.BytesDone, op.Status.BytesTotal = p.Done, p.Total
 	op.Status.Attempt.BytesRead = p.Read
 	if work.State == phase.Running {
 		work.Detail = p.Waiting
 	}
+	return p
 }
 
 // record writes the decision into the operation.

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -18,16 +20,19 @@ import (
 	"github.com/blockmover/blockmover/internal/livevolume"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
+	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
 
 // liveTarget is a download that writes into the volume of a live PVC:
 //
 //	secure  check PVC, volume and pods; wait until the volume is detached
-//	expose  check again; BackupRepository, alias of the volume, mover pod
-//	finish  delete pod, PVC and alias; the volume stays
+//	expose  check again; BackupRepository, alias of the volume, mover pod; when the worker has
+//	        the device to itself, a VolumeSnapshot of the volume
+//	finish  delete VolumeSnapshot, pod, PVC and alias; the volume stays
 //
 // Before the first write, whatever speaks against it ends the operation. After it, half a
 // restore is worse than a whole one. So a pod that comes while a mover pod writes is only
@@ -143,6 +148,10 @@ func (l *liveTarget) expose(ctx context.Context) (phase.Work, error) {
 		Relabel:      true,
 		StorageClass: pv.Spec.StorageClassName,
 	}
+	live := &task.InPlace{Claim: volume.Claim, Mode: l.wanted.Mode, Driver: volume.Driver, VolumeHandle: volume.Handle, Audit: policy.DefaultAudit.String()}
+	if err := l.askStorage(ctx, live, &plan); err != nil {
+		return phase.Work{}, err
+	}
 	request := task.Request{
 		Namespace:        l.namespace,
 		Name:             dd.Name,
@@ -153,16 +162,73 @@ func (l *liveTarget) expose(ctx context.Context) (phase.Work, error) {
 		Restore: &task.Restore{
 			SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID),
 			Resume:     l.op.Status.Attempt.Number > 1,
-			InPlace:    &task.InPlace{Claim: volume.Claim, Mode: l.wanted.Mode, Driver: volume.Driver, VolumeHandle: volume.Handle},
+			InPlace:    live,
 		},
 	}
 	return l.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
 }
 
+// askStorage makes the worker ask the storage what has changed, or says why it cannot.
+func (l *liveTarget) askStorage(ctx context.Context, live *task.InPlace, plan *exposer.PodPlan) error {
+	class, err := l.snapshotClass(ctx, live.Driver)
+	if err != nil {
+		return err
+	}
+	if class == "" {
+		live.MetadataUnavailable = fmt.Sprintf("driver %s has no VolumeSnapshotClass", live.Driver)
+		return nil
+	}
+	service, unavailable, err := exposer.FindMetadataService(ctx, l.reader, l.client.RESTMapper(), live.Driver, l.apiAudiences)
+	if err != nil || service == nil {
+		live.MetadataUnavailable = unavailable
+		return err
+	}
+	plan.Audience = service.Audience
+	live.Metadata = &task.MetadataService{Address: service.Address, CACert: service.CACert, TokenPath: exposer.TokenPath}
+	live.VolumeSnapshot = l.op.LiveSnapshotName(l.op.Status.Attempt.Number)
+	return nil
+}
+
+// snapshotClass returns "" if the driver has none, or the cluster has no VolumeSnapshots.
+func (l *liveTarget) snapshotClass(ctx context.Context, driver string) (string, error) {
+	if served, err := snapshotsServed(l.client.RESTMapper()); err != nil || !served {
+		return "", err
+	}
+	return volumesnapshot.ClassOf(ctx, l.reader, driver)
+}
+
+// takeSnapshot takes the VolumeSnapshot that the worker waits for. Its PVC is the alias of the live
+// one, so that the VolumeSnapshot is in Velero's namespace, where the worker may ask about it.
+func (l *liveTarget) takeSnapshot(ctx context.Context) error {
+	alias, err := kube.Find(ctx, l.reader, client.ObjectKey{Name: l.op.AliasVolumeName()}, &corev1.PersistentVolume{})
+	if err != nil || alias == nil || alias.Spec.CSI == nil {
+		return err
+	}
+	class, err := l.snapshotClass(ctx, alias.Spec.CSI.Driver)
+	if err != nil || class == "" {
+		return err
+	}
+	return volumesnapshot.EnsureLive(ctx, l.client, l.op.Operation, l.op.Status.Attempt.Number, class)
+}
+
 // finish releases everything but the volume, which has its PVC all the time.
 func (l *liveTarget) finish(ctx context.Context) (ending, error) {
+	end := ending{committed: true, delivered: true}
+	var err error
+	if end.left, err = releaseLive(ctx, l.client, l.reader, l.op.Operation); err != nil {
+		return end, err
+	}
 	left, err := l.exposer.Release(ctx, l.op.Operation)
-	return ending{committed: true, delivered: true, left: left}, err
+	end.left = append(end.left, left...)
+	return end, err
+}
+
+// releaseLive deletes the VolumeSnapshots of a live volume.
+func releaseLive(ctx context.Context, c client.Client, reader client.Reader, op identity.Operation) ([]string, error) {
+	if served, err := snapshotsServed(c.RESTMapper()); err != nil || !served {
+		return nil, err
+	}
+	return volumesnapshot.ReleaseLive(ctx, c, reader, op)
 }
 
 // mayHaveWritten reports whether a mover pod may have written to the volume.
@@ -184,7 +250,12 @@ const (
 func (l *liveTarget) conclude(o phase.Outcome, wrote bool, report *task.Report) string {
 	switch {
 	case o.Phase == phase.Completed && report != nil:
-		return fmt.Sprintf("restored in place: %d bytes were written and %d zeroed, the rest of %d was equal", report.BytesWritten, report.ZeroBytes, report.VolumeSize)
+		how := "the storage told what has changed since repo snapshot " + string(report.Parent)
+		if report.Parent == "" {
+			how = "the whole volume was compared: " + report.Detail
+		}
+		return fmt.Sprintf("restored in place: %d bytes were written and %d zeroed, %d of %d were read, and the rest was equal; %s",
+			report.BytesWritten, report.ZeroBytes, report.BytesRead, report.VolumeSize, how)
 	case o.Phase == phase.Completed:
 		return o.Message
 	case wrote:
@@ -193,8 +264,17 @@ func (l *liveTarget) conclude(o phase.Outcome, wrote bool, report *task.Report) 
 	return o.Message + "; " + unchanged
 }
 
-// lookBeside looks for pods that want the volume while a mover pod has it.
-func (e *engine) lookBeside(ctx context.Context, l *liveTarget, work phase.Work) (phase.Work, error) {
+// heldPollInterval is how often the log of a worker is read that may wait for its VolumeSnapshot.
+const heldPollInterval = time.Second
+
+// lookBeside takes the VolumeSnapshot that a mover pod waits for, and looks for pods that want the
+// volume while the mover pod has it.
+func (e *engine) lookBeside(ctx context.Context, l *liveTarget, p task.Progress, work phase.Work) (phase.Work, error) {
+	if p.Held {
+		if err := l.takeSnapshot(ctx); err != nil {
+			return work, err
+		}
+	}
 	key := targetOf(l.op.Download)
 	users, err := livevolume.Users(ctx, l.reader, key)
 	if err != nil || len(users) == 0 {
@@ -217,10 +297,17 @@ func (e *engine) lookBeside(ctx context.Context, l *liveTarget, work phase.Work)
 	return work, nil
 }
 
-// announceInPlace tells the owner of the PVC that its volume is half restored.
-func (e *engine) announceInPlace(op *operation.View, t phase.Transition) {
-	if _, ok := e.inPlace(op); ok && t.Outcome != nil && strings.Contains(t.Outcome.Message, halfRestored) {
+// announceInPlace tells the owner of the PVC that its volume is half restored, and counts what a
+// restore in place has done.
+func (e *engine) announceInPlace(op *operation.View, t phase.Transition, report *task.Report) {
+	if _, ok := e.inPlace(op); !ok || t.Outcome == nil {
+		return
+	}
+	if strings.Contains(t.Outcome.Message, halfRestored) {
 		e.eventOfClaim(op, "HalfRestored", t.Outcome.Message)
+	}
+	if t.Outcome.Phase == phase.Completed && report != nil {
+		e.metrics.inPlace(op, report)
 	}
 }
 

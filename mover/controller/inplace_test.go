@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	"github.com/stretchr/testify/require"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
@@ -52,7 +53,7 @@ func inPlaceWorld(t *testing.T, more ...client.Object) *world {
 		},
 	}, more...)...)
 	w.volumes["live"] = true
-	w.report = task.Report{Version: task.Version, VolumeSize: gibi, BytesWritten: 4096, ZeroBytes: 8192}
+	w.report = task.Report{Version: task.Version, VolumeSize: gibi, BytesWritten: 4096, ZeroBytes: 8192, BytesRead: gibi, Reason: "CBTUnavailable", Reasons: []string{"CBTUnavailable"}, Detail: "CBTUnavailable: no class"}
 	return w
 }
 
@@ -90,7 +91,10 @@ func TestInPlace(t *testing.T) {
 	w.podEnds = func(pod *corev1.Pod) bool {
 		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
 		require.NoError(t, err)
-		require.Equal(t, &task.InPlace{Claim: "app/data", Mode: inplace.SameVolume, Driver: driver, VolumeHandle: "live"}, request.Restore.InPlace)
+		require.Equal(t, &task.InPlace{
+			Claim: "app/data", Mode: inplace.SameVolume, Driver: driver, VolumeHandle: "live", Audit: "1%",
+			MetadataUnavailable: "driver " + driver + " has no VolumeSnapshotClass",
+		}, request.Restore.InPlace)
 		claim := get[corev1.PersistentVolumeClaim](w, veleroNamespace, pod.Name)
 		require.Equal(t, corev1.PersistentVolumeBlock, *claim.Spec.VolumeMode)
 		alias := get[corev1.PersistentVolume](w, "", claim.Spec.VolumeName)
@@ -104,8 +108,72 @@ func TestInPlace(t *testing.T) {
 	}
 	op := w.run(w.downs, "dd")
 	require.Equal(t, phase.Completed, op.Status.Phase, op.Status.Message)
-	require.Equal(t, "restored in place: 4096 bytes were written and 8192 zeroed, the rest of 1073741824 was equal", op.Status.Message)
+	require.Equal(t, "restored in place: 4096 bytes were written and 8192 zeroed, 1073741824 of 1073741824 were read, and the rest was equal; "+
+		"the whole volume was compared: CBTUnavailable: no class", op.Status.Message)
 	require.Equal(t, 1, w.pods)
+	requireLiveVolume(t, w)
+}
+
+// cbtWorld has a driver that can tell what has changed, and a worker that has the device to itself.
+func cbtWorld(t *testing.T) *world {
+	t.Helper()
+	w := inPlaceWorld(t, &snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: "snap"}, Driver: driver})
+	w.addMetadataService(nil)
+	w.log = `{"msg":"Progress","bytesDone":0,"bytesTotal":0,"bytesRead":0,"held":true}`
+	w.report = task.Report{Version: task.Version, VolumeSize: gibi, BytesWritten: 4096, BytesRead: 8192, Parent: "repo-snapshot-1"}
+	return w
+}
+
+// TestInPlaceAsksTheStorage: each attempt gets a VolumeSnapshot of the volume, taken when its worker
+// says that it has the device to itself.
+func TestInPlaceAsksTheStorage(t *testing.T) {
+	w := cbtWorld(t)
+	held := w.log
+	w.log = ""
+	w.podEnds = func(*corev1.Pod) bool { return false }
+	op := w.drive(w.downs, "dd", 20*time.Second)
+	require.Equal(t, phase.InProgress, op.Status.Phase)
+	require.Empty(t, list[snapshotv1.VolumeSnapshotList](w).Items, "others may still write")
+	w.log = held
+	op = w.drive(w.downs, "dd", 20*time.Second)
+	snapshots := list[snapshotv1.VolumeSnapshotList](w).Items
+	require.Len(t, snapshots, 1)
+	require.Equal(t, op.LiveSnapshotName(1), snapshots[0].Name)
+	require.Equal(t, veleroNamespace, snapshots[0].Namespace)
+	require.Equal(t, op.ObjectName(), *snapshots[0].Spec.Source.PersistentVolumeClaimName)
+	require.Equal(t, "snap", *snapshots[0].Spec.VolumeSnapshotClassName)
+	pod := get[corev1.Pod](w, veleroNamespace, op.ObjectName())
+	request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
+	require.NoError(t, err)
+	require.Equal(t, op.LiveSnapshotName(1), request.Restore.InPlace.VolumeSnapshot)
+	require.Equal(t, "a:1", request.Restore.InPlace.Metadata.Address)
+
+	require.NoError(t, w.c.Delete(w.ctx, pod))
+	w.drive(w.downs, "dd", time.Minute)
+	require.NotNil(t, get[snapshotv1.VolumeSnapshot](w, veleroNamespace, op.LiveSnapshotName(2)), "what was written since the first one must be in it")
+	w.podEnds = func(*corev1.Pod) bool { return true }
+	op = w.run(w.downs, "dd")
+	require.Contains(t, op.Status.Message, "8192 of 1073741824 were read, and the rest was equal; the storage told what has changed since repo snapshot repo-snapshot-1")
+	requireLiveVolume(t, w)
+}
+
+// TestInPlaceByCBTSurvivesAnyFault lets each call to the API server fail in turn.
+func TestInPlaceByCBTSurvivesAnyFault(t *testing.T) {
+	eachFault(t, func(t *testing.T, _ ...client.Object) *world { t.Helper(); return cbtWorld(t) }, func(w *world) {
+		op := w.run(w.downs, "dd")
+		require.Equal(w.t, phase.Completed, op.Status.Phase, op.Status.Message)
+		requireLiveVolume(w.t, w)
+	})
+}
+
+// TestSweepOfALiveSnapshot: a restore that is gone leaves no VolumeSnapshot.
+func TestSweepOfALiveSnapshot(t *testing.T) {
+	w := cbtWorld(t)
+	w.podEnds = func(*corev1.Pod) bool { return false }
+	w.drive(w.downs, "dd", 20*time.Second)
+	require.Len(t, list[snapshotv1.VolumeSnapshotList](w).Items, 1)
+	require.NoError(t, w.c.Delete(w.ctx, get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")))
+	w.sweepUp()
 	requireLiveVolume(t, w)
 }
 

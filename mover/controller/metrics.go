@@ -11,6 +11,7 @@ import (
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/repository"
+	"github.com/blockmover/blockmover/internal/task"
 )
 
 // metrics count operations as they end, and what the sweep finds.
@@ -98,6 +99,17 @@ const (
 )
 
 var sweptKinds = []string{sweptOperation, sweptVolumeSnapshot, sweptRetained, sweptGroup, sweptVM}
+
+// inPlace counts what a restore in place has read and written, and why the storage could not say what
+// has changed.
+func (m *metrics) inPlace(op *operation.View, report *task.Report) {
+	m.bytes.WithLabelValues(op.Kind, "bytesRead").Add(float64(report.BytesRead))
+	m.bytes.WithLabelValues(op.Kind, "bytesWritten").Add(float64(report.BytesWritten + report.ZeroBytes))
+	m.bytes.WithLabelValues(op.Kind, "bytesAudited").Add(float64(report.BytesAudited))
+	for _, reason := range report.Reasons {
+		m.fallbacks.WithLabelValues(reason).Inc()
+	}
+}
 
 // count counts an operation that has just ended.
 func (m *metrics) count(op *operation.View) {

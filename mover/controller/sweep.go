@@ -189,6 +189,10 @@ func (s *sweeper) sweepOperations(ctx context.Context, found map[string]identity
 
 // release goes as far as it can now, and returns how many objects are going away.
 func (s *sweeper) release(ctx context.Context, op identity.Operation) (int, error) {
+	live, err := releaseLive(ctx, s.client, s.reader, op)
+	if err != nil {
+		return 0, err
+	}
 	left, err := s.exposer.Release(ctx, op)
 	if err != nil {
 		return 0, err
@@ -199,6 +203,7 @@ func (s *sweeper) release(ctx context.Context, op identity.Operation) (int, erro
 			return 0, err
 		}
 	}
+	left = append(live, left...)
 	log.FromContext(ctx).Info("released what an ended operation left", "operation", op.Reference(), "uid", op.UID, "goingAway", left)
 	return len(left), nil
 }

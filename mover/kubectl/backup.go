@@ -269,7 +269,11 @@ func (s *session) wait(ctx context.Context, kind, name string) error {
 		}
 	}
 	if last != string(velerov1.BackupPhaseCompleted) {
-		return fmt.Errorf("%s %s is %s: see `velero %s describe %s --details`", kind, name, last, strings.ToLower(kind), name)
+		describe := "velero backup describe"
+		if kind == "Restore" {
+			describe = "velero restore describe"
+		}
+		return fmt.Errorf("%s %s is %s: see `%s %s --details`", kind, name, last, describe, name)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"golang.org/x/sys/unix"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,6 +19,7 @@ import (
 	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/cbt/snapshotmetadata"
 	"github.com/blockmover/blockmover/internal/device"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/repository/kopia"
 	"github.com/blockmover/blockmover/internal/task"
@@ -103,12 +105,65 @@ func (p *pod) Source() (cbt.Source, error) {
 	if b.Metadata == nil {
 		return nil, fmt.Errorf("%w: %s", cbt.ErrUnavailable, b.MetadataUnavailable)
 	}
+	return p.sourceOf(b.Metadata, b.VolumeSnapshot)
+}
+
+const (
+	// snapshotPatience is for how long a restore waits for a VolumeSnapshot. Storage takes one
+	// within seconds. Some uploads it before it is ready: then comparing takes no longer.
+	snapshotPatience = 2 * time.Minute
+	snapshotInterval = 300 * time.Millisecond
+)
+
+// LiveSource implements Environment.
+func (p *pod) LiveSource(ctx context.Context) (cbt.Source, error) {
+	live := p.request.Restore.InPlace
+	ctx, cancel := context.WithTimeout(ctx, snapshotPatience)
+	defer cancel()
+	key := client.ObjectKey{Namespace: p.request.Namespace, Name: live.VolumeSnapshot}
+	seen := "the manager has not taken it"
+	for {
+		ready, state, err := p.isReady(ctx, key)
+		switch {
+		case ready:
+			return p.sourceOf(live.Metadata, live.VolumeSnapshot)
+		case err == nil:
+			seen = state
+		case ctx.Err() == nil:
+			seen = err.Error()
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: wait for VolumeSnapshot %s of the volume: %w: %s", cbt.ErrUnavailable, key, ctx.Err(), seen)
+		case <-time.After(snapshotInterval):
+		}
+	}
+}
+
+// isReady reports whether a VolumeSnapshot can be used, or else how far it is.
+func (p *pod) isReady(ctx context.Context, key client.ObjectKey) (ready bool, state string, err error) {
+	vs, err := kube.Find(ctx, p.client, key, &snapshotv1.VolumeSnapshot{})
+	switch {
+	case err != nil:
+		return false, "", err
+	case vs == nil:
+		return false, "the manager has not taken it", nil
+	case vs.Status != nil && vs.Status.ReadyToUse != nil && *vs.Status.ReadyToUse:
+		return true, "", nil
+	case vs.Status != nil && vs.Status.Error != nil && vs.Status.Error.Message != nil:
+		return false, *vs.Status.Error.Message, nil
+	}
+	return false, "it is not ready to use", nil
+}
+
+// sourceOf returns the changed-block tracking of a VolumeSnapshot in Velero's namespace.
+func (p *pod) sourceOf(service *task.MetadataService, snapshot string) (cbt.Source, error) {
 	source, err := snapshotmetadata.New(snapshotmetadata.Config{
-		Address:        b.Metadata.Address,
-		CACert:         b.Metadata.CACert,
-		TokenPath:      b.Metadata.TokenPath,
+		Address:        service.Address,
+		CACert:         service.CACert,
+		TokenPath:      service.TokenPath,
 		Namespace:      p.request.Namespace,
-		VolumeSnapshot: b.VolumeSnapshot,
+		VolumeSnapshot: snapshot,
 		MaxResults:     p.maxResults,
 	})
 	if err != nil {
@@ -125,8 +180,8 @@ func NewClient() (client.Client, error) {
 		return nil, fmt.Errorf("find Kubernetes API: %w", err)
 	}
 	scheme := runtime.NewScheme()
-	if err := velerov1.AddToScheme(scheme); err != nil {
-		return nil, fmt.Errorf("register Velero's kinds: %w", err)
+	if err := errors.Join(velerov1.AddToScheme(scheme), snapshotv1.AddToScheme(scheme)); err != nil {
+		return nil, fmt.Errorf("register kinds: %w", err)
 	}
 	c, err := client.New(rest, client.Options{Scheme: scheme})
 	if err != nil {

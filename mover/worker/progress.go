@@ -13,6 +13,10 @@ import (
 // progressInterval is shorter than the interval at which the manager looks.
 const progressInterval = 2 * time.Second
 
+// heldInterval is that of a restore in place, which waits until the manager sees that it has the
+// device.
+const heldInterval = 500 * time.Millisecond
+
 // publish writes what read returns to the log of the pod: at each interval if it has changed,
 // and a last time when ctx ends.
 func publish(ctx context.Context, log logr.Logger, out io.Writer, interval time.Duration, read func() task.Progress) {

@@ -47,6 +47,10 @@ type Environment interface {
 	// Source is the changed-block tracking of the snapshot on the device. If there is none,
 	// the error wraps cbt.ErrUnavailable.
 	Source() (cbt.Source, error)
+	// LiveSource is the changed-block tracking of the VolumeSnapshot that the manager takes of a
+	// live volume. It waits until that can be used. If there is none, the error wraps
+	// cbt.ErrUnavailable.
+	LiveSource(ctx context.Context) (cbt.Source, error)
 	// ReachAPI fails if the API server is out of reach.
 	ReachAPI(ctx context.Context) error
 }
@@ -68,18 +72,24 @@ type Worker struct {
 	life life
 	// waiting is what the operation waits for, or "".
 	waiting atomic.Pointer[string]
+	// held is set while the VolumeSnapshot of a live volume is waited for.
+	held atomic.Bool
 }
 
 // Run does what the request asks for. With an error, the report says how far it came.
 func (w *Worker) Run(ctx context.Context, r task.Request) (task.Report, error) {
 	start := w.Now()
 	progress := &datapath.Progress{}
+	interval := progressInterval
+	if r.Restore != nil && r.Restore.InPlace != nil {
+		interval = heldInterval
+	}
 	publishing, stop := context.WithCancel(ctx)
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
-		publish(publishing, w.Log, w.Out, progressInterval, func() task.Progress {
-			p := task.Progress{Done: progress.Done(), Total: progress.Total(), Read: progress.Read()}
+		publish(publishing, w.Log, w.Out, interval, func() task.Progress {
+			p := task.Progress{Done: progress.Done(), Total: progress.Total(), Read: progress.Read(), Held: w.held.Load()}
 			if waiting := w.waiting.Load(); waiting != nil {
 				p.Waiting = *waiting
 			}
@@ -102,6 +112,9 @@ func (w *Worker) Run(ctx context.Context, r task.Request) (task.Report, error) {
 	}
 	stop()
 	<-published
+	if r.Restore != nil {
+		report.BytesRead = progress.Read()
+	}
 	report.Duration = w.Now().Sub(start)
 	return report, err
 }

@@ -102,6 +102,8 @@ func (f *fixture) Source() (cbt.Source, error) {
 	return &cbttest.Faulty{Source: cbttest.Memory{Volume: f.volume}, After: f.cuts, Err: cbt.ErrInterrupted}, f.sourceErr
 }
 
+func (f *fixture) LiveSource(context.Context) (cbt.Source, error) { return f.Source() }
+
 func (f *fixture) OpenStore(context.Context) (repository.Store, error) {
 	return &spoiled{Memory: f.store, f: f}, f.storeErr
 }
@@ -483,7 +485,7 @@ func TestRestoreInPlace(t *testing.T) {
 			changed[5*mib]++
 			f.insert(changed)
 			r := restoreRequest(made.SnapshotID)
-			tc.live.Claim = "app/data"
+			tc.live.Claim, tc.live.Audit, tc.live.MetadataUnavailable = "app/data", "1%", "no service"
 			r.Restore.InPlace = &tc.live
 			report, err := f.Run(t.Context(), r)
 			if tc.want != "" {
@@ -495,10 +497,45 @@ func TestRestoreInPlace(t *testing.T) {
 			}
 			require.NoError(t, err)
 			require.EqualValues(t, 4096, report.BytesWritten)
+			require.EqualValues(t, volumeSize, report.BytesRead)
+			require.NotEmpty(t, report.Reason)
 			require.False(t, report.Untouched)
 			require.Equal(t, random(1), f.content(t))
 			require.True(t, f.run(t, r).Untouched, "a volume that is equal is not written")
 		})
+	}
+}
+
+// TestRestoreInPlaceByCBT reads only what the storage calls changed.
+func TestRestoreInPlaceByCBT(t *testing.T) {
+	f := newFixture(t)
+	made := f.run(t, backupRequest("du-1.1", monday))
+	changed := random(1)
+	changed[5*mib]++
+	f.insert(changed)
+	r := restoreRequest(made.SnapshotID)
+	r.Restore.InPlace = &task.InPlace{
+		Claim: "app/data", Mode: inplace.SameVolume, Driver: "csi.example.com", VolumeHandle: "volume-1", Audit: "0",
+		VolumeSnapshot: "blockmover-uid-1", Metadata: &task.MetadataService{},
+	}
+	f.volume.Changed["handle-du-1.1"] = []block.Extent{{Offset: 5 * mib, Length: 4096}}
+	report := f.run(t, r)
+	require.EqualValues(t, chunkSize, report.BytesRead)
+	require.EqualValues(t, 4096, report.BytesWritten)
+	require.Equal(t, made.SnapshotID, report.Parent)
+	require.Empty(t, report.Reasons)
+	require.Equal(t, random(1), f.content(t))
+	require.False(t, f.held.Load())
+
+	// The storage has forgotten the base, or does not answer.
+	for reason, sourceErr := range map[string]error{"DeltaFailed": nil, "CBTUnavailable": cbt.ErrUnavailable} {
+		f.insert(changed)
+		f.volume.Changed, f.sourceErr = map[cbt.ChangeID][]block.Extent{}, sourceErr
+		report = f.run(t, r)
+		require.Equal(t, reason, report.Reason)
+		require.Contains(t, report.Detail, reason+": ")
+		require.EqualValues(t, volumeSize, report.BytesRead)
+		require.Equal(t, random(1), f.content(t))
 	}
 }
 

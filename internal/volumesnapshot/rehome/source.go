@@ -1,11 +1,8 @@
 package rehome
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
-	"strings"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -13,7 +10,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/phase"
-	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/content"
+	"github.com/blockmover/blockmover/internal/volumesnapshot"
 )
 
 // Origin says where to find the VolumeSnapshot that was taken.
@@ -94,27 +91,9 @@ func chooseClass(ctx context.Context, reader client.Reader, from Origin, vs *sna
 			return class, nil
 		}
 	}
-	classes := &snapshotv1.VolumeSnapshotClassList{}
-	if err := reader.List(ctx, classes); err != nil {
-		return nil, fmt.Errorf("list VolumeSnapshotClasses: %w", err)
+	name, err := volumesnapshot.ClassOf(ctx, reader, origin.Spec.Driver)
+	if err != nil || name == "" {
+		return nil, err
 	}
-	ofDriver := slices.DeleteFunc(classes.Items, func(c snapshotv1.VolumeSnapshotClass) bool { return c.Driver != origin.Spec.Driver })
-	if len(ofDriver) == 0 {
-		return nil, nil
-	}
-	best := slices.MinFunc(ofDriver, func(a, b snapshotv1.VolumeSnapshotClass) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), strings.Compare(a.Name, b.Name))
-	})
-	return &best.Name, nil
-}
-
-// rank orders the classes of one driver: its default first, then Velero's.
-func rank(c snapshotv1.VolumeSnapshotClass) int {
-	switch {
-	case c.Annotations[content.AnnotationDefaultClass] == "true":
-		return 0
-	case c.Labels["velero.io/csi-volumesnapshot-class"] == "true":
-		return 1
-	}
-	return 2
+	return &name, nil
 }
