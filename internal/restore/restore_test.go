@@ -177,7 +177,9 @@ func TestUntouched(t *testing.T) {
 			j.Begun = func(repository.VolumeReader, device.Writer) error { return errInjected }
 		}, errInjected},
 		"not planned": {func(j *restore.Job) {
-			j.Plan = func(context.Context, repository.VolumeReader, device.Writer) (*block.Bitmap, error) { return nil, errInjected }
+			j.Plan = func(context.Context, repository.VolumeReader, device.Writer) (*block.Bitmap, error) {
+				return nil, errInjected
+			}
 		}, errInjected},
 		"device too small": {func(j *restore.Job) {
 			j.Open = func(int64) (device.Writer, error) { return device.NewMemory(random(2)[:chunkSize], 512), nil }

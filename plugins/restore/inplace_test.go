@@ -109,11 +109,15 @@ func TestInPlaceRefuses(t *testing.T) {
 	}{
 		"unknown value": {mode: "yes", want: `annotation blockmover.io/in-place of the Restore is "yes", want true, any-volume or false`},
 		"another volume": {
-			mode: "true", change: func(_ *world, _ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) { pv.Spec.CSI.VolumeHandle = "volume-2" },
+			mode: "true", change: func(_ *world, _ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
+				pv.Spec.CSI.VolumeHandle = "volume-2"
+			},
 			want: `restore PVC app/data with blockmover: in place: PVC app/data has volume "volume-2"`,
 		},
 		"another volume, as asked for": {
-			mode: "any-volume", change: func(_ *world, _ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) { pv.Spec.CSI.VolumeHandle = "volume-2" },
+			mode: "any-volume", change: func(_ *world, _ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
+				pv.Spec.CSI.VolumeHandle = "volume-2"
+			},
 		},
 		"not bound": {
 			mode: "true", change: func(_ *world, claim *corev1.PersistentVolumeClaim, _ *corev1.PersistentVolume) {
