@@ -57,7 +57,7 @@ func TestInPlaceNumbers(t *testing.T) {
 		require.NoError(t, app.Stop(s.ctx))
 		byBlocks := strings.Contains(how, "blocks")
 		if !byBlocks {
-			s.deleteBases(namespace)
+			s.hideMetadataService(s.driverOf(namespace))
 		}
 		name := s.name("r" + fmt.Sprint(byBlocks))
 		start := time.Now()

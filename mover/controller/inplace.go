@@ -99,6 +99,13 @@ func (l *liveTarget) look(ctx context.Context) (*corev1.PersistentVolume, inplac
 	if len(volume.Nodes) > 0 {
 		return nil, volume, phase.Work{Detail: fmt.Sprintf("the volume of PVC %s is still attached to node %s: no pod uses it any more, so it is being detached", key, strings.Join(volume.Nodes, ", "))}, nil
 	}
+	rival, err := l.exposer.RivalOf(ctx, l.op.Operation, pv)
+	if err != nil {
+		return nil, volume, phase.Work{}, err
+	}
+	if rival != nil {
+		return nil, volume, phase.Work{State: phase.Held, Detail: fmt.Sprintf("%s restores PVC %s in place, too: it goes first", rival.Reference(), key)}, nil
+	}
 	return pv, volume, phase.Work{}, nil
 }
 

@@ -298,6 +298,33 @@ func TestInPlaceWaitsForDetach(t *testing.T) {
 	requireLiveVolume(t, w)
 }
 
+// TestInPlaceOneAfterTheOther: two restores do not write one volume at once. The later one waits, and
+// has the last word.
+func TestInPlaceOneAfterTheOther(t *testing.T) {
+	w := inPlaceWorld(t)
+	second := get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd").DeepCopy()
+	second.ObjectMeta = metav1.ObjectMeta{Namespace: veleroNamespace, Name: "dd2"}
+	require.NoError(t, w.c.Create(w.ctx, second))
+	for range 3 { // both are secured; both create their alias if nothing keeps them from it
+		for _, name := range []string{"dd", "dd2"} {
+			_, err := w.downs.Reconcile(w.ctx, requestFor(name))
+			require.NoError(t, err)
+		}
+		w.step()
+	}
+	ends := false
+	w.podEnds = func(*corev1.Pod) bool { return ends }
+	w.drive(w.downs, "dd", 20*time.Second)
+	op := w.drive(w.downs, "dd2", 20*time.Second)
+	require.Equal(t, 1, w.pods)
+	require.Contains(t, op.Status.Message, "DataDownload/velero/dd restores PVC app/data in place, too: it goes first")
+	ends = true
+	require.Equal(t, phase.Completed, w.run(w.downs, "dd").Status.Phase)
+	require.Equal(t, phase.Completed, w.run(w.downs, "dd2").Status.Phase)
+	require.Equal(t, 2, w.pods)
+	requireLiveVolume(t, w)
+}
+
 // TestInPlaceMeetsAPod: a pod that comes before the mover pod runs ends the restore. One that comes
 // later is reported, and the restore goes on to its end.
 func TestInPlaceMeetsAPod(t *testing.T) {

@@ -1,12 +1,16 @@
 package exposer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
@@ -59,6 +63,31 @@ func (e *Exposer) EnsureAlias(ctx context.Context, op identity.Operation, live *
 		return fmt.Sprintf("PVC %s is being bound to PV %s", e.keyOf(op), alias.Name), nil
 	}
 	return "", nil
+}
+
+// RivalOf returns the operation that has an alias of a volume and goes before op, or nil: two
+// restores must not write one volume at once. The one whose alias is older goes first.
+func (e *Exposer) RivalOf(ctx context.Context, op identity.Operation, live *corev1.PersistentVolume) (*identity.Operation, error) {
+	aliases := &corev1.PersistentVolumeList{}
+	if err := e.Reader.List(ctx, aliases, client.HasLabels{identity.LabelAlias}); err != nil {
+		return nil, fmt.Errorf("list alias PVs: %w", err)
+	}
+	same := slices.DeleteFunc(aliases.Items, func(pv corev1.PersistentVolume) bool {
+		csi := pv.Spec.CSI
+		return csi == nil || csi.Driver != live.Spec.CSI.Driver || csi.VolumeHandle != live.Spec.CSI.VolumeHandle
+	})
+	slices.SortFunc(same, func(a, b corev1.PersistentVolume) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+	})
+	for i := range same {
+		if same[i].Name == op.AliasVolumeName() {
+			return nil, nil
+		}
+		if rival, ok := identity.AliasOperationOf(same[i].Name, same[i].Labels, same[i].Annotations); ok {
+			return &rival, nil
+		}
+	}
+	return nil, nil
 }
 
 // checkAlias refuses an alias that somebody has changed.

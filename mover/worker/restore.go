@@ -11,6 +11,7 @@ import (
 	"github.com/blockmover/blockmover/internal/datapath"
 	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/fault"
+	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/inplace"
 	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/repository"
@@ -76,6 +77,10 @@ func fits(live *task.InPlace, image repository.Meta) error {
 		return nil
 	}
 	handle := image.VolumeHandle
+	if handle == "" && live.Mode != inplace.AnyVolume {
+		return fault.Mark(fmt.Errorf("refuse to write in place: the image does not say which volume it is of: set the annotation %s of the Restore to %s to write it to PVC %s all the same",
+			identity.AnnotationInPlace, inplace.AnyVolume, live.Claim))
+	}
 	if handle != "" && image.Driver != "" && image.Driver != live.Driver {
 		handle = image.Driver + "/" + handle // one driver's handle says nothing to another
 	}

@@ -506,6 +506,14 @@ func TestRestoreInPlace(t *testing.T) {
 	}
 }
 
+// An image of before the handles were recorded could be of any volume.
+func TestRestoreInPlaceOfAnUnknownVolume(t *testing.T) {
+	live := &task.InPlace{Claim: "app/data", Mode: inplace.SameVolume, Driver: "csi.example.com", VolumeHandle: "volume-1"}
+	require.ErrorContains(t, fits(live, repository.Meta{}), "the image does not say which volume it is of")
+	live.Mode = inplace.AnyVolume
+	require.NoError(t, fits(live, repository.Meta{}))
+}
+
 // TestRestoreInPlaceByCBT reads only what the storage calls changed.
 func TestRestoreInPlaceByCBT(t *testing.T) {
 	f := newFixture(t)
