@@ -100,13 +100,13 @@ spec:
 	// aliasManifest is a second PersistentVolume of somebody's volume. Its label is the rest of its name.
 	aliasManifest = `apiVersion: v1
 kind: PersistentVolume
-metadata: {name: blockmover-in-place-$NAME, labels: {blockmover.io/alias: $NAME}, annotations: {$ANNOTATION: none.example.com}}
+metadata: {name: blockmover-in-place-$ALIAS, labels: {blockmover.io/alias: $ALIAS}, annotations: {$ANNOTATION: none.example.com}}
 spec:
   capacity: {storage: 1Gi}
   accessModes: [ReadWriteOnce]
   persistentVolumeReclaimPolicy: $POLICY
   volumeMode: $MODE
-  claimRef: {namespace: $CLAIM, name: blockmover-$NAME}
+  claimRef: {namespace: $CLAIM, name: blockmover-$ALIAS}
   csi: {driver: none.example.com, volumeHandle: theirs}
 `
 	contentManifest = `apiVersion: snapshot.storage.k8s.io/v1
@@ -160,9 +160,16 @@ func TestRights(t *testing.T) {
 	pod := func(account, volumes, privileged string) string {
 		return strings.NewReplacer("$ACCOUNT", account, "$VOLUMES", volumes, "$PRIVILEGED", privileged).Replace(podManifest)
 	}
-	alias := func(policy, mode, claim, annotation string) string {
-		return strings.NewReplacer("$POLICY", policy, "$MODE", mode, "$CLAIM", claim, "$ANNOTATION", annotation).Replace(aliasManifest)
+	alias := func(name, policy, mode, claim, annotation string) string {
+		return strings.NewReplacer("$ALIAS", name, "$POLICY", policy, "$MODE", mode, "$CLAIM", claim, "$ANNOTATION", annotation).Replace(aliasManifest)
 	}
+	s.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		_, err := s.kit.Kubectl(ctx, "delete", "pv", "blockmover-in-place-"+name)
+		require.NoError(t, err)
+	})
+	require.NoError(t, s.kit.Apply(s.ctx, fill.Replace(alias("$NAME", "Retain", "Block", "$VELERO", "note"))))
 	const rbac = "is forbidden: User"
 	velero := "-n $VELERO "
 	app := "-n $NAMESPACE "
@@ -173,10 +180,11 @@ func TestRights(t *testing.T) {
 		{"blockmover-manager", `patch pv $NAME -p {"metadata":{"labels":{"blockmover.io/operation":"x"}}}`, "", "blockmover-persistentvolumes"},
 		{"blockmover-manager", "delete pv $NAME --wait=false", "", "blockmover-persistentvolumes"},
 		{"blockmover-manager", "create -f -", volumeManifest, "blockmover-persistentvolumes"},
-		{"blockmover-manager", "create -f -", alias("Delete", "Block", "$VELERO", "note"), "an alias is retained"},
-		{"blockmover-manager", "create -f -", alias("Retain", "Filesystem", "$VELERO", "note"), "an alias is retained"},
-		{"blockmover-manager", "create -f -", alias("Retain", "Block", "$NAMESPACE", "note"), "an alias is retained"},
-		{"blockmover-manager", "create -f -", alias("Retain", "Block", "$VELERO", "pv.kubernetes.io/provisioned-by"), "is not known to a provisioner"},
+		{"blockmover-manager", `patch pv blockmover-in-place-$NAME -p {"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`, "", "the manager does not change an alias"},
+		{"blockmover-manager", "create -f -", alias("$NAME-2", "Delete", "Block", "$VELERO", "note"), "an alias is retained"},
+		{"blockmover-manager", "create -f -", alias("$NAME-2", "Retain", "Filesystem", "$VELERO", "note"), "an alias is retained"},
+		{"blockmover-manager", "create -f -", alias("$NAME-2", "Retain", "Block", "$NAMESPACE", "note"), "an alias is retained"},
+		{"blockmover-manager", "create -f -", alias("$NAME-2", "Retain", "Block", "$VELERO", "pv.kubernetes.io/provisioned-by"), "is not known to a provisioner"},
 
 		{"blockmover-manager", app + `patch pvc theirs -p {"spec":{"volumeName":"mine"}}`, "", "blockmover-persistentvolumeclaims"},
 		{"blockmover-manager", app + `patch pvc theirs -p {"metadata":{"labels":{"app":"mine"}}}`, "", "blockmover-persistentvolumeclaims"},
