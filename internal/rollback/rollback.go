@@ -96,7 +96,7 @@ type Plan struct {
 // why there are none. The history is that of the volume, newest first.
 func Bases(v Volume, history []repository.Snapshot) ([]repository.Snapshot, []chain.Step) {
 	var bases []repository.Snapshot
-	var steps []chain.Step
+	steps := make([]chain.Step, 0, len(history))
 	for _, s := range history {
 		reason, detail := chain.Reason(""), ""
 		switch {

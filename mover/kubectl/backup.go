@@ -136,20 +136,16 @@ func (s *session) parseCreate(args []string) (creation, error) {
 				c.velero = append(c.velero, place.velero, value)
 			}
 		case args[i] == "--full" || args[i] == "--incremental":
-			wanted := strings.TrimPrefix(args[i], "--")
-			if c.Type != "" && c.Type != wanted {
-				return c, errors.New("--full and --incremental exclude each other")
+			if err := c.setType(strings.TrimPrefix(args[i], "--")); err != nil {
+				return c, err
 			}
-			c.Type = wanted
 		case name == "--in-place":
 			if !hasValue {
 				value = string(inplace.SameVolume)
 			}
-			mode, err := inplace.ParseMode(value)
-			if err != nil || value == "" {
-				return c, fmt.Errorf("--in-place is %q, want %s (which it is without a value), %s or %s", value, inplace.SameVolume, inplace.AnyVolume, inplace.Off)
+			if err := c.setInPlace(value); err != nil {
+				return c, err
 			}
-			c.inPlace = mode
 		case args[i] == "--wait" || args[i] == "-w":
 			c.wait = true
 		case name == "--output" || name == "-o":
@@ -175,6 +171,23 @@ func (c creation) onlyClaims() []string {
 		return c.velero
 	}
 	return append(slices.Clone(c.velero), resourceFlags[0], "persistentvolumeclaims")
+}
+
+func (c *creation) setType(wanted string) error {
+	if c.Type != "" && c.Type != wanted {
+		return errors.New("--full and --incremental exclude each other")
+	}
+	c.Type = wanted
+	return nil
+}
+
+func (c *creation) setInPlace(value string) error {
+	mode, err := inplace.ParseMode(value)
+	if err != nil || value == "" {
+		return fmt.Errorf("--in-place is %q, want %s (which it is without a value), %s or %s", value, inplace.SameVolume, inplace.AnyVolume, inplace.Off)
+	}
+	c.inPlace = mode
+	return nil
 }
 
 // create has Velero render the object, and creates it.
