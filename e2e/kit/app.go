@@ -194,11 +194,18 @@ func (a *App) Sums(ctx context.Context) (Sums, error) {
 	if err != nil {
 		return Sums{}, err
 	}
-	files, err := a.Exec(ctx, "cd "+filesPath+" && find . -type f | sort | xargs sha256sum && find . ! -type f | sort | grep -v lost+found && readlink a/link")
+	files, err := a.Exec(ctx, "cd "+filesPath+" && "+sumFiles)
 	if err != nil {
 		return Sums{}, err
 	}
 	return Sums{Disk: strings.Fields(disk)[0], Files: files}, nil
+}
+
+const sumFiles = "find . -type f | LC_ALL=C sort | xargs sha256sum && find . ! -type f | LC_ALL=C sort | grep -v lost+found && readlink a/link"
+
+// DirectorySums are the Sums.Files of files that are in a directory of this machine.
+func (k *Kit) DirectorySums(ctx context.Context, dir string) (string, error) {
+	return k.Run(ctx, "", "sh", "-ec", "cd '"+dir+"' && "+sumFiles)
 }
 
 // Diff says how two contents differ. It returns "" if they are equal.

@@ -88,6 +88,7 @@ func TestKubectl(t *testing.T) {
 	_, err := s.kit.Kubectl(s.ctx, "blockmover", "-n", s.kit.VeleroNamespace, "cancel", names[1])
 	require.ErrorContains(t, err, "runs or waits")
 	s.recoverWithoutCluster(app.Namespace, want)
+	s.filesComeOut(app.Namespace, names, want)
 
 	t.Log(plugin("verify", names[1]))
 	t.Log(plugin("chain", volume))
@@ -98,6 +99,64 @@ func TestKubectl(t *testing.T) {
 	}
 	s.dashboardHasData()
 	s.checkNothingLeft()
+}
+
+// filesComeOut copies files out of both backups, in the cluster and without it. want are the contents, oldest first.
+func (s *scenario) filesComeOut(namespace string, backups []string, want []kit.Sums) {
+	s.Helper()
+	volume := namespace + "/" + kit.FilesPVC
+	files := func(args ...string) string {
+		s.Helper()
+		out, err := s.kit.Kubectl(s.ctx, append([]string{"blockmover", "-n", s.kit.VeleroNamespace, "files"}, args...)...)
+		require.NoError(s, err)
+		return out
+	}
+	s.Log(files("ls", "-l", backups[1], volume, "/"))
+	var listed []struct {
+		Path, Type string
+		Size       int64
+	}
+	require.NoError(s, json.Unmarshal([]byte(files("ls", "-R", "-o", "json", backups[1], volume)), &listed))
+	require.Greater(s, len(listed), 200)
+	sums := map[string]string{}
+	for line := range strings.Lines(want[1].Files) {
+		if sum, path, ok := strings.Cut(strings.TrimSpace(line), "  ./"); ok {
+			sums[path] = sum
+		}
+	}
+	for _, path := range []string{"a/b/text-7", "a/random", "new"} {
+		require.Equal(s, sums[path], fmt.Sprintf("%x", sha256.Sum256([]byte(files("cat", backups[1], volume, path)))), path)
+	}
+	for n, backup := range backups {
+		dir := filepath.Join(s.TempDir(), "out")
+		files("cp", backup, volume, "/", dir)
+		got, err := s.kit.DirectorySums(s.ctx, dir)
+		require.NoError(s, err)
+		require.Equal(s, want[n].Files, got)
+	}
+	_, err := s.kit.Run(s.ctx, "", "sh", "-c", fmt.Sprintf("kubectl blockmover -n %s files tar %s %s a | tar -tf - | grep -qx a/random", s.kit.VeleroNamespace, backups[1], volume))
+	require.NoError(s, err)
+	require.Contains(s, files("ls", backups[0], namespace+"/"+kit.DiskPVC), "it has no file system")
+	_, err = s.kit.Kubectl(s.ctx, "blockmover", "-n", s.kit.VeleroNamespace, "files", "cat", backups[0], volume, "missing")
+	require.ErrorContains(s, err, "does not exist")
+	_, err = s.kit.Kubectl(s.ctx, "blockmover", "-n", s.kit.VeleroNamespace, "files", "ls", backups[0], namespace+"/missing")
+	require.ErrorContains(s, err, "has no complete image")
+
+	// A client that is killed takes its pod with it.
+	_, err = s.kit.Run(s.ctx, "", "sh", "-c", fmt.Sprintf(
+		"kubectl blockmover -n %[1]s files tar %[2]s %[3]s / | { head -c 1000 > /dev/null; pkill -KILL -f '[k]ubectl-blockmover.*files tar %[2]s'; }", s.kit.VeleroNamespace, backups[1], volume))
+	require.NoError(s, err)
+	require.NoError(s, s.kit.Wait(s.ctx, "pod of a killed client to end", 2*time.Minute, func(ctx context.Context) (bool, string, error) {
+		pods, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "get", "pods", "-l", "app.kubernetes.io/component=reader",
+			"-o", "jsonpath={range .items[*]}{.metadata.name} {.status.phase}{end}")
+		return !strings.Contains(pods, "Running"), pods, err
+	}))
+	_, err = s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "delete", "jobs", "-l", "app.kubernetes.io/component=reader")
+	require.NoError(s, err)
+	dir := s.TempDir()
+	local, err := s.kit.Local(s.ctx, namespace, dir, "files", "cat", "--volume", volume, "a/b/text-3")
+	require.NoError(s, err)
+	require.Equal(s, "line 3 of a text file\n", local)
 }
 
 // verifyEveryNight runs the CronJob of deploy/verify now, with the rights that it has.

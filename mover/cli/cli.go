@@ -39,7 +39,7 @@ import (
 // EnvPassword is the environment variable with the password of the repository.
 const EnvPassword = "BLOCKMOVER_REPO_PASSWORD"
 
-// NewCommands returns the commands `repo` and `image`.
+// NewCommands returns the commands `repo`, `image` and `files`.
 func NewCommands() []*cobra.Command {
 	repo := &cobra.Command{
 		Use:   "repo",
@@ -55,7 +55,9 @@ func NewCommands() []*cobra.Command {
 		RunE:  help,
 	}
 	image.AddCommand(newBackupCommand(), newRestoreCommand(), newListCommand(), newVerifyCommand(), newDeleteCommand(), newDiffCommand())
-	return []*cobra.Command{repo, image}
+	files := NewFilesCommand(localFiles())
+	files.AddCommand(newFilesServe(), newFilesConnect())
+	return []*cobra.Command{repo, image, files}
 }
 
 // help runs for a command that has only subcommands. Without it, cobra does not look at Args,

@@ -43,7 +43,7 @@ func NewCommand() *cobra.Command {
 	}
 	s.config.AddFlags(cmd.PersistentFlags())
 	cmd.PersistentFlags().Lookup("namespace").Usage = "namespace of Velero; the default is $VELERO_NAMESPACE, or else " + defaultNamespace
-	cmd.AddCommand(newStatusCommand(s), newChainCommand(s), newBasesCommand(s), newCancelCommand(s), newBackupCommand(s), newScheduleCommand(s), newRestoreCommand(s), newVerifyCommand(s), newDoctorCommand(s), newPluginCommand(s))
+	cmd.AddCommand(newStatusCommand(s), newChainCommand(s), newBasesCommand(s), newCancelCommand(s), newBackupCommand(s), newScheduleCommand(s), newRestoreCommand(s), newVerifyCommand(s), newFilesCommand(s), newDoctorCommand(s), newPluginCommand(s))
 	return cmd
 }
 
@@ -55,6 +55,8 @@ type session struct {
 	Client client.Client
 	// podLogs reads the log of a pod. If a test has not set it, it is the API server that does.
 	podLogs func(ctx context.Context, pod string) (io.ReadCloser, error)
+	// podExec runs a command in a pod. If a test has not set it, it is the API server that does.
+	podExec func(ctx context.Context, pod string, command []string, in io.Reader, out, messages io.Writer) error
 }
 
 // namespace is that of Velero.

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
@@ -26,9 +27,25 @@ import (
 const jobPoll = time.Second
 
 // runJob runs a local command in a pod that reaches the repository as a mover pod does, and gives its
-// log to read. The Job is deleted in the end. If it cannot be, it goes by itself.
+// log to read.
 func (s *session) runJob(ctx context.Context, location string, args []string, read func(io.Reader) error) error {
-	job, err := s.planJob(ctx, location, args)
+	return s.withJob(ctx, location, "blockmover-verify-", args, func(job *batchv1.Job, pod string) error {
+		log, err := s.logs(ctx, pod)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = log.Close() }()
+		if err := read(log); err != nil {
+			return fmt.Errorf("read log of pod %s: %w", pod, err)
+		}
+		return s.awaitEnd(ctx, job, pod)
+	})
+}
+
+// withJob runs a local command in such a pod, and calls work when the pod runs or has ended. The Job is deleted in the
+// end. If it cannot be, it goes by itself.
+func (s *session) withJob(ctx context.Context, location, prefix string, args []string, work func(job *batchv1.Job, pod string) error) error {
+	job, err := s.planJob(ctx, location, prefix, args)
 	if err != nil {
 		return err
 	}
@@ -46,18 +63,10 @@ func (s *session) runJob(ctx context.Context, location string, args []string, re
 	if err != nil {
 		return err
 	}
-	log, err := s.logs(ctx, pod.Name)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = log.Close() }()
-	if err := read(log); err != nil {
-		return fmt.Errorf("read log of pod %s: %w", pod.Name, err)
-	}
-	return s.awaitEnd(ctx, job, pod.Name)
+	return work(job, pod.Name)
 }
 
-func (s *session) planJob(ctx context.Context, locationName string, args []string) (*batchv1.Job, error) {
+func (s *session) planJob(ctx context.Context, locationName, prefix string, args []string) (*batchv1.Job, error) {
 	settings, err := s.settings(ctx)
 	if err != nil {
 		return nil, err
@@ -78,7 +87,7 @@ func (s *session) planJob(ctx context.Context, locationName string, args []strin
 		Operation: identity.Operation{Namespace: s.namespace(), Name: "reader", UID: "reader"},
 		Config:    settings, Image: manager.Spec.Template.Spec.Containers[0].Image, Relabel: true,
 		LocationSecrets: exposer.SecretsOf(location), Inherited: inherited,
-	}.Reader(s.namespace(), "blockmover-verify-", args)
+	}.Reader(s.namespace(), prefix, args)
 }
 
 // awaitPod waits until the pod of a Job has a log.
@@ -151,19 +160,28 @@ func (s *session) logs(ctx context.Context, pod string) (io.ReadCloser, error) {
 	if s.podLogs != nil {
 		return s.podLogs(ctx, pod)
 	}
-	config, err := s.config.ToRESTConfig()
+	_, clientset, err := s.clientset()
 	if err != nil {
-		return nil, fmt.Errorf("find cluster: %w", err)
-	}
-	clientset, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("connect to cluster: %w", err)
+		return nil, err
 	}
 	log, err := clientset.CoreV1().Pods(s.namespace()).GetLogs(pod, &corev1.PodLogOptions{Follow: true}).Stream(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read log of pod %s: %w", pod, err)
 	}
 	return log, nil
+}
+
+// clientset is for what a client of controller-runtime cannot do: logs, and processes in pods.
+func (s *session) clientset() (*rest.Config, kubernetes.Interface, error) {
+	config, err := s.config.ToRESTConfig()
+	if err != nil {
+		return nil, nil, fmt.Errorf("find cluster: %w", err)
+	}
+	clientset, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect to cluster: %w", err)
+	}
+	return config, clientset, nil
 }
 
 // warn makes a warning event of a Backup. If there is no such Backup, it makes none.

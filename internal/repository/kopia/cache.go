@@ -8,7 +8,7 @@ import (
 	"github.com/kopia/kopia/repo"
 )
 
-// writeConnection writes a connection file without caching, and with ranges.
+// writeConnection writes a connection file without caching, with ranges, and with windows if it is for reading.
 //
 // Caching options of size 0, as kopia writes them, are not enough. If $KOPIA_CACHE_DIRECTORY
 // is set, for stock kopia beside this program, repo.LoadConfigFromFile adds its directory to
@@ -20,7 +20,11 @@ import (
 // it. Where a file has no caching options, kopia looks at neither.
 func writeConnection(file string, c repo.LocalConfig) error {
 	c.Caching = nil
-	c.Storage = ranged(*c.Storage)
+	storage := *c.Storage
+	if c.ReadOnly && storage.Type != rangedType {
+		storage = *windowed(storage)
+	}
+	c.Storage = ranged(storage)
 	text, err := json.Marshal(c)
 	if err == nil {
 		err = os.WriteFile(file, text, 0o600)
