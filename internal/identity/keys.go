@@ -23,6 +23,10 @@ const (
 	AnnotationRetention     = Domain + "retain"
 	AnnotationRetained      = Domain + "retained-snapshot"
 	AnnotationVerified      = Domain + "verified"
+	AnnotationCopies        = Domain + "copies"
+
+	LabelCopy        = Domain + "copy"
+	AnnotationCopyOf = Domain + "copy-of"
 
 	AnnotationReclaimPolicy  = Domain + "reclaim-policy"
 	AnnotationRestoredVolume = Domain + "restored-volume"
@@ -105,6 +109,9 @@ var Keys = []Key{
 	{AnnotationRetention, "DataUploads", "manager", "auto, always or never: the retention rule of the storage snapshot", "set while the operation is secured; stays"},
 	{AnnotationRetained, "DataUploads", "manager", "JSON rehome.Retained: the retained storage snapshot", "from the end of the upload until the snapshot is released"},
 	{AnnotationVerified, "DataUploads", "kubectl blockmover verify", "JSON operation.Verified: when the image was read completely, and what could not be read", "until the image is verified again"},
+	{AnnotationCopies, "DataUploads, DataDownloads", "manager", "kinds and names of what is copied for the driver of the volume, separated by commas", "from before the first copy until they are released"},
+	{LabelCopy, "label of Secrets and ConfigMaps", "manager", "true: a copy that the manager has made for operations", "as long as an operation needs it"},
+	{AnnotationCopyOf, "the same objects", "manager", "namespace/name of the original", "as long as an operation needs it"},
 	{AnnotationReclaimPolicy, "PVs of an operation", "manager", "reclaim policy that the PV had before", "while the operation has the PV in its charge"},
 	{AnnotationRestoredVolume, "rebind PVs", "manager", "name of the PV that the restore wrote", "until the PV is reserved for the target PVC"},
 	{AnnotationVolumeHandle, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "CSI volume handle of the source volume", "as long as the object"},
