@@ -22,7 +22,7 @@ import (
 func TestDeployBase(t *testing.T) {
 	base, err := filepath.Abs("../../deploy")
 	require.NoError(t, err)
-	for _, file := range []string{"kustomization.yaml", "copies/kustomization.yaml", "crds/kustomization.yaml", "kubevirt/kustomization.yaml", "monitoring/kustomization.yaml", "verify/kustomization.yaml"} {
+	for _, file := range []string{"kustomization.yaml", "copies/kustomization.yaml", "crds/kustomization.yaml", "kubevirt/kustomization.yaml", "monitoring/kustomization.yaml", "restore-test/kustomization.yaml", "verify/kustomization.yaml"} {
 		text, err := os.ReadFile(filepath.Join(base, file))
 		require.NoError(t, err)
 		var k types.Kustomization
@@ -34,7 +34,7 @@ func TestDeployBase(t *testing.T) {
 	require.NoError(t, err)
 	relative, err := filepath.Rel(overlay, base)
 	require.NoError(t, err)
-	text := "namespace: backups\nresources: [" + relative + "]\ncomponents: [" + relative + "/copies, " + relative + "/kubevirt, " + relative + "/monitoring, " + relative + "/verify]\nimages: [{name: blockmover, newName: registry.example.com/bm, newTag: v9}]\n" + copiesPatch
+	text := "namespace: backups\nresources: [" + relative + "]\ncomponents: [" + relative + "/copies, " + relative + "/kubevirt, " + relative + "/monitoring, " + relative + "/verify, " + relative + "/restore-test]\nimages: [{name: blockmover, newName: registry.example.com/bm, newTag: v9}]\n" + copiesPatch
 	require.NoError(t, os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o600))
 	objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), overlay)
 	require.NoError(t, err)

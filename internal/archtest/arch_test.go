@@ -45,6 +45,7 @@ var pure = []string{
 	"internal/filesystem/ext",
 	"internal/filesystem/filesystemtest",
 	"internal/filesystem/xfs",
+	"internal/fscheck",
 	"internal/group",
 	"internal/identity",
 	"internal/phase",

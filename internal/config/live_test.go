@@ -172,6 +172,7 @@ func fieldsOf(of reflect.Type, path string) []string {
 			}
 		}
 		return fields
+	default:
 	}
 	return []string{path}
 }

@@ -23,6 +23,7 @@ const (
 	AnnotationRetention     = Domain + "retain"
 	AnnotationRetained      = Domain + "retained-snapshot"
 	AnnotationVerified      = Domain + "verified"
+	AnnotationTested        = Domain + "restore-tested"
 	AnnotationCopies        = Domain + "copies"
 
 	LabelCopy        = Domain + "copy"
@@ -109,6 +110,7 @@ var Keys = []Key{
 	{AnnotationRetention, "DataUploads", "manager", "auto, always or never: the retention rule of the storage snapshot", "set while the operation is secured; stays"},
 	{AnnotationRetained, "DataUploads", "manager", "JSON rehome.Retained: the retained storage snapshot", "from the end of the upload until the snapshot is released"},
 	{AnnotationVerified, "DataUploads", "kubectl blockmover verify", "JSON operation.Verified: when the image was read completely, and what could not be read", "until the image is verified again"},
+	{AnnotationTested, "DataUploads", "kubectl blockmover verify --restore-test", "JSON operation.Tested: when the image was restored onto a scratch volume, and how its file system was", "until the image is tested again"},
 	{AnnotationCopies, "DataUploads, DataDownloads", "manager", "kinds and names of what is copied for the driver of the volume, separated by commas", "from before the first copy until they are released"},
 	{LabelCopy, "label of Secrets and ConfigMaps", "manager", "true: a copy that the manager has made for operations", "as long as an operation needs it"},
 	{AnnotationCopyOf, "the same objects", "manager", "namespace/name of the original", "as long as an operation needs it"},

@@ -33,7 +33,10 @@ func server(name string) *appsv1.Deployment {
 						{Name: "PREFIX", Value: "/etc/california"},
 					},
 					VolumeMounts: []corev1.VolumeMount{
-						{Name: "plugins", MountPath: "/plugins"}, {Name: "c", MountPath: "/credentials"}, {Name: "ca", MountPath: "/etc/ca"}, {Name: "ca", MountPath: "/home/blockmover/x"},
+						{Name: "plugins", MountPath: "/plugins"},
+						{Name: "c", MountPath: "/credentials"},
+						{Name: "ca", MountPath: "/etc/ca"},
+						{Name: "ca", MountPath: "/home/blockmover/x"},
 						{Name: "ca", MountPath: "/unused"},
 					},
 				}},
@@ -66,8 +69,12 @@ func TestInherited(t *testing.T) {
 		require.Equal(t, exposer.Inherited{
 			Credential: credential("velero-aws", "aws"),
 			Env: []corev1.EnvVar{
-				{Name: "HTTPS_PROXY", Value: "http://proxy:3128"}, {Name: "SSL_CERT_FILE", Value: "/etc/ca/ca.pem"}, {Name: "SSL_CERT_DIR", Value: "/etc/ca"},
-				{Name: "PLUGIN", Value: "/plugins/p"}, {Name: "SCRATCH", Value: "/home/blockmover/x/y"}, {Name: "PREFIX", Value: "/etc/california"},
+				{Name: "HTTPS_PROXY", Value: "http://proxy:3128"},
+				{Name: "SSL_CERT_FILE", Value: "/etc/ca/ca.pem"},
+				{Name: "SSL_CERT_DIR", Value: "/etc/ca"},
+				{Name: "PLUGIN", Value: "/plugins/p"},
+				{Name: "SCRATCH", Value: "/home/blockmover/x/y"},
+				{Name: "PREFIX", Value: "/etc/california"},
 			},
 			// Of its volumes, the one that a variable names, once.
 			Volumes: []corev1.Volume{{Name: "inherited-0", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{}}}},

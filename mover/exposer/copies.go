@@ -40,7 +40,7 @@ var ErrNoOriginal = errors.New("the configuration names a Secret or a ConfigMap 
 // CopiesOf returns the copies with these names. Their order is the same for all operations, so two of
 // them never wait for each other.
 func CopiesOf(secrets, configMaps []string) Copies {
-	var all []string
+	all := make([]string, 0, len(secrets)+len(configMaps))
 	for _, name := range secrets {
 		all = append(all, "Secret/"+name)
 	}
