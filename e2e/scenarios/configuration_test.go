@@ -64,6 +64,16 @@ func TestConfiguration(t *testing.T) {
 	_, err = s.kit.Kubectl(s.ctx, "-n", velero, "create", "secret", "generic", "driver-token", "--from-literal=key=of-velero")
 	require.NoError(t, err)
 	fails("not-ours", "is no copy of ours")
+	for command, refusal := range map[string]string{
+		"delete secret driver-token":                        "only its copies",
+		"label secret driver-token blockmover.io/copy=true": "only its copies",
+		"create configmap forged --from-literal=a=b":        "only its copies",
+		"get secret velero-repo-credentials":                "forbidden",
+		"get secrets":                                       "forbidden",
+	} {
+		_, err = s.kit.Kubectl(s.ctx, append([]string{"-n", velero, "--as", "system:serviceaccount:" + velero + ":blockmover-manager"}, strings.Fields(command)...)...)
+		require.ErrorContains(t, err, refusal, command)
+	}
 	kept, err := s.kit.Kubectl(s.ctx, "-n", velero, "get", "secret", "driver-token", "-o", "jsonpath={.data.key}{.metadata.labels}")
 	require.NoError(t, err)
 	require.Equal(t, "b2YtdmVsZXJv", kept, "of-velero, and no label")
