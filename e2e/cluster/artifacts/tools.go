@@ -28,7 +28,14 @@ var toolPrograms = []string{"e2fsck", "tune2fs", "xfs_repair", "btrfs"}
 func (c *Cache) tools() string { return filepath.Join(c.Dir, "tools") }
 
 func (c *Cache) toolPackages(ctx context.Context) error {
-	return c.unpack(ctx, "tools", toolDebs, c.tools())
+	packages := slices.Clone(toolDebs)
+	for i, name := range packages {
+		// Debian 13 has renamed libraries with 64-bit times.
+		if exec.CommandContext(ctx, "apt-cache", "show", name).Run() != nil {
+			packages[i] = name + "t64"
+		}
+	}
+	return c.unpack(ctx, "tools", packages, c.tools())
 }
 
 // libraryDirectories is where Debian has libraries, in the order of the search.
