@@ -63,6 +63,7 @@ done
 wait
 if ((${#failed[@]} == 0)); then
 	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR" "$output/$name.audit" "$output/$name-2.audit"
+	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR/copies" "$output/$name.audit" "$output/$name-2.audit"
 	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR/kubevirt" "$output/$name-vm.audit"
 	exit
 fi

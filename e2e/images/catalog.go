@@ -11,6 +11,7 @@ const (
 	AWSPluginName = "velero-plugin-for-aws:v1.14.3"
 	PluginName    = "blockmover-plugin:dev"
 	MoverName     = "blockmover-mover:dev"
+	ToolsName     = "blockmover-mover-tools:dev"
 )
 
 // nonroot is the user of images that need no privileges, as in distroless.
@@ -72,6 +73,17 @@ func BlockmoverMover(bin string) Image {
 		Files:      append(scratchHome("blockmover"), File{Path: "/blockmover", Source: filepath.Join(bin, "blockmover")}),
 		Entrypoint: []string{"/blockmover"},
 		Env:        []string{"HOME=/home/blockmover"},
+		User:       nonroot,
+	}
+}
+
+// BlockmoverTools is our image with programs that check file systems, as Dockerfile.tools makes it. Files
+// are the programs with their libraries.
+func BlockmoverTools(bin string, files []File) Image {
+	return Image{
+		Name:       ToolsName,
+		Files:      append(files, File{Path: "/fscheck", Source: filepath.Join(bin, "fscheck")}, File{Path: "/tmp", Dir: true, Mode: 0o1777}),
+		Entrypoint: []string{"/fscheck"},
 		User:       nonroot,
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
@@ -21,7 +22,7 @@ import (
 func TestDeployBase(t *testing.T) {
 	base, err := filepath.Abs("../../deploy")
 	require.NoError(t, err)
-	for _, file := range []string{"kustomization.yaml", "crds/kustomization.yaml", "kubevirt/kustomization.yaml", "monitoring/kustomization.yaml", "verify/kustomization.yaml"} {
+	for _, file := range []string{"kustomization.yaml", "copies/kustomization.yaml", "crds/kustomization.yaml", "kubevirt/kustomization.yaml", "monitoring/kustomization.yaml", "restore-test/kustomization.yaml", "verify/kustomization.yaml"} {
 		text, err := os.ReadFile(filepath.Join(base, file))
 		require.NoError(t, err)
 		var k types.Kustomization
@@ -33,7 +34,7 @@ func TestDeployBase(t *testing.T) {
 	require.NoError(t, err)
 	relative, err := filepath.Rel(overlay, base)
 	require.NoError(t, err)
-	text := "namespace: backups\nresources: [" + relative + "]\ncomponents: [" + relative + "/kubevirt, " + relative + "/monitoring, " + relative + "/verify]\nimages: [{name: blockmover, newName: registry.example.com/bm, newTag: v9}]\n"
+	text := "namespace: backups\nresources: [" + relative + "]\ncomponents: [" + relative + "/copies, " + relative + "/kubevirt, " + relative + "/monitoring, " + relative + "/verify, " + relative + "/restore-test]\nimages: [{name: blockmover, newName: registry.example.com/bm, newTag: v9}]\n" + copiesPatch
 	require.NoError(t, os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(text), 0o600))
 	objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), overlay)
 	require.NoError(t, err)
@@ -45,6 +46,12 @@ func TestDeployBase(t *testing.T) {
 	kinds := map[string]int{}
 	for _, object := range objects.Resources() {
 		kinds[object.GetKind()]++
+		if object.GetName() == "blockmover-manager-copies" && strings.HasSuffix(object.GetKind(), "Role") {
+			rendered, err := object.AsYAML()
+			require.NoError(t, err)
+			require.Contains(t, string(rendered), "- ceph-csi-kms-token")
+			require.NotContains(t, string(rendered), "- none")
+		}
 		if !cluster[object.GetKind()] {
 			require.Equal(t, "backups", object.GetNamespace(), "%s %s", object.GetKind(), object.GetName())
 		}
@@ -84,6 +91,14 @@ func TestDashboard(t *testing.T) {
 	require.ErrorContains(t, new(dashboard.Dashboard).UnmarshalJSONStrict(bytes.Replace(text, []byte(`"gridPos"`), []byte(`"gridpos"`), 1)), "gridpos")
 	require.Greater(t, len(board.Panels), 15)
 }
+
+// copiesPatch is how docs/configuration.md names the Secrets and ConfigMaps that drivers need.
+const copiesPatch = `patches:
+- target: {name: blockmover-manager-copies, kind: "(Cluster)?Role"}
+  patch: |-
+    - {op: replace, path: /rules/0/resourceNames, value: [ceph-csi-kms-token]}
+    - {op: replace, path: /rules/1/resourceNames, value: [ceph-csi-kms-config]}
+`
 
 // TestAlertRules has Prometheus check the alert rules, and run them on series of numbers.
 func TestAlertRules(t *testing.T) {

@@ -121,7 +121,7 @@ namespace: %s
 resources: [%s]
 components: [%s]
 images: [{name: blockmover, newName: %s, newTag: %s}]
-`, k.VeleroNamespace, relative, strings.Join(components, ", "), name, tag)
+%s`, k.VeleroNamespace, relative, strings.Join(components, ", "), name, tag, k.Patches)
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(overlay), 0o600); err != nil {
 		return fmt.Errorf("write overlay: %w", err)
 	}

@@ -25,6 +25,8 @@ type Kit struct {
 	VeleroNamespace string
 	// Components are those of DeployDir that are installed too.
 	Components []string
+	// Patches are those of the kustomization, as YAML.
+	Patches string
 	// StorageClass, OtherStorageClass (of another driver) and WaitStorageClass
 	// (WaitForFirstConsumer) are those of the test volumes.
 	StorageClass, OtherStorageClass, WaitStorageClass string

@@ -58,10 +58,9 @@ func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 		{[]string{"volumegroupsnapshotcontents"}, withMember},
 		{[]string{"persistentvolumeclaims", "-n", k.VeleroNamespace}, nothing},
 		{[]string{"pods", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},
-		{[]string{"configmaps", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},
 		{[]string{"configmaps", "-n", k.VeleroNamespace, "-l", "velero.io/dataupload-snapshot-info=true"}, nothing},
 		{[]string{"podvolumebackups.velero.io", "-n", k.VeleroNamespace}, nothing},
-		{[]string{"secrets", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},
+		{[]string{"secrets,configmaps", "-n", k.VeleroNamespace, "-l", "blockmover.io/copy"}, nothing},
 		{[]string{"persistentvolumes"}, func(o Object) bool {
 			return o.Status.Phase == "Bound" && o.Spec.ClaimRef.Namespace != k.VeleroNamespace
 		}},

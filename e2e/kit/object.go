@@ -65,13 +65,19 @@ type Spec struct {
 	Volumes []struct {
 		Name     string         `json:"name"`
 		HostPath map[string]any `json:"hostPath"`
+		// Ephemeral is a volume that is made for the pod.
+		Ephemeral map[string]any `json:"ephemeral"`
 	} `json:"volumes"`
 }
 
 // Container of a pod.
 type Container struct {
-	Name            string `json:"name"`
-	Image           string `json:"image"`
+	Name  string `json:"name"`
+	Image string `json:"image"`
+	Env   []struct {
+		Name  string `json:"name"`
+		Value string `json:"value"`
+	} `json:"env"`
 	SecurityContext *struct {
 		Privileged               *bool `json:"privileged"`
 		AllowPrivilegeEscalation *bool `json:"allowPrivilegeEscalation"`

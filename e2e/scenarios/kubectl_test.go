@@ -162,27 +162,34 @@ func (s *scenario) filesComeOut(namespace string, backups []string, want []kit.S
 // verifyEveryNight runs the CronJob of deploy/verify now, with the rights that it has.
 func (s *scenario) verifyEveryNight(volume string) {
 	s.Helper()
-	s.kit.Components = []string{"verify"}
+	require.Regexp(s, volume+" +"+s.name("kubectl-next")+" +ok", s.runCronJob("blockmover-verify", "verify"))
+}
+
+// runCronJob runs a CronJob of some components of deploy now, and returns its log.
+func (s *scenario) runCronJob(cronJob string, components ...string) string {
+	s.Helper()
+	s.kit.Components = components
 	require.NoError(s, s.kit.InstallMover(s.ctx))
-	name := s.name("verify-now")
+	name := s.name(cronJob)
 	velero := []string{"-n", s.kit.VeleroNamespace}
 	s.Cleanup(func() {
 		ctx, cancel := cleanupContext()
 		defer cancel()
 		// The Job goes with its CronJob.
-		_, err := s.kit.Kubectl(ctx, append(velero, "delete", "cronjob/blockmover-verify", "role/blockmover-verifier",
-			"rolebinding/blockmover-verifier", "serviceaccount/blockmover-verifier")...)
+		_, err := s.kit.Kubectl(ctx, append(velero, "delete", "cronjob", "-l", "app.kubernetes.io/component=verifier")...)
+		require.NoError(s, err)
+		_, err = s.kit.Kubectl(ctx, append(velero, "delete", "role/blockmover-verifier", "rolebinding/blockmover-verifier", "serviceaccount/blockmover-verifier")...)
 		require.NoError(s, err)
 	})
-	_, err := s.kit.Kubectl(s.ctx, append(velero, "create", "job", name, "--from=cronjob/blockmover-verify")...)
+	_, err := s.kit.Kubectl(s.ctx, append(velero, "create", "job", name, "--from=cronjob/"+cronJob)...)
 	require.NoError(s, err)
-	require.NoError(s, s.kit.Wait(s.ctx, "Job "+name, 2*time.Minute, func(ctx context.Context) (bool, string, error) {
+	require.NoError(s, s.kit.Wait(s.ctx, "Job "+name, 5*time.Minute, func(ctx context.Context) (bool, string, error) {
 		status, err := s.kit.Kubectl(ctx, append(velero, "get", "job", name, "-o", "jsonpath={.status}")...)
 		return strings.Contains(status, "succeeded") || strings.Contains(status, "failed"), status, err
 	}))
 	log, err := s.kit.Kubectl(s.ctx, append(velero, "logs", "job/"+name)...)
 	require.NoError(s, err)
-	require.Regexp(s, volume+" +"+s.name("kubectl-next")+" +ok", log)
+	return log
 }
 
 // verifyFindsDamage damages what only the second of two backups needs. The first one stays whole.

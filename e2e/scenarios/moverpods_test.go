@@ -26,7 +26,7 @@ func (s *scenario) watchMoverPods() *podWatch {
 	w := &podWatch{s: s, stop: stop, pods: map[string]kit.Object{}}
 	s.Cleanup(stop)
 	w.done.Go(func() {
-		for ctx.Err() == nil {
+		poll(ctx, func() {
 			pods, err := s.kit.List(ctx, "-n", s.kit.VeleroNamespace, "pods", "-l", "blockmover.io/operation")
 			if err == nil {
 				w.mu.Lock()
@@ -35,13 +35,34 @@ func (s *scenario) watchMoverPods() *podWatch {
 				}
 				w.mu.Unlock()
 			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(200 * time.Millisecond):
-			}
-		}
+		})
 	})
 	return w
+}
+
+// poll looks several times a second until the context ends.
+func poll(ctx context.Context, look func()) {
+	for ctx.Err() == nil {
+		look()
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// objectWatch collects objects that appear while a scenario runs.
+type objectWatch struct {
+	stop  context.CancelFunc
+	done  sync.WaitGroup
+	found map[string]kit.Object
+}
+
+// end returns what was seen, by name.
+func (w *objectWatch) end() map[string]kit.Object {
+	w.stop()
+	w.done.Wait()
+	return w.found
 }
 
 // check ends the collection, and checks that the pods had no rights but to move their one

@@ -183,19 +183,23 @@ func (s *scenario) configure(lines string) {
 	require.NoError(s, json.Unmarshal([]byte(text), &config))
 	const mark = "\n# of a scenario\n"
 	before, _, found := strings.Cut(config.Data["config.yaml"], mark)
-	set := func(ctx context.Context, document string) {
-		patch, err := json.Marshal(map[string]any{"data": map[string]string{"config.yaml": document}})
-		require.NoError(s, err)
-		_, err = s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "patch", "configmap", "blockmover-config", "--type=merge", "-p", string(patch))
-		require.NoError(s, err)
-		require.NoError(s, s.kit.RestartMover(ctx))
-	}
 	if !found {
 		s.Cleanup(func() {
 			ctx, cancel := cleanupContext()
 			defer cancel()
-			set(ctx, before)
+			s.setConfiguration(ctx, before)
 		})
 	}
-	set(s.ctx, before+mark+lines+"\n")
+	s.setConfiguration(s.ctx, before+mark+lines+"\n")
+}
+
+// setConfiguration replaces the configuration of the mover, and the manager, which follows it too late
+// for a test.
+func (s *scenario) setConfiguration(ctx context.Context, document string) {
+	s.Helper()
+	patch, err := json.Marshal(map[string]any{"data": map[string]string{"config.yaml": document}})
+	require.NoError(s, err)
+	_, err = s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "patch", "configmap", "blockmover-config", "--type=merge", "-p", string(patch))
+	require.NoError(s, err)
+	require.NoError(s, s.kit.RestartMover(ctx))
 }

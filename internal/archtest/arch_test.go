@@ -49,6 +49,7 @@ var pure = []string{
 	"internal/filesystem/filesystemtest",
 	"internal/filesystem/parts",
 	"internal/filesystem/xfs",
+	"internal/fscheck",
 	"internal/group",
 	"internal/identity",
 	"internal/inplace",

@@ -1,21 +1,18 @@
 // Package config reads the configuration document of the mover, which is in a ConfigMap.
 // Where Velero's node-agent configuration has a field, the name and the meaning here are the
-// same. Those of its fields that have no meaning here are ignored, and named. Otherwise the document
-// is strict: an unknown field or a malformed value is an error.
+// same. Those of its fields and values that have no meaning here are ignored, and named. Otherwise the
+// document is strict: an unknown field or a malformed value is an error.
 package config
 
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"sigs.k8s.io/yaml"
 
 	"github.com/blockmover/blockmover/internal/task"
 )
@@ -32,6 +29,9 @@ type Config struct {
 	BackupPVC map[string]BackupPVC `json:"backupPVC,omitempty"`
 	// RestorePVC configures the intermediate PVC of a restore.
 	RestorePVC RestorePVC `json:"restorePVC,omitempty"`
+	// CachePVC gives the mover pods of restores a volume for their caches. Without it, they have
+	// disk of their node.
+	CachePVC *CachePVC `json:"cachePVC,omitempty"`
 	// VMBackup configures the backups of running VMs by KubeVirt.
 	VMBackup VMBackup `json:"vmBackup,omitempty"`
 	// PodResources are the requests and limits of mover pods.
@@ -42,6 +42,9 @@ type Config struct {
 
 	// Fields that Velero's node-agent does not have.
 
+	// Env are more variables of mover pods. They replace those that mover pods take over from
+	// Velero's server.
+	Env              []corev1.EnvVar               `json:"env,omitempty"`
 	Tolerations      []corev1.Toleration           `json:"tolerations,omitempty"`
 	ImagePullSecrets []corev1.LocalObjectReference `json:"imagePullSecrets,omitempty"`
 	// DefaultCredential is the key of a Secret in Velero's namespace that has the credential of
@@ -65,7 +68,7 @@ type Config struct {
 	// answer.
 	OutageTimeout metav1.Duration `json:"outageTimeout,omitempty"`
 
-	// Ignored are fields of the document that only Velero's node-agent has.
+	// Ignored are fields of the document that only have a meaning for Velero's node-agent.
 	Ignored []string `json:"-"`
 }
 
@@ -99,8 +102,16 @@ type BackupPVC struct {
 	// ReadOnly makes the PVC ReadOnlyMany.
 	ReadOnly bool `json:"readOnly,omitempty"`
 	// SPCNoRelabeling runs the mover pod with SELinux type spc_t; it needs ReadOnly.
-	SPCNoRelabeling bool              `json:"spcNoRelabeling,omitempty"`
-	Annotations     map[string]string `json:"annotations,omitempty"`
+	SPCNoRelabeling bool `json:"spcNoRelabeling,omitempty"`
+	// ReadWriteOncePod makes the PVC ReadWriteOncePod: Kubernetes gives the SELinux label of such a
+	// volume by mount option, and not file by file. It has no meaning with ReadOnly. The node-agent
+	// also sets seLinuxChangePolicy to MountOption, which is the default where the API server takes it.
+	ReadWriteOncePod bool              `json:"readWriteOncePod,omitempty"`
+	Annotations      map[string]string `json:"annotations,omitempty"`
+	// SecretNames and ConfigMapNames are copied from the namespace of the source PVC to Velero's,
+	// for as long as the operation needs them. Some drivers look for them beside the PVC.
+	SecretNames    []string `json:"secretNames,omitempty"`
+	ConfigMapNames []string `json:"configMapNames,omitempty"`
 }
 
 // RestorePVC configures the intermediate PVC of a restore.
@@ -111,6 +122,17 @@ type RestorePVC struct {
 	// StorageClass has, by the class of the target PVC, the class that the volume is made of
 	// instead. The key "" is for PVCs with the class "", which provides no volumes.
 	StorageClass map[string]string `json:"storageClass,omitempty"`
+	// SecretNames and ConfigMapNames are copied from the namespace of the target PVC to Velero's,
+	// for as long as the operation needs them.
+	SecretNames    []string `json:"secretNames,omitempty"`
+	ConfigMapNames []string `json:"configMapNames,omitempty"`
+}
+
+// CachePVC is a volume for the caches of a mover pod.
+type CachePVC struct {
+	StorageClass string `json:"storageClass,omitempty"`
+	// ResidentThresholdInMB is the size in MiB from which on the restore of a volume gets one.
+	ResidentThresholdInMB int64 `json:"residentThresholdInMB,omitempty"`
 }
 
 // VMBackup configures the backups of running VMs by KubeVirt.
@@ -152,61 +174,6 @@ const (
 	defaultScratchSize      = "8Gi"
 	defaultServiceAccount   = "blockmover-worker"
 )
-
-// Parse parses and checks a document and fills in the defaults. An empty
-// document gives the defaults.
-func Parse(document []byte) (Config, error) {
-	var c Config
-	known, ignored, err := withoutForeign(document)
-	if err != nil {
-		return Config{}, fmt.Errorf("parse configuration: %w", err)
-	}
-	if err := yaml.UnmarshalStrict(known, &c); err != nil {
-		return Config{}, fmt.Errorf("parse configuration: %w", err)
-	}
-	c.Ignored = ignored
-	c.fillIn()
-	if err := c.check(); err != nil {
-		return Config{}, fmt.Errorf("check configuration: %w", err)
-	}
-	return c, nil
-}
-
-// What Velero's node-agent has, and has no meaning here: its cache volume and its privileged pods, and
-// the Secrets and ConfigMaps that it copies from the namespace of a volume.
-var (
-	foreign    = []string{"cachePVC", "privilegedFsBackup"}
-	foreignPVC = []string{"secretNames", "configMapNames"}
-)
-
-// withoutForeign returns a document without these fields, and their names. A document without them is
-// returned as it is, so that errors name its lines.
-func withoutForeign(document []byte) (known []byte, names []string, err error) {
-	var fields map[string]any
-	if err := yaml.Unmarshal(document, &fields); err != nil {
-		return nil, nil, err
-	}
-	remove := func(where string, from any, keys []string) {
-		m, _ := from.(map[string]any)
-		for _, key := range keys {
-			if _, found := m[key]; found {
-				delete(m, key)
-				names = append(names, where+key)
-			}
-		}
-	}
-	remove("", fields, foreign)
-	remove("restorePVC.", fields["restorePVC"], foreignPVC)
-	classes, _ := fields["backupPVC"].(map[string]any)
-	for _, class := range slices.Sorted(maps.Keys(classes)) {
-		remove("backupPVC."+class+".", classes[class], foreignPVC)
-	}
-	if len(names) == 0 {
-		return document, nil, nil
-	}
-	known, err = yaml.Marshal(fields)
-	return known, names, err
-}
 
 func (c *Config) fillIn() {
 	if c.LoadConcurrency.GlobalConfig == 0 {
@@ -253,10 +220,8 @@ func (c *Config) check() error {
 	if err := errors.Join(c.checkTimes(), c.checkSelectors()); err != nil {
 		return err
 	}
-	for class, pvc := range c.BackupPVC {
-		if pvc.SPCNoRelabeling && !pvc.ReadOnly {
-			return fmt.Errorf("backupPVC[%s]: %w", class, errors.New("spcNoRelabeling needs readOnly"))
-		}
+	if err := errors.Join(c.checkEnv(), c.checkCopies()); err != nil {
+		return err
 	}
 	_, err := c.PodResources.Requirements()
 	return err

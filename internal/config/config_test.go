@@ -79,24 +79,46 @@ attempts: 1
 
 func TestParseRefuses(t *testing.T) {
 	for document, want := range map[string]string{
-		"unknown: 1":                                         `unknown field "unknown"`,
-		"attempts: many":                                     "attempts",
-		"attempts: -1":                                       "attempts is -1",
-		"attempts: 1\nattempts: 2":                           "attempts",
-		"preparingTimeout: soon":                             "soon",
-		"podDeadline: 1ms":                                   "podDeadline is 1ms",
-		"rateLimit: 50":                                      "rateLimit is 50, want 0 for none",
-		"rateLimit: -1Mi":                                    "rateLimit is -1Mi",
-		"rateLimit: fast":                                    "quantities",
-		"loadConcurrency: {globalConfig: -1}":                "loadConcurrency.globalConfig is -1",
-		"loadConcurrency: {prepareQueueLength: -1}":          "loadConcurrency.prepareQueueLength is -1",
-		"loadConcurrency: {perNodeConfig: [{number: -1}]}":   "loadConcurrency.perNodeConfig[0].number is -1",
-		"podResources: {cpuRequest: lots}":                   `podResources.cpuRequest is "lots"`,
-		"podResources: {cpuRequest: \"2\", cpuLimit: \"1\"}": "more than its limit",
-		"backupPVC: {gold: {spcNoRelabeling: true}}":         "spcNoRelabeling needs readOnly",
+		"unknown: 1":                                           `unknown field "unknown"`,
+		"attempts: many":                                       "attempts",
+		"attempts: -1":                                         "attempts is -1",
+		"attempts: 1\nattempts: 2":                             "attempts",
+		"preparingTimeout: soon":                               "soon",
+		"podDeadline: 1ms":                                     "podDeadline is 1ms",
+		"rateLimit: 50":                                        "rateLimit is 50, want 0 for none",
+		"rateLimit: -1Mi":                                      "rateLimit is -1Mi",
+		"rateLimit: fast":                                      "quantities",
+		"loadConcurrency: {globalConfig: -1}":                  "loadConcurrency.globalConfig is -1",
+		"loadConcurrency: {prepareQueueLength: -1}":            "loadConcurrency.prepareQueueLength is -1",
+		"loadConcurrency: {perNodeConfig: [{number: -1}]}":     "loadConcurrency.perNodeConfig[0].number is -1",
+		"podResources: {cpuRequest: lots}":                     `podResources.cpuRequest is "lots"`,
+		"podResources: {cpuRequest: \"2\", cpuLimit: \"1\"}":   "more than its limit",
+		"env: [{name: BLOCKMOVER_TASK, value: x}]":             "env[0].name is BLOCKMOVER_TASK, which the mover sets itself",
+		"env: [{name: HOME, value: x}]":                        "env[0].name is HOME",
+		"env: [{name: LD_PRELOAD, value: x}]":                  "env[0].name is LD_PRELOAD",
+		"env: [{name: A}, {name: A}]":                          "env[1].name is A, which is there twice",
+		"env: [{name: 'a b'}]":                                 `env[0].name is "a b"`,
+		"env: [{value: x}]":                                    `env[0].name is ""`,
+		"env: [{name: A, value: x, valueFrom: {}}]":            "env[0] (A) has a value and a valueFrom",
+		"backupPVC: {gold: {secretNames: [A_B]}}":              `backupPVC.gold.secretNames has "A_B"`,
+		"backupPVC: {gold: {configMapNames: ['']}}":            `backupPVC.gold.configMapNames has ""`,
+		"restorePVC: {secretNames: [velero-repo-credentials]}": "restorePVC.secretNames has velero-repo-credentials, which is a name of Velero's own",
+		"restorePVC: {configMapNames: ['a/b']}":                `restorePVC.configMapNames has "a/b"`,
 		"loadAffinity: [{nodeSelector: {matchExpressions: [{key: a, operator: Like}]}}]": "loadAffinity[0].nodeSelector",
 	} {
 		_, err := config.Parse([]byte(document))
 		require.ErrorContains(t, err, want, document)
 	}
+}
+
+// A restore has a cache volume from the threshold on. A size that is not known is no reason against one.
+func TestCacheClass(t *testing.T) {
+	c, err := config.Parse([]byte("cachePVC: {storageClass: fast, residentThresholdInMB: 2}"))
+	require.NoError(t, err)
+	for size, want := range map[int64]string{0: "fast", 1: "", 2<<20 - 1: "", 2 << 20: "fast", 1 << 40: "fast"} {
+		require.Equal(t, want, c.CacheClass(size), size)
+	}
+	c, err = config.Parse(nil)
+	require.NoError(t, err)
+	require.Empty(t, c.CacheClass(1<<40))
 }

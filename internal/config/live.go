@@ -27,7 +27,9 @@ type Live struct {
 // period is how often the file is read. The kubelet takes up to a minute to show a changed ConfigMap.
 const period = 5 * time.Second
 
-// Follow reads the document in a file, which must be right. An empty path gives the defaults, for ever.
+// Follow reads the document in a file. Its values must be right. There is no earlier document to stay
+// with, so a field that nobody knows is left out, and the document is not valid. An empty path gives the
+// defaults, for ever.
 func Follow(path string, log logr.Logger) (*Live, error) {
 	l := &Live{path: path, log: log}
 	if path == "" {
@@ -38,7 +40,13 @@ func Follow(path string, log logr.Logger) (*Live, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	if err := l.take(document); err != nil {
-		return nil, err
+		known, knownErr := parseKnown(document)
+		if knownErr != nil {
+			return nil, err
+		}
+		l.current.Store(&known)
+		l.invalid.Store(true)
+		log.Error(err, "the configuration is wrong: what is not known in it is left out", "file", path)
 	}
 	return l, nil
 }

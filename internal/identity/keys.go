@@ -23,6 +23,11 @@ const (
 	AnnotationRetention     = Domain + "retain"
 	AnnotationRetained      = Domain + "retained-snapshot"
 	AnnotationVerified      = Domain + "verified"
+	AnnotationTested        = Domain + "restore-tested"
+	AnnotationCopies        = Domain + "copies"
+
+	LabelCopy        = Domain + "copy"
+	AnnotationCopyOf = Domain + "copy-of"
 
 	AnnotationInPlace = Domain + "in-place"
 	LabelAlias        = Domain + "alias"
@@ -113,6 +118,10 @@ var Keys = []Key{
 	{AnnotationVerified, "DataUploads", "kubectl blockmover verify", "JSON operation.Verified: when the image was read completely, and what could not be read", "until the image is verified again"},
 	{AnnotationInPlace, "Restores", "user", "true, false or any-volume: the restore writes into PVCs that exist", "the user's"},
 	{LabelAlias, "label of alias PVs", "manager", "UID of the DataDownload that writes the volume of a live PVC through this PV", "as long as the PV; the sweep deletes it when the operation is gone, and never the volume"},
+	{AnnotationTested, "DataUploads", "kubectl blockmover verify --restore-test", "JSON operation.Tested: when the image was restored onto a scratch volume, and how its file system was", "until the image is tested again"},
+	{AnnotationCopies, "DataUploads, DataDownloads", "manager", "kinds and names of what is copied for the driver of the volume, separated by commas", "from before the first copy until they are released"},
+	{LabelCopy, "label of Secrets and ConfigMaps", "manager", "true: a copy that the manager has made for operations", "as long as an operation needs it"},
+	{AnnotationCopyOf, "the same objects", "manager", "namespace/name of the original", "as long as an operation needs it"},
 	{AnnotationReclaimPolicy, "PVs of an operation", "manager", "reclaim policy that the PV had before", "while the operation has the PV in its charge"},
 	{AnnotationRestoredVolume, "rebind PVs", "manager", "name of the PV that the restore wrote", "until the PV is reserved for the target PVC"},
 	{AnnotationVolumeHandle, "re-homed VolumeSnapshotContents and VolumeSnapshots", "manager", "CSI volume handle of the source volume", "as long as the object"},

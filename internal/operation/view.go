@@ -94,6 +94,8 @@ type Status struct {
 	Retained string
 	// VMBackup is the state of the backup of a VM as JSON, or "".
 	VMBackup string
+	// Copies are the Secrets and ConfigMaps that were copied for the operation, or "".
+	Copies string
 }
 
 // defaultTimeout is Velero's default of spec.operationTimeout.
@@ -201,6 +203,7 @@ func (s *Status) readAnnotations(annotations map[string]string) error {
 	s.Retention = policy.Retention(annotations[identity.AnnotationRetention])
 	s.Retained = annotations[identity.AnnotationRetained]
 	s.VMBackup = annotations[identity.AnnotationVMBackup]
+	s.Copies = annotations[identity.AnnotationCopies]
 
 	s.Attempt = phase.Attempt{Number: 1}
 	attempt, attemptErr := decode[phase.Attempt](annotations, identity.AnnotationAttempt)
@@ -246,6 +249,7 @@ func (s Status) annotations() (map[string]string, error) {
 		identity.AnnotationRetention:  string(s.Retention),
 		identity.AnnotationRetained:   s.Retained,
 		identity.AnnotationVMBackup:   s.VMBackup,
+		identity.AnnotationCopies:     s.Copies,
 		identity.AnnotationOutcome:    "",
 	}
 	if s.Secured {

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -286,4 +288,22 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("Parse(%v): %+v became %+v on the way to the mover", params, s, back)
 		}
 	})
+}
+
+// The reference has a row for each key, and no others. dataMover is the alias of mover.
+func TestReference(t *testing.T) {
+	text, err := os.ReadFile("../../docs/policy.md")
+	require.NoError(t, err)
+	_, after, found := strings.Cut(string(text), "\n## Parameters\n")
+	require.True(t, found)
+	table, _, _ := strings.Cut(after, "\n## ")
+	var rows []string
+	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(table, -1) {
+		rows = append(rows, row[1])
+	}
+	_, err = Parse(map[string]any{"mover": "blockmover", "unknown": ""})
+	require.Error(t, err)
+	_, keys, found := strings.Cut(err.Error(), "want one of ")
+	require.True(t, found)
+	require.ElementsMatch(t, strings.Split(keys, ", "), rows)
 }

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -160,6 +161,15 @@ func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work,
 		return phase.Work{Detail: at.waiting}, err
 	}
 	inFile := isDiskImage(dd, at.target)
+	restorePVC := d.live.Get().RestorePVC
+	copies := exposer.CopiesOf(restorePVC.SecretNames, restorePVC.ConfigMapNames)
+	needed, err := d.copyFor(ctx, op, dd.Spec.TargetVolume.Namespace, copies)
+	switch {
+	case errors.Is(err, exposer.ErrNoOriginal):
+		return phase.Work{Detail: err.Error()}, nil // the restore may still make it
+	case err != nil || needed != "":
+		return phase.Work{Detail: needed}, err
+	}
 	err = d.exposer.EnsureVolume(ctx, op.Operation, func() (*corev1.PersistentVolumeClaim, error) {
 		return exposer.PlanRestoreVolume(op.Operation, exposer.RestoreVolume{
 			Target: at.target, Class: at.class, Size: dd.Spec.SnapshotSize, Node: at.node, Filesystem: inFile,
@@ -178,6 +188,9 @@ func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work,
 		Node:         at.node,
 		Taints:       at.taints,
 		StorageClass: at.class,
+	}
+	if plan.CacheClass, err = d.cacheClass(ctx, dd.Spec.SnapshotSize); err != nil {
+		return phase.Work{}, err
 	}
 	request := task.Request{
 		Namespace:        d.namespace,
@@ -227,7 +240,7 @@ func (d *downloads) finish(ctx context.Context, op *operation.View) (ending, err
 		}
 	}
 	var err error
-	end.left, err = d.exposer.Release(ctx, op.Operation)
+	end.left, err = d.releaseVolume(ctx, op)
 	return end, err
 }
 

@@ -8,6 +8,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/fscheck"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
@@ -25,7 +26,7 @@ type inventory struct {
 
 	live *config.Live
 
-	operations, oldest, completed, verified, damaged, retained, configured *prometheus.Desc
+	operations, oldest, completed, verified, damaged, tested, broken, retained, configured *prometheus.Desc
 }
 
 // scrapeTimeout bounds a scrape. The cache answers at once.
@@ -44,6 +45,10 @@ func newInventory(reader client.Reader, namespace string, leads <-chan struct{},
 			"When an image of a volume was last read completely, as Unix time.", []string{"volume_namespace", "volume"}, nil),
 		damaged: prometheus.NewDesc("blockmover_damaged_images",
 			"Images that cannot be restored completely, as their newest verification has found.", nil, nil),
+		tested: prometheus.NewDesc("blockmover_volume_last_restore_test_timestamp_seconds",
+			"When an image of a volume was last restored onto a scratch volume, and nothing was wrong, as Unix time.", []string{"volume_namespace", "volume"}, nil),
+		broken: prometheus.NewDesc("blockmover_broken_filesystems",
+			"Images whose file system has errors, as their newest restore test has found.", nil, nil),
 		retained: prometheus.NewDesc("blockmover_retained_snapshots",
 			"Storage snapshots that are retained for a backup, by driver.", []string{"driver"}, nil),
 		configured: prometheus.NewDesc("blockmover_configuration_valid",
@@ -53,7 +58,7 @@ func newInventory(reader client.Reader, namespace string, leads <-chan struct{},
 
 // Describe implements prometheus.Collector.
 func (i *inventory) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{i.operations, i.oldest, i.completed, i.verified, i.damaged, i.retained, i.configured} {
+	for _, d := range []*prometheus.Desc{i.operations, i.oldest, i.completed, i.verified, i.damaged, i.tested, i.broken, i.retained, i.configured} {
 		descs <- d
 	}
 }
@@ -81,6 +86,7 @@ func (i *inventory) Collect(metrics chan<- prometheus.Metric) {
 		i.collectUnderway(metrics, kind, all)
 		if kind == identity.KindDataUpload {
 			i.collectVolumes(metrics, all)
+			i.collectTests(metrics, all)
 		}
 	}
 }
@@ -102,15 +108,20 @@ func (i *inventory) collectUnderway(metrics chan<- prometheus.Metric, kind strin
 	}
 }
 
+type volume struct{ namespace, name string }
+
+func volumeOf(op *operation.View) volume {
+	return volume{op.Upload.Spec.SourceNamespace, op.Upload.Spec.SourcePVC}
+}
+
 func (i *inventory) collectVolumes(metrics chan<- prometheus.Metric, all []*operation.View) {
-	type volume struct{ namespace, name string }
 	newest, verified, retained := map[volume]time.Time{}, map[volume]time.Time{}, map[string]int{}
 	damaged := 0
 	for _, op := range all {
 		if op.Status.Phase != phase.Completed {
 			continue
 		}
-		v := volume{op.Upload.Spec.SourceNamespace, op.Upload.Spec.SourcePVC}
+		v := volumeOf(op)
 		if op.Created.After(newest[v]) {
 			newest[v] = op.Created
 		}
@@ -135,4 +146,23 @@ func (i *inventory) collectVolumes(metrics chan<- prometheus.Metric, all []*oper
 	for driver, n := range retained {
 		metrics <- prometheus.MustNewConstMetric(i.retained, prometheus.GaugeValue, float64(n), driver)
 	}
+}
+
+// collectTests has what restore tests have found.
+func (i *inventory) collectTests(metrics chan<- prometheus.Metric, all []*operation.View) {
+	tested, broken := map[volume]time.Time{}, 0
+	for _, op := range all {
+		found, err := op.TestedOf()
+		switch v := volumeOf(op); {
+		case err != nil || found == nil:
+		case found.Result == fscheck.Errors:
+			broken++
+		case found.Sound() && found.At.After(tested[v]):
+			tested[v] = found.At
+		}
+	}
+	for v, at := range tested {
+		metrics <- prometheus.MustNewConstMetric(i.tested, prometheus.GaugeValue, float64(at.Unix()), v.namespace, v.name)
+	}
+	metrics <- prometheus.MustNewConstMetric(i.broken, prometheus.GaugeValue, float64(broken))
 }

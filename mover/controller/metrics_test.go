@@ -109,11 +109,15 @@ func TestInventory(t *testing.T) {
 		return du
 	}
 	newest := upload("b", "data", velerov2alpha1.DataUploadPhaseCompleted, 100*time.Second)
-	newest.Annotations = map[string]string{identity.AnnotationRetained: `{"driver":"driver.example.com"}`}
+	newest.Annotations = map[string]string{
+		identity.AnnotationRetained: `{"driver":"driver.example.com"}`, identity.AnnotationTested: `{"at":"1970-01-12T13:46:40Z","result":"ok"}`,
+	}
+	older := upload("a", "data", velerov2alpha1.DataUploadPhaseCompleted, 200*time.Second)
+	older.Annotations = map[string]string{identity.AnnotationTested: `{"at":"1970-01-13T13:46:40Z","result":"errors"}`}
 	scheme := runtime.NewScheme()
 	require.NoError(t, AddToScheme(scheme))
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
-		upload("a", "data", velerov2alpha1.DataUploadPhaseCompleted, 200*time.Second), newest,
+		older, newest,
 		upload("c", "data", velerov2alpha1.DataUploadPhaseFailed, time.Second),
 		upload("d", "log", velerov2alpha1.DataUploadPhaseNew, 30*time.Second), upload("e", "log", "", 20*time.Second),
 	).Build()
@@ -143,6 +147,8 @@ blockmover_volume_last_backup_timestamp_seconds{volume="data",volume_namespace="
 			values[f.GetName()+" "+strings.Join(key, " ")] = m.GetGauge().GetValue()
 		}
 	}
+	require.EqualValues(t, 1_000_000, values["blockmover_volume_last_restore_test_timestamp_seconds data app"])
+	require.EqualValues(t, 1, values["blockmover_broken_filesystems "])
 	require.EqualValues(t, 2, values["blockmover_operations DataUpload New"])
 	require.EqualValues(t, 0, values["blockmover_operations DataDownload New"])
 	require.EqualValues(t, 30, values["blockmover_oldest_operation_seconds DataUpload New"])

@@ -26,11 +26,23 @@ func server(name string) *appsv1.Deployment {
 						{Name: "VELERO_NAMESPACE", Value: "velero"},
 						{Name: "LD_LIBRARY_PATH", Value: "/plugins"},
 						{Name: "HTTPS_PROXY", Value: "http://proxy:3128"},
+						{Name: "SSL_CERT_FILE", Value: "/etc/ca/ca.pem"},
+						{Name: "SSL_CERT_DIR", Value: "/etc/ca"},
+						{Name: "PLUGIN", Value: "/plugins/p"},
+						{Name: "SCRATCH", Value: "/home/blockmover/x/y"},
+						{Name: "PREFIX", Value: "/etc/california"},
 					},
-					VolumeMounts: []corev1.VolumeMount{{Name: "plugins", MountPath: "/plugins"}, {Name: "c", MountPath: "/credentials"}},
+					VolumeMounts: []corev1.VolumeMount{
+						{Name: "plugins", MountPath: "/plugins"},
+						{Name: "c", MountPath: "/credentials"},
+						{Name: "ca", MountPath: "/etc/ca"},
+						{Name: "ca", MountPath: "/home/blockmover/x"},
+						{Name: "ca", MountPath: "/unused"},
+					},
 				}},
 				Volumes: []corev1.Volume{
 					{Name: "plugins"},
+					{Name: "ca", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{}}},
 					{Name: "c", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "velero-aws"}}},
 				},
 			},
@@ -56,8 +68,18 @@ func TestInherited(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, exposer.Inherited{
 			Credential: credential("velero-aws", "aws"),
-			Env:        []corev1.EnvVar{{Name: "HTTPS_PROXY", Value: "http://proxy:3128"}},
-			Labels:     map[string]string{"azure.workload.identity/use": "true"},
+			Env: []corev1.EnvVar{
+				{Name: "HTTPS_PROXY", Value: "http://proxy:3128"},
+				{Name: "SSL_CERT_FILE", Value: "/etc/ca/ca.pem"},
+				{Name: "SSL_CERT_DIR", Value: "/etc/ca"},
+				{Name: "PLUGIN", Value: "/plugins/p"},
+				{Name: "SCRATCH", Value: "/home/blockmover/x/y"},
+				{Name: "PREFIX", Value: "/etc/california"},
+			},
+			// Of its volumes, the one that a variable names, once.
+			Volumes: []corev1.Volume{{Name: "inherited-0", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{}}}},
+			Mounts:  []corev1.VolumeMount{{Name: "inherited-0", MountPath: "/etc/ca", ReadOnly: true}},
+			Labels:  map[string]string{"azure.workload.identity/use": "true"},
 		}, got)
 	}
 

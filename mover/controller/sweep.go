@@ -116,7 +116,7 @@ func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
 	retained, retainedErr := s.rehomer.ListRetained(ctx)
 	vms, vmsErr := s.vms.Names(ctx)
 	s.metrics.groups.Set(float64(len(groups)))
-	err = errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr, vmsErr)
+	err = errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr, vmsErr, s.sweepCopies(ctx))
 	if len(operations)+len(groups)+len(snapshots)+len(retained)+len(vms) == 0 {
 		return 0, err
 	}

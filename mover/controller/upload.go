@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -107,6 +108,14 @@ func (u *uploads) expose(ctx context.Context, op *operation.View) (phase.Work, e
 	if class == "" && pvcConfig.StorageClass == "" {
 		return phase.Work{}, fmt.Errorf("%w: PVC %s/%s has no storage class, so its snapshot cannot be made a volume to read from: "+
 			"name one in backupPVC[\"\"].storageClass of the configuration", phase.ErrBroken, du.Spec.SourceNamespace, du.Spec.SourcePVC)
+	}
+	copies := exposer.CopiesOf(pvcConfig.SecretNames, pvcConfig.ConfigMapNames)
+	needed, err := u.copyFor(ctx, op, du.Spec.SourceNamespace, copies)
+	switch {
+	case errors.Is(err, exposer.ErrNoOriginal):
+		return phase.Work{}, fmt.Errorf("%w: %w", phase.ErrBroken, err)
+	case err != nil || needed != "":
+		return phase.Work{Detail: needed}, err
 	}
 	err = u.exposer.EnsureVolume(ctx, op.Operation, func() (*corev1.PersistentVolumeClaim, error) {
 		return exposer.PlanBackupVolume(op.Operation, pair.Name, class, pair.Size, pvcConfig), nil
@@ -333,7 +342,7 @@ func (u *uploads) finish(ctx context.Context, op *operation.View) (ending, error
 	}
 	end.delivered = true
 	var err error
-	if end.left, err = u.exposer.Release(ctx, op.Operation); err != nil || len(end.left) > 0 {
+	if end.left, err = u.releaseVolume(ctx, op); err != nil || len(end.left) > 0 {
 		return end, err
 	}
 	if end.left, err = u.rehomer.Release(ctx, op.Operation); err != nil || len(end.left) > 0 {

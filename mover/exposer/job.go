@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"slices"
 
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -38,4 +40,88 @@ func (p PodPlan) Reader(namespace, prefix string, args []string) (*batchv1.Job, 
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: spec},
 		},
 	}, nil
+}
+
+// Containers of a RestoreTest.
+const (
+	RestoreContainer = "restore"
+	CheckContainer   = "check"
+)
+
+// RestoreTest is a restore onto a scratch volume, whose file system is checked.
+type RestoreTest struct {
+	// Restore are the arguments of blockmover, which writes DevicePath.
+	Restore []string
+	// Check is the command that looks at DevicePath, in the image ToolsImage.
+	Check      []string
+	ToolsImage string
+	// Class is the storage class of the scratch volume; "" is the default of the cluster. Size is in
+	// bytes.
+	Class string
+	Size  int64
+}
+
+// RestoreTest builds a Job that restores an image and then checks it. The scratch volume is made and
+// deleted with the pod. Both containers are as little privileged as a mover pod. What checks reads bytes
+// of a tenant with programs in C, so it has nothing but the volume: no credential, and no token of the API
+// server.
+func (p PodPlan) RestoreTest(namespace, prefix string, t RestoreTest) (*batchv1.Job, error) {
+	job, err := p.Reader(namespace, prefix, t.Restore)
+	if err != nil {
+		return nil, err
+	}
+	spec := &job.Spec.Template.Spec
+	devices := []corev1.VolumeDevice{{Name: volumeName, DevicePath: DevicePath}}
+	restore := spec.Containers[0]
+	restore.Name, restore.VolumeDevices = RestoreContainer, devices
+	check := corev1.Container{
+		Name: CheckContainer, Image: t.ToolsImage, ImagePullPolicy: restore.ImagePullPolicy, Command: t.Check,
+		VolumeDevices: devices, Resources: restore.Resources, SecurityContext: restore.SecurityContext,
+		TerminationMessagePolicy: restore.TerminationMessagePolicy,
+	}
+	no := false
+	spec.AutomountServiceAccountToken = &no
+	restore.VolumeMounts = append(restore.VolumeMounts, corev1.VolumeMount{Name: apiAccess, MountPath: apiAccessPath, ReadOnly: true})
+	spec.InitContainers, spec.Containers = []corev1.Container{restore}, []corev1.Container{check}
+	spec.Volumes = append(spec.Volumes, scratchDevice(t.Class, t.Size), apiAccessVolume())
+	return job, nil
+}
+
+const (
+	apiAccess = "api-access"
+	// apiAccessPath is where clients look for the access to the API server from within a pod.
+	apiAccessPath = "/var/run/secrets/kubernetes.io/serviceaccount"
+)
+
+// apiAccessVolume has what Kubernetes otherwise mounts into each container of a pod.
+func apiAccessVolume() corev1.Volume {
+	seconds := int64(tokenSeconds)
+	return corev1.Volume{Name: apiAccess, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{
+			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: &seconds}},
+			{ConfigMap: &corev1.ConfigMapProjection{
+				LocalObjectReference: corev1.LocalObjectReference{Name: "kube-root-ca.crt"}, Items: []corev1.KeyToPath{{Key: "ca.crt", Path: "ca.crt"}},
+			}},
+			{DownwardAPI: &corev1.DownwardAPIProjection{Items: []corev1.DownwardAPIVolumeFile{
+				{Path: "namespace", FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: "metadata.namespace"}},
+			}}},
+		},
+	}}}
+}
+
+// scratchDevice is a Block volume of the pod.
+func scratchDevice(class string, size int64) corev1.Volume {
+	mode := corev1.PersistentVolumeBlock
+	claim := corev1.PersistentVolumeClaimSpec{
+		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+		VolumeMode:  &mode, Resources: requestStorage(*resource.NewQuantity(size, resource.BinarySI)),
+	}
+	if class != "" {
+		claim.StorageClassName = &class
+	}
+	return corev1.Volume{Name: volumeName, VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{
+		VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{velerov1.ExcludeFromBackupLabel: "true"}}, Spec: claim,
+		},
+	}}}
 }

@@ -79,6 +79,8 @@ type PodPlan struct {
 	Directory *Directory
 	// Relabel is false if SELinux must not relabel the volume.
 	Relabel bool
+	// CacheClass is the storage class of a volume for HomePath; "" is disk of the node.
+	CacheClass string
 	// Node is where the pod has to run. If it is empty, Topology is where the volume can be
 	// used, and StorageClass selects the configured affinity.
 	Node string
@@ -113,10 +115,13 @@ type Directory struct {
 type Inherited struct {
 	// Credential is the default credential, or nil.
 	Credential *corev1.SecretKeySelector
-	// Env and EnvFrom are variables of the server, such as those of a proxy. They do not
-	// replace ours.
+	// Env and EnvFrom are variables of the server, such as those of a proxy. They replace neither
+	// ours nor configured ones.
 	Env     []corev1.EnvVar
 	EnvFrom []corev1.EnvFromSource
+	// Volumes and Mounts have the files that variables of the server name, such as a CA.
+	Volumes []corev1.Volume
+	Mounts  []corev1.VolumeMount
 	// Labels are for webhooks that give a pod its identity in the cloud.
 	Labels map[string]string
 }
@@ -215,8 +220,11 @@ func (p PodPlan) securityContext() *corev1.PodSecurityContext {
 	if !p.Relabel {
 		context.SELinuxOptions = &corev1.SELinuxOptions{Type: "spc_t"}
 	}
-	if d := p.Directory; d != nil && d.Write {
+	switch d := p.Directory; {
+	case d != nil && d.Write:
 		context.FSGroup = &d.UserID
+	case p.CacheClass != "" && nonRoot:
+		context.FSGroup = &s.RunAsGroup // a new file system belongs to root
 	}
 	return context
 }

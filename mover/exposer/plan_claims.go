@@ -24,8 +24,11 @@ func PlanBackupVolume(op identity.Operation, snapshot, class string, size int64,
 		class = pvcConfig.StorageClass
 	}
 	mode, access := corev1.PersistentVolumeBlock, corev1.ReadWriteOnce
-	if pvcConfig.ReadOnly {
+	switch {
+	case pvcConfig.ReadOnly:
 		access = corev1.ReadOnlyMany
+	case pvcConfig.ReadWriteOncePod:
+		access = corev1.ReadWriteOncePod
 	}
 	pvc.Spec = corev1.PersistentVolumeClaimSpec{
 		AccessModes: []corev1.PersistentVolumeAccessMode{access},

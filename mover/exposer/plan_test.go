@@ -177,6 +177,55 @@ func TestPlanBackupVolume(t *testing.T) {
 	require.Equal(t, map[string]string{"a": "b", "blockmover.io/operation-of": "DataUpload/velero/du"}, pvc.Annotations)
 
 	require.Nil(t, exposer.PlanBackupVolume(op, "snap", "", 123, config.BackupPVC{}).Spec.StorageClassName)
+	pvc = exposer.PlanBackupVolume(op, "snap", "fast", 123, config.BackupPVC{ReadWriteOncePod: true})
+	require.Equal(t, []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}, pvc.Spec.AccessModes)
+}
+
+// TestPodCache: the caches of a pod may be on a volume that lives as long as the pod.
+func TestPodCache(t *testing.T) {
+	home := func(pod *corev1.Pod) corev1.Volume { return pod.Spec.Volumes[1] }
+	for size, want := range map[string]string{"8Gi": "10Gi", "1Gi": "2Gi", "5Gi": "6Gi", "100Mi": "1Gi"} {
+		pod := podOf(t, exposer.PodPlan{Config: parse(t, "scratchSize: "+size), CacheClass: "fast"})
+		require.Equal(t, "home", home(pod).Name)
+		require.Nil(t, home(pod).EmptyDir)
+		claim := home(pod).Ephemeral.VolumeClaimTemplate
+		require.Equal(t, "fast", *claim.Spec.StorageClassName)
+		require.Equal(t, want, claim.Spec.Resources.Requests.Storage().String())
+		require.Equal(t, corev1.PersistentVolumeFilesystem, *claim.Spec.VolumeMode)
+		require.Equal(t, "true", claim.Labels["velero.io/exclude-from-backup"])
+		require.Nil(t, pod.Spec.SecurityContext.FSGroup, "root owns a new file system")
+	}
+	pod := podOf(t, exposer.PodPlan{Config: parse(t, "securityContext: {runAsUser: 1000, runAsGroup: 1001}"), CacheClass: "fast"})
+	require.EqualValues(t, 1001, *pod.Spec.SecurityContext.FSGroup)
+	require.NotNil(t, home(podOf(t, exposer.PodPlan{Config: parse(t, "")})).EmptyDir)
+}
+
+// TestPodEnv: configured variables replace those of Velero's server, and none of ours can be
+// configured.
+func TestPodEnv(t *testing.T) {
+	from := inherited()
+	from.Env = append(from.Env, corev1.EnvVar{Name: "HTTPS_PROXY", Value: "theirs"}, corev1.EnvVar{Name: "NO_PROXY", Value: "cluster"})
+	pod := podOf(t, exposer.PodPlan{
+		Config: parse(t, "env: [{name: HTTPS_PROXY, value: configured}, {name: MORE, valueFrom: {secretKeyRef: {name: s, key: k}}}]\npodResources: {memoryLimit: 1Gi}"), Inherited: from,
+	})
+	values, count := map[string]string{}, map[string]int{}
+	for _, v := range pod.Spec.Containers[0].Env {
+		values[v.Name] = v.Value
+		count[v.Name]++
+	}
+	require.Equal(t, "configured", values["HTTPS_PROXY"])
+	require.Equal(t, "cluster", values["NO_PROXY"])
+	for name, n := range count {
+		require.Equal(t, 1, n, name)
+	}
+	require.Contains(t, count, "MORE")
+
+	ours := podOf(t, exposer.PodPlan{Config: parse(t, "podResources: {memoryLimit: 1Gi}"), Inherited: exposer.Inherited{Credential: from.Credential}})
+	require.Greater(t, len(ours.Spec.Containers[0].Env), 4)
+	for _, v := range ours.Spec.Containers[0].Env {
+		_, err := config.Parse([]byte("env: [{name: " + v.Name + ", value: x}]"))
+		require.ErrorContains(t, err, "which the mover sets itself", v.Name)
+	}
 }
 
 // TestPlanRestoreVolume: one pod writes, whatever the target asks for, and the image fits.

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"slices"
 
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/blockmover/blockmover/internal/task"
 )
@@ -21,7 +23,7 @@ func (p PodPlan) volumes(request []task.Variable) ([]corev1.Volume, []corev1.Vol
 		{Name: volumeName, VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
 			ClaimName: claim, ReadOnly: p.ReadOnly,
 		}}},
-		scratch("home", p.Config.ScratchSize),
+		p.home(),
 		scratch("tmp", resource.MustParse(tmpSize)),
 		inMemory("connection", resource.MustParse(connectionSize)),
 		secret("repository", repositorySecret, repositoryKey),
@@ -51,16 +53,45 @@ func (p PodPlan) volumes(request []task.Variable) ([]corev1.Volume, []corev1.Vol
 			env = append(env, corev1.EnvVar{Name: name, Value: CloudPath + "/" + c.Key})
 		}
 	}
-	for _, inherited := range p.Inherited.Env {
-		if !slices.ContainsFunc(env, func(ours corev1.EnvVar) bool { return ours.Name == inherited.Name }) {
-			env = append(env, inherited)
+	for _, other := range slices.Concat(p.Config.Env, p.Inherited.Env) {
+		if !slices.ContainsFunc(env, func(ours corev1.EnvVar) bool { return ours.Name == other.Name }) {
+			env = append(env, other)
 		}
 	}
+	volumes, mounts = append(volumes, p.Inherited.Volumes...), append(mounts, p.Inherited.Mounts...)
 	if p.Audience != "" {
 		volumes = append(volumes, token("metadata-token", p.Audience))
 		mounts = append(mounts, corev1.VolumeMount{Name: "metadata-token", MountPath: tokenDirectory, ReadOnly: true})
 	}
 	return volumes, mounts, env
+}
+
+// home is the volume of HomePath: disk of the node, or a volume that is made and deleted with the pod.
+func (p PodPlan) home() corev1.Volume {
+	const name = "home"
+	if p.CacheClass == "" {
+		return scratch(name, p.Config.ScratchSize)
+	}
+	mode := corev1.PersistentVolumeFilesystem
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{
+		VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{velerov1.ExcludeFromBackupLabel: "true"}},
+			Spec: corev1.PersistentVolumeClaimSpec{
+				AccessModes:      []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				StorageClassName: &p.CacheClass,
+				VolumeMode:       &mode,
+				Resources:        requestStorage(cacheSize(p.Config.ScratchSize)),
+			},
+		},
+	}}}
+}
+
+// cacheSize is the size of a volume whose file system has room for a scratch directory: a fifth more,
+// in whole GiB, as Velero's node-agent has it.
+func cacheSize(scratchSize resource.Quantity) resource.Quantity {
+	const gibi = 1 << 30
+	bytes := scratchSize.Value() / 10 * 12
+	return *resource.NewQuantity((bytes+gibi-1)/gibi*gibi, resource.BinarySI)
 }
 
 // volumeName is the name of the volume in the pod.

@@ -80,8 +80,41 @@ func inheritedFrom(template *corev1.PodTemplateSpec, c *corev1.Container) Inheri
 			continue
 		}
 		found.Env = append(found.Env, env)
+		found.addFile(&template.Spec, c, env.Value)
 	}
 	return found
+}
+
+// addFile takes over the volume that has a file which a variable names: the CA of a proxy, for example.
+// Only volumes that are the same in every pod count, and those that are not in the way of ours.
+func (i *Inherited) addFile(spec *corev1.PodSpec, c *corev1.Container, file string) {
+	for _, mount := range c.VolumeMounts {
+		within := file == mount.MountPath || strings.HasPrefix(file, strings.TrimSuffix(mount.MountPath, "/")+"/")
+		taken := slices.ContainsFunc(append(slices.Clone(ownPaths), pathsOf(i.Mounts)...), func(path string) bool {
+			return strings.HasPrefix(path+"/", mount.MountPath+"/") || strings.HasPrefix(mount.MountPath+"/", path+"/")
+		})
+		v := slices.IndexFunc(spec.Volumes, func(v corev1.Volume) bool { return v.Name == mount.Name })
+		if !within || taken || v < 0 {
+			continue
+		}
+		volume := *spec.Volumes[v].DeepCopy()
+		if volume.Secret == nil && volume.ConfigMap == nil && volume.Projected == nil {
+			continue
+		}
+		mount.Name = fmt.Sprintf("inherited-%d", len(i.Mounts))
+		volume.Name, mount.ReadOnly = mount.Name, true
+		i.Volumes, i.Mounts = append(i.Volumes, volume), append(i.Mounts, mount)
+	}
+}
+
+// ownPaths are where a mover pod has what is its own.
+var ownPaths = []string{HomePath, "/tmp", "/dev", DirectoryPath, credentialsPath, tokenDirectory, "/blockmover"}
+
+func pathsOf(mounts []corev1.VolumeMount) (paths []string) {
+	for _, m := range mounts {
+		paths = append(paths, m.MountPath)
+	}
+	return paths
 }
 
 // credentialOf returns the Secret that the container has mounted as its default credential, or

@@ -44,6 +44,8 @@ type Image struct {
 	ZeroBytes           int64 `json:"zeroBytes"`
 	// Verified is when the image was read completely, if it was.
 	Verified *operation.Verified `json:"verified,omitempty"`
+	// Tested is what came of its newest restore test, if there was one.
+	Tested *operation.Tested `json:"tested,omitempty"`
 	// Suspicion says why the increment is not like those before it.
 	Suspicion string `json:"suspicion,omitempty"`
 	Seconds   int64  `json:"seconds"`
@@ -126,6 +128,9 @@ func imageOf(u *operation.View) Image {
 	if v, err := u.VerifiedOf(); err == nil {
 		i.Verified = v
 	}
+	if t, err := u.TestedOf(); err == nil {
+		i.Tested = t
+	}
 	if base := rehome.ParseRetained(u.Status.Retained); base != nil {
 		i.Base = base.SnapshotHandle
 	}
@@ -155,6 +160,7 @@ var chainColumns = []column{
 	{"TIME", false},
 	{"BASE", false},
 	{"VERIFIED", false},
+	{"TESTED", false},
 	{"LOCATION", true},
 	{"REPO SNAPSHOT", true},
 	{"DETAIL", true},
@@ -179,7 +185,7 @@ func (i Image) row() []any {
 	return []any{
 		or(i.Backup), i.Created.UTC().Format(time.RFC3339), or(kind), or(i.Parent), or(strings.Join(reasons, ",")),
 		size(i.LogicalBytes), size(i.ReadBytes), size(i.UploadedBytes), size(i.MetadataBytes),
-		lasting(time.Duration(i.Seconds) * time.Second), base, i.verified(), or(i.Location), or(i.RepoSnapshot), or(detail),
+		lasting(time.Duration(i.Seconds) * time.Second), base, i.verified(), i.tested(), or(i.Location), or(i.RepoSnapshot), or(detail),
 	}
 }
 
@@ -191,4 +197,15 @@ func (i Image) verified() string {
 		return "DAMAGED"
 	}
 	return i.Verified.At.UTC().Format(time.DateOnly)
+}
+
+// tested is when the newest restore test was, or what was wrong.
+func (i Image) tested() string {
+	switch {
+	case i.Tested == nil:
+		return "never"
+	case i.Tested.Sound():
+		return i.Tested.At.UTC().Format(time.DateOnly)
+	}
+	return strings.ToUpper(string(i.Tested.Result))
 }

@@ -115,20 +115,6 @@ func tagOf(image string) string {
 	return "latest"
 }
 
-func (s *session) checkConfiguration(ctx context.Context) ([]Finding, error) {
-	object := "ConfigMap " + s.namespace() + "/" + configName
-	settings, err := s.settings(ctx)
-	switch {
-	case err == nil && len(settings.Ignored) > 0:
-		return []Finding{{Object: object, Verdict: Worse, What: "it has fields that have no meaning here: " + strings.Join(settings.Ignored, ", "), Do: "remove them, or do without"}}, nil
-	case err == nil:
-		return []Finding{{Object: object, Verdict: Fine, What: "it can be read"}}, nil
-	case apierrors.IsNotFound(err):
-		return []Finding{{Object: object, Verdict: Broken, What: "it does not exist", Do: "apply deploy/config.yaml"}}, nil
-	}
-	return []Finding{{Object: object, Verdict: Broken, What: err.Error(), Do: "mend it: the manager runs with an earlier one, or does not start"}}, nil
-}
-
 // settings reads the configuration of the manager.
 func (s *session) settings(ctx context.Context) (config.Config, error) {
 	cm := &corev1.ConfigMap{}
@@ -271,14 +257,18 @@ func (s *session) checkMetadataServices(ctx context.Context) ([]Finding, error) 
 
 // workerMayRead asks the API server what the metadata service will ask it.
 func (s *session) workerMayRead(ctx context.Context) (bool, error) {
+	return s.may(ctx, workerName, authorizationv1.ResourceAttributes{
+		Namespace: s.namespace(), Verb: "get", Group: "snapshot.storage.k8s.io", Resource: "volumesnapshots",
+	})
+}
+
+// may asks the API server whether a service account of Velero's namespace has a right.
+func (s *session) may(ctx context.Context, account string, right authorizationv1.ResourceAttributes) (bool, error) {
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-		User: "system:serviceaccount:" + s.namespace() + ":" + workerName,
-		ResourceAttributes: &authorizationv1.ResourceAttributes{
-			Namespace: s.namespace(), Verb: "get", Group: "snapshot.storage.k8s.io", Resource: "volumesnapshots",
-		},
+		User: "system:serviceaccount:" + s.namespace() + ":" + account, ResourceAttributes: &right,
 	}}
 	if err := s.Client.Create(ctx, review); err != nil {
-		return false, fmt.Errorf("ask what ServiceAccount %s may do: %w", workerName, err)
+		return false, fmt.Errorf("ask what ServiceAccount %s may do: %w", account, err)
 	}
 	return review.Status.Allowed, nil
 }

@@ -54,7 +54,7 @@ type session struct {
 	// Client is made from the flags if a test has not set it.
 	Client client.Client
 	// podLogs reads the log of a pod. If a test has not set it, it is the API server that does.
-	podLogs func(ctx context.Context, pod string) (io.ReadCloser, error)
+	podLogs func(ctx context.Context, pod, container string) (io.ReadCloser, error)
 	// podExec runs a command in a pod. If a test has not set it, it is the API server that does.
 	podExec func(ctx context.Context, pod string, command []string, in io.Reader, out, messages io.Writer) error
 }

@@ -127,7 +127,7 @@ func (s *session) whyLost(ctx context.Context, name string, err error) error {
 	if ctx.Err() != nil || s.Client.Get(ctx, client.ObjectKey{Namespace: s.namespace(), Name: name}, pod) != nil || pod.Status.Phase == corev1.PodRunning {
 		return err
 	}
-	return fmt.Errorf("%w: pod %s: %s", err, name, strings.TrimSpace(s.lastWords(ctx, pod)))
+	return fmt.Errorf("%w: pod %s: %s", err, name, strings.TrimSpace(s.lastWords(ctx, pod, "")))
 }
 
 // exec runs a command in a pod in Velero's namespace, with binary streams.

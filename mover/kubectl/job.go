@@ -30,68 +30,91 @@ const jobPoll = time.Second
 // log to read.
 func (s *session) runJob(ctx context.Context, location string, args []string, read func(io.Reader) error) error {
 	return s.withJob(ctx, location, "blockmover-verify-", args, func(job *batchv1.Job, pod string) error {
-		log, err := s.logs(ctx, pod)
-		if err != nil {
+		if err := s.readLog(ctx, pod, "", read); err != nil {
 			return err
 		}
-		defer func() { _ = log.Close() }()
-		if err := read(log); err != nil {
-			return fmt.Errorf("read log of pod %s: %w", pod, err)
-		}
-		return s.awaitEnd(ctx, job, pod)
+		_, err := s.awaitEnd(ctx, job, pod)
+		return err
 	})
 }
 
 // withJob runs a local command in such a pod, and calls work when the pod runs or has ended. The Job is deleted in the
 // end. If it cannot be, it goes by itself.
 func (s *session) withJob(ctx context.Context, location, prefix string, args []string, work func(job *batchv1.Job, pod string) error) error {
-	job, err := s.planJob(ctx, location, prefix, args)
+	plan, err := s.planPod(ctx, location)
 	if err != nil {
 		return err
 	}
-	if err := s.Client.Create(ctx, job); err != nil {
-		return fmt.Errorf("create Job: %w", err)
+	job, err := plan.Reader(s.namespace(), prefix, args)
+	if err != nil {
+		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		if err := client.IgnoreNotFound(s.Client.Delete(ctx, job, client.PropagationPolicy(metav1.DeletePropagationBackground))); err != nil {
-			_, _ = fmt.Fprintf(s.Streams.ErrOut, "cannot delete Job %s, it goes in ten minutes: %v\n", job.Name, err)
-		}
-	}()
-	pod, err := s.awaitPod(ctx, job)
+	remove, err := s.createJob(ctx, job)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	pod, err := s.awaitPod(ctx, job, func(pod *corev1.Pod) bool { return pod.Status.Phase != corev1.PodPending })
 	if err != nil {
 		return err
 	}
 	return work(job, pod.Name)
 }
 
-func (s *session) planJob(ctx context.Context, locationName, prefix string, args []string) (*batchv1.Job, error) {
+// createJob creates a Job, and returns what deletes it.
+func (s *session) createJob(ctx context.Context, job *batchv1.Job) (remove func(), err error) {
+	if err := s.Client.Create(ctx, job); err != nil {
+		return nil, fmt.Errorf("create Job: %w", err)
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if err := client.IgnoreNotFound(s.Client.Delete(ctx, job, client.PropagationPolicy(metav1.DeletePropagationBackground))); err != nil {
+			_, _ = fmt.Fprintf(s.Streams.ErrOut, "cannot delete Job %s, it goes ten minutes after its end: %v\n", job.Name, err)
+		}
+	}, nil
+}
+
+// planPod plans a pod that reaches a repository as a mover pod does.
+func (s *session) planPod(ctx context.Context, locationName string) (exposer.PodPlan, error) {
 	settings, err := s.settings(ctx)
 	if err != nil {
-		return nil, err
+		return exposer.PodPlan{}, err
 	}
 	location := &velerov1.BackupStorageLocation{}
 	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: s.namespace(), Name: locationName}, location); err != nil {
-		return nil, fmt.Errorf("get BackupStorageLocation: %w", err)
+		return exposer.PodPlan{}, fmt.Errorf("get BackupStorageLocation: %w", err)
 	}
 	manager := &appsv1.Deployment{}
 	if err := s.Client.Get(ctx, client.ObjectKey{Namespace: s.namespace(), Name: managerName}, manager); err != nil {
-		return nil, fmt.Errorf("find the image of the mover: %w", err)
+		return exposer.PodPlan{}, fmt.Errorf("find the image of the mover: %w", err)
 	}
 	inherited, err := exposer.FindInherited(ctx, s.Client, s.namespace(), settings)
 	if err != nil {
-		return nil, err
+		return exposer.PodPlan{}, err
 	}
 	return exposer.PodPlan{
 		Operation: identity.Operation{Namespace: s.namespace(), Name: "reader", UID: "reader"},
 		Config:    settings, Image: manager.Spec.Template.Spec.Containers[0].Image, Relabel: true,
 		LocationSecrets: exposer.SecretsOf(location), Inherited: inherited,
-	}.Reader(s.namespace(), prefix, args)
+	}, nil
 }
 
-// awaitPod waits until the pod of a Job has a log.
-func (s *session) awaitPod(ctx context.Context, job *batchv1.Job) (*corev1.Pod, error) {
+// readLog gives the log of a container to read, to its end. "" is the only container.
+func (s *session) readLog(ctx context.Context, pod, container string, read func(io.Reader) error) error {
+	log, err := s.logs(ctx, pod, container)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	if err := read(log); err != nil {
+		return fmt.Errorf("read log of pod %s: %w", pod, err)
+	}
+	return nil
+}
+
+// awaitPod waits until the pod of a Job is so far.
+func (s *session) awaitPod(ctx context.Context, job *batchv1.Job, isSoFar func(*corev1.Pod) bool) (*corev1.Pod, error) {
 	var pod *corev1.Pod
 	why := "it has no pod yet"
 	err := wait.PollUntilContextCancel(ctx, jobPoll, true, func(ctx context.Context) (bool, error) {
@@ -104,7 +127,7 @@ func (s *session) awaitPod(ctx context.Context, job *batchv1.Job) (*corev1.Pod, 
 		}
 		pod = &pods.Items[0]
 		why = whyPending(pod)
-		return pod.Status.Phase != corev1.PodPending, nil
+		return isSoFar(pod), nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("wait for Job %s: %w: %s", job.Name, err, why)
@@ -114,7 +137,7 @@ func (s *session) awaitPod(ctx context.Context, job *batchv1.Job) (*corev1.Pod, 
 
 // whyPending is what the scheduler or the kubelet say of a pod that does not run.
 func whyPending(pod *corev1.Pod) string {
-	for _, c := range pod.Status.ContainerStatuses {
+	for _, c := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		if w := c.State.Waiting; w != nil && w.Message != "" {
 			return w.Reason + ": " + w.Message
 		}
@@ -127,8 +150,8 @@ func whyPending(pod *corev1.Pod) string {
 	return "its pod is pending"
 }
 
-// awaitEnd returns the error of a command that has failed.
-func (s *session) awaitEnd(ctx context.Context, job *batchv1.Job, podName string) error {
+// awaitEnd returns the pod after its end, and the error of a command that has failed.
+func (s *session) awaitEnd(ctx context.Context, job *batchv1.Job, podName string) (*corev1.Pod, error) {
 	pod := &corev1.Pod{}
 	err := wait.PollUntilContextCancel(ctx, jobPoll, true, func(ctx context.Context) (bool, error) {
 		err := s.Client.Get(ctx, client.ObjectKey{Namespace: job.Namespace, Name: podName}, pod)
@@ -136,17 +159,17 @@ func (s *session) awaitEnd(ctx context.Context, job *batchv1.Job, podName string
 	})
 	switch {
 	case err != nil:
-		return fmt.Errorf("wait for Job %s: %w", job.Name, err)
+		return nil, fmt.Errorf("wait for Job %s: %w", job.Name, err)
 	case pod.Status.Phase == corev1.PodFailed:
-		return fmt.Errorf("Job %s failed: %s", job.Name, s.lastWords(ctx, pod)) //nolint:staticcheck // Job is the name of a kind
+		return pod, fmt.Errorf("Job %s failed: %s", job.Name, s.lastWords(ctx, pod, "")) //nolint:staticcheck // Job is the name of a kind
 	}
-	return nil
+	return pod, nil
 }
 
-// lastWords is the end of a pod's log, or else why it was ended.
-func (s *session) lastWords(ctx context.Context, pod *corev1.Pod) string {
+// lastWords is the end of the log of a container, or else why the pod was ended.
+func (s *session) lastWords(ctx context.Context, pod *corev1.Pod, container string) string {
 	const most = 2000
-	if log, err := s.logs(ctx, pod.Name); err == nil {
+	if log, err := s.logs(ctx, pod.Name, container); err == nil {
 		defer func() { _ = log.Close() }()
 		if text, err := io.ReadAll(log); err == nil && len(text) > 0 {
 			return string(text[max(0, len(text)-most):])
@@ -155,16 +178,16 @@ func (s *session) lastWords(ctx context.Context, pod *corev1.Pod) string {
 	return pod.Status.Reason + " " + pod.Status.Message
 }
 
-// logs follows the log of a pod in Velero's namespace.
-func (s *session) logs(ctx context.Context, pod string) (io.ReadCloser, error) {
+// logs follows the log of a container of a pod in Velero's namespace.
+func (s *session) logs(ctx context.Context, pod, container string) (io.ReadCloser, error) {
 	if s.podLogs != nil {
-		return s.podLogs(ctx, pod)
+		return s.podLogs(ctx, pod, container)
 	}
 	_, clientset, err := s.clientset()
 	if err != nil {
 		return nil, err
 	}
-	log, err := clientset.CoreV1().Pods(s.namespace()).GetLogs(pod, &corev1.PodLogOptions{Follow: true}).Stream(ctx)
+	log, err := clientset.CoreV1().Pods(s.namespace()).GetLogs(pod, &corev1.PodLogOptions{Follow: true, Container: container}).Stream(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read log of pod %s: %w", pod, err)
 	}

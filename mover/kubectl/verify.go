@@ -32,7 +32,10 @@ func newVerifyCommand(s *session) *cobra.Command {
 		Long: "Verify runs a Job in the cluster that reads images as a restore does, and nothing else. It takes\n" +
 			"all images of a backup, or the newest of a volume, or with --all the newest of each volume, those\n" +
 			"first that were verified longest ago. The result is kept: chain shows it. It ends with an error if\n" +
-			"an image is damaged.",
+			"an image is damaged.\n\n" +
+			"With --restore-test it restores each image onto a scratch volume in Velero's namespace, one after\n" +
+			"the other, checks the file system there, and deletes the volume. It ends with an error if a file\n" +
+			"system has errors, too, or if a test cannot be made.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: s.run(func(ctx context.Context, args []string) error {
 			if err := o.format.check(); err != nil {
@@ -60,6 +63,7 @@ func newVerifyCommand(s *session) *cobra.Command {
 	cmd.Flags().BoolVar(&o.all, "all", false, "the newest image of each volume")
 	cmd.Flags().StringVar(&budget, "max-bytes", "", "take images until they have `so many` bytes together; at least one is taken")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 12*time.Hour, "`time` after which to give up")
+	o.test.addFlags(cmd.Flags())
 	return cmd
 }
 
@@ -70,6 +74,7 @@ type verifyOptions struct {
 	all      bool
 	maxBytes int64
 	timeout  time.Duration
+	test     testOptions
 }
 
 // Verified is what came of one image.
@@ -87,6 +92,9 @@ func (o *verifyOptions) run(ctx context.Context) error {
 	repositories := &velerov1.BackupRepositoryList{}
 	if err := o.Client.List(ctx, repositories, client.InNamespace(o.namespace())); err != nil {
 		return fmt.Errorf("list BackupRepositories: %w", err)
+	}
+	if o.test.on {
+		return o.testRestores(ctx, chosen, repositories.Items)
 	}
 	groups := map[string][]*operation.View{}
 	for _, u := range chosen {
@@ -148,7 +156,11 @@ func (o *verifyOptions) choose(ctx context.Context) ([]*operation.View, error) {
 	if len(chosen) == 0 {
 		return nil, fmt.Errorf("namespace %s has no complete image of %s", o.namespace(), cmp.Or(o.what, "any volume"))
 	}
-	slices.SortStableFunc(chosen, func(a, b *operation.View) int { return verifiedAt(a).Compare(verifiedAt(b)) })
+	at := verifiedAt
+	if o.test.on {
+		at = testedAt
+	}
+	slices.SortStableFunc(chosen, func(a, b *operation.View) int { return at(a).Compare(at(b)) })
 	return withinBudget(chosen, o.maxBytes), nil
 }
 
@@ -222,19 +234,25 @@ func (o *verifyOptions) verify(ctx context.Context, repository string, uploads [
 
 // record keeps the result on the DataUpload, and makes an event of the Backup if the image is damaged.
 func (o *verifyOptions) record(ctx context.Context, u *operation.View, v Verified) error {
-	value, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{
+	err := o.annotate(ctx, u, map[string]string{
 		identity.AnnotationVerified: operation.Verified{At: time.Now().UTC().Truncate(time.Second), OK: v.OK, Detail: v.detail()}.String(),
-	}}})
+	})
+	if err != nil || v.OK {
+		return err
+	}
+	return o.warn(ctx, v.Backup, "ImageDamaged", fmt.Sprintf("the image of volume %s cannot be restored completely: %s", v.Volume, v.detail()))
+}
+
+// annotate gives a DataUpload annotations. Velero and the manager do not write them.
+func (o *verifyOptions) annotate(ctx context.Context, u *operation.View, annotations map[string]string) error {
+	value, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}})
 	if err != nil {
 		return fmt.Errorf("render verification: %w", err)
 	}
 	if err := o.Client.Patch(ctx, u.Object(), client.RawPatch("application/merge-patch+json", value), client.FieldOwner(Name)); err != nil {
 		return fmt.Errorf("record verification of DataUpload %s: %w", u.Name, err)
 	}
-	if v.OK {
-		return nil
-	}
-	return o.warn(ctx, v.Backup, "ImageDamaged", fmt.Sprintf("the image of volume %s cannot be restored completely: %s", v.Volume, v.detail()))
+	return nil
 }
 
 // detail says what is damaged, or is "".

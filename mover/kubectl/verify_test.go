@@ -57,7 +57,9 @@ func verifier(t *testing.T, log string, phase corev1.PodPhase, uploads ...*veler
 			})
 		},
 	})
-	c.podLogs = func(context.Context, string) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(log)), nil }
+	c.podLogs = func(context.Context, string, string) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader(log)), nil
+	}
 	return c, jobs
 }
 

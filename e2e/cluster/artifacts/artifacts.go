@@ -122,6 +122,7 @@ func (c *Cache) products() []target {
 	root := filepath.Dir(c.Module)
 	return []target{
 		{name: "blockmover", module: root, packages: []string{"./mover"}, output: "blockmover"},
+		{name: "fscheck", module: root, packages: []string{"./mover/fscheck"}, output: "fscheck"},
 		{name: "velero-plugin-blockmover", module: root, packages: []string{"./plugins"}, output: "velero-plugin-blockmover"},
 	}
 }
@@ -162,6 +163,9 @@ func (c *Cache) BuildProducts(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	if err := c.toolPackages(ctx); err != nil {
+		return err
+	}
 	for _, t := range c.products() {
 		if err := c.goBuild(ctx, t); err != nil {
 			return fmt.Errorf("build %s: %w", t.name, err)

@@ -46,8 +46,8 @@ func ClusterImages() []string {
 	return []string{images.PauseName, images.BusyboxName, images.VeleroName, images.AWSPluginName}
 }
 
-// ProductImages are the names of the two images that need BuildProducts.
-func ProductImages() []string { return []string{images.PluginName, images.MoverName} }
+// ProductImages are the names of the images that need BuildProducts.
+func ProductImages() []string { return []string{images.PluginName, images.MoverName, images.ToolsName} }
 
 // AllImages are the names of all images.
 func AllImages() []string { return append(ClusterImages(), ProductImages()...) }
@@ -72,6 +72,9 @@ func (c *Cache) image(name string) (images.Image, error) {
 		return images.BlockmoverPlugin(c.Bin()), nil
 	case images.MoverName:
 		return images.BlockmoverMover(c.Bin()), nil
+	case images.ToolsName:
+		files, err := c.filesystemTools()
+		return images.BlockmoverTools(c.Bin(), files), err
 	}
 	return images.Image{}, fmt.Errorf("unknown image %q; known: %s", name, strings.Join(AllImages(), " "))
 }

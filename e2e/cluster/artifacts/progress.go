@@ -127,38 +127,7 @@ var debs = []string{
 }
 
 func (c *Cache) runtimePackages(ctx context.Context) error {
-	stamp := strings.Join(debs, " ")
-	if c.stampIs("runtime", stamp) {
-		return nil
-	}
-	work, err := os.MkdirTemp(c.Dir, ".debs-")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.RemoveAll(work) }()
-	// apt's sandbox user cannot write into a private directory.
-	args := append([]string{"-o", "APT::Sandbox::User=root", "download"}, debs...)
-	c.Report("download %s", stamp)
-	if err := c.apt(ctx, work, args...); err != nil {
-		return err
-	}
-	files, err := filepath.Glob(filepath.Join(work, "*.deb"))
-	if err != nil {
-		return err
-	}
-	root := filepath.Join(work, "root")
-	for _, file := range files {
-		if err := c.run(exec.CommandContext(ctx, "dpkg", "-x", file, root), "unpack "+filepath.Base(file), 0); err != nil {
-			return err
-		}
-	}
-	if err := os.RemoveAll(c.Runtime()); err != nil {
-		return err
-	}
-	if err := os.Rename(root, c.Runtime()); err != nil {
-		return err
-	}
-	return c.writeStamp("runtime", stamp)
+	return c.unpack(ctx, "runtime", debs, c.Runtime())
 }
 
 // hostTools installs what must run on the host: the CSI driver and the tests make, check and

@@ -117,7 +117,7 @@ func (all rights) with(role rbacv1.ClusterRole) rights {
 			for _, resource := range rule.Resources {
 				for _, verb := range rule.Verbs {
 					all = append(all, &right{
-						account: strings.TrimSuffix(role.Name, "-kubevirt"), cluster: role.Kind == "ClusterRole", group: group, resource: resource, verb: verb,
+						account: strings.TrimSuffix(strings.TrimSuffix(role.Name, "-kubevirt"), "-copies"), cluster: role.Kind == "ClusterRole", group: group, resource: resource, verb: verb,
 					})
 				}
 			}
