@@ -17,7 +17,7 @@ if [[ -n ${KUBECONFIG:-} || -n $pattern ]]; then
 fi
 
 # What is not named here runs on the first cluster.
-second='^Test(Groups|GroupFailures|Killed.*|Cancel|Reasons|RetainedSnapshots|RoundTripPerVolume)$'
+second='^Test(Groups|GroupFailures|Killed.*|Cancel|Reasons|RetainedSnapshots|RoundTripPerVolume|InPlace|Configuration|RestoreTest)$'
 declare -A children=()
 
 output=$(mktemp -d)
