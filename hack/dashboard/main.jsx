@@ -26,8 +26,8 @@ async function prometheus(path, query) {
 const legend = (format, labels) => format.replace(/{{(.*?)}}/g, (_, name) => labels[name] ?? '');
 
 function field(name, type, values, defaults = {}, seriesIndex = 0) {
-  const config = { ...defaults, displayName: name, color: { mode: 'palette-classic' } };
-  const f = { name, type, values, config, state: { seriesIndex } };
+  const config = { ...defaults, displayName: name, color: { mode: 'fixed', fixedColor: theme.visualization.palette[seriesIndex % theme.visualization.palette.length] } };
+  const f = { name, type, values, config };
   f.display = getDisplayProcessor({ field: f, theme, timeZone: 'utc' });
   return f;
 }

@@ -48,6 +48,12 @@ const (
 	AuditFailed Reason = "AuditFailed"
 )
 
+// Reasons are all of them.
+var Reasons = []Reason{
+	ForcedFull, NoParent, FullDue, ParentGone, ParentDamaged, ParentNotOlder, MoverChanged, VolumeReplaced, NoChangeID, ChunkSizeChanged,
+	CBTUnavailable, DeltaFailed, AllocatedFailed, CheckpointUnknown, CheckpointLost, DisksChanged, IncrementalStuck, AuditFailed,
+}
+
 // Step is one thing that went wrong on the way.
 type Step struct {
 	Reason Reason `json:"reason"`

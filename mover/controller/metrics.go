@@ -74,15 +74,26 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			return nil, err
 		}
 	}
-	// A counter that first appears with 1 has not increased, as Prometheus sees it: what alerts are
-	// about is there from the start.
+	// A counter that first appears with 1 has not increased, as Prometheus sees it: what alerts and the
+	// dashboard are about is there from the start.
 	for _, kind := range []string{identity.KindDataUpload, identity.KindDataDownload} {
 		m.retries.WithLabelValues(kind)
 		for _, ended := range []phase.Phase{phase.Completed, phase.Failed, phase.Canceled} {
 			m.operations.WithLabelValues(kind, string(ended))
+			m.seconds.WithLabelValues(kind, string(ended))
 		}
 	}
-	m.images.WithLabelValues(string(repository.Full), string(chain.AuditFailed))
+	m.images.WithLabelValues(string(repository.Full), "")
+	m.images.WithLabelValues(string(repository.Incremental), "")
+	for _, reason := range chain.Reasons {
+		m.images.WithLabelValues(string(repository.Full), string(reason))
+		m.fallbacks.WithLabelValues(string(reason))
+	}
+	for _, what := range uploadBytes {
+		m.bytes.WithLabelValues(identity.KindDataUpload, what)
+	}
+	m.bytes.WithLabelValues(identity.KindDataUpload, bytesMoved)
+	m.bytes.WithLabelValues(identity.KindDataDownload, bytesMoved)
 	for _, what := range sweptKinds {
 		m.swept.WithLabelValues(what)
 	}
@@ -99,6 +110,11 @@ const (
 )
 
 var sweptKinds = []string{sweptOperation, sweptVolumeSnapshot, sweptRetained, sweptGroup, sweptVM}
+
+// bytesMoved is the size of a volume that was backed up or restored; uploadBytes are what the result of an upload says.
+const bytesMoved = "moved"
+
+var uploadBytes = []string{"bytesRead", "bytesUploaded", "bytesAudited"}
 
 // inPlace counts what a restore in place has read and written, and why the storage could not say what
 // has changed.
@@ -119,7 +135,7 @@ func (m *metrics) count(op *operation.View) {
 	if op.Status.Phase != phase.Completed {
 		return
 	}
-	m.bytes.WithLabelValues(op.Kind, "moved").Add(float64(op.Status.BytesDone))
+	m.bytes.WithLabelValues(op.Kind, bytesMoved).Add(float64(op.Status.BytesDone))
 	result := op.Result()
 	if result == nil {
 		return
@@ -134,7 +150,7 @@ func (m *metrics) count(op *operation.View) {
 	for _, reason := range detours(op) {
 		m.fallbacks.WithLabelValues(reason).Inc()
 	}
-	for _, what := range []string{"bytesRead", "bytesUploaded", "bytesAudited"} {
+	for _, what := range uploadBytes {
 		if n, err := strconv.ParseFloat(result[what], 64); err == nil {
 			m.bytes.WithLabelValues(op.Kind, what).Add(n)
 		}

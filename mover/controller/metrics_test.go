@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
 )
@@ -95,7 +96,9 @@ func TestAlertsHaveASeries(t *testing.T) {
 	}
 	require.Equal(t, 6, found["blockmover_operations_total"])
 	require.Equal(t, 2, found["blockmover_retries_total"])
-	require.Equal(t, 1, found["blockmover_images_total"])
+	require.Equal(t, len(chain.Reasons)+2, found["blockmover_images_total"])
+	require.Equal(t, len(chain.Reasons), found["blockmover_fallbacks_total"])
+	require.Equal(t, 6, found["blockmover_operation_seconds"])
 	require.Equal(t, 1, found["blockmover_suspicious_changes_total"])
 }
 
