@@ -14,7 +14,7 @@ blockmover.render renders files of the base. It is called with the context and t
 {{- if not $object.kind }}{{ fail (printf "%s: cannot be read: %v" $file $object) }}{{ end }}
 {{- include "blockmover.place" (list $root $object) }}
 {{- $special := printf "blockmover.%s" $object.kind }}
-{{- if has $object.kind (list "ConfigMap" "CronJob" "Deployment" "PodMonitor" "PrometheusRule" "ServiceAccount" "ValidatingAdmissionPolicy") }}
+{{- if has $object.kind (list "ClusterRole" "ConfigMap" "CronJob" "Deployment" "PodMonitor" "PrometheusRule" "Role" "ServiceAccount" "ValidatingAdmissionPolicy") }}
 {{- include $special (list $root $object) }}
 {{- end }}
 ---
@@ -80,14 +80,18 @@ blockmover.render renders files of the base. It is called with the context and t
 {{- $values := (index . 0).Values }}{{ $spec := (index . 1).spec }}
 {{- $pod := $spec.jobTemplate.spec.template.spec }}
 {{- include "blockmover.pod" (list (index . 0) $pod) }}
-{{- $_ := set $spec "schedule" $values.verify.schedule }}
+{{- $run := $values.verify }}
+{{- if eq (index . 1).metadata.name "blockmover-restore-test" }}{{ $run = $values.verify.restoreTest }}{{ end }}
+{{- $_ := set $spec "schedule" $run.schedule }}
 {{- with $values.verify.timeZone }}{{ $_ := set $spec "timeZone" . }}{{ end }}
 {{- $args := list }}
 {{- range (first $pod.containers).args }}
-{{- if hasPrefix "--max-bytes=" . }}{{ $args = append $args (print "--max-bytes=" $values.verify.maxBytes) }}
-{{- else if hasPrefix "--timeout=" . }}{{ $args = append $args (print "--timeout=" $values.verify.timeout) }}
+{{- if hasPrefix "--max-bytes=" . }}{{ $args = append $args (print "--max-bytes=" $run.maxBytes) }}
+{{- else if hasPrefix "--max-time=" . }}{{ $args = append $args (print "--max-time=" $run.maxTime) }}
+{{- else if hasPrefix "--timeout=" . }}{{ $args = append $args (print "--timeout=" $run.timeout) }}
 {{- else }}{{ $args = append $args . }}{{ end }}
 {{- end }}
+{{- with $run.toolsImage }}{{ $args = append $args (print "--tools-image=" .) }}{{ end }}
 {{- $_ := set (first $pod.containers) "args" $args }}
 {{- end }}
 
@@ -99,6 +103,19 @@ blockmover.render renders files of the base. It is called with the context and t
 {{- $_ := set $config "imagePullSecrets" $values.imagePullSecrets }}
 {{- end }}
 {{- $_ := set $object.data "config.yaml" (print (toYaml $config) "\n") }}
+{{- end }}
+
+{{/* Which Secrets and ConfigMaps the manager may copy. An empty list would be all. */}}
+{{- define "blockmover.Role" -}}
+{{- $copies := (index . 0).Values.copies }}{{ $object := index . 1 }}
+{{- if hasPrefix "blockmover-manager-copies" $object.metadata.name }}
+{{- $_ := set (index $object.rules 0) "resourceNames" ($copies.secretNames | default (list "none")) }}
+{{- $_ := set (index $object.rules 1) "resourceNames" ($copies.configMapNames | default (list "none")) }}
+{{- end }}
+{{- end }}
+
+{{- define "blockmover.ClusterRole" -}}
+{{- include "blockmover.Role" . }}
 {{- end }}
 
 {{- define "blockmover.ServiceAccount" -}}

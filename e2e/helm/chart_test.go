@@ -173,9 +173,10 @@ func TestChartIsBase(t *testing.T) {
 		"defaults": {"velero", "", "resources: [deploy]", 22},
 		"everything": {
 			"backups",
-			`{image: {repository: "registry.example.com:5000/bm", tag: v9}, kubevirt: {enabled: true}, monitoring: {enabled: true}, verify: {enabled: true}}`,
-			"namespace: backups\nresources: [deploy]\ncomponents: [deploy/kubevirt, deploy/monitoring, deploy/verify]\n" +
-				"images: [{name: blockmover, newName: 'registry.example.com:5000/bm', newTag: v9}]", 31,
+			`{image: {repository: "registry.example.com:5000/bm", tag: v9}, kubevirt: {enabled: true}, monitoring: {enabled: true}, verify: {enabled: true, restoreTest: {enabled: true}}, copies: {secretNames: [key]}}`,
+			"namespace: backups\nresources: [deploy]\ncomponents: [deploy/kubevirt, deploy/monitoring, deploy/verify, deploy/restore-test, deploy/copies]\n" +
+				"patches: [{target: {name: blockmover-manager-copies, kind: '(Cluster)?Role'}, patch: '- {op: replace, path: /rules/0/resourceNames, value: [key]}'}]\n" +
+				"images: [{name: blockmover, newName: 'registry.example.com:5000/bm', newTag: v9}]", 38,
 		},
 		"without policies": {
 			"velero", "{admission: {enabled: false}}",
@@ -215,7 +216,8 @@ serviceAccount: {workerAnnotations: {role: reader}}
 config: {loadConcurrency: {globalConfig: 8}, podResources: null, serviceAccountName: mine, securityContext: {runAsUser: 1000720000}}
 clusterNameSuffix: -second
 monitoring: {enabled: true, labels: {release: prometheus}}
-verify: {enabled: true, schedule: "0 1 * * *", timeZone: Europe/Berlin, maxBytes: 1Ti, timeout: 2h}
+verify: {enabled: true, schedule: "0 1 * * *", timeZone: Europe/Berlin, maxBytes: 1Ti, timeout: 2h, restoreTest: {enabled: true, schedule: "0 2 * * 0", maxTime: 1h, toolsImage: "r/tools:v9"}}
+copies: {configMapNames: [kms]}
 `)
 	deployment := all["Deployment velero/blockmover"]
 	require.EqualValues(t, 2, field(deployment, "spec")["replicas"])
@@ -263,6 +265,14 @@ serviceAccountName: mine
 	verifier := field(job, "jobTemplate", "spec", "template", "spec")["containers"].([]any)[0].(object)
 	require.Equal(t, []any{"--all", "--max-bytes=1Ti", "--timeout=2h", "--namespace=$(NAMESPACE)"}, verifier["args"])
 	require.Equal(t, manager["image"], verifier["image"])
+	job = field(all["CronJob velero/blockmover-restore-test"], "spec")
+	require.Equal(t, []any{"0 2 * * 0", "Europe/Berlin"}, []any{job["schedule"], job["timeZone"]})
+	tester := field(job, "jobTemplate", "spec", "template", "spec")["containers"].([]any)[0].(object)
+	require.Equal(t, []any{
+		"--all", "--restore-test", "--max-bytes=500Gi", "--max-time=1h", "--timeout=8h", "--namespace=$(NAMESPACE)", "--tools-image=r/tools:v9",
+	}, tester["args"])
+	rules := all["ClusterRole /blockmover-manager-copies-second"]["rules"].([]any)
+	require.Equal(t, []any{[]any{"none"}, []any{"kms"}}, []any{rules[0].(object)["resourceNames"], rules[1].(object)["resourceNames"]})
 }
 
 // TestPluginJobs looks at the Jobs that change Velero's Deployment, and at their rights.
@@ -302,7 +312,7 @@ func TestNotes(t *testing.T) {
 func TestSchemaRefuses(t *testing.T) {
 	for _, values := range []string{
 		"{images: {}}", "{image: {tag: 'v1:2'}}", "{image: {digest: abc}}", "{image: {pullPolicy: Sometimes}}", "{replicas: two}",
-		"{config: {loadConcurency: {}}}", "{clusterNameSuffix: Second}", "{verify: {enabled: 'yes'}}", "{verify: {timeout: long}}",
+		"{config: {loadConcurency: {}}}", "{clusterNameSuffix: Second}", "{verify: {enabled: 'yes'}}", "{verify: {timeout: long}}", "{verify: {restoreTest: {enabled: true}}}", "{copies: {secretNames: key}}",
 		"{extraArgs: [namespace]}", "{imagePullSecrets: [registry]}", "{plugin: {deployment: ''}}",
 	} {
 		_, err := files(t, "velero", values)
