@@ -92,7 +92,7 @@ func (s *search) look(p Part, mayBeDisk bool) error {
 	} else if err != nil {
 		p.Kind, p.Reason, p.Content = kindLVM, err.Error(), nil
 		s.found = append(s.found, p)
-		return nil
+		return nil //nolint:nilerr // the part says it
 	} else if volume != nil {
 		s.volumes = append(s.volumes, volume)
 		return nil

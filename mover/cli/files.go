@@ -51,10 +51,10 @@ It only reads. The journal of a file system that was in use is replayed in memor
 }
 
 // filesCommand makes one of the commands. run is called with the arguments after those that name the image.
-func filesCommand(source FilesSource, cmd *cobra.Command, least, most int, run func(ctx context.Context, d *parts.Disk, args []string) error) *cobra.Command {
+func filesCommand(source FilesSource, cmd *cobra.Command, least int, run func(ctx context.Context, d *parts.Disk, args []string) error) *cobra.Command {
 	cmd.Use = strings.Replace(cmd.Use, " ", " "+source.Usage, 1)
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if n := len(args) - source.Arguments; n < least || most >= 0 && n > most {
+		if n := len(args) - source.Arguments; n < least {
 			return fmt.Errorf("usage: %s", cmd.UseLine())
 		}
 		return nil

@@ -20,7 +20,7 @@ import (
 
 func newFilesCat(source FilesSource) *cobra.Command {
 	cmd := &cobra.Command{Use: "cat PATH…", Short: "Write files to standard output"}
-	return filesCommand(source, cmd, 1, -1, func(ctx context.Context, d *parts.Disk, args []string) error {
+	return filesCommand(source, cmd, 1, func(ctx context.Context, d *parts.Disk, args []string) error {
 		for _, at := range args {
 			f, err := findFile(d, at, true)
 			if err != nil {
@@ -123,7 +123,7 @@ directory is written, whatever the image holds.`,
 	}
 	cmd.Flags().BoolVar(&o.Overwrite, "overwrite", false, "replace files that exist")
 	cmd.Flags().BoolVar(&o.Special, "special", false, "keep setuid and setgid bits, device nodes, and the attributes security.* and trusted.*; only root can")
-	return filesCommand(source, cmd, 2, -1, func(ctx context.Context, d *parts.Disk, args []string) error {
+	return filesCommand(source, cmd, 2, func(ctx context.Context, d *parts.Disk, args []string) error {
 		paths, directory := args[:len(args)-1], args[len(args)-1]
 		for _, at := range paths {
 			if _, err := findFile(d, at, false); err != nil {
@@ -154,7 +154,7 @@ func newFilesTar(source FilesSource) *cobra.Command {
 format of tar (POSIX) with all metadata, for "tar --xattrs -x", which also makes the
 holes of sparse files again. Sockets are left out.`,
 	}
-	return filesCommand(source, cmd, 1, -1, func(ctx context.Context, d *parts.Disk, args []string) error {
+	return filesCommand(source, cmd, 1, func(ctx context.Context, d *parts.Disk, args []string) error {
 		if f, ok := cmd.OutOrStdout().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 			return errors.New("standard output is a terminal: send the stream to a file or to tar")
 		}

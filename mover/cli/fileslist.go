@@ -64,7 +64,7 @@ func newFilesList(source FilesSource) *cobra.Command {
 	flags.BoolVarP(&o.recursive, "recursive", "R", false, "with all that is below")
 	flags.BoolVarP(&o.directory, "directory", "d", false, "directories themselves, not what is in them")
 	flags.StringVarP(&o.output, "output", "o", "text", "`format`: text, or json")
-	return filesCommand(source, cmd, 0, -1, func(ctx context.Context, d *parts.Disk, args []string) error {
+	return filesCommand(source, cmd, 0, func(ctx context.Context, d *parts.Disk, args []string) error {
 		if o.output != "text" && o.output != "json" {
 			return fmt.Errorf("output format is %q, want text or json", o.output)
 		}
@@ -176,8 +176,9 @@ func typeOf(mode fs.FileMode) string {
 		return "fifo"
 	case fs.ModeSocket:
 		return "socket"
+	default:
+		return "unknown"
 	}
-	return "unknown"
 }
 
 func modeBits(mode fs.FileMode) uint32 {

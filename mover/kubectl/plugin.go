@@ -83,7 +83,7 @@ func (o *pluginOptions) apply(ctx context.Context, image string) error {
 	case apierrors.IsNotFound(err) && image == "":
 		return nil // with Velero, its plugins have gone
 	case apierrors.IsNotFound(err):
-		return fmt.Errorf("Deployment %s does not exist: install Velero first, or give its namespace with -n, and its name with --deployment", key)
+		return fmt.Errorf("Deployment %s does not exist: install Velero first, or give its namespace with -n, and its name with --deployment", key) //nolint:staticcheck // Deployment is the name of a kind
 	case err != nil:
 		return fmt.Errorf("get Deployment %s: %w", key, err)
 	}
@@ -116,11 +116,11 @@ func checkServer(server *appsv1.Deployment, image string) error {
 	pod := server.Spec.Template.Spec
 	name := server.Namespace + "/" + server.Name
 	if !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == pluginVolume }) {
-		return fmt.Errorf("Deployment %s has no volume %q for plugins, so it is not Velero's server: give the name with --deployment", name, pluginVolume)
+		return fmt.Errorf("Deployment %s has no volume %q for plugins, so it is not Velero's server: give the name with --deployment", name, pluginVolume) //nolint:staticcheck // Deployment is the name of a kind
 	}
 	for _, c := range pod.InitContainers {
 		if c.Name != pluginContainer && imageRepository(c.Image) == imageRepository(image) {
-			return fmt.Errorf("Deployment %s has the plugin already, as init container %s with image %s: run velero plugin remove %s first", name, c.Name, c.Image, c.Image)
+			return fmt.Errorf("Deployment %s has the plugin already, as init container %s with image %s: run velero plugin remove %s first", name, c.Name, c.Image, c.Image) //nolint:staticcheck // Deployment is the name of a kind
 		}
 	}
 	return nil

@@ -212,8 +212,9 @@ func (c *Copier) in(path string, work func(parent int, name string) error) error
 	for {
 		name, rest, more := strings.Cut(path, "/")
 		if !more {
-			defer closeParent()
-			return work(parent, name)
+			err := work(parent, name)
+			closeParent()
+			return err
 		}
 		fd, err := openDirectory(parent, name)
 		closeParent()
@@ -225,8 +226,8 @@ func (c *Copier) in(path string, work func(parent int, name string) error) error
 }
 
 // create makes a name, after it has deleted what exists, if that is wanted.
-func (c *Copier) create(parent int, name string, make func() error) error {
-	err := make()
+func (c *Copier) create(parent int, name string, attempt func() error) error {
+	err := attempt()
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -236,7 +237,7 @@ func (c *Copier) create(parent int, name string, make func() error) error {
 	if err := unix.Unlinkat(parent, name, 0); err != nil {
 		return fmt.Errorf("replace what exists: %w", err)
 	}
-	return make()
+	return attempt()
 }
 
 // copy writes everything but directories.

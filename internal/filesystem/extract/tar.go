@@ -143,6 +143,7 @@ func (m *member) prepare(files filesystem.FileSystem) (err error) {
 			m.content = make([]byte, m.Info.Size)
 			return readFull(content, m.content, 0)
 		}
+	default: // has no content
 	}
 	return err
 }
@@ -162,7 +163,7 @@ func (a *Archiver) member(ctx context.Context, files filesystem.FileSystem, m *m
 		content, err := files.Open(m.ID)
 		if err != nil {
 			a.problem(m.Path, err)
-			return nil
+			return nil //nolint:nilerr // it is said, and the other files go on
 		}
 		a.result.Files++
 		return a.large(ctx, header, m, content)
@@ -283,7 +284,7 @@ func sparseHeader(h *tar.Header, size int64) []byte {
 	for k, v := range h.PAXRecords {
 		records[k] = v
 	}
-	var body []byte
+	var body []byte //nolint:prealloc // its length is not known
 	for k, v := range records {
 		body = append(body, paxRecord(k, v)...)
 	}

@@ -78,7 +78,10 @@ func open(r io.ReaderAt, size int64) (*FileSystem, error) {
 	if err := f.geometry(boot); err != nil {
 		return nil, err
 	}
-	return f, f.describe(boot)
+	if err := f.describe(boot); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // isBoot reports whether a sector can be the first one of FAT: nothing marks FAT for sure.

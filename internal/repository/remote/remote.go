@@ -42,9 +42,10 @@ const (
 	requestSize = 8 + 1 + 8 + 4
 	answerSize  = 8 + 1 + 4
 
-	// PingInterval is how often a client sends a ping. A server ends after Patience without a request.
+	// PingInterval is how often a client sends a ping.
 	PingInterval = 10 * time.Second
-	Patience     = 60 * time.Second
+	// Patience is how long a server waits for a request before it ends.
+	Patience = 60 * time.Second
 )
 
 type request struct {
