@@ -152,7 +152,7 @@ func (m *member) prepare(files filesystem.FileSystem) (err error) {
 func (a *Archiver) member(ctx context.Context, files filesystem.FileSystem, m *member, first map[filesystem.ID]string) error {
 	if m.problem != nil {
 		a.problem(m.Path, m.problem)
-		return nil
+		return nil //nolint:nilerr // it is said, and the other files go on
 	}
 	header, ok := a.header(m, first)
 	if !ok || header.Name == "" {
@@ -163,7 +163,7 @@ func (a *Archiver) member(ctx context.Context, files filesystem.FileSystem, m *m
 		content, err := files.Open(m.ID)
 		if err != nil {
 			a.problem(m.Path, err)
-			return nil //nolint:nilerr // it is said, and the other files go on
+			return nil
 		}
 		a.result.Files++
 		return a.large(ctx, header, m, content)
