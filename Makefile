@@ -102,7 +102,7 @@ PRIVATE := $(if $(filter 0,$(shell id -u)),unshare --mount)
 
 .PHONY: unit
 unit: ## unit tests of all modules; as root they use loop devices
-	$(PRIVATE) go test ./...
+	$(PRIVATE) go test -timeout 20m ./...
 	cd e2e && go test $$(go list ./... | grep -v -e /scenarios -e /csidriver -e /kubevirt -e /kit -e /release)
 	@# Go keeps the result of a test although a file outside of its module has changed.
 	cd e2e && go test -count=1 ./kit ./release
