@@ -43,6 +43,10 @@ func TestInPlace(t *testing.T) {
 	require.GreaterOrEqual(t, done.written+done.zeroed, int64(kit.ChangedDiskBytes*9/10))
 	require.LessOrEqual(t, done.read, int64(kit.ChangedDiskBytes*12/10))
 	s.requireWhole(app, want, volumes)
+	require.NoError(t, s.kit.Wait(s.ctx, "event of the PVC", 30*time.Second, func(ctx context.Context) (bool, string, error) {
+		events, err := s.kit.Kubectl(ctx, "-n", app.Namespace, "get", "events", "--field-selector", "reason=RestoredInPlace,involvedObject.name="+kit.DiskPVC, "-o", "name")
+		return events != "", "no event RestoredInPlace", err
+	}))
 	s.interruptInPlace(app, backup, want, volumes)
 
 	// Without the storage's help, all of the volume is compared: it is equal to the image, byte by byte.

@@ -295,7 +295,7 @@ func (e *engine) lookBeside(ctx context.Context, l *liveTarget, p task.Progress,
 	if !strings.Contains(l.op.Status.Message, note) {
 		log.FromContext(ctx).Info("a pod wants a volume that is being restored in place", "pvc", key, "pods", users)
 		e.event(l.op, corev1.EventTypeWarning, "VolumeInUse", "Restore", note)
-		e.eventOfClaim(l.op, "VolumeInUse", note)
+		e.eventOfClaim(l.op, corev1.EventTypeWarning, "VolumeInUse", note)
 	}
 	if work.Detail != "" {
 		note = work.Detail + "; " + note
@@ -304,26 +304,28 @@ func (e *engine) lookBeside(ctx context.Context, l *liveTarget, p task.Progress,
 	return work, nil
 }
 
-// announceInPlace tells the owner of the PVC that its volume is half restored, and counts what a
+// announceInPlace tells the owner of the PVC that its volume is restored, or half restored, and counts what a
 // restore in place has done.
 func (e *engine) announceInPlace(op *operation.View, t phase.Transition, report *task.Report) {
 	if _, ok := e.inPlace(op); !ok || t.Outcome == nil {
 		return
 	}
 	if strings.Contains(t.Outcome.Message, halfRestored) {
-		e.eventOfClaim(op, "HalfRestored", t.Outcome.Message)
+		e.eventOfClaim(op, corev1.EventTypeWarning, "HalfRestored", t.Outcome.Message)
 	}
 	if t.Outcome.Phase == phase.Completed && report != nil {
 		e.metrics.inPlace(op, report)
+		e.eventOfClaim(op, corev1.EventTypeNormal, "RestoredInPlace", fmt.Sprintf("DataDownload %s has restored the volume in place: %d bytes were not as in the image",
+			op.Name, report.BytesWritten+report.ZeroBytes))
 	}
 }
 
-// eventOfClaim makes a warning of the live PVC.
-func (e *engine) eventOfClaim(op *operation.View, reason, note string) {
+// eventOfClaim makes an event of the live PVC.
+func (e *engine) eventOfClaim(op *operation.View, kind, reason, note string) {
 	target := targetOf(op.Download)
 	claim := &corev1.ObjectReference{
 		APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: target.Namespace, Name: target.Name,
 		UID: types.UID(op.Download.Spec.DataMoverConfig[identity.ConfigInPlace]),
 	}
-	e.recorder.Eventf(claim, op.Object(), corev1.EventTypeWarning, reason, "Restore", "%s", shorten(note))
+	e.recorder.Eventf(claim, op.Object(), kind, reason, "Restore", "%s", shorten(note))
 }
