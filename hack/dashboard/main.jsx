@@ -40,7 +40,7 @@ async function frames(panel) {
     const found = [];
     for (const target of panel.targets) {
       for (const series of await prometheus('query_range', { query: target.expr, start: from, end: to, step })) {
-        const at = new Map(series.values.map(([time, value]) => [Math.round(time), Number(value)]));
+        const at = new Map(series.values.filter(([, value]) => value !== 'NaN').map(([time, value]) => [Math.round(time), Number(value)]));
         const times = [];
         for (let time = from; time <= to; time += step) {
           times.push(time);
