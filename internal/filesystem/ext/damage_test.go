@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -223,19 +225,19 @@ func TestTornJournal(t *testing.T) {
 				judge := torn + ".judge"
 				command(t, "cp", "--sparse=always", torn, judge)
 				root := t.TempDir()
-				fsys := openImage(t, torn)
 				if exec.Command("mount", "-o", "loop,rw,noatime", judge, root).Run() != nil {
-					// The reader has nothing to say if a later version of the block is there.
-					_ = filesystemtest.Walk(fsys, 100000)
+					// The reader need not refuse it: a later version of the block may be there.
+					tryImage(t, torn)
 					continue
 				}
 				mounted++
 				filesystemtest.Unmount(t, root)
 				if exec.Command("e2fsck", "-fn", judge).Run() != nil {
+					tryImage(t, torn)
 					continue // what was lost was needed: the file system is damaged
 				}
 				root = filesystemtest.Mount(t, judge, "ro")
-				filesystemtest.RequireEqual(t, root, fsys, filesystemtest.Differ{})
+				filesystemtest.RequireEqual(t, root, openImage(t, torn), filesystemtest.Differ{})
 				filesystemtest.Unmount(t, root)
 				compared++
 			}
@@ -243,6 +245,24 @@ func TestTornJournal(t *testing.T) {
 	}
 	t.Logf("the kernel mounted %d, of which %d were compared", mounted, compared)
 	require.Positive(t, compared)
+}
+
+// tryImage reads all of an image that may be damaged: an error is fine, and a panic is not.
+func tryImage(t *testing.T, image string) {
+	t.Helper()
+	f, err := os.Open(image)
+	require.NoError(t, err)
+	defer f.Close()
+	info, err := f.Stat()
+	require.NoError(t, err)
+	fsys, err := ext.Open(f, info.Size())
+	if err == nil {
+		err = filesystemtest.Walk(fsys, 100000)
+	}
+	// A directory that was not replayed may name a file that is deleted.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		require.ErrorIs(t, err, filesystem.ErrDamaged)
+	}
 }
 
 // counted counts reads, as each costs a round trip.
