@@ -17,7 +17,6 @@ import (
 // dereferences nil (contentCacheImpl.fetchBlobInternal). Worse, repo.Connect with a wrong
 // password removes that directory, which is not ours, with everything in it. If a file has no
 // caching options, kopia ignores the variable.
-// it. Where a file has no caching options, kopia looks at neither.
 func writeConnection(file string, c repo.LocalConfig) error {
 	c.Caching = nil
 	storage := *c.Storage
