@@ -93,11 +93,37 @@ func (s *scenario) interruptInPlace(app *kit.App, backup string, want kit.Sums, 
 	for pvc, download := range downloads {
 		s.Logf("PVC %s: %s: %s", pvc, download.Status.Phase, download.Status.Message)
 		require.Equal(s, "Canceled", download.Status.Phase)
-		require.Regexp(s, "nothing was written to the volume|the volume may hold a mixture of old and restored data", download.Status.Message)
+		require.Regexp(s, "nothing was written to the volume|"+mixture, download.Status.Message)
 	}
+	s.backUpMixture(app, downloads)
 	s.checkNothingLeft()
 	s.restoreInPlace(backup, "true", "")
 	s.requireWhole(app, want, volumes)
+}
+
+// mixture is what a DataDownload says of a volume that it has left half restored.
+const mixture = "the volume may hold a mixture of old and restored data"
+
+// backUpMixture backs up volumes of which a restore may have left a mixture: those fail, and the others do not.
+func (s *scenario) backUpMixture(app *kit.App, downloads map[string]kit.Object) {
+	s.Helper()
+	name := s.name("in-place-mixture")
+	s.deleteBackupInTheEnd(name)
+	backup, err := s.kit.Backup(s.ctx, name, append(perVolume.args(s), "--include-namespaces", app.Namespace)...)
+	require.NoError(s, err)
+	uploads, err := s.kit.DataUploads(s.ctx, backup.Metadata.Name)
+	require.NoError(s, err)
+	phase := "Completed"
+	for pvc, download := range downloads {
+		if !strings.Contains(download.Status.Message, mixture) {
+			require.Equal(s, "Completed", uploads[pvc].Status.Phase, uploads[pvc].Status.Message)
+			continue
+		}
+		phase = "PartiallyFailed"
+		require.Equal(s, "Failed", uploads[pvc].Status.Phase)
+		require.Contains(s, uploads[pvc].Status.Message, "because DataDownload/"+s.kit.VeleroNamespace+"/"+download.Metadata.Name+" restored it in place and did not complete")
+	}
+	require.Equal(s, phase, backup.Status.Phase)
 }
 
 func (s *scenario) cancelDownloads(restore string, n int) error {

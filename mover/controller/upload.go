@@ -103,6 +103,9 @@ func (u *uploads) expose(ctx context.Context, op *operation.View) (phase.Work, e
 	if !pair.Ready {
 		return phase.Work{Detail: pair.Waiting}, nil
 	}
+	if err := u.refuseMixture(ctx, op, pair); err != nil {
+		return phase.Work{}, err
+	}
 	class := du.Spec.CSISnapshot.StorageClass
 	pvcConfig := u.live.Get().BackupPVC[class]
 	if class == "" && pvcConfig.StorageClass == "" {
