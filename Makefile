@@ -44,7 +44,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
 
 .PHONY: release-images
-release-images: ## the two images for amd64 and arm64, with SBOMs, in dist/images (VERSION=v1.2.3)
+release-images: ## the images for amd64 and arm64, with SBOMs, in dist/images (VERSION=v1.2.3)
 	@rm -rf $(IMAGES) && mkdir -p $(dir $(IMAGES))
 	@cd e2e && go run ./cmd/release --source $(CURDIR) --version $(VERSION) --revision "$$(git rev-parse HEAD)" $(IMAGES)
 

@@ -1,14 +1,16 @@
 #!/bin/sh
-# Builds both images with buildah and without any registry or network, which
+# Builds all images with buildah and without any registry or network, which
 # shows that the Dockerfiles depend on neither: the base images are build
 # arguments, and so is where Go modules come from.
 #
 # Each build runs in a network namespace of its own, with nothing in it. The local
-# base images are made from this machine's Go toolchain with a shell, and from its
-# CA certificates. Its module cache is mounted read-only.
+# base images are made from this machine's Go toolchain with a shell, from its CA
+# certificates, and from its programs that check file systems. Its module cache is
+# mounted read-only.
 #
 # Needs root, Go with all modules of this repository in its module cache, and
-# buildah (Debian: apt-get install -y --no-install-recommends buildah).
+# buildah, e2fsprogs, xfsprogs and btrfs-progs (Debian: apt-get install -y
+# --no-install-recommends buildah e2fsprogs xfsprogs btrfs-progs).
 #
 #   hack/build-images-buildah.sh [DIRECTORY]
 #
@@ -22,10 +24,13 @@ revision=$(git rev-parse HEAD)
 created=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 limit=${BUILD_TIMEOUT:-2400} # seconds for one image, on a slow machine from nothing
 
-command -v buildah >/dev/null || {
-	echo "buildah is missing: apt-get install -y --no-install-recommends buildah" >&2
-	exit 1
-}
+checkers="e2fsck tune2fs xfs_repair btrfs"
+for program in buildah $checkers; do
+	command -v "$program" >/dev/null || {
+		echo "$program is missing: apt-get install -y --no-install-recommends buildah e2fsprogs xfsprogs btrfs-progs" >&2
+		exit 1
+	}
+done
 
 cache=${BLOCKMOVER_CACHE:-$HOME/.cache/blockmover}/buildah
 mkdir -p "$cache/go-build"
@@ -91,6 +96,13 @@ rm -rf "$base"
 certificates=$work/certificates
 mkdir -p "$certificates/etc/ssl/certs"
 cp -L /etc/ssl/certs/ca-certificates.crt "$certificates/etc/ssl/certs/"
+tools=$work/tools
+mkdir -p "$tools/tmp"
+for program in sh $checkers; do
+	copy_into "$(command -v "$program")" "$tools"
+done
+image_from "$tools" localhost/blockmover-tools-base:local --env PATH=/bin:/usr/bin:/sbin:/usr/sbin
+rm -rf "$tools"
 
 # build DOCKERFILE IMAGE
 build() {
@@ -102,6 +114,7 @@ build() {
 		build --isolation chroot --layers=false --force-rm --pull-never \
 		--build-arg BUILD_IMAGE=localhost/blockmover-build:local \
 		--build-arg CERTIFICATES_IMAGE=localhost/blockmover-certificates:local \
+		--build-arg TOOLS_IMAGE=localhost/blockmover-tools-base:local \
 		--build-arg TARGETOS=linux --build-arg "TARGETARCH=$(go env GOARCH)" \
 		--build-arg GOPROXY=off --build-arg GOFLAGS= --build-arg "VERSION=$version" \
 		--build-arg "REVISION=$revision" --build-arg "CREATED=$(date -u -d "@$created" +%Y-%m-%dT%H:%M:%SZ)" --timestamp "$created" \
@@ -117,4 +130,5 @@ build() {
 
 build Dockerfile.plugin localhost/velero-plugin-blockmover:local
 build Dockerfile.mover localhost/blockmover:local
+build Dockerfile.tools localhost/blockmover-tools:local
 say "done"

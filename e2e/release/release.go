@@ -1,9 +1,9 @@
-// Package release builds the two images of Blockmover for several architectures, without a
+// Package release builds the images of Blockmover for several architectures, without a
 // container engine and without a registry: Go cross-compiles the binaries, package images
 // assembles them, and package sbom says what is in them.
 //
-// Two builds of one source with one version of Go, one file of certificates and one time give
-// the same bytes, wherever the source is. Dockerfile.mover and Dockerfile.plugin describe the same
+// Two builds of one source with one version of Go, one file of certificates, the same packages of
+// Debian and one time give the same bytes, wherever the source is. The Dockerfiles describe the same
 // images; a test compares them.
 package release
 
@@ -24,13 +24,17 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/blockmover/blockmover/e2e/images"
+	"github.com/blockmover/blockmover/e2e/images/debian"
 	"github.com/blockmover/blockmover/e2e/images/sbom"
 )
 
 // What all images say of themselves.
+const source = "https://github.com/blockmover/blockmover"
+
+// Licenses: ours, and with those of the programs of Debian that check file systems, and their libraries.
 const (
-	source  = "https://github.com/blockmover/blockmover"
-	license = "Apache-2.0"
+	license      = "Apache-2.0"
+	toolsLicense = "Apache-2.0 AND GPL-2.0-only AND LGPL-2.1-or-later AND BSD-3-Clause AND Zlib"
 )
 
 // certificatesPath is where programs in the images look for root certificates.
@@ -41,20 +45,29 @@ var tag = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 
 // product is one of our images.
 type product struct {
-	name, description string
-	image             func(bin string) images.Image
+	name, description, license string
+	image                      func(bin string) images.Image
 	// packages of the root module, by the name of the binary.
 	packages map[string]string
+	// tools are of Debian. An image without them has root certificates.
+	tools *debian.Tools
 }
 
 var products = []product{
 	{
-		"blockmover", "Block-level and incremental data mover for Velero", images.BlockmoverMover,
+		"blockmover", "Block-level and incremental data mover for Velero", license, images.BlockmoverMover,
 		map[string]string{"blockmover": "./mover"},
+		nil,
 	},
 	{
-		"velero-plugin-blockmover", "Velero plugin of Blockmover, a block-level and incremental data mover", images.BlockmoverPlugin,
+		"velero-plugin-blockmover", "Velero plugin of Blockmover, a block-level and incremental data mover", license, images.BlockmoverPlugin,
 		map[string]string{"velero-plugin-blockmover": "./plugins", "cp-plugin": "./plugins/cp-plugin"},
+		nil,
+	},
+	{
+		"blockmover-tools", "Checks file systems for Blockmover", toolsLicense, func(bin string) images.Image { return images.BlockmoverTools(bin, nil) },
+		map[string]string{"fscheck": "./mover/fscheck"},
+		&debian.FileSystemTools,
 	},
 }
 
@@ -119,9 +132,13 @@ func (o Options) product(ctx context.Context, p product, work string) (Image, er
 		if err != nil {
 			return Image{}, err
 		}
+		others, origins, err := o.others(ctx, p, arch, bin+"-debian")
+		if err != nil {
+			return Image{}, err
+		}
 		document, err := sbom.JSON(sbom.Image{
 			Name: p.name, Version: o.Version, Architecture: arch, Source: source, License: license, Created: o.Created,
-			Binaries: binaries, Files: []sbom.File{{Path: o.Certificates.File, Package: "ca-certificates", Version: o.Certificates.Version}},
+			Binaries: binaries, Files: origins,
 		})
 		if err != nil {
 			return Image{}, err
@@ -129,7 +146,7 @@ func (o Options) product(ctx context.Context, p product, work string) (Image, er
 		if err := os.WriteFile(filepath.Join(o.Output, p.name+"-"+arch+".spdx.json"), document, 0o644); err != nil {
 			return Image{}, fmt.Errorf("write SBOM: %w", err)
 		}
-		variants = append(variants, images.Variant{Architecture: arch, Image: o.finish(p, p.image(bin)), SBOM: document})
+		variants = append(variants, images.Variant{Architecture: arch, Image: o.finish(p, p.image(bin), others), SBOM: document})
 	}
 	image := Image{Name: p.name, Layout: filepath.Join(o.Output, p.name)}
 	var err error
@@ -137,15 +154,43 @@ func (o Options) product(ctx context.Context, p product, work string) (Image, er
 	return image, err
 }
 
+// others are the files of an image that are not built here, and what the SBOM says of them.
+func (o Options) others(ctx context.Context, p product, arch, root string) ([]images.File, []sbom.File, error) {
+	if p.tools == nil {
+		return []images.File{{Path: certificatesPath, Source: o.Certificates.File, Mode: 0o644}},
+			[]sbom.File{{Path: o.Certificates.File, Package: "ca-certificates", Version: o.Certificates.Version, Architecture: "all"}}, nil
+	}
+	o.Report("programs of %s for %s from Debian", p.name, arch)
+	if err := p.tools.Unpack(ctx, root, arch); err != nil {
+		return nil, nil, err
+	}
+	files, err := p.tools.Files(root)
+	if err != nil {
+		return nil, nil, err
+	}
+	var origins []sbom.File
+	for _, f := range files {
+		if f.Source == "" {
+			continue
+		}
+		from, err := debian.Of(root, f.Source)
+		if err != nil {
+			return nil, nil, err
+		}
+		origins = append(origins, sbom.File{Path: f.Source, Package: from.Name, Version: from.Version, Architecture: from.Architecture})
+	}
+	return files, origins, nil
+}
+
 // finish adds what the images of the test cluster do not need.
-func (o Options) finish(p product, image images.Image) images.Image {
-	image.Files = append(image.Files, images.File{Path: certificatesPath, Source: o.Certificates.File, Mode: 0o644})
+func (o Options) finish(p product, image images.Image, others []images.File) images.Image {
+	image.Files = append(image.Files, others...)
 	image.Created = o.Created
 	image.Labels = map[string]string{
 		ocispec.AnnotationTitle:       p.name,
 		ocispec.AnnotationDescription: p.description,
 		ocispec.AnnotationSource:      source,
-		ocispec.AnnotationLicenses:    license,
+		ocispec.AnnotationLicenses:    p.license,
 		ocispec.AnnotationVersion:     o.Version,
 		ocispec.AnnotationRevision:    o.Revision,
 		ocispec.AnnotationCreated:     o.Created.UTC().Format(time.RFC3339),

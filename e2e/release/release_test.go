@@ -10,9 +10,11 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,10 +54,11 @@ func options(t *testing.T, source string, architectures ...string) Options {
 // TestCrossBuild builds a small image for two architectures, with the way that all images take.
 func TestCrossBuild(t *testing.T) {
 	small := []product{{
-		"tool", "a small program", func(bin string) images.Image {
+		"tool", "a small program", license, func(bin string) images.Image {
 			return images.Image{Files: []images.File{{Path: "/cp-plugin", Source: filepath.Join(bin, "cp-plugin")}}, User: "7:7"}
 		},
 		map[string]string{"cp-plugin": "./plugins/cp-plugin"},
+		nil,
 	}}
 	o := options(t, root, "amd64", "arm64")
 	built, err := o.build(t.Context(), small)
@@ -101,11 +104,47 @@ func TestCrossBuild(t *testing.T) {
 	require.ErrorContains(t, err, "remove what is there first")
 }
 
+// TestTools builds the image with the programs of Debian for another architecture than the machine's, too, and runs those
+// of its own from the image's files alone.
+func TestTools(t *testing.T) {
+	o := options(t, root, "amd64", "arm64")
+	built, err := o.build(t.Context(), products[2:])
+	require.NoError(t, err)
+	index := decode[ocispec.Index](t, blob(t, built[0].Layout, built[0].Digest.Encoded()))
+	require.Len(t, index.Manifests, 2)
+	for _, d := range index.Manifests {
+		manifest := decode[ocispec.Manifest](t, blob(t, built[0].Layout, d.Digest.Encoded()))
+		dir := t.TempDir()
+		tree := files(t, blob(t, built[0].Layout, manifest.Layers[0].Digest.Encoded()))
+		for _, name := range []string{"fscheck", "sbin/e2fsck", "sbin/tune2fs", "sbin/xfs_repair", "sbin/btrfs", "lib/libc.so.6", "usr/share/doc/xfsprogs/copyright"} {
+			require.NotEmpty(t, tree[name], name)
+		}
+		document, err := os.ReadFile(filepath.Join(o.Output, "blockmover-tools-"+d.Platform.Architecture+".spdx.json"))
+		require.NoError(t, err)
+		for _, name := range []string{"xfsprogs", "btrfs-progs", "libc6"} {
+			require.Regexp(t, `pkg:deb/debian/`+name+`@[0-9][^"]*\?arch=`+d.Platform.Architecture, string(document))
+		}
+		if d.Platform.Architecture != runtime.GOARCH || os.Geteuid() != 0 {
+			continue
+		}
+		unpack(t, dir, blob(t, built[0].Layout, manifest.Layers[0].Digest.Encoded()))
+		for program, option := range map[string]string{"e2fsck": "-V", "tune2fs": "-V", "xfs_repair": "-V", "btrfs": "--version"} {
+			cmd := exec.Command("/sbin/"+program, option)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: dir}
+			out, err := cmd.CombinedOutput()
+			if program != "tune2fs" { // it has no such option, and says its version before it says that
+				require.NoError(t, err, "%s: %s", program, out)
+			}
+			require.Regexp(t, `[0-9]+\.[0-9]+`, string(out))
+		}
+	}
+}
+
 // TestReproducible builds the image of the plugin in two places.
 func TestReproducible(t *testing.T) {
 	var digests []string
 	for _, source := range []string{root, copyOfSource(t)} {
-		built, err := options(t, source, runtime.GOARCH).build(t.Context(), products[1:])
+		built, err := options(t, source, runtime.GOARCH).build(t.Context(), products[1:2])
 		require.NoError(t, err)
 		digests = append(digests, built[0].Digest.String())
 	}
@@ -123,15 +162,19 @@ func TestValidate(t *testing.T) {
 // TestDockerfiles compares the last stage of the Dockerfiles with the images that are built
 // without them.
 func TestDockerfiles(t *testing.T) {
-	for file, p := range map[string]product{"Dockerfile.mover": products[0], "Dockerfile.plugin": products[1]} {
+	for i, file := range []string{"Dockerfile.mover", "Dockerfile.plugin", "Dockerfile.tools"} {
 		t.Run(file, func(t *testing.T) {
+			p := products[i]
 			text, err := os.ReadFile(filepath.Join(root, file))
 			require.NoError(t, err)
-			_, stage, found := strings.Cut(string(text), "\nFROM scratch\n")
-			require.True(t, found)
-			stage = strings.ReplaceAll(stage, "\\\n", " ")
+			stages := strings.Split(string(text), "\nFROM ")
+			stage := strings.ReplaceAll(stages[len(stages)-1], "\\\n", " ")
 			o := Options{Version: "${VERSION}", Revision: "${REVISION}", Created: time.Unix(1700000000, 0)}
-			image := o.finish(p, p.image("bin"))
+			var others []images.File // apt installs the programs of Debian in the Dockerfile
+			if p.tools == nil {
+				others = append(others, images.File{Path: certificatesPath})
+			}
+			image := o.finish(p, p.image("bin"), others)
 			image.Labels[ocispec.AnnotationCreated] = "${CREATED}"
 
 			labels, copied := map[string]string{}, []string{}
@@ -196,5 +239,30 @@ func files(t *testing.T, layer []byte) map[string][]byte {
 		require.NoError(t, err)
 		all[h.Name], err = io.ReadAll(r)
 		require.NoError(t, err)
+	}
+}
+
+// unpack writes a layer to a directory.
+func unpack(t *testing.T, dir string, layer []byte) {
+	t.Helper()
+	plain, err := gzip.NewReader(bytes.NewReader(layer))
+	require.NoError(t, err)
+	for r := tar.NewReader(plain); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		require.NoError(t, err)
+		path := filepath.Join(dir, h.Name)
+		switch h.Typeflag {
+		case tar.TypeDir:
+			require.NoError(t, os.MkdirAll(path, 0o755))
+		case tar.TypeSymlink:
+			require.NoError(t, os.Symlink(h.Linkname, path))
+		default:
+			content, err := io.ReadAll(r)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(path, content, h.FileInfo().Mode()))
+		}
 	}
 }

@@ -44,8 +44,8 @@ type Image struct {
 type File struct {
 	// Path is where the file is outside of the image.
 	Path string
-	// Package and Version are of the Debian package that has the file. An empty version is not known.
-	Package, Version string
+	// Package, Version and Architecture are of the Debian package that has the file. An empty version is not known.
+	Package, Version, Architecture string
 }
 
 // JSON returns the SBOM. The same input gives the same bytes.
@@ -66,9 +66,9 @@ func JSON(image Image) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		p := pkg{kind: "FILE", name: file.Package, version: file.Version, sum: sum}
+		p := pkg{kind: "FILE", name: file.Package, file: filepath.Base(file.Path), version: file.Version, sum: sum}
 		if file.Version != "" {
-			p.purl = "pkg:deb/debian/" + file.Package + "@" + url.PathEscape(file.Version) + "?arch=all"
+			p.purl = "pkg:deb/debian/" + file.Package + "@" + url.PathEscape(file.Version) + "?arch=" + file.Architecture
 		}
 		d.relate(root, common.TypeRelationshipContains, d.add(p))
 	}
@@ -104,20 +104,20 @@ type document struct {
 
 // pkg is what is said of one package.
 type pkg struct {
-	kind, name, version, purl, sum, location, license string
+	kind, name, file, version, purl, sum, location, license string
 }
 
 // add adds a package once, and returns its ID. An ID has not all characters of a name, so it has a hash,
 // too.
 func (d *document) add(p pkg) common.ElementID {
-	key := p.kind + "-" + p.name + "-" + p.version
+	key := p.kind + "-" + p.name + p.file + "-" + p.version
 	id := common.ElementID(fmt.Sprintf("%s-%.4x", idOf(key), sha256.Sum256([]byte(key))))
 	if d.ids[id] {
 		return id
 	}
 	d.ids[id] = true
 	entry := &spdx.Package{
-		PackageName: p.name, PackageSPDXIdentifier: id, PackageVersion: p.version, PrimaryPackagePurpose: p.kind,
+		PackageName: p.name, PackageFileName: p.file, PackageSPDXIdentifier: id, PackageVersion: p.version, PrimaryPackagePurpose: p.kind,
 		PackageDownloadLocation: or(p.location), PackageLicenseDeclared: or(p.license), PackageLicenseConcluded: or(""),
 		PackageCopyrightText: or(""),
 	}

@@ -29,7 +29,7 @@ func TestJSON(t *testing.T) {
 	image := Image{
 		Name: "blockmover", Version: "v1.2.3", Architecture: "arm64", Source: "https://example.com/src", License: "Apache-2.0",
 		Created: time.Unix(1700000000, 0), Binaries: []string{self},
-		Files: []File{{Path: certificates, Package: "ca-certificates", Version: "20230311+deb12u1"}},
+		Files: []File{{Path: certificates, Package: "ca-certificates", Version: "20230311+deb12u1", Architecture: "all"}},
 	}
 	text, err := JSON(image)
 	require.NoError(t, err)
