@@ -282,7 +282,8 @@ func (f *FileSystem) fastMap(number uint32, r run) error {
 	return nil
 }
 
-// fastName adds or removes a name. A name that exists stays; one that belongs to another file is not removed.
+// fastName adds or removes a name. A name that exists stays. One that belongs to another file is not removed, and counts for no link:
+// here the kernel counts, and may lose the file.
 func (f *FileSystem) fastName(kind uint16, parent, number uint32, name string) error {
 	if number == 0 || number > f.super.inodes || checkName(name) != nil {
 		return damaged("a fast commit names inode %d of %d %q", number, f.super.inodes, name)
