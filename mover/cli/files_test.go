@@ -337,8 +337,8 @@ func TestFilesOverSlowLink(t *testing.T) {
 				}
 				return r.out
 			}
-			require.Contains(t, measure(2*time.Second, 60, "ls", "-l", "/"), "/tree/")
-			require.Equal(t, string(want), measure(3*time.Second, 75, "cat", "/tree/d3/one"))
+			require.Contains(t, measure(2*time.Second, 52, "ls", "-l", "/"), "/tree/")
+			require.Equal(t, string(want), measure(3*time.Second, 55, "cat", "/tree/d3/one"))
 		})
 	}
 }

@@ -24,6 +24,10 @@ func writeConnection(file string, c repo.LocalConfig) error {
 		storage = *windowed(storage)
 	}
 	c.Storage = ranged(storage)
+	return writeFile(file, c)
+}
+
+func writeFile(file string, c repo.LocalConfig) error {
 	text, err := json.Marshal(c)
 	if err == nil {
 		err = os.WriteFile(file, text, 0o600)
@@ -32,18 +36,4 @@ func writeConnection(file string, c repo.LocalConfig) error {
 		return fmt.Errorf("write connection file: %w", err)
 	}
 	return nil
-}
-
-// withoutCache removes the caching options from a connection file.
-func withoutCache(file string) error {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return fmt.Errorf("read connection file: %w", err)
-	}
-	// LoadConfigFromFile would add the directory.
-	var c repo.LocalConfig
-	if err := json.Unmarshal(text, &c); err != nil {
-		return fmt.Errorf("read connection file: %w", err)
-	}
-	return writeConnection(file, c)
 }

@@ -5,19 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/go-logr/logr"
 	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/blob"
+	kopiaformat "github.com/kopia/kopia/repo/format"
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerokopia "github.com/vmware-tanzu/velero/pkg/kopia"
-	velerorepo "github.com/vmware-tanzu/velero/pkg/repository"
 	"github.com/vmware-tanzu/velero/pkg/repository/keys"
-	repomanager "github.com/vmware-tanzu/velero/pkg/repository/manager"
+	"github.com/vmware-tanzu/velero/pkg/repository/provider"
 	"github.com/vmware-tanzu/velero/pkg/repository/udmrepo"
 	"github.com/vmware-tanzu/velero/pkg/repository/udmrepo/kopialib/backend"
 	corev1 "k8s.io/api/core/v1"
@@ -69,65 +72,20 @@ func OpenVelero(ctx context.Context, c client.Client, o VeleroOptions) (*Store, 
 }
 
 func connectVelero(ctx context.Context, c client.Client, o VeleroOptions) (repo.Repository, error) {
-	object, err := checkVelero(ctx, c, o)
+	object, location, err := checkVelero(ctx, c, o)
 	if err != nil {
 		return nil, err
 	}
 	log := newLogrus(o.Log)
-	mounted := mountedCredentials{o.CredentialsDir}
-	m := repomanager.NewManager(o.Namespace, c, velerorepo.NewRepoLocker(), mounted, mounted, log)
-
-	// Velero's manager takes no context. A caller whose context is over must not wait for a
-	// storage that does not answer.
-	connected := make(chan error, 1)
-	go func() { connected <- m.ConnectToRepo(object) }()
-	select {
-	case err = <-connected:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
+	ctx = velerokopia.SetupKopiaLog(ctx, log)
+	options, err := optionsOf(ctx, object, location, mountedCredentials{o.CredentialsDir}, log)
 	if err != nil {
 		return nil, err
 	}
-	return openConnected(velerokopia.SetupKopiaLog(ctx, log), object, mounted, o, log)
-}
-
-// checkVelero reads the objects, and fails if the repository cannot be opened for this
-// purpose.
-func checkVelero(ctx context.Context, c client.Client, o VeleroOptions) (*velerov1.BackupRepository, error) {
-	object := &velerov1.BackupRepository{}
-	if err := c.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: o.BackupRepository}, object); err != nil {
-		return nil, fmt.Errorf("get BackupRepository: %w", err)
-	}
-	if t := object.Spec.RepositoryType; t != velerov1.BackupRepositoryTypeKopia {
-		return nil, fmt.Errorf("repository type is %q, want %q", t, velerov1.BackupRepositoryTypeKopia)
-	}
-	location := &velerov1.BackupStorageLocation{}
-	if err := c.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: object.Spec.BackupStorageLocation}, location); err != nil {
-		return nil, fmt.Errorf("get BackupStorageLocation: %w", err)
-	}
-	if !o.ReadOnly && location.Spec.AccessMode == velerov1.BackupStorageLocationAccessModeReadOnly {
-		return nil, fmt.Errorf("backup storage location %s is read-only", location.Name)
-	}
-	return object, nil
-}
-
-// openConnected opens what Velero has connected, with cache sizes of our own.
-func openConnected(
-	ctx context.Context, object *velerov1.BackupRepository, mounted mountedCredentials, o VeleroOptions, log logrus.FieldLogger,
-) (repo.Repository, error) {
-	options, err := udmrepo.NewRepoOptions(udmrepo.WithConfigFile("", string(object.UID)))
-	if err != nil {
-		return nil, fmt.Errorf("find connection file: %w", err)
-	}
-	if err := configure(ctx, options.ConfigFilePath, o.ReadOnly); err != nil {
+	if err := connect(ctx, options, o.ReadOnly, log); err != nil {
 		return nil, err
 	}
-	password, err := mounted.Get(keys.RepoKeySelector())
-	if err != nil {
-		return nil, err
-	}
-	return repo.Open(ctx, options.ConfigFilePath, strings.TrimSpace(password), &repo.Options{
+	return repo.Open(ctx, options.ConfigFilePath, options.RepoPassword, &repo.Options{
 		ContentLogWriter: velerokopia.RepositoryLogger(log),
 		// The log has a line for each content, which is 8 % of the CPU time of a backup. It
 		// also needs a repository that can be written.
@@ -136,24 +94,133 @@ func openConnected(
 	})
 }
 
-// configure changes the connection file that Velero wrote.
-func configure(ctx context.Context, file string, readOnly bool) error {
-	local, err := repo.LoadConfigFromFile(file)
-	if err != nil {
-		return fmt.Errorf("read connection file: %w", err)
+// checkVelero reads the objects, and fails if the repository cannot be opened for this
+// purpose.
+func checkVelero(ctx context.Context, c client.Client, o VeleroOptions) (*velerov1.BackupRepository, *velerov1.BackupStorageLocation, error) {
+	object := &velerov1.BackupRepository{}
+	if err := c.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: o.BackupRepository}, object); err != nil {
+		return nil, nil, fmt.Errorf("get BackupRepository: %w", err)
 	}
-	clientOptions := local.ClientOptions
-	clientOptions.ReadOnly = readOnly
-	if err := repo.SetClientOptions(ctx, file, clientOptions); err != nil {
-		return fmt.Errorf("configure access: %w", err)
+	if t := object.Spec.RepositoryType; t != velerov1.BackupRepositoryTypeKopia {
+		return nil, nil, fmt.Errorf("repository type is %q, want %q", t, velerov1.BackupRepositoryTypeKopia)
+	}
+	location := &velerov1.BackupStorageLocation{}
+	if err := c.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: object.Spec.BackupStorageLocation}, location); err != nil {
+		return nil, nil, fmt.Errorf("get BackupStorageLocation: %w", err)
+	}
+	if !o.ReadOnly && location.Spec.AccessMode == velerov1.BackupStorageLocationAccessModeReadOnly {
+		return nil, nil, fmt.Errorf("backup storage location %s is read-only", location.Name)
+	}
+	return object, location, nil
+}
+
+// optionsOf asks Velero's code how it connects to a repository.
+func optionsOf(
+	ctx context.Context, object *velerov1.BackupRepository, location *velerov1.BackupStorageLocation, mounted mountedCredentials, log logrus.FieldLogger,
+) (*udmrepo.RepoOptions, error) {
+	getter, err := getterOf(provider.NewUnifiedRepoProvider, mounted, log)
+	if err != nil {
+		return nil, err
+	}
+	param := provider.RepoParam{BackupLocation: location, BackupRepo: object}
+	// Velero's code takes no context, and may ask the cloud. A caller whose context is over must not wait for
+	// a storage that does not answer.
+	type result struct {
+		options *udmrepo.RepoOptions
+		err     error
+	}
+	found := make(chan result, 1)
+	go func() {
+		options, err := udmrepo.NewRepoOptions(
+			udmrepo.WithPassword(getter, param),
+			udmrepo.WithConfigFile("", string(object.UID)),
+			udmrepo.WithGenOptions(map[string]string{udmrepo.GenOptionOwnerName: udmrepo.GetRepoUser(), udmrepo.GenOptionOwnerDomain: udmrepo.GetRepoDomain()}),
+			udmrepo.WithStoreOptions(getter, param),
+		)
+		found <- result{options, err}
+	}()
+	select {
+	case r := <-found:
+		return r.options, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+type optionsGetter interface {
+	udmrepo.PasswordGetter
+	udmrepo.StoreOptionsGetter
+}
+
+// getterOf returns Velero's provider of repositories with credentials. Their type is internal to Velero: a struct with a store of
+// files and one of Secrets.
+func getterOf[C any](newProvider func(C, string, logrus.FieldLogger) provider.Provider, mounted mountedCredentials, log logrus.FieldLogger) (optionsGetter, error) {
+	var c C
+	store := reflect.ValueOf(mounted)
+	for _, name := range []string{"FromFile", "FromSecret"} {
+		field := reflect.ValueOf(&c).Elem().FieldByName(name)
+		if !field.IsValid() || !store.Type().AssignableTo(field.Type()) {
+			return nil, fmt.Errorf("connect to storage: credentials of Velero are a %T, want one with a field %s", c, name)
+		}
+		field.Set(store)
+	}
+	velero := newProvider(c, velerov1.BackupRepositoryTypeKopia, log)
+	getter, ok := velero.(optionsGetter)
+	if !ok {
+		return nil, fmt.Errorf("connect to storage: %T of Velero does not tell how", velero)
+	}
+	return getter, nil
+}
+
+// backends are the storages that Velero knows.
+var backends = map[string]func() backend.Store{
+	udmrepo.StorageTypeS3:    func() backend.Store { return &backend.S3Backend{} },
+	udmrepo.StorageTypeAzure: func() backend.Store { return &backend.AzureBackend{} },
+	udmrepo.StorageTypeGcs:   func() backend.Store { return &backend.GCSBackend{} },
+	udmrepo.StorageTypeFs:    func() backend.Store { return &backend.FsBackend{} },
+}
+
+// connect writes the connection file, as repo.Connect does, with cache sizes of our own. repo.Connect opens the repository
+// once to see whether that works, which takes as long as the work of a small increment: half a second of CPU time for the key,
+// and everything that the index needs.
+func connect(ctx context.Context, options *udmrepo.RepoOptions, readOnly bool, log logrus.FieldLogger) error {
+	newStore := backends[options.StorageType]
+	if newStore == nil {
+		return fmt.Errorf("connect to storage: its type is %q, want one of %s", options.StorageType, strings.Join(slices.Sorted(maps.Keys(backends)), ", "))
+	}
+	store := newStore()
+	if err := store.Setup(ctx, options.StorageOptions, log); err != nil {
+		return fmt.Errorf("connect to storage: %w", err)
+	}
+	st, err := store.Connect(ctx, false, log)
+	if err != nil {
+		return fmt.Errorf("connect to storage: %w", err)
+	}
+	defer func() { _ = st.Close(ctx) }()
+	var format rangeBuffer
+	switch err := st.GetBlob(ctx, kopiaformat.KopiaRepositoryBlobID, 0, -1, &format); {
+	case errors.Is(err, blob.ErrBlobNotFound):
+		return repo.ErrRepositoryNotInitialized
+	case err != nil:
+		return fmt.Errorf("read format blob: %w", err)
+	}
+	velero := backend.SetupConnectOptions(ctx, *options)
+	storage := st.ConnectionInfo()
+	connection := repo.LocalConfig{Storage: &storage, ClientOptions: velero.ClientOptions}
+	connection.ReadOnly = readOnly
+	if err := os.MkdirAll(filepath.Dir(options.ConfigFilePath), 0o700); err != nil {
+		return fmt.Errorf("write connection file: %w", err)
 	}
 	if readOnly {
-		return withoutCache(file)
+		return writeConnection(options.ConfigFilePath, connection)
 	}
-	caching := *local.Caching.CloneOrDefault()
+	if err := writeFile(options.ConfigFilePath, connection); err != nil {
+		return err
+	}
+	caching := velero.CachingOptions
 	caching.ContentCacheSizeBytes, caching.ContentCacheSizeLimitBytes = writeDataCacheBytes, writeDataCacheBytes
 	caching.MetadataCacheSizeBytes, caching.MetadataCacheSizeLimitBytes = writeMetadataCacheBytes, writeMetadataCacheBytes
-	if err := repo.SetCachingOptions(ctx, file, &caching); err != nil {
+	if err := repo.SetCachingOptions(ctx, options.ConfigFilePath, &caching); err != nil {
 		return fmt.Errorf("configure caches: %w", err)
 	}
 	return nil

@@ -14,9 +14,11 @@ import (
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/manifest"
 	"github.com/sirupsen/logrus"
+	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerorepo "github.com/vmware-tanzu/velero/pkg/repository"
 	repomanager "github.com/vmware-tanzu/velero/pkg/repository/manager"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,7 +26,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
-	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
 
 // veleroFixture is a cluster with one BackupRepository in a directory, and a
@@ -223,23 +224,33 @@ func TestOpenVeleroErrors(t *testing.T) {
 	}
 }
 
+// TestConnectIsVeleros compares the connection file with what Velero's own code writes.
+func TestConnectIsVeleros(t *testing.T) {
+	f := newVeleroFixture(t)
+	f.initialize(t)
+	mounted := mountedCredentials{f.options.CredentialsDir}
+	m := repomanager.NewManager("velero", f.client, velerorepo.NewRepoLocker(), mounted, mounted, newLogrus(logr.Discard()))
+	require.NoError(t, m.ConnectToRepo(f.object))
+	file := filepath.Join(os.Getenv("HOME"), "udmrepo", "repo-0f0f.conf")
+	want, err := repo.LoadConfigFromFile(file)
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(file))
+	f.open(t)
+	got, err := repo.LoadConfigFromFile(file)
+	require.NoError(t, err)
+	require.Equal(t, want.Storage, got.Storage)
+	require.Equal(t, want.ClientOptions, got.ApplyDefaults(t.Context(), want.Description))
+	require.Equal(t, want.Caching.MaxListCacheDuration, got.Caching.MaxListCacheDuration)
+}
+
+// TestOpenVeleroIsCanceled has a password that takes for ever to read: Velero's code takes no context.
 func TestOpenVeleroIsCanceled(t *testing.T) {
 	f := newVeleroFixture(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	release := make(chan struct{})
-	defer close(release)
-	reads := 0
-	f.client = interceptor.NewClient(f.client.(client.WithWatch), interceptor.Funcs{
-		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, object client.Object, opts ...client.GetOption) error {
-			// The first two reads are ours. The third is that of Velero's manager, which has
-			// no context.
-			if reads++; reads == 3 {
-				cancel()
-				<-release
-			}
-			return c.Get(ctx, key, object, opts...)
-		},
-	})
+	password := filepath.Join(f.options.CredentialsDir, "repository", "repository-password")
+	require.NoError(t, os.Remove(password))
+	require.NoError(t, unix.Mkfifo(password, 0o600))
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
 	done := make(chan error, 1)
 	go func() {
 		_, err := OpenVelero(ctx, f.client, f.options)
@@ -247,12 +258,13 @@ func TestOpenVeleroIsCanceled(t *testing.T) {
 	}()
 	select {
 	case err := <-done:
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("error is %v, want the context's", err)
-		}
+		require.ErrorIs(t, err, context.DeadlineExceeded)
 	case <-time.After(10 * time.Second):
 		t.Fatal("canceled, but still connecting after 10 s")
 	}
+	released, err := os.OpenFile(password, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	require.NoError(t, released.Close())
 }
 
 func TestMountedCredentials(t *testing.T) {
