@@ -238,13 +238,14 @@ func releaseLive(ctx context.Context, c client.Client, reader client.Reader, op 
 	return volumesnapshot.ReleaseLive(ctx, c, reader, op)
 }
 
-// mayHaveWritten reports whether a mover pod may have written to the volume.
+// mayHaveWritten reports whether a mover pod may have written to the volume. Work is that of the
+// pod, as far as it is known.
 func (l *liveTarget) mayHaveWritten(work phase.Work, report *task.Report) bool {
 	attempt := l.op.Status.Attempt
 	if attempt.Wrote || report != nil {
 		return attempt.Wrote || !report.Untouched
 	}
-	return attempt.Started || work.State == phase.Running || work.State == phase.Lost
+	return attempt.Started || work.State == phase.Running || work.State == phase.Lost || work.State == phase.Unknown
 }
 
 // What an outcome says of the volume.

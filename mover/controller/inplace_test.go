@@ -402,6 +402,31 @@ func TestInPlaceSaysWhatItLeaves(t *testing.T) {
 	}
 }
 
+// TestInPlaceSaysWhatItLeavesUnseen: what a mover pod does counts also if nobody has seen it do it.
+func TestInPlaceSaysWhatItLeavesUnseen(t *testing.T) {
+	w := inPlaceWorld(t)
+	w.podEnds = func(*corev1.Pod) bool { return false }
+	for w.pods == 0 {
+		w.reconcileTimes(w.downs, "dd", 1)
+	}
+	require.False(t, w.operation(w.downs, "dd").Status.Attempt.Started)
+	w.cancel(get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd"))
+	require.Contains(t, w.run(w.downs, "dd").Status.Message, "canceled on request; "+halfRestored)
+	requireLiveVolume(t, w)
+
+	w = cbtWorld(t)
+	w.podEnds = func(*corev1.Pod) bool { return false }
+	w.faults.refuse = func(verb string, object client.Object) error {
+		if _, ok := object.(*snapshotv1.VolumeSnapshot); ok && verb == "create" {
+			return errInjected
+		}
+		return nil
+	}
+	require.Contains(t, w.drive(w.downs, "dd", 2*time.Hour).Status.Message, "injected fault; "+halfRestored)
+	w.sweepUp()
+	requireLiveVolume(t, w)
+}
+
 // TestAliasIsNeverDeletable: somebody has set the alias to Delete. Nothing is deleted until it is set
 // back.
 func TestAliasIsNeverDeletable(t *testing.T) {
