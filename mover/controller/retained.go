@@ -109,7 +109,7 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained,
 			continue
 		}
 		released++
-		s.metrics.swept.WithLabelValues(sweptRetained).Inc()
+		s.count(sweptRetained, r.Name)
 	}
 	return released, errors.Join(errs...)
 }
