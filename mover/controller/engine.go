@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
@@ -185,7 +186,7 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 		err = nil
 	default:
 		seen.Work = phase.Work{State: phase.Unknown, Detail: err.Error()}
-		if isQuota(err) {
+		if kube.IsQuota(err) {
 			seen.Work.State = phase.Held
 		}
 		seen.Left = err.Error()
@@ -212,12 +213,6 @@ func (e *engine) glance(ctx context.Context, op *operation.View) (phase.Work, *t
 	}
 	work, report := exposer.Observe(pod)
 	return work, report, nil
-}
-
-// isQuota reports whether the API server has no room for an object now. It has no reason code
-// for that.
-func isQuota(err error) bool {
-	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota")
 }
 
 // admit secures a new operation and asks for a slot. An operation that is secured

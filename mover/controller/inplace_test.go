@@ -465,6 +465,7 @@ func (w *world) sweepUpWithErrors() {
 func TestBaseStaysDuringARestoreInPlace(t *testing.T) {
 	w := inPlaceWorld(t)
 	dd := w.operation(w.downs, "dd")
+	dd.Download.Spec.TargetVolume.Namespace = "copy" // of a mapping: the bases are those of the source
 	n, err := w.sweep.needsOf(w.ctx, owners{downloads: []*operation.View{dd}})
 	require.NoError(t, err)
 	require.True(t, n.uploading[client.ObjectKey{Namespace: appNamespace, Name: "data"}])
