@@ -107,6 +107,20 @@ func TestCheck(t *testing.T) {
 	require.Equal(t, fscheck.None, fscheck.Check(t.Context(), bytes.NewReader(nil), "d", play(t)).Result)
 }
 
+// TestLongLines: an annotation keeps the detail, and a terminal shows it, whatever a damaged file system makes a
+// program print.
+func TestLongLines(t *testing.T) {
+	ext := map[int]string{ext4Magic: "\x53\xef"}
+	long := "Multiply-claimed \x1b[2J" + strings.Repeat(" 4711", 1<<19) + "\n"
+	for code, want := range map[int]fscheck.Result{4: fscheck.Errors, 8: fscheck.Failed} {
+		r := fscheck.Check(t.Context(), volume(ext), "d", play(t, answer{call: "tune2fs -c 0 -i 0 d"}, answer{call: "e2fsck -p d"},
+			answer{call: "e2fsck -fn d", code: code, output: long + long}))
+		require.Equal(t, want, r.Result)
+		require.Less(t, len(r.Detail), 2000)
+		require.Contains(t, r.Detail, "Multiply-claimed ?[2J 4711 4711")
+	}
+}
+
 func TestParse(t *testing.T) {
 	want := fscheck.Report{Result: fscheck.Errors, Filesystem: "ext4", Detail: "a \"b\"\nc"}
 	var line strings.Builder

@@ -1,7 +1,6 @@
 package kubectl
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -215,14 +214,11 @@ func (o *verifyOptions) runTest(ctx context.Context, job *batchv1.Job) (report f
 	}
 	found := false
 	err = o.readLog(ctx, pod.Name, exposer.CheckContainer, func(log io.Reader) error {
-		lines := bufio.NewScanner(log)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			if r, ok := fscheck.Parse(lines.Text()); ok {
+		return eachLine(log, func(line string) {
+			if r, ok := fscheck.Parse(line); ok {
 				report, found = r, true
 			}
-		}
-		return lines.Err()
+		})
 	})
 	switch {
 	case err != nil:

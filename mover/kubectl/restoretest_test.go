@@ -97,6 +97,7 @@ func TestRestoreTest(t *testing.T) {
 		"no file system": {check: reportOf(t, fscheck.Report{Result: fscheck.None}), want: fscheck.None, verified: truth(true)},
 		"unclear":        {check: reportOf(t, fscheck.Report{Result: fscheck.Unclear, Filesystem: "xfs"}), want: fscheck.Unclear, verified: truth(true)},
 		"errors":         {check: reportOf(t, fscheck.Report{Result: fscheck.Errors, Filesystem: "ext4", Detail: "Inode 2"}), want: fscheck.Errors, detail: "Inode 2", verified: truth(true), events: []string{"FileSystemErrors"}, fails: true},
+		"long line":      {check: strings.Repeat("4711 ", 1<<20) + "\n" + reportOf(t, fscheck.Report{Result: fscheck.Errors, Filesystem: "ext4", Detail: "Inode 2"}), want: fscheck.Errors, detail: "Inode 2", verified: truth(true), events: []string{"FileSystemErrors"}, fails: true},
 		"no result":      {check: "exec: e2fsck: not found\n", want: fscheck.Failed, detail: "the check has no result: exec: e2fsck: not found", verified: truth(true), events: []string{"RestoreTestFailed"}, fails: true},
 		"damaged":        {code: 1, verify: damage, want: operation.Damaged, detail: "4.0KiB cannot be read", verified: truth(false), events: []string{"ImageDamaged"}, fails: true},
 		"unreachable":    {code: 1, verify: "no such host\n", want: fscheck.Failed, detail: "restore: blockmover: no such host", events: []string{"RestoreTestFailed"}, fails: true},
