@@ -141,7 +141,7 @@ func (f *FileSystem) of(id filesystem.ID, kind fs.FileMode, name string) (*inode
 	if err != nil {
 		return nil, err
 	}
-	if n.fileMode().Type() != kind {
+	if filesystem.ModeOf(n.mode).Type() != kind {
 		return nil, fmt.Errorf("inode %d is no %s", id, name)
 	}
 	if n.realtime && kind == 0 {
