@@ -108,7 +108,7 @@ func (o *listOptions) list(ctx context.Context, d *parts.Disk, at string, proble
 		return nil, err
 	}
 	for _, note := range f.part.Notes {
-		printLine(o.messages, "note: %s", note)
+		printLine(o.messages, "note: %s", printable(note))
 	}
 	if !f.info.Mode.IsDir() || o.directory {
 		return []File{describe(f.part.Files, &extract.Item{Path: at, ID: f.id, Info: f.info}, problem)}, nil
@@ -196,7 +196,7 @@ func (o *listOptions) print(files []File) error {
 	for _, f := range files {
 		switch {
 		case f.Type == "part":
-			printLine(t, "%s\t%s\t%s\t%s\t%s", quoteName(f.Path), orDash(f.Kind), formatBytes(f.Size), orDash(quoteName(f.Label)), orDash(f.Reason))
+			printLine(t, "%s\t%s\t%s\t%s\t%s", quoteName(f.Path), orDash(f.Kind), formatBytes(f.Size), orDash(quoteName(f.Label)), orDash(printable(f.Reason)))
 		case o.long:
 			printLine(t, "%s", f.row())
 		default:
