@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockmover/blockmover/internal/filesystem/filesystemtest"
 	"github.com/blockmover/blockmover/internal/fscheck"
 )
 
@@ -214,18 +215,14 @@ func TestRealFileSystems(t *testing.T) {
 	// What a snapshot of a mounted file system has: an image of it while a deleted file is open.
 	for kind, size := range map[string]int64{"ext4": 64 << 20, "xfs": 320 << 20} {
 		t.Run(kind+" in use", func(t *testing.T) {
-			path := format(t, size, "mkfs."+kind, "-q")
-			dir := t.TempDir()
-			if out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", path, dir).CombinedOutput(); err != nil {
-				t.Skip(string(out))
+			if os.Geteuid() != 0 {
+				t.Skip("needs root to mount")
 			}
+			path := format(t, size, "mkfs."+kind, "-q")
+			dir := filesystemtest.Mount(t, path, "rw")
 			open, err := os.Create(filepath.Join(dir, "open"))
 			require.NoError(t, err)
-			t.Cleanup(func() {
-				_ = open.Close()
-				out, err := exec.CommandContext(context.Background(), "umount", dir).CombinedOutput()
-				require.NoError(t, err, string(out))
-			})
+			t.Cleanup(func() { _ = open.Close() })
 			for _, name := range []string{"a", "b", "c"} {
 				require.NoError(t, os.WriteFile(filepath.Join(dir, name), bytes.Repeat([]byte(name), 1<<20), 0o600))
 			}
