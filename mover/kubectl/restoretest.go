@@ -165,7 +165,7 @@ func (o *verifyOptions) checkClass(ctx context.Context, name string) error {
 	}
 	class, err := kube.Find(ctx, o.Client, client.ObjectKey{Name: name}, &storagev1.StorageClass{})
 	if err == nil && class != nil && exposer.Keeps(class) {
-		err = fmt.Errorf("StorageClass %s does not delete the volumes of PVCs that are deleted, and each test would leave one: name another class with --storage-class", name) //nolint:staticcheck // StorageClass is the name of a kind
+		err = fmt.Errorf("StorageClass %s does not delete the volumes of PVCs that are deleted, and each test would leave one: name another class with --storage-class", name)
 	}
 	return err
 }
