@@ -113,6 +113,12 @@ func TestRestoreTest(t *testing.T) {
 	t.Log(out)
 	require.Error(t, err)
 	s.checkNoJobs()
+	s.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		_, err := s.kit.Kubectl(ctx, "delete", "clusterrole/blockmover-restore-test", "clusterrolebinding/blockmover-restore-test")
+		require.NoError(s, err)
+	})
 	require.Regexp(t, app.Namespace+"/"+kit.FilesPVC+" .* ok +ext4", s.runCronJob("blockmover-restore-test", "verify", "restore-test"))
 	s.checkNothingLeft()
 }

@@ -47,6 +47,7 @@ var pure = []string{
 	"internal/filesystem/extract",
 	"internal/filesystem/fat",
 	"internal/filesystem/filesystemtest",
+	"internal/filesystem/pages",
 	"internal/filesystem/parts",
 	"internal/filesystem/xfs",
 	"internal/fscheck",

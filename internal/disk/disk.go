@@ -41,7 +41,7 @@ const Whole = "disk"
 // Find returns the parts of a disk of size bytes. isFileSystem reports whether a file system begins where its argument does: it goes
 // before everything else that may be there. An error is one of reading; what is damaged is a part with a Reason.
 func Find(r io.ReaderAt, size int64, isFileSystem func(r io.ReaderAt, size int64) (bool, error)) ([]Part, error) {
-	s := search{isFileSystem: isFileSystem}
+	s := search{isFileSystem: isFileSystem, room: mostText}
 	if err := s.look(Part{Name: Whole, Size: size, Content: r}, true); err != nil {
 		return nil, fmt.Errorf("find parts of the disk: %w", err)
 	}
@@ -68,6 +68,8 @@ type search struct {
 	isFileSystem func(io.ReaderAt, int64) (bool, error)
 	found        []Part
 	volumes      volumes
+	// room is how many bytes of metadata of LVM may still be read.
+	room uint64
 }
 
 // look finds out what a part is. A disk may have partitions; a partition may not.
@@ -87,7 +89,7 @@ func (s *search) look(p Part, mayBeDisk bool) error {
 			return s.partitions(partitions)
 		}
 	}
-	if volume, err := readPhysicalVolume(p.Content, p.Size); err != nil && !errors.Is(err, ErrDamaged) {
+	if volume, err := readPhysicalVolume(p.Content, p.Size, &s.room); err != nil && !errors.Is(err, ErrDamaged) {
 		return err
 	} else if err != nil {
 		p.Kind, p.Reason, p.Content = kindLVM, err.Error(), nil
@@ -102,14 +104,17 @@ func (s *search) look(p Part, mayBeDisk bool) error {
 	return err
 }
 
-func (s *search) partitions(partitions []partition) error {
-	for _, e := range partitions {
-		if e.part.Reason != "" {
-			s.found = append(s.found, e.part)
+func (s *search) partitions(partitions []Part) error {
+	if len(partitions) > mostParts {
+		return fmt.Errorf("%w: it has %d partitions", ErrDamaged, len(partitions))
+	}
+	for _, p := range partitions {
+		if p.Reason != "" {
+			s.found = append(s.found, p)
 			continue
 		}
-		if err := s.look(e.part, false); err != nil {
-			return fmt.Errorf("look at partition %s: %w", e.part.Name, err)
+		if err := s.look(p, false); err != nil {
+			return fmt.Errorf("look at partition %s: %w", p.Name, err)
 		}
 	}
 	return nil

@@ -14,7 +14,7 @@ const (
 	labelSectors = 4
 	headerMagic  = " LVM2 x[5A%r0N*>"
 	headerSize   = 512
-	// mostText bounds the metadata of a group: that of a thousand volumes is some hundred KiB.
+	// mostText bounds the metadata of all physical volumes of a disk: that of a thousand volumes is some hundred KiB.
 	mostText = 8 << 20
 	// ignored is the flag of a copy of the metadata that is not in use.
 	ignored = 1
@@ -37,8 +37,8 @@ func sumOf(b []byte) uint32 {
 	return ^crc32.Update(^uint32(start), crc32.IEEETable, b)
 }
 
-// readPhysicalVolume returns nil if there is no physical volume.
-func readPhysicalVolume(r io.ReaderAt, size int64) (*physicalVolume, error) {
+// readPhysicalVolume returns nil if there is no physical volume. room is how much metadata may still be read.
+func readPhysicalVolume(r io.ReaderAt, size int64, room *uint64) (*physicalVolume, error) {
 	if size < labelSectors*sector {
 		return nil, nil
 	}
@@ -59,14 +59,14 @@ func readPhysicalVolume(r io.ReaderAt, size int64) (*physicalVolume, error) {
 		if offset < 32 || offset > sector-40 {
 			return nil, fmt.Errorf("%w: the header of LVM is at %d", ErrDamaged, offset)
 		}
-		return readHeaderLVM(r, size, label[offset:])
+		return readHeaderLVM(r, size, label[offset:], room)
 	}
 	return nil, nil
 }
 
 // readHeaderLVM reads the header of a physical volume, in what is left of its sector: an ID, a size, and two lists of
 // areas (offset, length), each of which ends with zeros: data, and metadata.
-func readHeaderLVM(r io.ReaderAt, size int64, h []byte) (*physicalVolume, error) {
+func readHeaderLVM(r io.ReaderAt, size int64, h []byte, room *uint64) (*physicalVolume, error) {
 	v := &physicalVolume{id: string(h[:32]), content: r, size: size}
 	h = h[40:]
 	var problem error
@@ -80,7 +80,7 @@ func readHeaderLVM(r io.ReaderAt, size int64, h []byte) (*physicalVolume, error)
 		case off == 0 && length == 0:
 			lists++
 		case lists == 1:
-			text, err := readMetadata(r, size, off, length)
+			text, err := readMetadata(r, size, off, length, room)
 			if err != nil && !errors.Is(err, ErrDamaged) {
 				return nil, err
 			}
@@ -100,7 +100,7 @@ func readHeaderLVM(r io.ReaderAt, size int64, h []byte) (*physicalVolume, error)
 
 // readMetadata reads the text of an area. Its header says where in the area it is: a ring, behind the
 // header. It is empty if the area holds none.
-func readMetadata(r io.ReaderAt, size int64, off, length uint64) (string, error) {
+func readMetadata(r io.ReaderAt, size int64, off, length uint64, room *uint64) (string, error) {
 	if off > uint64(size) || length > uint64(size)-off || length <= headerSize {
 		return "", fmt.Errorf("%w: an area of metadata of LVM has %d bytes at %d", ErrDamaged, length, off)
 	}
@@ -116,7 +116,11 @@ func readMetadata(r io.ReaderAt, size int64, off, length uint64) (string, error)
 	if n == 0 || flags&ignored != 0 {
 		return "", nil
 	}
-	if at < headerSize || at >= length || n > length-headerSize || n > mostText {
+	if n > *room {
+		return "", fmt.Errorf("%w: the metadata of LVM has more than %d bytes", ErrDamaged, mostText)
+	}
+	*room -= n
+	if at < headerSize || at >= length || n > length-headerSize {
 		return "", fmt.Errorf("%w: the metadata of LVM has %d bytes at %d of an area of %d", ErrDamaged, n, at, length)
 	}
 	text := make([]byte, n)

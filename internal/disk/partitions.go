@@ -22,10 +22,8 @@ const (
 	typeProtective = 0xee
 )
 
-type partition struct{ part Part }
-
 // partitionsOf returns the partitions of a disk, or nil if it has no table.
-func partitionsOf(r io.ReaderAt, size int64) ([]partition, error) {
+func partitionsOf(r io.ReaderAt, size int64) ([]Part, error) {
 	if size < 2*sector {
 		return nil, nil
 	}
@@ -43,7 +41,7 @@ func partitionsOf(r io.ReaderAt, size int64) ([]partition, error) {
 			return found, nil
 		}
 		if err != nil && block == 4096 {
-			return []partition{{Part{Name: Whole, Size: size, Kind: "gpt", Reason: err.Error()}}}, nil
+			return []Part{{Name: Whole, Size: size, Kind: "gpt", Reason: err.Error()}}, nil
 		}
 	}
 	if protected || !isMBR(mbr) {
@@ -55,7 +53,7 @@ func partitionsOf(r io.ReaderAt, size int64) ([]partition, error) {
 func isMBR(b []byte) bool { return b[510] == 0x55 && b[511] == 0xaa }
 
 // readGPT returns nil if there is no such table.
-func readGPT(r io.ReaderAt, size, block int64, protected bool) ([]partition, error) {
+func readGPT(r io.ReaderAt, size, block int64, protected bool) ([]Part, error) {
 	if size < 3*block {
 		return nil, nil
 	}
@@ -76,7 +74,7 @@ func readGPT(r io.ReaderAt, size, block int64, protected bool) ([]partition, err
 var errNoHeader = fmt.Errorf("%w: it has no table of partitions (GPT)", ErrDamaged)
 
 // readHeader reads the header in a block, and the entries.
-func readHeader(r io.ReaderAt, size, block, at int64) ([]partition, error) {
+func readHeader(r io.ReaderAt, size, block, at int64) ([]Part, error) {
 	h := make([]byte, block)
 	if err := read(r, size, h, at*block); err != nil {
 		return nil, err
@@ -107,7 +105,7 @@ func readHeader(r io.ReaderAt, size, block, at int64) ([]partition, error) {
 	if crc32.ChecksumIEEE(table) != le.Uint32(h[88:]) {
 		return nil, fmt.Errorf("%w: the checksum of the entries of the GPT is wrong", ErrDamaged)
 	}
-	partitions := []partition{}
+	partitions := []Part{}
 	for i := range count {
 		e := table[i*entry:][:entry]
 		if bytes.Equal(e[:16], make([]byte, 16)) {
@@ -119,15 +117,15 @@ func readHeader(r io.ReaderAt, size, block, at int64) ([]partition, error) {
 }
 
 // newPartition cuts a partition out of a disk. first and last are blocks.
-func newPartition(r io.ReaderAt, size int64, number int, label string, first, last uint64, block int64) partition {
+func newPartition(r io.ReaderAt, size int64, number int, label string, first, last uint64, block int64) Part {
 	p := Part{Name: strconv.Itoa(number), Label: label}
 	if blocks := uint64(size / block); first == 0 || first > last || last >= blocks {
 		p.Reason = fmt.Sprintf("it reaches from block %d to %d, and the disk has %d", first, last, blocks)
-		return partition{p}
+		return p
 	}
 	p.Size = int64(last-first+1) * block
 	p.Content = io.NewSectionReader(r, int64(first)*block, p.Size)
-	return partition{p}
+	return p
 }
 
 // labelOf is the name in an entry of a GPT.
@@ -163,13 +161,13 @@ func (e entryMBR) empty() bool { return e.kind == 0 || e.size == 0 }
 func (e entryMBR) extended() bool { return e.kind == 0x05 || e.kind == 0x0f || e.kind == 0x85 }
 
 // readMBR returns nil if the sector is no table: the signature is also that of boot sectors of file systems.
-func readMBR(r io.ReaderAt, size int64, mbr []byte) ([]partition, error) {
+func readMBR(r io.ReaderAt, size int64, mbr []byte) ([]Part, error) {
 	for i := range 4 {
 		if flag := mbr[446+16*i]; flag&0x7f != 0 {
 			return nil, nil
 		}
 	}
-	var partitions []partition
+	var partitions []Part
 	logical := 5
 	for i, e := range entriesOf(mbr) {
 		switch {
@@ -189,12 +187,12 @@ func readMBR(r io.ReaderAt, size int64, mbr []byte) ([]partition, error) {
 
 // readExtended follows the chain of tables in an extended partition. What is wrong with the chain is a part that cannot be
 // read.
-func readExtended(r io.ReaderAt, size int64, extended entryMBR, number *int) ([]partition, error) {
-	var partitions []partition
-	end := func(format string, args ...any) []partition {
-		return append(partitions, partition{Part{
+func readExtended(r io.ReaderAt, size int64, extended entryMBR, number *int) ([]Part, error) {
+	var partitions []Part
+	end := func(format string, args ...any) []Part {
+		return append(partitions, Part{
 			Name: strconv.Itoa(*number), Kind: "extended", Reason: "the chain of logical partitions is damaged: " + fmt.Sprintf(format, args...),
-		}})
+		})
 	}
 	seen := map[int64]bool{}
 	for at := extended.first; ; {

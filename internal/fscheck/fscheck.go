@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 )
 
 // Result is what came of a check.
@@ -261,8 +262,11 @@ func (c *checker) end(result Result, detail string) {
 	c.report.Detail = strings.Join(c.did, "; ")
 }
 
-// maxFindings is how many lines of a program a detail has. An annotation keeps it.
-const maxFindings = 3
+// maxFindings is how many lines of a program a detail has, and maxLine how many bytes of each. An annotation keeps it.
+const (
+	maxFindings = 3
+	maxLine     = 400
+)
 
 // findings are the first lines of an output that do not begin as those about progress do.
 func findings(output string, progress ...string) string {
@@ -274,7 +278,7 @@ func findings(output string, progress ...string) string {
 			about = about || strings.HasPrefix(line, p)
 		}
 		if !about {
-			found = append(found, line)
+			found = append(found, brief(line))
 		}
 	}
 	if len(found) > maxFindings {
@@ -286,5 +290,22 @@ func findings(output string, progress ...string) string {
 // lastLines is the end of an output.
 func lastLines(output string) string {
 	lines := strings.Split(strings.TrimSpace(output), "\n")
-	return strings.Join(lines[max(0, len(lines)-maxFindings):], " | ")
+	lines = lines[max(0, len(lines)-maxFindings):]
+	for i, line := range lines {
+		lines[i] = brief(line)
+	}
+	return strings.Join(lines, " | ")
+}
+
+// brief cuts a line that is long, and takes out what a terminal would obey: names of files may be in it.
+func brief(line string) string {
+	if len(line) > maxLine {
+		line = strings.ToValidUTF8(line[:maxLine], "") + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, line)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockmover/blockmover/internal/filesystem/filesystemtest"
 	"github.com/blockmover/blockmover/internal/fscheck"
 )
 
@@ -107,6 +108,20 @@ func TestCheck(t *testing.T) {
 	require.Equal(t, fscheck.None, fscheck.Check(t.Context(), bytes.NewReader(nil), "d", play(t)).Result)
 }
 
+// TestLongLines: an annotation keeps the detail, and a terminal shows it, whatever a damaged file system makes a
+// program print.
+func TestLongLines(t *testing.T) {
+	ext := map[int]string{ext4Magic: "\x53\xef"}
+	long := "Multiply-claimed \x1b[2J" + strings.Repeat(" 4711", 1<<19) + "\n"
+	for code, want := range map[int]fscheck.Result{4: fscheck.Errors, 8: fscheck.Failed} {
+		r := fscheck.Check(t.Context(), volume(ext), "d", play(t, answer{call: "tune2fs -c 0 -i 0 d"}, answer{call: "e2fsck -p d"},
+			answer{call: "e2fsck -fn d", code: code, output: long + long}))
+		require.Equal(t, want, r.Result)
+		require.Less(t, len(r.Detail), 2000)
+		require.Contains(t, r.Detail, "Multiply-claimed ?[2J 4711 4711")
+	}
+}
+
 func TestParse(t *testing.T) {
 	want := fscheck.Report{Result: fscheck.Errors, Filesystem: "ext4", Detail: "a \"b\"\nc"}
 	var line strings.Builder
@@ -200,18 +215,14 @@ func TestRealFileSystems(t *testing.T) {
 	// What a snapshot of a mounted file system has: an image of it while a deleted file is open.
 	for kind, size := range map[string]int64{"ext4": 64 << 20, "xfs": 320 << 20} {
 		t.Run(kind+" in use", func(t *testing.T) {
-			path := format(t, size, "mkfs."+kind, "-q")
-			dir := t.TempDir()
-			if out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", path, dir).CombinedOutput(); err != nil {
-				t.Skip(string(out))
+			if os.Geteuid() != 0 {
+				t.Skip("needs root to mount")
 			}
+			path := format(t, size, "mkfs."+kind, "-q")
+			dir := filesystemtest.Mount(t, path, "rw")
 			open, err := os.Create(filepath.Join(dir, "open"))
 			require.NoError(t, err)
-			t.Cleanup(func() {
-				_ = open.Close()
-				out, err := exec.CommandContext(context.Background(), "umount", dir).CombinedOutput()
-				require.NoError(t, err, string(out))
-			})
+			t.Cleanup(func() { _ = open.Close() })
 			for _, name := range []string{"a", "b", "c"} {
 				require.NoError(t, os.WriteFile(filepath.Join(dir, name), bytes.Repeat([]byte(name), 1<<20), 0o600))
 			}

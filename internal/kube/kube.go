@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -28,6 +29,12 @@ func Find[T client.Object](ctx context.Context, r client.Reader, key client.Obje
 		return none, fmt.Errorf("get %s: %w", describe(into, key), err)
 	}
 	return into, nil
+}
+
+// IsQuota reports whether the API server has no room for an object now. It has no reason code
+// for that.
+func IsQuota(err error) bool {
+	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota")
 }
 
 // Ensure creates an object. It does nothing if an object of the name exists: a cache may

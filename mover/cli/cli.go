@@ -23,8 +23,10 @@ import (
 	"os"
 	"os/signal"
 	"path"
+	"strconv"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
@@ -245,5 +247,18 @@ func interruptible(run func(ctx context.Context, cmd *cobra.Command, args []stri
 
 // OneLine formats an error as one line; joined errors have several.
 func OneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return printable(strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
+}
+
+// printable escapes what a terminal would obey: an error may have names that an image has made up.
+func printable(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }

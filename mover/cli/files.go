@@ -127,7 +127,7 @@ func newestImage(ctx context.Context, store repository.Store, volume repository.
 			return s.ID, nil
 		}
 	}
-	return "", fmt.Errorf("volume %s has no images", volume)
+	return "", fmt.Errorf("volume %s has no images that are not damaged", volume)
 }
 
 // found is a file that a path names.

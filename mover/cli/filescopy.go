@@ -41,7 +41,7 @@ func newFilesCat(source FilesSource) *cobra.Command {
 type transfer struct {
 	messages io.Writer
 	mu       sync.Mutex
-	failed   []string
+	failed   int
 	progress extract.Progress
 }
 
@@ -55,7 +55,7 @@ func (t *transfer) options() extract.Options {
 		if path == "" {
 			path = "/"
 		}
-		if t.failed = append(t.failed, path); len(t.failed) <= shownProblems {
+		if t.failed++; t.failed <= shownProblems {
 			printLine(t.messages, "%s: %s", quoteName(path), OneLine(err))
 		}
 	}}
@@ -74,7 +74,7 @@ func (t *transfer) run(ctx context.Context, d *parts.Disk, paths []string, verb 
 		}
 		for _, note := range f.part.Notes {
 			if !noted[note] {
-				printLine(t.messages, "note: %s", note)
+				printLine(t.messages, "note: %s", printable(note))
 			}
 			noted[note] = true
 		}

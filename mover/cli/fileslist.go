@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -109,7 +108,7 @@ func (o *listOptions) list(ctx context.Context, d *parts.Disk, at string, proble
 		return nil, err
 	}
 	for _, note := range f.part.Notes {
-		printLine(o.messages, "note: %s", note)
+		printLine(o.messages, "note: %s", printable(note))
 	}
 	if !f.info.Mode.IsDir() || o.directory {
 		return []File{describe(f.part.Files, &extract.Item{Path: at, ID: f.id, Info: f.info}, problem)}, nil
@@ -138,7 +137,7 @@ func partsOf(d *parts.Disk) []File {
 
 func describe(files filesystem.FileSystem, item *extract.Item, problem func(string, error)) File {
 	info := item.Info
-	f := File{Path: item.Path, Type: typeOf(info.Mode), Size: info.Size, Mode: fmt.Sprintf("%04o", modeBits(info.Mode)), UID: &info.UID, GID: &info.GID, Links: info.Links}
+	f := File{Path: item.Path, Type: typeOf(info.Mode), Size: info.Size, Mode: fmt.Sprintf("%04o", filesystem.UnixMode(info.Mode)), UID: &info.UID, GID: &info.GID, Links: info.Links}
 	if !utf8.ValidString(item.Path) {
 		f.PathBytes = []byte(item.Path)
 	}
@@ -181,16 +180,6 @@ func typeOf(mode fs.FileMode) string {
 	}
 }
 
-func modeBits(mode fs.FileMode) uint32 {
-	bits := uint32(mode.Perm())
-	for n, bit := range []fs.FileMode{fs.ModeSticky, fs.ModeSetgid, fs.ModeSetuid} {
-		if mode&bit != 0 {
-			bits |= 1 << (9 + n)
-		}
-	}
-	return bits
-}
-
 func (o *listOptions) print(files []File) error {
 	if o.output == "json" {
 		encoder := json.NewEncoder(o.out)
@@ -207,14 +196,14 @@ func (o *listOptions) print(files []File) error {
 	for _, f := range files {
 		switch {
 		case f.Type == "part":
-			printLine(t, "%s\t%s\t%s\t%s\t%s", quoteName(f.Path), orDash(f.Kind), formatBytes(f.Size), orDash(quoteName(f.Label)), orDash(f.Reason))
+			printLine(t, "%s\t%s\t%s\t%s\t%s", quoteName(f.Path), orDash(f.Kind), formatBytes(f.Size), orDash(quoteName(f.Label)), orDash(printable(f.Reason)))
 		case o.long:
 			printLine(t, "%s", f.row())
 		default:
 			printLine(t, "%s", f.shown())
 		}
 	}
-	return errors.Join(t.Flush())
+	return t.Flush()
 }
 
 // shown is the path with a mark of directories.

@@ -13,8 +13,8 @@ import (
 	"github.com/blockmover/blockmover/internal/repository/remote"
 )
 
-// FilesSocket is where `files serve` listens in a pod.
-const FilesSocket = "/tmp/blockmover-files.sock"
+// filesSocket is where `files serve` listens in a pod.
+const filesSocket = "/tmp/blockmover-files.sock"
 
 // How long a server waits for its client, and a client for its server to listen.
 const (
@@ -64,7 +64,7 @@ func newFilesServe() *cobra.Command {
 	}
 	r.addReading(cmd)
 	cmd.Flags().StringVar(&snapshot, "snapshot", "", "`ID` of the image")
-	cmd.Flags().StringVar(&socket, "socket", FilesSocket, "`path` of the socket")
+	cmd.Flags().StringVar(&socket, "socket", filesSocket, "`path` of the socket")
 	required(cmd.Flags(), "snapshot")
 	return cmd
 }
@@ -90,7 +90,7 @@ func newFilesConnect() *cobra.Command {
 			return errors.Join(err, conn.Close())
 		}),
 	}
-	cmd.Flags().StringVar(&socket, "socket", FilesSocket, "`path` of the socket")
+	cmd.Flags().StringVar(&socket, "socket", filesSocket, "`path` of the socket")
 	return cmd
 }
 

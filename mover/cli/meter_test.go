@@ -31,4 +31,5 @@ func TestFormatBytes(t *testing.T) {
 
 func TestOneLine(t *testing.T) {
 	require.Equal(t, "a; b", OneLine(errors.Join(errors.New("a"), errors.New("b"))))
+	require.Equal(t, `volume g\x1b[2J/ü is "on" \another disk`, OneLine(errors.New("volume g\x1b[2J/ü is \"on\" \\another disk")), "a terminal obeys nothing that an image has made up")
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -76,7 +75,7 @@ func (s *surroundings) cacheClass(ctx context.Context, size int64) (string, erro
 	case class == nil:
 		log.FromContext(ctx).Info("cachePVC is not used: its storage class does not exist", "storageClass", name)
 		return "", nil
-	case class.ReclaimPolicy != nil && *class.ReclaimPolicy != corev1.PersistentVolumeReclaimDelete:
+	case exposer.Keeps(class):
 		log.FromContext(ctx).Info("cachePVC is not used: its storage class does not delete volumes", "storageClass", name, "reclaimPolicy", *class.ReclaimPolicy)
 		return "", nil
 	}

@@ -192,7 +192,18 @@ func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work,
 	if plan.CacheClass, err = d.cacheClass(ctx, dd.Spec.SnapshotSize); err != nil {
 		return phase.Work{}, err
 	}
-	request := task.Request{
+	request := d.request(op, repositoryName)
+	if inFile {
+		plan.Directory = &exposer.Directory{UserID: kubevirt.UserID, Write: true}
+		request.Device, request.Restore.DiskImage = exposer.DirectoryPath, true
+	}
+	return d.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
+}
+
+// request is what the mover pod of a download is asked to do.
+func (d *downloads) request(op *operation.View, repositoryName string) task.Request {
+	dd := op.Download
+	return task.Request{
 		Namespace:        d.namespace,
 		Name:             dd.Name,
 		OperationID:      string(dd.UID),
@@ -201,11 +212,6 @@ func (d *downloads) expose(ctx context.Context, op *operation.View) (phase.Work,
 		Volume:           repository.VolumeKey{Namespace: dd.Spec.SourceNamespace, PVC: dd.Spec.TargetVolume.PVC},
 		Restore:          &task.Restore{SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID), Resume: op.Status.Attempt.Number > 1},
 	}
-	if inFile {
-		plan.Directory = &exposer.Directory{UserID: kubevirt.UserID, Write: true}
-		request.Device, request.Restore.DiskImage = exposer.DirectoryPath, true
-	}
-	return d.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
 }
 
 // isDiskImage reports whether the image is the disk of a VM, which the target has in a file.

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -164,8 +165,22 @@ func requireAllOrNothing(t *testing.T, w *world) {
 // TestDownloadInterruptedAtAnyTime interrupts after each number of reconciliations, and so at
 // each step of the rebinding.
 func TestDownloadInterruptedAtAnyTime(t *testing.T) {
+	interruptDownloads(t, downloadWorld, requireAllOrNothing, map[string]func(w *world){
+		"target deleted": func(w *world) {
+			require.NoError(w.t, w.c.Delete(w.ctx, get[corev1.PersistentVolumeClaim](w, appNamespace, "data")))
+			w.downs.now = func() time.Time { return w.clock.Add(time.Hour) }
+			w.run(w.downs, "dd")
+			w.sweepUp()
+		},
+	})
+}
+
+// interruptDownloads interrupts a download after each number of reconciliations: in the ways that every
+// download must survive, and in more.
+func interruptDownloads(t *testing.T, makeWorld func(*testing.T, ...client.Object) *world, check func(*testing.T, *world), more map[string]func(w *world)) {
+	t.Helper()
 	const steps = 20
-	for name, interrupt := range map[string]func(w *world){
+	interrupts := map[string]func(w *world){
 		"canceled": func(w *world) {
 			w.cancel(get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd"))
 			began := w.clock
@@ -187,25 +202,21 @@ func TestDownloadInterruptedAtAnyTime(t *testing.T) {
 			}
 			w.sweepUp()
 		},
-		"target deleted": func(w *world) {
-			require.NoError(w.t, w.c.Delete(w.ctx, get[corev1.PersistentVolumeClaim](w, appNamespace, "data")))
-			w.downs.now = func() time.Time { return w.clock.Add(time.Hour) }
-			w.run(w.downs, "dd")
-			w.sweepUp()
-		},
 		"mover pod fails": func(w *world) {
-			w.report = task.Report{Version: task.Version, Error: "write device: no space left"}
+			w.report = task.Report{Version: task.Version, Error: "write device: no space left", BytesWritten: 1}
 			w.run(w.downs, "dd")
 		},
-	} {
+	}
+	maps.Copy(interrupts, more)
+	for name, interrupt := range interrupts {
 		ended := false
 		for n := 0; n < steps && !ended; n++ {
 			t.Run(fmt.Sprintf("%s after %d", name, n), func(t *testing.T) {
-				w := downloadWorld(t)
+				w := makeWorld(t)
 				w.reconcileTimes(w.downs, "dd", n)
 				ended = w.operation(w.downs, "dd").Status.Phase.Terminal()
 				interrupt(w)
-				requireAllOrNothing(t, w)
+				check(t, w)
 			})
 		}
 		require.True(t, ended, "%s: the last interruption must come after the end", name)

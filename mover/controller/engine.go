@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/blockmover/blockmover/internal/config"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
@@ -167,12 +168,16 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 		seen.Released = err == nil && len(end.left) == 0
 		seen.Left = strings.Join(end.left, ", ")
 	case seen.Cancel:
+		seen.Work, report, err = e.glance(ctx, op)
 	case op.Damage != nil:
 		err = fmt.Errorf("%w: %w", phase.ErrBroken, op.Damage)
 	case op.Status.Phase == phase.New:
 		seen.Work, seen.Slot, err = e.admit(ctx, op)
 	default:
 		seen.Work, report, err = e.advance(ctx, op)
+	}
+	if live, ok := e.inPlace(op); ok {
+		seen.Wrote = live.mayHaveWritten(seen.Work, report)
 	}
 	switch {
 	case err == nil:
@@ -181,7 +186,7 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 		err = nil
 	default:
 		seen.Work = phase.Work{State: phase.Unknown, Detail: err.Error()}
-		if isQuota(err) {
+		if kube.IsQuota(err) {
 			seen.Work.State = phase.Held
 		}
 		seen.Left = err.Error()
@@ -189,17 +194,25 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 	if report != nil {
 		op.Status.Attempt.BytesRead = report.BytesRead
 	}
-	if live, ok := e.inPlace(op); ok {
-		seen.Wrote = live.mayHaveWritten(seen.Work, report)
-	}
 	seen.Attempt, seen.Progress = op.Status.Attempt, op.Status.BytesDone
 	return seen, report, err
 }
 
-// isQuota reports whether the API server has no room for an object now. It has no reason code
-// for that.
-func isQuota(err error) bool {
-	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota")
+// glance returns how far the mover pod of a restore in place is that was canceled: its end says
+// whether the volume was written. Of other operations, nobody needs to know.
+func (e *engine) glance(ctx context.Context, op *operation.View) (phase.Work, *task.Report, error) {
+	if _, ok := e.inPlace(op); !ok {
+		return phase.Work{}, nil, nil
+	}
+	pod, err := e.exposer.FindPod(ctx, op.Operation)
+	switch {
+	case err != nil:
+		return phase.Work{State: phase.Unknown}, nil, err
+	case pod == nil || exposer.AttemptOf(pod) != op.Status.Attempt.Number:
+		return phase.Work{}, nil, nil
+	}
+	work, report := exposer.Observe(pod)
+	return work, report, nil
 }
 
 // admit secures a new operation and asks for a slot. An operation that is secured
@@ -237,7 +250,7 @@ func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *
 	pod, err := e.exposer.FindPod(ctx, op.Operation)
 	switch {
 	case err != nil:
-		return phase.Work{}, nil, err
+		return phase.Work{State: phase.Unknown}, nil, err
 	case pod != nil && exposer.AttemptOf(pod) != attempt.Number:
 		return phase.Work{Detail: "the mover pod of the attempt before is being deleted"}, nil, e.exposer.DeletePod(ctx, pod)
 	case pod != nil:

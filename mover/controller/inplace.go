@@ -21,7 +21,6 @@ import (
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/policy"
-	"github.com/blockmover/blockmover/internal/repository"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/mover/exposer"
@@ -159,19 +158,8 @@ func (l *liveTarget) expose(ctx context.Context) (phase.Work, error) {
 	if err := l.askStorage(ctx, live, &plan); err != nil {
 		return phase.Work{}, err
 	}
-	request := task.Request{
-		Namespace:        l.namespace,
-		Name:             dd.Name,
-		OperationID:      string(dd.UID),
-		Device:           exposer.DevicePath,
-		BackupRepository: repositoryName,
-		Volume:           repository.VolumeKey{Namespace: dd.Spec.SourceNamespace, PVC: dd.Spec.TargetVolume.PVC},
-		Restore: &task.Restore{
-			SnapshotID: repository.SnapshotID(dd.Spec.SnapshotID),
-			Resume:     l.op.Status.Attempt.Number > 1,
-			InPlace:    live,
-		},
-	}
+	request := l.request(l.op, repositoryName)
+	request.Restore.InPlace = live
 	return l.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
 }
 
@@ -238,13 +226,14 @@ func releaseLive(ctx context.Context, c client.Client, reader client.Reader, op 
 	return volumesnapshot.ReleaseLive(ctx, c, reader, op)
 }
 
-// mayHaveWritten reports whether a mover pod may have written to the volume.
+// mayHaveWritten reports whether a mover pod may have written to the volume. Work is that of the
+// pod, as far as it is known.
 func (l *liveTarget) mayHaveWritten(work phase.Work, report *task.Report) bool {
 	attempt := l.op.Status.Attempt
 	if attempt.Wrote || report != nil {
 		return attempt.Wrote || !report.Untouched
 	}
-	return attempt.Started || work.State == phase.Running || work.State == phase.Lost
+	return attempt.Started || work.State == phase.Running || work.State == phase.Lost || work.State == phase.Unknown
 }
 
 // What an outcome says of the volume.

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"fmt"
 	"testing"
 	"time"
 
@@ -188,26 +187,7 @@ func TestInPlaceSurvivesAnyFault(t *testing.T) {
 
 // TestInPlaceInterruptedAtAnyTime: whatever ends the restore, and when, the user keeps the volume.
 func TestInPlaceInterruptedAtAnyTime(t *testing.T) {
-	const steps = 20
-	for name, interrupt := range map[string]func(w *world){
-		"canceled": func(w *world) {
-			w.cancel(get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd"))
-			w.run(w.downs, "dd")
-		},
-		"deleted": func(w *world) {
-			require.NoError(w.t, w.c.Delete(w.ctx, get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")))
-			w.sweepUp()
-		},
-		"deleted, and another Velero sweeps first": func(w *world) {
-			require.NoError(w.t, w.c.Delete(w.ctx, get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")))
-			neighbour := w.neighbour()
-			for range 5 {
-				_, err := neighbour.sweep(w.ctx)
-				require.NoError(w.t, err)
-				w.step()
-			}
-			w.sweepUp()
-		},
+	interruptDownloads(t, inPlaceWorld, requireLiveVolume, map[string]func(w *world){
 		"PVC of the mover pod deleted": func(w *world) {
 			for _, claim := range list[corev1.PersistentVolumeClaimList](w, client.InNamespace(veleroNamespace)).Items {
 				require.NoError(w.t, w.c.Delete(w.ctx, &claim))
@@ -218,23 +198,7 @@ func TestInPlaceInterruptedAtAnyTime(t *testing.T) {
 			w.run(w.downs, "dd")
 			w.sweepUp()
 		},
-		"mover pod fails": func(w *world) {
-			w.report = task.Report{Version: task.Version, Error: "write device: no space left", BytesWritten: 1}
-			w.run(w.downs, "dd")
-		},
-	} {
-		ended := false
-		for n := 0; n < steps && !ended; n++ {
-			t.Run(fmt.Sprintf("%s after %d", name, n), func(t *testing.T) {
-				w := inPlaceWorld(t)
-				w.reconcileTimes(w.downs, "dd", n)
-				ended = w.operation(w.downs, "dd").Status.Phase.Terminal()
-				interrupt(w)
-				requireLiveVolume(t, w)
-			})
-		}
-		require.True(t, ended, "%s: the last interruption must come after the end", name)
-	}
+	})
 }
 
 func TestInPlaceRefuses(t *testing.T) {
@@ -402,6 +366,31 @@ func TestInPlaceSaysWhatItLeaves(t *testing.T) {
 	}
 }
 
+// TestInPlaceSaysWhatItLeavesUnseen: what a mover pod does counts also if nobody has seen it do it.
+func TestInPlaceSaysWhatItLeavesUnseen(t *testing.T) {
+	w := inPlaceWorld(t)
+	w.podEnds = func(*corev1.Pod) bool { return false }
+	for w.pods == 0 {
+		w.reconcileTimes(w.downs, "dd", 1)
+	}
+	require.False(t, w.operation(w.downs, "dd").Status.Attempt.Started)
+	w.cancel(get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd"))
+	require.Contains(t, w.run(w.downs, "dd").Status.Message, "canceled on request; "+halfRestored)
+	requireLiveVolume(t, w)
+
+	w = cbtWorld(t)
+	w.podEnds = func(*corev1.Pod) bool { return false }
+	w.faults.refuse = func(verb string, object client.Object) error {
+		if _, ok := object.(*snapshotv1.VolumeSnapshot); ok && verb == "create" {
+			return errInjected
+		}
+		return nil
+	}
+	require.Contains(t, w.drive(w.downs, "dd", 2*time.Hour).Status.Message, "injected fault; "+halfRestored)
+	w.sweepUp()
+	requireLiveVolume(t, w)
+}
+
 // TestAliasIsNeverDeletable: somebody has set the alias to Delete. Nothing is deleted until it is set
 // back.
 func TestAliasIsNeverDeletable(t *testing.T) {
@@ -440,6 +429,7 @@ func (w *world) sweepUpWithErrors() {
 func TestBaseStaysDuringARestoreInPlace(t *testing.T) {
 	w := inPlaceWorld(t)
 	dd := w.operation(w.downs, "dd")
+	dd.Download.Spec.TargetVolume.Namespace = "copy" // of a mapping: the bases are those of the source
 	n, err := w.sweep.needsOf(w.ctx, owners{downloads: []*operation.View{dd}})
 	require.NoError(t, err)
 	require.True(t, n.uploading[client.ObjectKey{Namespace: appNamespace, Name: "data"}])

@@ -109,7 +109,7 @@ func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained,
 			continue
 		}
 		released++
-		s.metrics.swept.WithLabelValues(sweptRetained).Inc()
+		s.count(sweptRetained, r.Name)
 	}
 	return released, errors.Join(errs...)
 }
@@ -192,7 +192,8 @@ func (s *sweeper) needsOf(ctx context.Context, o owners) (needs, error) {
 	}
 	for _, op := range o.downloads {
 		if !op.Status.Phase.Terminal() && op.Download.Spec.DataMoverConfig[identity.ConfigInPlace] != "" {
-			n.uploading[targetOf(op.Download)] = true // it may have chosen the snapshot as its base
+			// It may have chosen a snapshot of the volume that was backed up as its base.
+			n.uploading[client.ObjectKey{Namespace: op.Download.Spec.SourceNamespace, Name: op.Download.Spec.TargetVolume.PVC}] = true
 		}
 	}
 	for _, op := range o.running() {

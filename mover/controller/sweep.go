@@ -59,6 +59,17 @@ type sweeper struct {
 	last time.Time
 	// again counts the sweeps in a row that left something.
 	again int
+	// counted is what this sweep has counted, and before what the last one has.
+	counted, before map[string]bool
+}
+
+// count counts something that is released. What takes several sweeps counts once.
+func (s *sweeper) count(what, name string) {
+	key := what + " " + name
+	if !s.before[key] {
+		s.metrics.swept.WithLabelValues(what).Inc()
+	}
+	s.counted[key] = true
 }
 
 // Times of the sweep. It is wanted when an operation or a backup has ended or is deleted;
@@ -110,12 +121,15 @@ func (s *sweeper) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile
 
 // sweep returns how many objects are going away and need another sweep.
 func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
+	s.counted, s.before = map[string]bool{}, s.counted
 	operations, operationsErr := s.findOperations(ctx)
 	snapshots, snapshotsErr := s.findSnapshots(ctx)
 	groups, groupsErr := s.groups.Find(ctx, snapshots)
 	retained, retainedErr := s.rehomer.ListRetained(ctx)
 	vms, vmsErr := s.vms.Names(ctx)
-	s.metrics.groups.Set(float64(len(groups)))
+	if groupsErr == nil {
+		s.metrics.groups.Set(float64(len(groups)))
+	}
 	err = errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr, vmsErr, s.sweepCopies(ctx))
 	if len(operations)+len(groups)+len(snapshots)+len(retained)+len(vms) == 0 {
 		return 0, err
@@ -182,7 +196,7 @@ func (s *sweeper) sweepOperations(ctx context.Context, found map[string]identity
 			continue
 		}
 		left += n
-		s.metrics.swept.WithLabelValues(sweptOperation).Inc()
+		s.count(sweptOperation, uid)
 	}
 	return left, errors.Join(errs...)
 }
@@ -296,7 +310,7 @@ func (s *sweeper) sweepBackups(ctx context.Context, snapshots []snapshotv1.Volum
 			errs = append(errs, err)
 			continue
 		}
-		s.metrics.swept.WithLabelValues(sweptVolumeSnapshot).Inc()
+		s.count(sweptVolumeSnapshot, key.String())
 	}
 	return errors.Join(errs...)
 }

@@ -30,7 +30,7 @@ func (s *sweeper) sweepGroups(ctx context.Context, found []groupsnapshot.Group, 
 			continue
 		}
 		goingAway += len(left)
-		s.metrics.swept.WithLabelValues(sweptGroup).Inc()
+		s.count(sweptGroup, group.String())
 		log.FromContext(ctx).Info("released the group snapshot of a backup that has ended", "volumeGroupSnapshot", group.String(), "goingAway", left)
 	}
 	return goingAway, errors.Join(errs...)

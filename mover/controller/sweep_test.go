@@ -6,6 +6,7 @@ import (
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -34,6 +35,30 @@ func (w *world) neighbour() *sweeper {
 		now:     func() time.Time { return w.clock }, recorder: events.NewFakeRecorder(1000), held: map[string]bool{},
 		metrics: w.uploads.metrics,
 	}
+}
+
+// TestSweepCountsOnce: what takes several sweeps to go away is released once. What cannot be found is
+// not known to be gone.
+func TestSweepCountsOnce(t *testing.T) {
+	w := uploadWorld(t)
+	w.podEnds = func(*corev1.Pod) bool { return false }
+	w.drive(w.uploads, "du", 20*time.Second)
+	require.NoError(t, w.c.Delete(w.ctx, w.dataUpload()))
+	for range 3 {
+		left, err := w.sweep.sweep(w.ctx)
+		require.NoError(t, err)
+		require.Positive(t, left)
+	}
+	require.Equal(t, 1.0, testutil.ToFloat64(w.sweep.metrics.swept.WithLabelValues(sweptOperation)))
+
+	unknown := false
+	for n := range 12 {
+		w.sweep.metrics.groups.Set(5)
+		w.faults.failAt = w.faults.calls + 1 + n
+		_, err := w.sweep.sweep(w.ctx)
+		unknown = unknown || err != nil && testutil.ToFloat64(w.sweep.metrics.groups) == 5
+	}
+	require.True(t, unknown)
 }
 
 // TestSweepTrustsNoLabels: a tenant can give our labels and owner references to its own

@@ -27,7 +27,7 @@ func (s *sweeper) sweepVMs(ctx context.Context, names []string, o owners) (int, 
 			continue
 		}
 		goingAway += len(left)
-		s.metrics.swept.WithLabelValues(sweptVM).Inc()
+		s.count(sweptVM, name)
 		log.FromContext(ctx).Info("released what the backup of a VM left", "vmBackup", name, "goingAway", left)
 	}
 	return goingAway, errors.Join(errs...)

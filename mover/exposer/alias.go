@@ -34,7 +34,7 @@ func (e *Exposer) EnsureAlias(ctx context.Context, op identity.Operation, live *
 		return "", err
 	}
 	if alias == nil {
-		if alias, err = PlanAlias(op, e.Namespace, live); err != nil {
+		if alias, err = planAlias(op, e.Namespace, live); err != nil {
 			return "", err
 		}
 		if err := e.Client.Create(ctx, alias); err != nil {
@@ -49,7 +49,7 @@ func (e *Exposer) EnsureAlias(ctx context.Context, op identity.Operation, live *
 		return "", err
 	}
 	if claim == nil {
-		claim = PlanAliasClaim(op, alias)
+		claim = planAliasClaim(op, alias)
 		if err := kube.Ensure(ctx, e.Client, claim); err != nil {
 			return "", err
 		}
@@ -111,9 +111,9 @@ func isRetained(alias *corev1.PersistentVolume) error {
 	return nil
 }
 
-// PlanAlias returns a second PV of the volume of a live one, as a block device, for the PVC of
+// planAlias returns a second PV of the volume of a live one, as a block device, for the PVC of
 // the operation. See EnsureAlias.
-func PlanAlias(op identity.Operation, namespace string, live *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
+func planAlias(op identity.Operation, namespace string, live *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	if live.Spec.CSI == nil {
 		return nil, fmt.Errorf("plan alias PV: %w: PV %s is not a CSI volume", phase.ErrBroken, live.Name)
 	}
@@ -140,9 +140,9 @@ func PlanAlias(op identity.Operation, namespace string, live *corev1.PersistentV
 	}, nil
 }
 
-// PlanAliasClaim returns the PVC of the operation for its alias. It has no class, so no
+// planAliasClaim returns the PVC of the operation for its alias. It has no class, so no
 // provisioner looks at it, and no quota of a class counts it.
-func PlanAliasClaim(op identity.Operation, alias *corev1.PersistentVolume) *corev1.PersistentVolumeClaim {
+func planAliasClaim(op identity.Operation, alias *corev1.PersistentVolume) *corev1.PersistentVolumeClaim {
 	none, mode := "", corev1.PersistentVolumeBlock
 	return &corev1.PersistentVolumeClaim{
 		ObjectMeta: metaOf(op),

@@ -152,11 +152,15 @@ func fill(copied, original client.Object) {
 	}
 }
 
-// ReleaseCopies takes an operation out of its copies, and deletes those that no other one has.
+// ReleaseCopies takes an operation out of its copies, and deletes those that no other one has. A copy
+// that the manager may not read any more, or never might, goes with its operations.
 func (e *Exposer) ReleaseCopies(ctx context.Context, op identity.Operation, copies Copies) error {
 	for _, c := range copies.list() {
 		found, name := blank(c)
 		found, err := kube.Find(ctx, e.Reader, client.ObjectKey{Namespace: e.Namespace, Name: name}, found)
+		if apierrors.IsForbidden(err) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -196,7 +200,7 @@ func ownerOf(op identity.Operation) metav1.OwnerReference {
 
 // notGranted makes a missing right final, and says how to give it.
 func notGranted(err error) error {
-	if apierrors.IsForbidden(err) && !strings.Contains(err.Error(), "exceeded quota") {
+	if apierrors.IsForbidden(err) && !kube.IsQuota(err) {
 		return fmt.Errorf("%w: %w: grant it with the component deploy/copies, or take the name out of the configuration", phase.ErrBroken, err)
 	}
 	return err

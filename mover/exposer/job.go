@@ -7,6 +7,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -107,6 +108,12 @@ func apiAccessVolume() corev1.Volume {
 			}}},
 		},
 	}}}
+}
+
+// Keeps reports whether the volume of a PVC of a class stays when the PVC is deleted. Such a class is
+// not for a volume that is made and deleted with a pod.
+func Keeps(class *storagev1.StorageClass) bool {
+	return class.ReclaimPolicy != nil && *class.ReclaimPolicy != corev1.PersistentVolumeReclaimDelete
 }
 
 // scratchDevice is a Block volume of the pod.

@@ -6,13 +6,13 @@ import (
 	"strings"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
-	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/mover/exposer"
 )
 
 // managerAccount is the service account of the manager.
@@ -54,7 +54,7 @@ func (s *session) checkCache(ctx context.Context, settings config.Config) ([]Fin
 		return nil, err
 	case class == nil:
 		finding.What = "cachePVC names it, and it does not exist"
-	case class.ReclaimPolicy != nil && *class.ReclaimPolicy != corev1.PersistentVolumeReclaimDelete:
+	case exposer.Keeps(class):
 		finding.What = fmt.Sprintf("cachePVC names it, and its reclaim policy is %s, want Delete", *class.ReclaimPolicy)
 	default:
 		return nil, nil

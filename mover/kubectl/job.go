@@ -1,7 +1,9 @@
 package kubectl
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -111,6 +113,23 @@ func (s *session) readLog(ctx context.Context, pod, container string, read func(
 		return fmt.Errorf("read log of pod %s: %w", pod, err)
 	}
 	return nil
+}
+
+// eachLine calls f with the lines of a log. A line of more than a MiB is left out.
+func eachLine(log io.Reader, f func(line string)) error {
+	lines := bufio.NewReaderSize(log, 1<<20)
+	for long := false; ; {
+		line, more, err := lines.ReadLine()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case !more && !long:
+			f(string(line))
+		}
+		long = more
+	}
 }
 
 // awaitPod waits until the pod of a Job is so far.

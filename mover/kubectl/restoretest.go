@@ -1,7 +1,6 @@
 package kubectl
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -15,9 +14,12 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/fscheck"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/mover/cli"
 	"github.com/blockmover/blockmover/mover/exposer"
@@ -136,6 +138,9 @@ func (o *verifyOptions) planTest(ctx context.Context, u *operation.View, reposit
 	if csi := u.Upload.Spec.CSISnapshot; class == "" && csi != nil {
 		class = cmp.Or(plan.Config.RestorePVC.StorageClass[csi.StorageClass], csi.StorageClass)
 	}
+	if err := o.checkClass(ctx, class); err != nil {
+		return nil, err
+	}
 	plan.StorageClass = class
 	limit := time.Duration(0)
 	if deadline, ok := ctx.Deadline(); ok {
@@ -153,16 +158,24 @@ func (o *verifyOptions) planTest(ctx context.Context, u *operation.View, reposit
 	})
 }
 
-// toolsImageOf returns the name of the image that is built beside that of the mover.
+// checkClass refuses a storage class that would keep the scratch volume of each test.
+func (o *verifyOptions) checkClass(ctx context.Context, name string) error {
+	if name == "" {
+		return nil
+	}
+	class, err := kube.Find(ctx, o.Client, client.ObjectKey{Name: name}, &storagev1.StorageClass{})
+	if err == nil && class != nil && exposer.Keeps(class) {
+		err = fmt.Errorf("StorageClass %s does not delete the volumes of PVCs that are deleted, and each test would leave one: name another class with --storage-class", name)
+	}
+	return err
+}
+
+// toolsImageOf returns the name of the image that is built beside that of the mover. A digest is of
+// one image, a tag of both.
 func toolsImageOf(mover string) string {
-	name, digest, _ := strings.Cut(mover, "@")
-	if digest != "" {
-		return name + "-tools" // a digest is of one image
-	}
-	if i := strings.LastIndex(mover, ":"); i > strings.LastIndex(mover, "/") {
-		return mover[:i] + "-tools" + mover[i:]
-	}
-	return mover + "-tools"
+	name := imageRepository(mover)
+	tag, _, _ := strings.Cut(mover[len(name):], "@")
+	return name + "-tools" + tag
 }
 
 // restoring is how far the restore of a test has come.
@@ -201,14 +214,11 @@ func (o *verifyOptions) runTest(ctx context.Context, job *batchv1.Job) (report f
 	}
 	found := false
 	err = o.readLog(ctx, pod.Name, exposer.CheckContainer, func(log io.Reader) error {
-		lines := bufio.NewScanner(log)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			if r, ok := fscheck.Parse(lines.Text()); ok {
+		return eachLine(log, func(line string) {
+			if r, ok := fscheck.Parse(line); ok {
 				report, found = r, true
 			}
-		}
-		return lines.Err()
+		})
 	})
 	switch {
 	case err != nil:

@@ -11,6 +11,7 @@ import (
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -96,6 +97,7 @@ func TestRestoreTest(t *testing.T) {
 		"no file system": {check: reportOf(t, fscheck.Report{Result: fscheck.None}), want: fscheck.None, verified: truth(true)},
 		"unclear":        {check: reportOf(t, fscheck.Report{Result: fscheck.Unclear, Filesystem: "xfs"}), want: fscheck.Unclear, verified: truth(true)},
 		"errors":         {check: reportOf(t, fscheck.Report{Result: fscheck.Errors, Filesystem: "ext4", Detail: "Inode 2"}), want: fscheck.Errors, detail: "Inode 2", verified: truth(true), events: []string{"FileSystemErrors"}, fails: true},
+		"long line":      {check: strings.Repeat("4711 ", 1<<20) + "\n" + reportOf(t, fscheck.Report{Result: fscheck.Errors, Filesystem: "ext4", Detail: "Inode 2"}), want: fscheck.Errors, detail: "Inode 2", verified: truth(true), events: []string{"FileSystemErrors"}, fails: true},
 		"no result":      {check: "exec: e2fsck: not found\n", want: fscheck.Failed, detail: "the check has no result: exec: e2fsck: not found", verified: truth(true), events: []string{"RestoreTestFailed"}, fails: true},
 		"damaged":        {code: 1, verify: damage, want: operation.Damaged, detail: "4.0KiB cannot be read", verified: truth(false), events: []string{"ImageDamaged"}, fails: true},
 		"unreachable":    {code: 1, verify: "no such host\n", want: fscheck.Failed, detail: "restore: blockmover: no such host", events: []string{"RestoreTestFailed"}, fails: true},
@@ -176,6 +178,19 @@ func deviceOf(t *testing.T, spec corev1.PodSpec) corev1.PersistentVolumeClaimSpe
 	return corev1.PersistentVolumeClaimSpec{}
 }
 
+// A storage class that keeps volumes would keep the scratch volume of each test.
+func TestRestoreTestClass(t *testing.T) {
+	u := image("u1", "daily-1", "data", "s1", time.Hour)
+	u.Spec.CSISnapshot = &velerov2alpha1.CSISnapshotSpec{StorageClass: "gold"}
+	c, jobs := tester(t, 0, reportOf(t, fscheck.Report{Result: fscheck.OK}), "", u)
+	keep := corev1.PersistentVolumeReclaimRetain
+	require.NoError(t, c.Client.Create(t.Context(), &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "gold"}, ReclaimPolicy: &keep}))
+	require.ErrorContains(t, c.verify(t, "shop/data", "--restore-test"), "StorageClass gold does not delete the volumes")
+	require.Empty(t, *jobs)
+	require.NoError(t, c.verify(t, "shop/data", "--restore-test", "--storage-class", "tin"))
+	require.Len(t, *jobs, 1)
+}
+
 // A pod that does not start is a test that could not be made, and its Job goes.
 func TestRestoreTestDoesNotStart(t *testing.T) {
 	c, _ := verifier(t, "", corev1.PodPending, image("u1", "daily-1", "data", "s1", time.Hour))
@@ -204,7 +219,7 @@ func TestRestoreTestBudget(t *testing.T) {
 func TestToolsImage(t *testing.T) {
 	for mover, want := range map[string]string{
 		"blockmover": "blockmover-tools", "r.example.com:5000/a/blockmover:v1": "r.example.com:5000/a/blockmover-tools:v1",
-		"r.example.com:5000/blockmover": "r.example.com:5000/blockmover-tools", "r/b@sha256:0a": "r/b-tools",
+		"r.example.com:5000/blockmover": "r.example.com:5000/blockmover-tools", "r/b@sha256:0a": "r/b-tools", "r:5000/b:v1@sha256:0a": "r:5000/b-tools:v1",
 	} {
 		require.Equal(t, want, toolsImageOf(mover))
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"github.com/blockmover/blockmover/internal/filesystem"
+	"github.com/blockmover/blockmover/internal/filesystem/pages"
 )
 
 const (
@@ -15,6 +16,14 @@ const (
 	rawPages = 64
 )
 
+// page is a piece of the device. It never changes once it is loaded.
+type page struct {
+	// data is shorter than pages.Size at the end of the device.
+	data []byte
+	// bad has the errors of blocks, by their offset in the page, that the journal has and that cannot be read from it.
+	bad map[int64]error
+}
+
 // device reads blocks of the file system. Once a log is there, it has precedence over the places of the blocks.
 type device struct {
 	r         io.ReaderAt
@@ -23,20 +32,20 @@ type device struct {
 	blocks    uint64
 	log       *log
 
-	raw, metadata *pageCache
+	raw, metadata *pages.Cache[*page]
 }
 
 func newDevice(r io.ReaderAt, size int64, s *superblock) *device {
 	d := &device{r: r, size: size, blockSize: s.blockSize, blocks: s.blocks}
-	d.raw = newPageCache(rawPages, d.loadRaw)
-	d.metadata = newPageCache(metadataPages, d.loadMetadata)
+	d.raw = pages.New(rawPages, d.loadRaw)
+	d.metadata = pages.New(metadataPages, d.loadMetadata)
 	return d
 }
 
 // withLog returns a device that shows what the log has in its place.
 func (d *device) withLog(l *log) *device {
 	replayed := &device{r: d.r, size: d.size, blockSize: d.blockSize, blocks: d.blocks, log: l, raw: d.raw}
-	replayed.metadata = newPageCache(metadataPages, replayed.loadMetadata)
+	replayed.metadata = pages.New(metadataPages, replayed.loadMetadata)
 	return replayed
 }
 
@@ -56,11 +65,11 @@ func (d *device) readFull(p []byte, off int64) error {
 }
 
 func (d *device) loadRaw(index int64) (*page, error) {
-	off := index * pageSize
+	off := index * pages.Size
 	if off >= d.size {
 		return nil, damaged("offset %d is beyond the device of %d bytes", off, d.size)
 	}
-	data := make([]byte, min(pageSize, d.size-off))
+	data := make([]byte, min(pages.Size, d.size-off))
 	if err := d.readFull(data, off); err != nil {
 		return nil, err
 	}
@@ -73,7 +82,7 @@ func (d *device) loadMetadata(index int64) (*page, error) {
 		return p, err
 	}
 	for off := int64(0); off+d.blockSize <= int64(len(p.data)); off += d.blockSize {
-		block, found, err := d.log.read(uint64((index*pageSize + off) / d.blockSize))
+		block, found, err := d.log.read(uint64((index*pages.Size + off) / d.blockSize))
 		switch {
 		case errors.Is(err, filesystem.ErrDamaged):
 			if p.bad == nil {
@@ -95,16 +104,16 @@ func (d *device) block(number uint64) ([]byte, error) { return d.blockFrom(d.met
 // rawBlock returns a block as it is in its place on the device.
 func (d *device) rawBlock(number uint64) ([]byte, error) { return d.blockFrom(d.raw, number) }
 
-func (d *device) blockFrom(cache *pageCache, number uint64) ([]byte, error) {
+func (d *device) blockFrom(cache *pages.Cache[*page], number uint64) ([]byte, error) {
 	if number >= d.blocks {
 		return nil, damaged("block %d is beyond the file system of %d blocks", number, d.blocks)
 	}
 	off := int64(number) * d.blockSize
-	p, err := cache.get(off / pageSize)
+	p, err := cache.Get(off / pages.Size)
 	if err != nil {
 		return nil, err
 	}
-	within := off % pageSize
+	within := off % pages.Size
 	if err := p.bad[within]; err != nil {
 		return nil, err
 	}

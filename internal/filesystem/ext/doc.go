@@ -26,7 +26,7 @@
 // 130 MiB. Beyond it, Open returns an error.
 //
 // Fast commits are changes of files, not of blocks: this file has those blocks, that directory has this name. They are kept in
-// memory as such, and are applied when a file or a directory is read. They do not say when a directory changed, nor how many
+// memory as such, with 64 MiB of inodes at most, and are applied when a file or a directory is read. They do not say when a directory changed, nor how many
 // links it has. The kernel makes the times up when it replays; this reader shows those of before. A device node
 // or a short symbolic link of a fast commit is shown as it was made.
 //

@@ -23,8 +23,10 @@ const (
 
 const (
 	fastTagSize = 4
-	// maxFastBlocks bounds what is read of fast commits: 64 MiB in blocks of 4 KiB. mkfs reserves 1 to 16 MiB.
-	maxFastBlocks = 16 << 10
+	// maxFastBytes bounds what is read of fast commits. mkfs reserves 1 to 16 MiB.
+	maxFastBytes = 64 << 20
+	// maxFastInodes bounds the bytes of the inodes that they change.
+	maxFastInodes = 64 << 20
 	// maxFastTags bounds the memory for what fast commits change.
 	maxFastTags = 1 << 20
 )
@@ -34,6 +36,7 @@ const (
 type fastCommits struct {
 	inodes      map[uint32]*fastInode
 	directories map[uint32]*fastDirectory
+	bytes       int64 // of inodes
 }
 
 type fastInode struct {
@@ -78,7 +81,7 @@ func (f *FileSystem) replayFast(l *log, sequence uint32) error {
 
 // fastRecords returns the records up to the last complete fast commit, and how many fast commits there are.
 func (l *log) fastRecords(sequence uint32) (records []fastRecord, commits int, err error) {
-	if l.fastEnd-l.last > maxFastBlocks {
+	if int64(l.fastEnd-l.last) > maxFastBytes/l.dev.blockSize {
 		return nil, 0, unsupported("a journal with %d blocks for fast commits", l.fastEnd-l.last)
 	}
 	var pending []fastRecord
@@ -216,6 +219,9 @@ func (f *FileSystem) fastInode(number uint32) (*fastInode, error) {
 	}
 	if in.raw != nil {
 		return in, nil
+	}
+	if f.fast.bytes += f.super.inodeSize; f.fast.bytes > maxFastInodes {
+		return nil, unsupported("fast commits that change inodes of more than %d bytes", maxFastInodes)
 	}
 	raw, err := f.rawInode(number)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

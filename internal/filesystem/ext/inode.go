@@ -182,33 +182,6 @@ func (s *superblock) inodeChecksum(number uint32, raw []byte) bool {
 	return crc == uint32(le.Uint16(raw[low:]))|uint32(le.Uint16(raw[high:]))<<16
 }
 
-// fileMode converts i_mode.
-func (in *inode) fileMode() fs.FileMode {
-	mode := fs.FileMode(in.mode & 0o777)
-	for bit, m := range map[uint16]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if in.mode&bit != 0 {
-			mode |= m
-		}
-	}
-	switch in.kind() {
-	case modeRegular:
-		return mode
-	case modeDir:
-		return mode | fs.ModeDir
-	case modeLink:
-		return mode | fs.ModeSymlink
-	case modeChar:
-		return mode | fs.ModeDevice | fs.ModeCharDevice
-	case modeBlock:
-		return mode | fs.ModeDevice
-	case modeFIFO:
-		return mode | fs.ModeNamedPipe
-	case modeSocket:
-		return mode | fs.ModeSocket
-	}
-	return mode | fs.ModeIrregular
-}
-
 // time reads a time. The extra field has two more bits of the seconds, and nanoseconds.
 func (in *inode) time(off, extra int) time.Time {
 	seconds, nanoseconds := int64(int32(in.u32(off))), int64(0)
@@ -231,7 +204,7 @@ func (in *inode) device() (major, minor uint32) {
 
 func (in *inode) info() filesystem.Info {
 	info := filesystem.Info{
-		Mode:     in.fileMode(),
+		Mode:     filesystem.ModeOf(in.mode),
 		UID:      uint32(in.u16(0x2)) | uint32(in.u16(0x78))<<16,
 		GID:      uint32(in.u16(0x18)) | uint32(in.u16(0x7a))<<16,
 		Links:    uint32(in.u16(0x1a)),

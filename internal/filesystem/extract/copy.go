@@ -157,7 +157,8 @@ func (c *Copier) Add(ctx context.Context, files filesystem.FileSystem, id filesy
 	return ctx.Err()
 }
 
-// directory makes a directory that only we can enter until it is complete. One that exists is used, and stays as it is.
+// directory makes a directory that only we can enter until it is complete. One that exists is used, and stays as it is
+// without Overwrite.
 func (t *tree) directory(item *Item) {
 	if item.Path == "" {
 		return

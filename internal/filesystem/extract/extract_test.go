@@ -223,6 +223,54 @@ func TestProblemsAreNamed(t *testing.T) {
 	require.Equal(t, []string{"top/", "top/good"}, names)
 }
 
+// TestRefusedHeader: what a stream cannot express is a problem of one name. The other names of the file do not refer to it.
+func TestRefusedHeader(t *testing.T) {
+	bad, odd := link("a\x00b"), file("odd")
+	bad.info.Links = 2
+	odd.attributes = map[string][]byte{"user.\x00": []byte("v"), "user.good": []byte("v")}
+	files := tree{0: directory(
+		filesystem.Entry{Name: "bad", ID: 1}, filesystem.Entry{Name: "other", ID: 1}, filesystem.Entry{Name: "odd", ID: 2},
+	), 1: bad, 2: odd}
+	var stream bytes.Buffer
+	p := problems{}
+	a := extract.NewArchiver(&stream, extract.Options{Problem: p.add})
+	require.NoError(t, a.Add(t.Context(), files, 0, "top"))
+	result, err := a.Close()
+	require.NoError(t, err)
+	require.Len(t, p.found, 2)
+	require.EqualValues(t, 1, result.Lost[extract.LostAttribute])
+	names, _ := members(t, &stream)
+	require.Equal(t, []string{"top/", "top/odd"}, names)
+}
+
+// full is a disk with room for so many bytes.
+type full int
+
+var errFull = errors.New("no space left")
+
+func (f *full) Write(p []byte) (int, error) {
+	if *f -= full(len(p)); *f < 0 {
+		return 0, errFull
+	}
+	return len(p), nil
+}
+
+// TestFullDisk: a stream that cannot be written ends at once. It is no problem of the files.
+func TestFullDisk(t *testing.T) {
+	files := tree{0: directory()}
+	for id := range filesystem.ID(20) {
+		files[0].names = append(files[0].names, filesystem.Entry{Name: fmt.Sprint(id + 1), ID: id + 1})
+		files[id+1] = file("x")
+	}
+	for blocks := range 16 {
+		room := full(blocks * 512)
+		p := problems{}
+		a := extract.NewArchiver(&room, extract.Options{Problem: p.add})
+		require.ErrorIs(t, a.Add(t.Context(), files, 0, "top"), errFull)
+		require.Empty(t, p.found)
+	}
+}
+
 func members(t *testing.T, stream io.Reader) (names []string, contents map[string][]byte) {
 	t.Helper()
 	contents = map[string][]byte{}

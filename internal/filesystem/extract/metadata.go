@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/blockmover/blockmover/internal/filesystem"
 )
 
 // handle is an open file, or one that cannot be opened, by its name in an open directory.
@@ -65,7 +67,7 @@ func (t *tree) metadata(item *Item, h handle) error {
 		t.lost(LostOwner)
 	}
 	if info.Mode.Type() != fs.ModeSymlink {
-		mode := unixMode(info.Mode)
+		mode := filesystem.UnixMode(info.Mode)
 		if !info.Mode.IsDir() && info.Mode&special != 0 && !t.o.Special {
 			mode &^= unix.S_ISUID | unix.S_ISGID
 			t.lost(LostSpecial)
@@ -108,17 +110,6 @@ func (t *tree) attribute(h handle, name string, value []byte) error {
 		return fmt.Errorf("set attribute %q: %w", name, err)
 	}
 	return nil
-}
-
-// unixMode has the permissions and the three bits before them.
-func unixMode(mode fs.FileMode) uint32 {
-	m := uint32(mode.Perm())
-	for bit, unixBit := range map[fs.FileMode]uint32{fs.ModeSetuid: unix.S_ISUID, fs.ModeSetgid: unix.S_ISGID, fs.ModeSticky: unix.S_ISVTX} {
-		if mode&bit != 0 {
-			m |= unixBit
-		}
-	}
-	return m
 }
 
 // timespec leaves a time that is not known as it is.

@@ -28,7 +28,7 @@ const (
 type Archiver struct {
 	o        Options
 	w        *tar.Writer
-	raw      io.Writer
+	raw      *output
 	pool     pool
 	progress *Progress
 	result   Result
@@ -37,11 +37,26 @@ type Archiver struct {
 // NewArchiver makes an archiver. Of the options, Overwrite and Special have no meaning: everything is in the stream, and
 // whoever unpacks it decides. The stream ends with Close.
 func NewArchiver(w io.Writer, o Options) *Archiver {
-	a := &Archiver{o: o, w: tar.NewWriter(w), raw: w, pool: newPool(), progress: o.Progress, result: Result{Lost: map[string]int64{}}}
+	raw := &output{w: w}
+	a := &Archiver{o: o, w: tar.NewWriter(raw), raw: raw, pool: newPool(), progress: o.Progress, result: Result{Lost: map[string]int64{}}}
 	if a.progress == nil {
 		a.progress = &Progress{}
 	}
 	return a
+}
+
+// output keeps the error of writing: tar.Writer has the same errors for what a header cannot express.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if err != nil {
+		o.err = err
+	}
+	return n, err
 }
 
 // Close ends the stream.
@@ -158,18 +173,26 @@ func (a *Archiver) member(ctx context.Context, files filesystem.FileSystem, m *m
 	if !ok || header.Name == "" {
 		return nil
 	}
+	refuse := func(err error) {
+		if first[m.ID] == m.Path {
+			delete(first, m.ID) // its other names must not refer to it
+		}
+		a.problem(m.Path, err)
+	}
 	small := header.Typeflag == tar.TypeReg && m.Info.Size <= smallFile
 	if header.Typeflag == tar.TypeReg && !small {
 		content, err := files.Open(m.ID)
 		if err != nil {
-			a.problem(m.Path, err)
+			refuse(err)
 			return nil
 		}
 		a.result.Files++
 		return a.large(ctx, header, m, content)
 	}
-	if err := a.w.WriteHeader(header); err != nil {
-		a.problem(m.Path, err) // it cannot be expressed: nothing was written
+	if err := a.w.WriteHeader(header); a.raw.err != nil {
+		return a.raw.err
+	} else if err != nil {
+		refuse(err) // it cannot be expressed: nothing was written
 		return nil
 	}
 	a.result.Files++
@@ -185,7 +208,7 @@ func (a *Archiver) member(ctx context.Context, files filesystem.FileSystem, m *m
 // header is the header of a file. It is not ok if the file cannot be in a stream.
 func (a *Archiver) header(m *member, first map[filesystem.ID]string) (*tar.Header, bool) {
 	h := &tar.Header{
-		Name: m.Path, Mode: int64(unixMode(m.Info.Mode)), Uid: int(m.Info.UID), Gid: int(m.Info.GID),
+		Name: m.Path, Mode: int64(filesystem.UnixMode(m.Info.Mode)), Uid: int(m.Info.UID), Gid: int(m.Info.GID),
 		ModTime: m.Info.Modified, Format: tar.FormatPAX, PAXRecords: map[string]string{},
 	}
 	switch m.Info.Mode.Type() {
@@ -219,7 +242,7 @@ func (a *Archiver) header(m *member, first map[filesystem.ID]string) (*tar.Heade
 		first[m.ID] = m.Path
 	}
 	for name, value := range m.attributes {
-		if strings.Contains(name, "=") {
+		if strings.ContainsAny(name, "=\x00") {
 			a.result.Lost[LostAttribute]++ // a record cannot have such a name
 			continue
 		}

@@ -1,35 +1,27 @@
 package xfs
 
 import (
-	"container/list"
 	"errors"
 	"fmt"
 	"io"
-	"sync"
+
+	"github.com/blockmover/blockmover/internal/filesystem/pages"
 )
 
-const (
-	pageSize  = 64 << 10
-	pageCount = (16 << 20) / pageSize
-)
+// metadataPages bounds the cache of metadata: 16 MiB.
+const metadataPages = (16 << 20) / pages.Size
 
 // device reads metadata in pages, and keeps the last ones. It is safe for concurrent use.
 type device struct {
-	r    io.ReaderAt
-	size int64
-
-	mu    sync.Mutex
-	pages map[int64]*list.Element
-	order list.List // of *page, the last used first
-}
-
-type page struct {
-	number int64
-	data   []byte // never changed
+	r     io.ReaderAt
+	size  int64
+	pages *pages.Cache[[]byte]
 }
 
 func newDevice(r io.ReaderAt, size int64) *device {
-	return &device{r: r, size: size, pages: map[int64]*list.Element{}}
+	d := &device{r: r, size: size}
+	d.pages = pages.New(metadataPages, d.load)
+	return d
 }
 
 // read returns a copy of n bytes at off.
@@ -43,42 +35,19 @@ func (d *device) readInto(b []byte, off int64) error {
 		return damaged("%d bytes at byte %d are outside of the device of %d bytes", len(b), off, d.size)
 	}
 	for len(b) > 0 {
-		data, err := d.page(off / pageSize)
+		data, err := d.pages.Get(off / pages.Size)
 		if err != nil {
 			return err
 		}
-		n := copy(b, data[off%pageSize:])
+		n := copy(b, data[off%pages.Size:])
 		b, off = b[n:], off+int64(n)
 	}
 	return nil
 }
 
-func (d *device) page(number int64) ([]byte, error) {
-	d.mu.Lock()
-	if e, found := d.pages[number]; found {
-		d.order.MoveToFront(e)
-		data := e.Value.(*page).data //nolint:errcheck // the list has only pages
-		d.mu.Unlock()
-		return data, nil
-	}
-	d.mu.Unlock()
-
-	data := make([]byte, min(pageSize, d.size-number*pageSize))
-	if err := d.direct(data, number*pageSize); err != nil {
-		return nil, err
-	}
-
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, found := d.pages[number]; found {
-		return data, nil // another reader was faster
-	}
-	d.pages[number] = d.order.PushFront(&page{number, data})
-	if d.order.Len() > pageCount {
-		last := d.order.Back()
-		delete(d.pages, d.order.Remove(last).(*page).number) //nolint:errcheck // the list has only pages
-	}
-	return data, nil
+func (d *device) load(number int64) ([]byte, error) {
+	data := make([]byte, min(pages.Size, d.size-number*pages.Size))
+	return data, d.direct(data, number*pages.Size)
 }
 
 // direct fills b from the device, past the pages. The range is inside of the device.

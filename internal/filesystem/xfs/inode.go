@@ -147,26 +147,6 @@ func (n *inode) parseForks(core int) error {
 	return nil
 }
 
-// types are the kinds of files by the upper four bits of the mode.
-var types = map[uint16]fs.FileMode{
-	0o010000: fs.ModeNamedPipe, 0o020000: fs.ModeDevice | fs.ModeCharDevice, 0o040000: fs.ModeDir, 0o060000: fs.ModeDevice,
-	0o100000: 0, 0o120000: fs.ModeSymlink, 0o140000: fs.ModeSocket,
-}
-
-func (n *inode) fileMode() fs.FileMode {
-	kind, known := types[n.mode&0o170000]
-	if !known {
-		kind = fs.ModeIrregular
-	}
-	m := kind | fs.FileMode(n.mode&0o777)
-	for bit, mode := range map[uint16]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if n.mode&bit != 0 {
-			m |= mode
-		}
-	}
-	return m
-}
-
 // time returns the timestamp at an offset. The new form counts nanoseconds from the year 1901 on.
 func (n *inode) time(at int) time.Time {
 	be := binary.BigEndian
@@ -180,7 +160,7 @@ func (n *inode) time(at int) time.Time {
 func (n *inode) info() filesystem.Info {
 	be := binary.BigEndian
 	i := filesystem.Info{
-		Mode: n.fileMode(), UID: be.Uint32(n.raw[8:]), GID: be.Uint32(n.raw[12:]), Links: n.links(), Size: n.size,
+		Mode: filesystem.ModeOf(n.mode), UID: be.Uint32(n.raw[8:]), GID: be.Uint32(n.raw[12:]), Links: n.links(), Size: n.size,
 		Accessed: n.time(32), Modified: n.time(40), Changed: n.time(48),
 	}
 	if i.Mode&fs.ModeDevice != 0 && n.data.format == formatDevice && len(n.data.b) >= 4 {

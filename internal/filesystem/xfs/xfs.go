@@ -13,6 +13,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/filesystem"
+	"github.com/blockmover/blockmover/internal/filesystem/pages"
 )
 
 // FileSystem is an XFS file system.
@@ -29,7 +30,7 @@ var _ filesystem.FileSystem = (*FileSystem)(nil)
 // if there is none. The device must not change, and must be safe for concurrent use.
 func Open(r io.ReaderAt, size int64) (*FileSystem, error) {
 	f := &FileSystem{device: newDevice(r, size), overlay: newOverlay()}
-	if size < pageSize {
+	if size < pages.Size {
 		return nil, fmt.Errorf("%w: the device has only %d bytes", filesystem.ErrOther, size)
 	}
 	b, err := f.device.read(0, superblockSize)
@@ -141,7 +142,7 @@ func (f *FileSystem) of(id filesystem.ID, kind fs.FileMode, name string) (*inode
 	if err != nil {
 		return nil, err
 	}
-	if n.fileMode().Type() != kind {
+	if filesystem.ModeOf(n.mode).Type() != kind {
 		return nil, fmt.Errorf("inode %d is no %s", id, name)
 	}
 	if n.realtime && kind == 0 {

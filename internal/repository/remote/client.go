@@ -64,7 +64,7 @@ func Connect(in io.Reader, out io.WriteCloser) (*Image, error) {
 		return nil, fmt.Errorf("connect to the reader of the repository: an image of %d bytes in chunks of %d makes no sense", i.size, i.chunk)
 	}
 	go i.receive(bufio.NewReaderSize(in, 1<<16))
-	go i.ping()
+	go i.ping(pingInterval)
 	return i, nil
 }
 
@@ -111,17 +111,25 @@ func (i *Image) receive(in io.Reader) {
 	}
 }
 
-func (i *Image) ping() {
-	ticker := time.NewTicker(PingInterval)
+// ping does not wait for answers: they may be behind those of many reads.
+func (i *Image) ping(interval time.Duration) {
+	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-i.stop:
 			return
 		case <-ticker.C:
-			_, _ = i.ask(kindPing, 0, 0) // a connection that has ended says so to whoever reads
+			_ = i.send(request{kind: kindPing}) // a connection that has ended says so to whoever reads
 		}
 	}
+}
+
+func (i *Image) send(r request) error {
+	i.writing.Lock()
+	defer i.writing.Unlock()
+	_, err := i.out.Write(r.encode())
+	return err
 }
 
 // ask sends a request and waits for the answer.
@@ -137,10 +145,7 @@ func (i *Image) ask(kind byte, offset, length int64) ([]byte, error) {
 	i.waiting[id] = c
 	i.mu.Unlock()
 
-	i.writing.Lock()
-	_, err := i.out.Write(request{id, kind, offset, length}.encode())
-	i.writing.Unlock()
-	if err != nil {
+	if err := i.send(request{id, kind, offset, length}); err != nil {
 		i.end(fmt.Errorf("%w: %w", ErrLost, err))
 	}
 	a, ok := <-c

@@ -10,7 +10,7 @@
 //	answer    ID (8) status (1) length (4) bytes
 //
 // A read is answered with its bytes, a question for zero with one byte for each chunk (1 is zero), and what fails with the text of the
-// error. A ping is answered with nothing. The client sends one often; a server that hears nothing for a while ends, so that it does
+// error. A ping has no answer. The client sends one often; a server that hears nothing for a while ends, so that it does
 // not outlive a client that was killed.
 //
 // The package is pure.
@@ -29,8 +29,10 @@ const (
 	// mostRead is the longest read, and mostChunks the most chunks of one question.
 	mostRead   = 8 << 20
 	mostChunks = 4096
-	// parallel is how many requests are answered at once.
-	parallel = 16
+	// parallel is how many requests are answered at once, and mostWaiting how many more are read, so that a busy server still
+	// hears its client.
+	parallel    = 16
+	mostWaiting = 64
 
 	kindRead = 1
 	kindZero = 2
@@ -42,8 +44,8 @@ const (
 	requestSize = 8 + 1 + 8 + 4
 	answerSize  = 8 + 1 + 4
 
-	// PingInterval is how often a client sends a ping.
-	PingInterval = 10 * time.Second
+	// pingInterval is how often a client sends a ping.
+	pingInterval = 10 * time.Second
 	// Patience is how long a server waits for a request before it ends.
 	Patience = 60 * time.Second
 )

@@ -3,6 +3,7 @@ package remote_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -102,6 +103,40 @@ func TestSilence(t *testing.T) {
 	require.ErrorContains(t, <-ended, "nothing was heard")
 	_, err := client.ReadAt(make([]byte, 1), 0)
 	require.ErrorIs(t, err, remote.ErrLost)
+}
+
+// slow is an image whose object store takes long.
+type slow struct {
+	image
+	answer chan struct{}
+}
+
+func (s slow) ReadAt(p []byte, off int64) (int, error) {
+	<-s.answer
+	return s.image.ReadAt(p, off)
+}
+
+// TestSlowReads: a server hears its client also while it is busy with more reads than it answers at once.
+func TestSlowReads(t *testing.T) {
+	const reads, patience = 40, 300 * time.Millisecond
+	i := slow{image{make([]byte, chunk)}, make(chan struct{})}
+	requests, client := io.Pipe()
+	ended := make(chan error, 1)
+	go func() { ended <- remote.Serve(t.Context(), i, chunk, chunk, requests, io.Discard, patience) }()
+	send := func(id int, kind byte) {
+		_, err := client.Write(append(binary.BigEndian.AppendUint64(nil, uint64(id)), kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+		require.NoError(t, err)
+	}
+	for id := range reads {
+		send(id, 1)
+	}
+	for id := range 10 {
+		send(reads+id, 3)
+		time.Sleep(patience / 5)
+	}
+	close(i.answer)
+	require.NoError(t, client.Close())
+	require.NoError(t, <-ended)
 }
 
 func TestGreeting(t *testing.T) {

@@ -29,7 +29,8 @@ func Serve(ctx context.Context, image readcache.Image, size, chunk int64, in io.
 
 	var mu sync.Mutex
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(parallel)
+	group.SetLimit(parallel + mostWaiting)
+	slots := make(chan struct{}, parallel)
 	for {
 		r, err := readRequest(in)
 		if err != nil {
@@ -42,7 +43,12 @@ func Serve(ctx context.Context, image readcache.Image, size, chunk int64, in io.
 			return errors.Join(err, group.Wait())
 		}
 		silence.Reset(patience)
+		if r.kind == kindPing {
+			continue // to be heard of is all that it is for
+		}
 		group.Go(func() error {
+			slots <- struct{}{}
+			defer func() { <-slots }()
 			answer := answerTo(groupCtx, image, size, chunk, r)
 			mu.Lock()
 			defer mu.Unlock()
