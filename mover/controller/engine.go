@@ -164,6 +164,7 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 	case seen.Outcome != nil:
 		var end ending
 		end, err = e.finish(ctx, op)
+		seen.Outcome = op.Status.Outcome
 		seen.Committed, seen.Delivered = end.committed, end.delivered
 		seen.Released = err == nil && len(end.left) == 0
 		seen.Left = strings.Join(end.left, ", ")

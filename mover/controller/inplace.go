@@ -209,13 +209,36 @@ func (l *liveTarget) takeSnapshot(ctx context.Context) error {
 // finish releases everything but the volume, which has its PVC all the time.
 func (l *liveTarget) finish(ctx context.Context) (ending, error) {
 	end := ending{committed: true, delivered: true}
-	var err error
+	err := l.lookLast(ctx)
+	if err != nil {
+		return end, err
+	}
 	if end.left, err = releaseLive(ctx, l.client, l.reader, l.op.Operation); err != nil {
 		return end, err
 	}
 	left, err := l.exposer.Release(ctx, l.op.Operation)
 	end.left = append(end.left, left...)
 	return end, err
+}
+
+// lookLast corrects the outcome if the mover pod began to run after that was decided, and before the
+// pod was deleted: a manager may have been killed in between.
+func (l *liveTarget) lookLast(ctx context.Context) error {
+	outcome := l.op.Status.Outcome
+	if !strings.HasSuffix(outcome.Message, unchanged) {
+		return nil
+	}
+	pod, err := l.exposer.FindPod(ctx, l.op.Operation)
+	if err != nil || pod == nil || !exposer.HasRun(pod) {
+		return err
+	}
+	if _, report := exposer.Observe(pod); report != nil && report.Untouched {
+		return nil
+	}
+	corrected := *outcome
+	corrected.Message = strings.TrimSuffix(outcome.Message, unchanged) + halfRestored
+	l.op.Status.Outcome = &corrected
+	return nil
 }
 
 // releaseLive deletes the VolumeSnapshots of a live volume.
@@ -296,13 +319,13 @@ func (e *engine) lookBeside(ctx context.Context, l *liveTarget, p task.Progress,
 // announceInPlace tells the owner of the PVC that its volume is restored, or half restored, and counts what a
 // restore in place has done.
 func (e *engine) announceInPlace(op *operation.View, t phase.Transition, report *task.Report) {
-	if _, ok := e.inPlace(op); !ok || t.Outcome == nil {
+	if _, ok := e.inPlace(op); !ok {
 		return
 	}
-	if strings.Contains(t.Outcome.Message, halfRestored) {
-		e.eventOfClaim(op, corev1.EventTypeWarning, "HalfRestored", t.Outcome.Message)
+	if op.Status.Phase.Terminal() && strings.Contains(op.Status.Message, halfRestored) {
+		e.eventOfClaim(op, corev1.EventTypeWarning, "HalfRestored", op.Status.Message)
 	}
-	if t.Outcome.Phase == phase.Completed && report != nil {
+	if t.Outcome != nil && t.Outcome.Phase == phase.Completed && report != nil {
 		e.metrics.inPlace(op, report)
 		e.eventOfClaim(op, corev1.EventTypeNormal, "RestoredInPlace", fmt.Sprintf("DataDownload %s has restored the volume in place: %d bytes were not as in the image",
 			op.Name, report.BytesWritten+report.ZeroBytes))

@@ -18,6 +18,7 @@ import (
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/mover/exposer"
 )
 
 // inPlaceWorld has a live PVC and its volume, and a DataDownload that writes into it.
@@ -389,6 +390,48 @@ func TestInPlaceSaysWhatItLeavesUnseen(t *testing.T) {
 	require.Contains(t, w.drive(w.downs, "dd", 2*time.Hour).Status.Message, "injected fault; "+halfRestored)
 	w.sweepUp()
 	requireLiveVolume(t, w)
+}
+
+// TestInPlaceRunsAfterItsEnd: the end was decided before the mover pod ran, and the manager was killed before it deleted
+// the pod.
+func TestInPlaceRunsAfterItsEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		status corev1.PodStatus
+		want   string
+	}{
+		"runs": {corev1.PodStatus{Phase: corev1.PodRunning}, halfRestored},
+		"has run": {corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: []corev1.ContainerStatus{{
+			Name: exposer.ContainerName, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{StartedAt: metav1.Now(), ExitCode: 137}},
+		}}}, halfRestored},
+		"was deleted before it ran": {corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: []corev1.ContainerStatus{{
+			Name: exposer.ContainerName, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "ContainerStatusUnknown", ExitCode: 137}},
+		}}}, unchanged},
+		"waits": {corev1.PodStatus{}, unchanged},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := inPlaceWorld(t)
+			w.stuck = true
+			op := w.drive(w.downs, "dd", 30*time.Second)
+			pods := list[corev1.PodList](w, client.InNamespace(veleroNamespace)).Items
+			require.Len(t, pods, 1)
+			w.cancel(op.Download)
+			w.faults.refuse = func(verb string, object client.Object) error {
+				if _, ok := object.(*corev1.Pod); ok && verb == "delete" {
+					return errInjected
+				}
+				return nil
+			}
+			op = w.drive(w.downs, "dd", 2*time.Second)
+			require.Contains(t, op.Status.Outcome.Message, unchanged)
+			pods[0].Status = c.status
+			w.update(&pods[0])
+			w.faults.refuse = nil
+			op = w.run(w.downs, "dd")
+			require.Equal(t, phase.Canceled, op.Status.Phase)
+			require.Equal(t, "canceled on request; "+c.want, op.Status.Message)
+			requireLiveVolume(t, w)
+		})
+	}
 }
 
 // TestAliasIsNeverDeletable: somebody has set the alias to Delete. Nothing is deleted until it is set

@@ -111,7 +111,7 @@ type faults struct {
 	after  bool
 	fired  bool
 	random *rand.Rand
-	// refuse, if not nil, may refuse to get, create or patch an object.
+	// refuse, if not nil, may refuse to get, create, patch or delete an object.
 	refuse func(verb string, object client.Object) error
 }
 
@@ -160,7 +160,7 @@ func (f *faults) funcs() interceptor.Funcs {
 			return f.unless("create", obj, func() error { return c.Create(ctx, obj, opts...) })
 		},
 		Delete: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.DeleteOption) error {
-			return f.call(func() error { return c.Delete(ctx, obj, opts...) })
+			return f.unless("delete", obj, func() error { return c.Delete(ctx, obj, opts...) })
 		},
 		Patch: func(ctx context.Context, c client.WithWatch, obj client.Object, patch client.Patch, opts ...client.PatchOption) error {
 			return f.unless("patch", obj, func() error { return c.Patch(ctx, obj, patch, opts...) })

@@ -52,6 +52,14 @@ func judge(ended *corev1.ContainerStateTerminated, report *task.Report) (phase.W
 	return phase.Work{State: phase.Broken, Detail: report.Error}, report
 }
 
+// HasRun reports whether the program of a mover pod runs or has run.
+func HasRun(pod *corev1.Pod) bool {
+	if ended := terminated(pod); ended != nil {
+		return !ended.StartedAt.IsZero()
+	}
+	return pod.Status.Phase == corev1.PodRunning
+}
+
 func terminated(pod *corev1.Pod) *corev1.ContainerStateTerminated {
 	i := slices.IndexFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == ContainerName })
 	if i < 0 {
