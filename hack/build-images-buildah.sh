@@ -98,7 +98,8 @@ mkdir -p "$certificates/etc/ssl/certs"
 cp -L /etc/ssl/certs/ca-certificates.crt "$certificates/etc/ssl/certs/"
 tools=$work/tools
 mkdir -p "$tools/tmp"
-for program in sh $checkers; do
+copy_into /bin/sh "$tools"
+for program in $checkers; do
 	copy_into "$(command -v "$program")" "$tools"
 done
 image_from "$tools" localhost/blockmover-tools-base:local --env PATH=/bin:/usr/bin:/sbin:/usr/sbin
