@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -388,5 +392,41 @@ func TestDoctor(t *testing.T) {
 	require.Regexp(t, `storage location +error +default +it is Unavailable no such bucket +check its credential`, text)
 	require.Regexp(t, `kinds of Velero +error +datauploads.velero.io +there is no such kind`, text)
 	require.Regexp(t, `plugin and manager +error +Deployment velero/blockmover +it does not exist`, text)
+	require.Regexp(t, `mover pods +error .*cannot look without ConfigMap velero/blockmover-config +apply deploy/config.yaml`, text)
 	require.Regexp(t, `nodes +error .*no node can run a mover pod`, text)
+}
+
+// The server of Velero is looked at without a manager, too: its plugin, and the feature of its own
+// that takes the snapshots.
+func TestDoctorLooksAtTheServer(t *testing.T) {
+	deployment := func(name string, plugin string, args ...string) *appsv1.Deployment {
+		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: name}}
+		d.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}
+		d.Spec.Template.Spec.Containers = []corev1.Container{{Name: name, Image: "blockmover:v1", Args: args}}
+		if plugin != "" {
+			d.Spec.Template.Spec.InitContainers = []corev1.Container{{Name: "plugin", Image: plugin}}
+		}
+		return d
+	}
+	find := func(objects ...client.Object) string {
+		found, err := newCall(t, objects...).checkParts(t.Context())
+		require.NoError(t, err)
+		var text strings.Builder
+		for _, f := range found {
+			_, _ = fmt.Fprintf(&text, "%s %s: %s: %s\n", f.Verdict, f.Object, f.What, f.Do)
+		}
+		return text.String()
+	}
+	manager := deployment("blockmover", "")
+	alone := find(deployment("velero", "", "server", "--features=EnableCSI"))
+	require.Contains(t, alone, "error plugin: Velero's Deployment has no init container with our plugin")
+	require.Contains(t, alone, "error Deployment velero/velero: no replica is available: kubectl -n velero describe pods -l app=velero")
+	require.NotContains(t, alone, "EnableCSI")
+	require.NotContains(t, find(deployment("velero", "velero-plugin-blockmover:v1", "server")), "the manager is", "there is none to compare with")
+
+	const lacks = "warning Deployment velero/velero: its server has no feature flag EnableCSI"
+	require.Contains(t, find(manager, deployment("velero", "velero-plugin-blockmover:v1", "server", "--features=Other")), lacks)
+	for _, args := range [][]string{{"server", "--features=Other,EnableCSI"}, {"server", "--features", "EnableCSI"}} {
+		require.NotContains(t, find(manager, deployment("velero", "velero-plugin-blockmover:v1", args...)), lacks)
+	}
 }
