@@ -100,7 +100,44 @@ func TestStatus(t *testing.T) {
 	}
 
 	c.out.Reset()
-	require.NoError(t, (&viewer{session: newCall(t).session, format: "table"}).show(t.Context()), "nothing is no error")
+	for want, v := range map[string]viewer{
+		"Nothing runs or waits in namespace velero. --all shows":                    {},
+		"Namespace velero has no upload or download.\n":                             {all: true},
+		"Namespace velero has no upload or download of daily-9. Without a name, --": {all: true, filter: "daily-9"},
+	} {
+		none := newCall(t)
+		v.session, v.format = none.session, "table"
+		require.NoError(t, v.show(t.Context()), "nothing is no error")
+		require.Contains(t, none.errOut.String(), want)
+	}
+}
+
+// A line leaves out what is not known.
+func TestLine(t *testing.T) {
+	o := Operation{Kind: identity.KindDataUpload, Volume: "shop/data", Of: "daily", Phase: "Accepted"}
+	require.Equal(t, "Upload of shop/data for daily: Accepted", o.line())
+	o.Message = "waits"
+	require.Equal(t, "Upload of shop/data for daily: Accepted: waits", o.line())
+	o.BytesTotal = 1 << 20
+	require.Equal(t, "Upload of shop/data for daily: Accepted, 0B of 1.0MiB: waits", o.line())
+}
+
+// A command without its arguments says which they are.
+func TestUsage(t *testing.T) {
+	for want, args := range map[string][]string{
+		"usage: kubectl blockmover chain NAMESPACE/PVC [flags]":                           {"chain"},
+		"usage: kubectl blockmover cancel NAME|BACKUP|RESTORE|NAMESPACE/PVC [flags]":      {"cancel"},
+		"usage: kubectl blockmover status [BACKUP|RESTORE|NAMESPACE/PVC] [flags]":         {"status", "a", "b"},
+		"usage: kubectl blockmover verify [BACKUP|NAMESPACE/PVC] | --all [flags]":         {"verify", "a", "b"},
+		"usage: kubectl blockmover plugin add IMAGE [flags]":                              {"plugin", "add"},
+		"name a backup or NAMESPACE/PVC, or give --all, and not both":                     {"verify"},
+		"usage: kubectl blockmover files cp BACKUP NAMESPACE/PVC PATH… DIRECTORY [flags]": {"files", "cp", "b", "shop/data", "/a"},
+	} {
+		cmd := NewCommand()
+		cmd.SetArgs(append(args, "--server", "http://127.0.0.1:1"))
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		require.EqualError(t, cmd.ExecuteContext(t.Context()), want)
+	}
 }
 
 func TestRate(t *testing.T) {
@@ -187,6 +224,10 @@ func TestChain(t *testing.T) {
 	text, err = chain("shop/data", "--all", "-o", "wide")
 	require.NoError(t, err)
 	require.Regexp(t, `daily-4 .* Failed .* no space`, text)
+	require.Regexp(t, `daily-4 .* Failed +- +- +1000MiB +- +- +- +- `, text, "0 bytes say nothing")
+	c = newCall(t, failed)
+	_, err = chain("shop/data")
+	require.EqualError(t, err, "no backup of volume shop/data has an image: --all shows those without one, and -o wide why")
 	_, err = chain("shop/missing")
 	require.ErrorContains(t, err, "no DataUpload of volume shop/missing")
 	for _, bad := range []string{"data", "/data", "shop/", "a/b/c"} {
@@ -216,6 +257,12 @@ func TestBases(t *testing.T) {
 		c.Spec.VolumeSnapshotRef.Namespace = "velero"
 		return c
 	}
+	none := newCall(t)
+	cmd := newBasesCommand(none.session)
+	cmd.SetArgs(nil)
+	require.NoError(t, cmd.ExecuteContext(t.Context()))
+	require.Equal(t, "No storage snapshot is retained in namespace velero.\n", none.errOut.String())
+
 	c := newCall(t, base("b2", "data", time.Hour), base("b1", "data", 2*time.Hour), base("b3", "log", 3*time.Hour))
 	found, err := c.bases(t.Context())
 	require.NoError(t, err)
@@ -367,6 +414,59 @@ func TestWait(t *testing.T) {
 		require.Contains(t, c.out.String(), "Upload of shop/data for b: Completed")
 	}
 	require.ErrorContains(t, newCall(t).wait(t.Context(), "Backup", "gone"), "get Backup gone")
+}
+
+// A backup that is Completed without a volume of ours, and a restore with warnings, are told so.
+func TestConclude(t *testing.T) {
+	for name, tc := range map[string]struct {
+		kind    string
+		is      outcome
+		volumes int
+		err     string
+		note    string
+	}{
+		"complete":          {"Backup", outcome{phase: "Completed"}, 1, "", ""},
+		"no volume":         {"Backup", outcome{phase: "Completed"}, 0, "", "Blockmover has backed up no volume: that takes --snapshot-move-data --data-mover blockmover, or"},
+		"nothing restored":  {"Restore", outcome{phase: "Completed", warnings: 2}, 0, "", "Blockmover has restored no volume: a PVC that exists"},
+		"warnings":          {"Restore", outcome{phase: "Completed", warnings: 2}, 1, "", "warnings: 2: see `velero restore describe name --details`"},
+		"not valid":         {"Backup", outcome{phase: "FailedValidation", invalid: []string{"no such location", "no such policy"}}, 0, "Backup name is FailedValidation: no such location; no such policy", ""},
+		"failed with notes": {"Restore", outcome{phase: "PartiallyFailed", warnings: 2}, 0, "Restore name is PartiallyFailed: see `velero restore describe name --details`", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCall(t)
+			err := c.conclude(tc.kind, "name", tc.is, tc.volumes)
+			if tc.err == "" {
+				require.NoError(t, err)
+			} else {
+				require.EqualError(t, err, tc.err)
+			}
+			if tc.note == "" {
+				require.Empty(t, c.errOut.String())
+			}
+			require.Contains(t, c.errOut.String(), tc.note)
+		})
+	}
+}
+
+// What Velero says is shown without the list of all its flags.
+func TestRefusal(t *testing.T) {
+	require.Equal(t, "velero: a backup name is required", refusal("backup", "velero: a backup name is required\n"))
+	require.Equal(t, "unknown flag: --ful: `velero backup create --help` lists the flags of Velero, and `kubectl blockmover backup create --help` ours",
+		refusal("backup", "Error: unknown flag: --ful\nUsage:\n  velero backup create NAME [flags]\n\nvelero: unknown flag: --ful\n"))
+}
+
+// The help of a create command names our own flags.
+func TestCreateHelp(t *testing.T) {
+	for kind, flags := range map[string][]string{"backup": {"--full", "--incremental", "--wait"}, "schedule": {"--full", "--incremental"}, "restore": {"--in-place", "--in-place=any-volume", "--wait"}} {
+		cmd := NewCommand()
+		var out bytes.Buffer
+		cmd.SetOut(&out)
+		cmd.SetArgs([]string{kind, "create", "--help"})
+		require.NoError(t, cmd.ExecuteContext(t.Context()))
+		for _, flag := range flags {
+			require.Contains(t, out.String(), "\n  "+flag+" ", kind)
+		}
+	}
 }
 
 func TestTagOf(t *testing.T) {
