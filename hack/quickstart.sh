@@ -10,9 +10,7 @@ shopt -s inherit_errexit
 PATH=$PATH:/usr/sbin:/sbin
 blockmover=$(realpath "$1")
 export BLOCKMOVER_REPO_PASSWORD=quickstart
-for tool in mkfs.ext4 debugfs; do
-	command -v "$tool" >/dev/null || { echo "quickstart: $tool is missing: install e2fsprogs" >&2; exit 1; }
-done
+command -v mkfs.ext4 >/dev/null || { echo "quickstart: mkfs.ext4 is missing: install e2fsprogs" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -21,6 +19,15 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() {
 	printf '$ blockmover %s\n' "$*"
 	"$blockmover" "$@" 2>/dev/null
+}
+# backup makes an image, keeps the result in a file, and leaves the ID of the image in $id.
+backup() {
+	local result=$1
+	shift
+	set -- image backup --repo repo --volume shop/disk --device disk.img "$@" --json
+	printf '$ blockmover %s\n' "$*"
+	"$blockmover" "$@" 2>/dev/null >"$result"
+	id=$(sed -n 's/.*"snapshotID": *"\([^"]*\)".*/\1/p' "$result")
 }
 
 say "A volume of 512 MiB with an ext4 file system, a text and 96 MiB of data"
@@ -32,7 +39,8 @@ cp --sparse=always disk.img before.img
 
 say "A full backup"
 show repo create --repo repo
-full=$("$blockmover" image backup --repo repo --volume shop/disk --device disk.img --json 2>/dev/null | tee full.json | sed -n 's/.*"snapshotID": *"\([^"]*\)".*/\1/p')
+backup full.json
+full=$id
 show image list --repo repo
 
 say "One percent changes. A storage with changed block tracking says where; here it is a list"
@@ -44,7 +52,8 @@ for ((i = 0; i < 80; i++)); do
 done
 
 say "An incremental backup reads that, and nothing else"
-next=$("$blockmover" image backup --repo repo --volume shop/disk --device disk.img --changed changed.jsonl --json 2>/dev/null | tee next.json | sed -n 's/.*"snapshotID": *"\([^"]*\)".*/\1/p')
+backup next.json --changed changed.jsonl
+next=$id
 show image list --repo repo
 for name in full next; do
 	printf '%s: %s\n' "$name" "$(grep -oE '"(kind|bytesRead|bytesUploaded|seconds)": *[^,}]*' "$name.json" | tr -d '"' | tr '\n' ' ')"
@@ -63,7 +72,7 @@ cmp "restored-$next" disk.img
 echo "both are equal"
 
 say "A file out of the first backup"
-debugfs -R "cat /letter.txt" "restored-$full" 2>/dev/null
+show files cat --repo repo --snapshot "$full" /letter.txt
 
 say "Delete the first backup. The second one is complete without it"
 show image delete --repo repo --snapshot "$full"

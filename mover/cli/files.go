@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"strings"
 
@@ -40,7 +41,8 @@ func NewFilesCommand(source FilesSource) *cobra.Command {
 		Short: "List files in an image of a volume, and copy them out",
 		Long: `Files reads the file system in an image, and does not restore the volume: ext2,
 ext3, ext4, XFS and FAT, also in partitions and in linear volumes of LVM. Then the
-first name of a PATH is that of the part: "ls" without a PATH lists them.
+first name of a PATH is that of the part: "ls" without a PATH lists them. A PATH
+begins at the root of the volume, not where a pod mounts it.
 
 It only reads. The journal of a file system that was in use is replayed in memory.`,
 		Args: cobra.NoArgs,
@@ -146,6 +148,9 @@ func findFile(d *parts.Disk, at string, follow bool) (found, error) {
 		return found{}, err
 	}
 	id, err := parts.Lookup(part.Files, inside, follow)
+	if errors.Is(err, fs.ErrNotExist) {
+		return found{}, fmt.Errorf("%w (a PATH begins at the root of the volume, not where a pod mounts it)", err)
+	}
 	if err != nil {
 		return found{}, err
 	}

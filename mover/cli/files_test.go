@@ -165,6 +165,7 @@ func TestFilesOfPartitions(t *testing.T) {
 		"does not begin with a part": {"ls", "3"},
 		"2 can't be read":            {"ls", "2"},
 		"does not exist":             {"cat", "1/missing"},
+		"not where a pod mounts it":  {"ls", "1/data/dir"},
 		"is no regular file":         {"cat", "1/dir"},
 		"usage:":                     {"cp", "1"},
 		"output format is":           {"ls", "-o", "xml"},

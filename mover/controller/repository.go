@@ -53,7 +53,11 @@ func ensureRepository(ctx context.Context, c client.Client, namespace, volumeNam
 	}
 	repository := &list.Items[0]
 	if repository.Status.Phase != velerov1.BackupRepositoryPhaseReady {
-		return repository.Name, fmt.Sprintf("BackupRepository %s is not ready: %s", repository.Name, repository.Status.Message), nil
+		why := ""
+		if repository.Status.Message != "" {
+			why = ": " + repository.Status.Message
+		}
+		return repository.Name, fmt.Sprintf("BackupRepository %s is not ready%s", repository.Name, why), nil
 	}
 	return repository.Name, "", nil
 }

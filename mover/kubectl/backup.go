@@ -51,10 +51,13 @@ func newCreateCommand(s *session, kind, use, short string) *cobra.Command {
 	return &cobra.Command{
 		Use:   use,
 		Short: short,
-		Long: short + ". The command line of Velero makes the object, so it has the flags of\n" +
-			"the velero that is installed here. Our own flags become annotations, which every\n" +
-			"version of Velero keeps.",
-		DisableFlagParsing: true, // they are Velero's
+		Long: short + ".\n\n" +
+			"The command line of Velero makes the object, so it has the flags of the velero\n" +
+			"that is installed here: `velero " + kind + " create --help` lists them. Beside them,\n" +
+			"there are these flags. All but --wait become annotations, which every version of\n" +
+			"Velero keeps.\n\n" + ownFlags[kind],
+		DisableFlagParsing:    true, // they are Velero's
+		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if slices.ContainsFunc(args, func(a string) bool { return a == "-h" || a == "--help" }) {
 				return cmd.Help()
@@ -69,6 +72,23 @@ func newCreateCommand(s *session, kind, use, short string) *cobra.Command {
 			return s.run(func(ctx context.Context, _ []string) error { return s.create(ctx, kind, c) })(cmd, nil)
 		},
 	}
+}
+
+// ownFlags are those that Velero does not have, for people.
+var ownFlags = map[string]string{
+	"backup": "  --full          read and store volumes without looking at earlier backups of them\n" +
+		"  --incremental   begin at the newest image, whatever the volume policy says\n" +
+		"  --wait          show the volumes until the backup ends; fail unless it is Completed\n\n" +
+		"Which volumes Blockmover backs up, a volume policy says, or\n" +
+		"--snapshot-move-data --data-mover blockmover.",
+	"schedule": "  --full          the backups read and store volumes without looking at earlier backups of them\n" +
+		"  --incremental   they begin at the newest image, whatever the volume policy says\n\n" +
+		"Which volumes Blockmover backs up, a volume policy says, or\n" +
+		"--snapshot-move-data --data-mover blockmover.",
+	"restore": "  --in-place              write into PVCs that exist what differs, and restore only PVCs\n" +
+		"  --in-place=any-volume   do so even if a PVC has another volume than the one that was backed up\n" +
+		"  --wait                  show the volumes until the restore ends; fail unless it is Completed\n\n" +
+		"Without --in-place, a PVC that exists is left as it is.",
 }
 
 // creation is what a create command was asked for.
@@ -200,7 +220,7 @@ func (s *session) create(ctx context.Context, kind string, c creation) error {
 		if errors.Is(err, exec.ErrNotFound) {
 			return fmt.Errorf("run velero: %w: install Velero's command line", err)
 		}
-		return fmt.Errorf("run velero %s create: %w: %s", kind, err, strings.TrimSpace(stderr.String()))
+		return fmt.Errorf("run velero %s create: %w: %s", kind, err, refusal(kind, stderr.String()))
 	}
 	object := &unstructured.Unstructured{}
 	if err := yaml.Unmarshal(stdout.Bytes(), &object.Object); err != nil {
@@ -224,22 +244,72 @@ func (s *session) create(ctx context.Context, kind string, c creation) error {
 	return s.wait(ctx, object.GetKind(), object.GetName())
 }
 
+// refusal is what Velero says against its arguments, without the list of all its flags.
+func refusal(kind, said string) string {
+	why, _, lists := strings.Cut(strings.TrimSpace(said), "\nUsage:")
+	if !lists {
+		return why
+	}
+	return fmt.Sprintf("%s: `velero %s create --help` lists the flags of Velero, and `kubectl blockmover %s create --help` ours",
+		strings.TrimPrefix(strings.TrimSpace(why), "Error: "), kind, kind)
+}
+
 // ended are the phases of a Backup or a Restore that has ended.
 var ended = []string{
 	string(velerov1.BackupPhaseCompleted), string(velerov1.BackupPhasePartiallyFailed), string(velerov1.BackupPhaseFailed), string(velerov1.BackupPhaseFailedValidation),
 }
 
-// phaseOf returns the phase of a Backup or a Restore.
-func (s *session) phaseOf(ctx context.Context, kind, name string) (string, error) {
+// outcome is how far a Backup or a Restore is, and what Velero says of it.
+type outcome struct {
+	phase    string
+	invalid  []string
+	warnings int
+}
+
+// outcomeOf returns the outcome of a Backup or a Restore.
+func (s *session) outcomeOf(ctx context.Context, kind, name string) (outcome, error) {
 	key := client.ObjectKey{Namespace: s.namespace(), Name: name}
 	if kind == "Restore" {
 		restore := &velerov1.Restore{}
 		err := s.Client.Get(ctx, key, restore)
-		return string(restore.Status.Phase), err
+		return outcome{string(restore.Status.Phase), restore.Status.ValidationErrors, restore.Status.Warnings}, err
 	}
 	backup := &velerov1.Backup{}
 	err := s.Client.Get(ctx, key, backup)
-	return string(backup.Status.Phase), err
+	return outcome{string(backup.Status.Phase), backup.Status.ValidationErrors, backup.Status.Warnings}, err
+}
+
+// conclude says what a Backup or a Restore has come to, with so many volumes of ours. It fails unless
+// it is complete.
+func (s *session) conclude(kind, name string, is outcome, volumes int) error {
+	describe := "velero backup describe"
+	if kind == "Restore" {
+		describe = "velero restore describe"
+	}
+	describe = fmt.Sprintf("see `%s %s --details`", describe, name)
+	switch {
+	case is.phase != string(velerov1.BackupPhaseCompleted) && len(is.invalid) > 0:
+		return fmt.Errorf("%s %s is %s: %s", kind, name, is.phase, strings.Join(is.invalid, "; "))
+	case is.phase != string(velerov1.BackupPhaseCompleted):
+		return fmt.Errorf("%s %s is %s: %s", kind, name, is.phase, describe)
+	}
+	var notes []string
+	switch {
+	case volumes > 0:
+	case kind == "Restore":
+		notes = append(notes, "Blockmover has restored no volume: a PVC that exists is left as it is, without --in-place")
+	default:
+		notes = append(notes, "Blockmover has backed up no volume: that takes --snapshot-move-data --data-mover blockmover, or a volume policy with mover: blockmover")
+	}
+	if is.warnings > 0 {
+		notes = append(notes, fmt.Sprintf("warnings: %d: %s", is.warnings, describe))
+	}
+	for _, note := range notes {
+		if _, err := fmt.Fprintln(s.Streams.ErrOut, note); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // wait shows a Backup or a Restore until it has ended. It fails unless it is complete.
@@ -248,7 +318,7 @@ func (s *session) wait(ctx context.Context, kind, name string) error {
 	said := map[string]string{}
 	last := ""
 	for {
-		is, err := s.phaseOf(ctx, kind, name)
+		is, err := s.outcomeOf(ctx, kind, name)
 		if err != nil {
 			return fmt.Errorf("get %s %s: %w", kind, name, err)
 		}
@@ -256,11 +326,11 @@ func (s *session) wait(ctx context.Context, kind, name string) error {
 		if err != nil {
 			return err
 		}
-		title := fmt.Sprintf("%s %s: %s", kind, name, or(is))
+		title := fmt.Sprintf("%s %s: %s", kind, name, or(is.phase))
 		switch {
 		case v.live():
 			err = v.draw(title+"\n", found)
-		case is != last:
+		case is.phase != last:
 			if _, err = fmt.Fprintln(s.Streams.Out, v.at.UTC().Format(time.RFC3339), title); err != nil {
 				return err
 			}
@@ -271,9 +341,9 @@ func (s *session) wait(ctx context.Context, kind, name string) error {
 		if err != nil {
 			return err
 		}
-		last = is
+		last = is.phase
 		if slices.Contains(ended, last) {
-			break
+			return s.conclude(kind, name, is, len(found))
 		}
 		select {
 		case <-ctx.Done():
@@ -281,12 +351,4 @@ func (s *session) wait(ctx context.Context, kind, name string) error {
 		case <-time.After(2 * time.Second):
 		}
 	}
-	if last != string(velerov1.BackupPhaseCompleted) {
-		describe := "velero backup describe"
-		if kind == "Restore" {
-			describe = "velero restore describe"
-		}
-		return fmt.Errorf("%s %s is %s: see `%s %s --details`", kind, name, last, describe, name)
-	}
-	return nil
 }

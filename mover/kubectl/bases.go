@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -43,6 +44,10 @@ func newBasesCommand(s *session) *cobra.Command {
 				return err
 			}
 			found, err := s.bases(ctx)
+			if err == nil && len(found) == 0 && (format == "table" || format == "wide") {
+				_, err := fmt.Fprintf(s.Streams.ErrOut, "No storage snapshot is retained in namespace %s.\n", s.namespace())
+				return err
+			}
 			rows := make([][]any, 0, len(found))
 			for _, b := range found {
 				rows = append(rows, b.row(time.Now()))

@@ -18,7 +18,7 @@ func newCancelCommand(s *session) *cobra.Command {
 		Short: "Cancel uploads and downloads",
 		Long: "Cancel ends the uploads and downloads of a backup, of a restore or of a volume, or one by its name.\n" +
 			"They end as Canceled, and the Backup or Restore as PartiallyFailed. Nothing of them stays.",
-		Args: cobra.ExactArgs(1),
+		Args: oneArgument(1),
 		RunE: s.run(func(ctx context.Context, args []string) error {
 			v := &viewer{session: s, filter: args[0]}
 			found, err := v.look(ctx)

@@ -65,7 +65,7 @@ func newChainCommand(s *session) *cobra.Command {
 		Long: "Chain shows the backups of a volume in order. Each image is complete: none of them needs\n" +
 			"another one to be restored.\n\n" +
 			"It reads DataUploads. A backup that another cluster made has none.",
-		Args: cobra.ExactArgs(1),
+		Args: oneArgument(1),
 		RunE: s.run(func(ctx context.Context, args []string) error {
 			if err := format.check(); err != nil {
 				return err
@@ -78,8 +78,11 @@ func newChainCommand(s *session) *cobra.Command {
 				return err
 			}
 			images := chainOf(uploads, args[0], failed)
+			if len(images) == 0 && len(chainOf(uploads, args[0], true)) > 0 {
+				return fmt.Errorf("no backup of volume %s has an image: --all shows those without one, and -o wide why", args[0])
+			}
 			if len(images) == 0 {
-				return fmt.Errorf("namespace %s has no DataUpload of volume %s", s.namespace(), args[0])
+				return fmt.Errorf("namespace %s has no DataUpload of volume %s: `kubectl blockmover status --all` lists the volumes", s.namespace(), args[0])
 			}
 			rows := make([][]any, 0, len(images))
 			for _, i := range images {
@@ -89,7 +92,7 @@ func newChainCommand(s *session) *cobra.Command {
 		}),
 	}
 	format.add(cmd.Flags())
-	cmd.Flags().BoolVarP(&failed, "all", "a", false, "show those that have no image, too")
+	cmd.Flags().BoolVarP(&failed, "all", "a", false, "show those that have no image, too; -o wide says why they have none")
 	return cmd
 }
 
@@ -184,9 +187,17 @@ func (i Image) row() []any {
 	}
 	return []any{
 		or(i.Backup), i.Created.UTC().Format(time.RFC3339), or(kind), or(i.Parent), or(strings.Join(reasons, ",")),
-		size(i.LogicalBytes), size(i.ReadBytes), size(i.UploadedBytes), size(i.MetadataBytes),
+		i.size(i.LogicalBytes), i.size(i.ReadBytes), i.size(i.UploadedBytes), i.size(i.MetadataBytes),
 		lasting(time.Duration(i.Seconds) * time.Second), base, i.verified(), i.tested(), or(i.Location), or(i.RepoSnapshot), or(detail),
 	}
+}
+
+// size is a number of bytes for people. Of a backup without an image, 0 says nothing.
+func (i Image) size(n int64) string {
+	if n == 0 && i.RepoSnapshot == "" && i.Phase != string(phase.Completed) {
+		return unknown
+	}
+	return size(n)
 }
 
 func (i Image) verified() string {

@@ -16,6 +16,7 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/config"
@@ -67,27 +68,38 @@ func (s *session) checkParts(ctx context.Context) ([]Finding, error) {
 		case err != nil:
 			return found, err
 		case into.Status.AvailableReplicas == 0:
-			found = append(found, Finding{Object: object, Verdict: Broken, What: "no replica is available", Do: fmt.Sprintf("kubectl -n %s describe deployment %s", s.namespace(), name)})
+			found = append(found, Finding{Object: object, Verdict: Broken, What: "no replica is available", Do: fmt.Sprintf("kubectl -n %s describe pods -l %s", s.namespace(), metav1.FormatLabelSelector(into.Spec.Selector))})
 		default:
 			found = append(found, Finding{Object: object, Verdict: Fine, What: fmt.Sprintf("%d available", into.Status.AvailableReplicas)})
 		}
 	}
 	slices.SortFunc(found, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
-	if server.Name == "" || manager.Name == "" {
-		return found, nil
+	if server.Name != "" {
+		found = append(found, examineServer(server, manager)...)
 	}
+	return found, nil
+}
+
+// examineServer looks at the plugin and at the flags in the Deployment of Velero. The manager has no
+// name if it is not installed.
+func examineServer(server, manager *appsv1.Deployment) []Finding {
+	var found []Finding
 	plugin := ""
 	for _, c := range server.Spec.Template.Spec.InitContainers {
 		if strings.Contains(c.Image, "blockmover") {
 			plugin = c.Image
 		}
 	}
-	image := manager.Spec.Template.Spec.Containers[0].Image
+	image := ""
+	if manager.Name != "" {
+		image = manager.Spec.Template.Spec.Containers[0].Image
+	}
 	switch {
 	case plugin == "":
 		found = append(found, Finding{
 			Object: "plugin", Verdict: Broken, What: "Velero's Deployment has no init container with our plugin", Do: "velero plugin add IMAGE",
 		})
+	case image == "":
 	case tagOf(plugin) == "" || tagOf(image) == "":
 		found = append(found, Finding{
 			Object: "plugin", Verdict: Fine, What: fmt.Sprintf("the plugin is %s, and the manager is %s: a digest does not say the version", plugin, image),
@@ -99,7 +111,27 @@ func (s *session) checkParts(ctx context.Context) ([]Finding, error) {
 	default:
 		found = append(found, Finding{Object: "plugin", Verdict: Fine, What: plugin + " and " + image + " have the same version"})
 	}
-	return found, nil
+	if !hasFeature(server.Spec.Template.Spec, featureCSI) {
+		found = append(found, Finding{
+			Object: "Deployment " + server.Namespace + "/" + server.Name, Verdict: Worse,
+			What: "its server has no feature flag " + featureCSI + ": --data-mover blockmover backs up no volume, and only volume policies work",
+			Do:   "add --features=" + featureCSI + " to the arguments of the server",
+		})
+	}
+	return found
+}
+
+// featureCSI is the feature of Velero that takes the snapshots for --data-mover.
+const featureCSI = "EnableCSI"
+
+// hasFeature looks for a feature flag of Velero in the arguments of its server. Features may stand in
+// an argument after --features, too.
+func hasFeature(pod corev1.PodSpec, feature string) bool {
+	return slices.ContainsFunc(pod.Containers, func(c corev1.Container) bool {
+		return slices.ContainsFunc(slices.Concat(c.Command, c.Args), func(arg string) bool {
+			return slices.Contains(strings.Split(strings.TrimPrefix(arg, "--features="), ","), feature)
+		})
+	})
 }
 
 // tagOf is the part of an image's name that says the version. It is empty for a name that has only a
@@ -277,6 +309,9 @@ func (s *session) may(ctx context.Context, account string, right authorizationv1
 // Pod Security and other admission answer.
 func (s *session) checkMoverPods(ctx context.Context) ([]Finding, error) {
 	settings, err := s.settings(ctx)
+	if apierrors.IsNotFound(err) {
+		return []Finding{{Verdict: Broken, What: "cannot look without ConfigMap " + s.namespace() + "/" + configName, Do: "apply deploy/config.yaml"}}, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -47,6 +47,17 @@ func NewCommand() *cobra.Command {
 	return cmd
 }
 
+// oneArgument is for a command that takes one argument, and needs it if least is 1. The error says
+// what the argument is.
+func oneArgument(least int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < least || len(args) > 1 {
+			return fmt.Errorf("usage: %s", cmd.UseLine())
+		}
+		return nil
+	}
+}
+
 // session is one call of the plugin.
 type session struct {
 	config  *genericclioptions.ConfigFlags

@@ -82,7 +82,8 @@ func (s *session) findImage(ctx context.Context, backup, volume string) (*operat
 		}
 		others = append(others, u.Claim().String())
 	}
-	return nil, fmt.Errorf("backup %s has no complete image of %s: it has %s", backup, volume, cmp.Or(strings.Join(others, ", "), "none at all"))
+	return nil, fmt.Errorf("backup %s has no complete image of %s: it has %s: `kubectl blockmover chain %s` lists the backups of the volume",
+		backup, volume, cmp.Or(strings.Join(others, ", "), "none at all"), volume)
 }
 
 // serve connects with the server in a pod while work runs.

@@ -65,8 +65,8 @@ func TestFiles(t *testing.T) {
 	_, err = c.files(t, "cat", "daily-1", "shop/data", "/x")
 	require.ErrorContains(t, err, "disk can't be read")
 	for want, args := range map[string][]string{
-		"backup daily-3 has no complete image of shop/data: it has none at all": {"ls", "daily-3", "shop/data"},
-		"backup daily-1 has no complete image of shop/log: it has shop/data":    {"ls", "daily-1", "shop/log"},
+		"backup daily-3 has no complete image of shop/data: it has none at all: `kubectl blockmover chain shop/data` lists": {"ls", "daily-3", "shop/data"},
+		"backup daily-1 has no complete image of shop/log: it has shop/data: `kubectl blockmover chain shop/log` lists":     {"ls", "daily-1", "shop/log"},
 		"is not NAMESPACE/PVC":                  {"ls", "daily-1", "data"},
 		"usage: files ls BACKUP NAMESPACE/PVC ": {"ls", "daily-1"},
 	} {

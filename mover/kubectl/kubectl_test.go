@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -96,7 +100,44 @@ func TestStatus(t *testing.T) {
 	}
 
 	c.out.Reset()
-	require.NoError(t, (&viewer{session: newCall(t).session, format: "table"}).show(t.Context()), "nothing is no error")
+	for want, v := range map[string]viewer{
+		"Nothing runs or waits in namespace velero. --all shows":                    {},
+		"Namespace velero has no upload or download.\n":                             {all: true},
+		"Namespace velero has no upload or download of daily-9. Without a name, --": {all: true, filter: "daily-9"},
+	} {
+		none := newCall(t)
+		v.session, v.format = none.session, "table"
+		require.NoError(t, v.show(t.Context()), "nothing is no error")
+		require.Contains(t, none.errOut.String(), want)
+	}
+}
+
+// A line leaves out what is not known.
+func TestLine(t *testing.T) {
+	o := Operation{Kind: identity.KindDataUpload, Volume: "shop/data", Of: "daily", Phase: "Accepted"}
+	require.Equal(t, "Upload of shop/data for daily: Accepted", o.line())
+	o.Message = "waits"
+	require.Equal(t, "Upload of shop/data for daily: Accepted: waits", o.line())
+	o.BytesTotal = 1 << 20
+	require.Equal(t, "Upload of shop/data for daily: Accepted, 0B of 1.0MiB: waits", o.line())
+}
+
+// A command without its arguments says which they are.
+func TestUsage(t *testing.T) {
+	for want, args := range map[string][]string{
+		"usage: kubectl blockmover chain NAMESPACE/PVC [flags]":                           {"chain"},
+		"usage: kubectl blockmover cancel NAME|BACKUP|RESTORE|NAMESPACE/PVC [flags]":      {"cancel"},
+		"usage: kubectl blockmover status [BACKUP|RESTORE|NAMESPACE/PVC] [flags]":         {"status", "a", "b"},
+		"usage: kubectl blockmover verify [BACKUP|NAMESPACE/PVC] | --all [flags]":         {"verify", "a", "b"},
+		"usage: kubectl blockmover plugin add IMAGE [flags]":                              {"plugin", "add"},
+		"name a backup or NAMESPACE/PVC, or give --all, and not both":                     {"verify"},
+		"usage: kubectl blockmover files cp BACKUP NAMESPACE/PVC PATH… DIRECTORY [flags]": {"files", "cp", "b", "shop/data", "/a"},
+	} {
+		cmd := NewCommand()
+		cmd.SetArgs(append(args, "--server", "http://127.0.0.1:1"))
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		require.EqualError(t, cmd.ExecuteContext(t.Context()), want)
+	}
 }
 
 func TestRate(t *testing.T) {
@@ -183,6 +224,10 @@ func TestChain(t *testing.T) {
 	text, err = chain("shop/data", "--all", "-o", "wide")
 	require.NoError(t, err)
 	require.Regexp(t, `daily-4 .* Failed .* no space`, text)
+	require.Regexp(t, `daily-4 .* Failed +- +- +1000MiB +- +- +- +- `, text, "0 bytes say nothing")
+	c = newCall(t, failed)
+	_, err = chain("shop/data")
+	require.EqualError(t, err, "no backup of volume shop/data has an image: --all shows those without one, and -o wide why")
 	_, err = chain("shop/missing")
 	require.ErrorContains(t, err, "no DataUpload of volume shop/missing")
 	for _, bad := range []string{"data", "/data", "shop/", "a/b/c"} {
@@ -212,6 +257,12 @@ func TestBases(t *testing.T) {
 		c.Spec.VolumeSnapshotRef.Namespace = "velero"
 		return c
 	}
+	none := newCall(t)
+	cmd := newBasesCommand(none.session)
+	cmd.SetArgs(nil)
+	require.NoError(t, cmd.ExecuteContext(t.Context()))
+	require.Equal(t, "No storage snapshot is retained in namespace velero.\n", none.errOut.String())
+
 	c := newCall(t, base("b2", "data", time.Hour), base("b1", "data", 2*time.Hour), base("b3", "log", 3*time.Hour))
 	found, err := c.bases(t.Context())
 	require.NoError(t, err)
@@ -365,6 +416,59 @@ func TestWait(t *testing.T) {
 	require.ErrorContains(t, newCall(t).wait(t.Context(), "Backup", "gone"), "get Backup gone")
 }
 
+// A backup that is Completed without a volume of ours, and a restore with warnings, are told so.
+func TestConclude(t *testing.T) {
+	for name, tc := range map[string]struct {
+		kind    string
+		is      outcome
+		volumes int
+		err     string
+		note    string
+	}{
+		"complete":          {"Backup", outcome{phase: "Completed"}, 1, "", ""},
+		"no volume":         {"Backup", outcome{phase: "Completed"}, 0, "", "Blockmover has backed up no volume: that takes --snapshot-move-data --data-mover blockmover, or"},
+		"nothing restored":  {"Restore", outcome{phase: "Completed", warnings: 2}, 0, "", "Blockmover has restored no volume: a PVC that exists"},
+		"warnings":          {"Restore", outcome{phase: "Completed", warnings: 2}, 1, "", "warnings: 2: see `velero restore describe name --details`"},
+		"not valid":         {"Backup", outcome{phase: "FailedValidation", invalid: []string{"no such location", "no such policy"}}, 0, "Backup name is FailedValidation: no such location; no such policy", ""},
+		"failed with notes": {"Restore", outcome{phase: "PartiallyFailed", warnings: 2}, 0, "Restore name is PartiallyFailed: see `velero restore describe name --details`", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCall(t)
+			err := c.conclude(tc.kind, "name", tc.is, tc.volumes)
+			if tc.err == "" {
+				require.NoError(t, err)
+			} else {
+				require.EqualError(t, err, tc.err)
+			}
+			if tc.note == "" {
+				require.Empty(t, c.errOut.String())
+			}
+			require.Contains(t, c.errOut.String(), tc.note)
+		})
+	}
+}
+
+// What Velero says is shown without the list of all its flags.
+func TestRefusal(t *testing.T) {
+	require.Equal(t, "velero: a backup name is required", refusal("backup", "velero: a backup name is required\n"))
+	require.Equal(t, "unknown flag: --ful: `velero backup create --help` lists the flags of Velero, and `kubectl blockmover backup create --help` ours",
+		refusal("backup", "Error: unknown flag: --ful\nUsage:\n  velero backup create NAME [flags]\n\nvelero: unknown flag: --ful\n"))
+}
+
+// The help of a create command names our own flags.
+func TestCreateHelp(t *testing.T) {
+	for kind, flags := range map[string][]string{"backup": {"--full", "--incremental", "--wait"}, "schedule": {"--full", "--incremental"}, "restore": {"--in-place", "--in-place=any-volume", "--wait"}} {
+		cmd := NewCommand()
+		var out bytes.Buffer
+		cmd.SetOut(&out)
+		cmd.SetArgs([]string{kind, "create", "--help"})
+		require.NoError(t, cmd.ExecuteContext(t.Context()))
+		for _, flag := range flags {
+			require.Contains(t, out.String(), "\n  "+flag+" ", kind)
+		}
+	}
+}
+
 func TestTagOf(t *testing.T) {
 	for image, want := range map[string]string{
 		"blockmover:v1": "v1", "host:5000/a/blockmover": "latest", "host:5000/a/blockmover:v2": "v2", "blockmover@sha256:12": "",
@@ -388,5 +492,41 @@ func TestDoctor(t *testing.T) {
 	require.Regexp(t, `storage location +error +default +it is Unavailable no such bucket +check its credential`, text)
 	require.Regexp(t, `kinds of Velero +error +datauploads.velero.io +there is no such kind`, text)
 	require.Regexp(t, `plugin and manager +error +Deployment velero/blockmover +it does not exist`, text)
+	require.Regexp(t, `mover pods +error .*cannot look without ConfigMap velero/blockmover-config +apply deploy/config.yaml`, text)
 	require.Regexp(t, `nodes +error .*no node can run a mover pod`, text)
+}
+
+// The server of Velero is looked at without a manager, too: its plugin, and the feature of its own
+// that takes the snapshots.
+func TestDoctorLooksAtTheServer(t *testing.T) {
+	deployment := func(name string, plugin string, args ...string) *appsv1.Deployment {
+		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: name}}
+		d.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}
+		d.Spec.Template.Spec.Containers = []corev1.Container{{Name: name, Image: "blockmover:v1", Args: args}}
+		if plugin != "" {
+			d.Spec.Template.Spec.InitContainers = []corev1.Container{{Name: "plugin", Image: plugin}}
+		}
+		return d
+	}
+	find := func(objects ...client.Object) string {
+		found, err := newCall(t, objects...).checkParts(t.Context())
+		require.NoError(t, err)
+		var text strings.Builder
+		for _, f := range found {
+			_, _ = fmt.Fprintf(&text, "%s %s: %s: %s\n", f.Verdict, f.Object, f.What, f.Do)
+		}
+		return text.String()
+	}
+	manager := deployment("blockmover", "")
+	alone := find(deployment("velero", "", "server", "--features=EnableCSI"))
+	require.Contains(t, alone, "error plugin: Velero's Deployment has no init container with our plugin")
+	require.Contains(t, alone, "error Deployment velero/velero: no replica is available: kubectl -n velero describe pods -l app=velero")
+	require.NotContains(t, alone, "EnableCSI")
+	require.NotContains(t, find(deployment("velero", "velero-plugin-blockmover:v1", "server")), "the manager is", "there is none to compare with")
+
+	const lacks = "warning Deployment velero/velero: its server has no feature flag EnableCSI"
+	require.Contains(t, find(manager, deployment("velero", "velero-plugin-blockmover:v1", "server", "--features=Other")), lacks)
+	for _, args := range [][]string{{"server", "--features=Other,EnableCSI"}, {"server", "--features", "EnableCSI"}} {
+		require.NotContains(t, find(manager, deployment("velero", "velero-plugin-blockmover:v1", args...)), lacks)
+	}
 }

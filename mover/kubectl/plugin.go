@@ -50,7 +50,7 @@ func newPluginCommand(s *session) *cobra.Command {
 		Short: "Put the plugin into Velero's server, or another version of it",
 		Long: "Add does what velero plugin add does, and replaces the version from before in the same step. It waits\n" +
 			"until Velero's server has restarted. The Helm chart runs it in a Job.",
-		Args: cobra.ExactArgs(1),
+		Args: oneArgument(1),
 		RunE: s.run(func(ctx context.Context, args []string) error { return add.apply(ctx, args[0]) }),
 	}
 	add.addFlags(addCommand)

@@ -54,7 +54,7 @@ func newStatusCommand(s *session) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [BACKUP|RESTORE|NAMESPACE/PVC]",
 		Short: "Show the uploads and downloads that run or wait",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  oneArgument(0),
 		RunE: s.run(func(ctx context.Context, args []string) error {
 			if err := format.check(); err != nil {
 				return err
@@ -72,7 +72,7 @@ func newStatusCommand(s *session) *cobra.Command {
 	}
 	format.add(cmd.Flags())
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "show those that have ended, too; so does naming a backup, a restore or a volume")
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "keep showing; in a pipe, print a line when something changes")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "keep showing until Ctrl-C; in a pipe, print a line when something changes")
 	cmd.Flags().DurationVar(&every, "interval", 2*time.Second, "`time` between two looks with --watch")
 	return cmd
 }
@@ -203,6 +203,18 @@ func (o Operation) kind() string {
 	return kind
 }
 
+// line says where the operation is.
+func (o Operation) line() string {
+	text := fmt.Sprintf("%s of %s for %s: %s", o.kind(), o.Volume, or(o.Of), o.Phase)
+	if o.BytesTotal > 0 {
+		text += fmt.Sprintf(", %s of %s", size(o.BytesDone), size(o.BytesTotal))
+	}
+	if o.Message != "" {
+		text += ": " + o.Message
+	}
+	return text
+}
+
 // bar draws a part of a hundred.
 func bar(percent int) string {
 	const width = 20
@@ -224,7 +236,14 @@ func (v *viewer) show(ctx context.Context) error {
 		return err
 	}
 	if len(found) == 0 && (v.format == "table" || v.format == "wide") {
-		_, err := fmt.Fprintf(v.Streams.ErrOut, "Nothing found in namespace %s. --all shows what has ended, too.\n", v.namespace())
+		text := fmt.Sprintf("Nothing runs or waits in namespace %s. --all shows what has ended, too.", v.namespace())
+		switch {
+		case v.filter != "":
+			text = fmt.Sprintf("Namespace %s has no upload or download of %s. Without a name, --all shows what there is.", v.namespace(), v.filter)
+		case v.all:
+			text = fmt.Sprintf("Namespace %s has no upload or download.", v.namespace())
+		}
+		_, err := fmt.Fprintln(v.Streams.ErrOut, text)
 		return err
 	}
 	return v.print(v.Streams.Out, found)
@@ -278,8 +297,7 @@ func (v *viewer) draw(title string, found []Operation) error {
 // lines prints those that have changed since they were printed last.
 func (v *viewer) lines(found []Operation, said map[string]string) error {
 	for _, o := range found {
-		text := strings.TrimRight(fmt.Sprintf("%s of %s for %s: %s, %s of %s %s", o.kind(), o.Volume, or(o.Of),
-			o.Phase, size(o.BytesDone), size(o.BytesTotal), o.Message), " ")
+		text := o.line()
 		if said[o.Name] == text {
 			continue
 		}

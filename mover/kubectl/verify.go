@@ -36,7 +36,7 @@ func newVerifyCommand(s *session) *cobra.Command {
 			"With --restore-test it restores each image onto a scratch volume in Velero's namespace, one after\n" +
 			"the other, checks the file system there, and deletes the volume. It ends with an error if a file\n" +
 			"system has errors, too, or if a test cannot be made.",
-		Args: cobra.MaximumNArgs(1),
+		Args: oneArgument(0),
 		RunE: s.run(func(ctx context.Context, args []string) error {
 			if err := o.format.check(); err != nil {
 				return err
@@ -154,7 +154,7 @@ func (o *verifyOptions) choose(ctx context.Context) ([]*operation.View, error) {
 		}
 	}
 	if len(chosen) == 0 {
-		return nil, fmt.Errorf("namespace %s has no complete image of %s", o.namespace(), cmp.Or(o.what, "any volume"))
+		return nil, fmt.Errorf("namespace %s has no complete image of %s: `kubectl blockmover status --all` lists backups and volumes", o.namespace(), cmp.Or(o.what, "any volume"))
 	}
 	at := verifiedAt
 	if o.test.on {

@@ -133,7 +133,7 @@ func TestVerifyFails(t *testing.T) {
 	}{
 		{nil, "name a backup or NAMESPACE/PVC, or give --all"},
 		{[]string{"daily-1", "--all"}, "name a backup or NAMESPACE/PVC, or give --all"},
-		{[]string{"daily-9"}, "has no complete image of daily-9"},
+		{[]string{"daily-9"}, "has no complete image of daily-9: `kubectl blockmover status --all` lists"},
 		{[]string{"--all", "--max-bytes", "many"}, "want a quantity"},
 		{[]string{"--all", "--max-bytes", "-1"}, "want a quantity"},
 	} {
