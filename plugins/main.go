@@ -4,9 +4,11 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	veleroclient "github.com/vmware-tanzu/velero/pkg/client"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework/common"
@@ -23,6 +25,7 @@ func main() {
 	// Velero passes the flags of its server to its plugins.
 	server.BindFlags(pflag.CommandLine)
 	factory.BindFlags(pflag.CommandLine)
+	features := pflag.CommandLine.StringSlice("features", nil, "features of Velero's server")
 	config := server.GetConfig()
 
 	action := func(build func(logrus.FieldLogger, client.Client) any) common.HandlerInitializer {
@@ -38,7 +41,7 @@ func main() {
 	}
 	server.
 		RegisterBackupItemActionV2(backup.PVCActionName, action(func(log logrus.FieldLogger, api client.Client) any {
-			return backup.NewPVCAction(log, api, config.GlobalBackupVolumePoliciesConfigMap)
+			return backup.NewPVCAction(log, api, config.GlobalBackupVolumePoliciesConfigMap, slices.Contains(*features, velerov1.CSIFeatureFlag))
 		})).
 		RegisterBackupItemActionV2(backup.GroupSnapshotActionName, action(func(log logrus.FieldLogger, api client.Client) any {
 			return backup.NewGroupSnapshotAction(log, api)

@@ -86,6 +86,33 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
+func TestCheckForeign(t *testing.T) {
+	for name, c := range map[string]struct {
+		params map[string]any
+		want   string
+	}{
+		"another plugin":        {map[string]any{"mover": "other", "speed": 7}, ""},
+		"none":                  {nil, ""},
+		"a longer name":         {map[string]any{"mover": "blockmover-next"}, ""},
+		"a letter too many":     {map[string]any{"mover": "blockmoover"}, "mover: blockmoover: want blockmover, or a name that is less like it"},
+		"a letter too few":      {map[string]any{"dataMover": "blokmover"}, "dataMover: blokmover: want blockmover"},
+		"two letters exchanged": {map[string]any{"mover": "bolckmover"}, "mover: bolckmover: want blockmover"},
+		"capitals":              {map[string]any{"mover": "BlockMover"}, "mover: BlockMover: want blockmover"},
+		"of VMs":                {map[string]any{"mover": "blockmover-kubvirt"}, "mover: blockmover-kubvirt: want blockmover-kubevirt"},
+		"the key":               {map[string]any{"movr": "blockmover"}, "movr: unknown key, want mover: blockmover"},
+		"the key, in capitals":  {map[string]any{"Mover": "blockmover"}, "Mover: unknown key, want mover: blockmover"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := CheckForeign(c.params)
+			if c.want == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorContains(t, err, "parse volume policy parameters: "+c.want)
+		})
+	}
+}
+
 func TestIsOurs(t *testing.T) {
 	tests := map[string]struct {
 		params map[string]any

@@ -94,6 +94,7 @@ func (s *session) examine(ctx context.Context) []Finding {
 		{"changed blocks", s.checkMetadataServices},
 		{"mover pods", s.checkMoverPods},
 		{"nodes", s.checkNodes},
+		{"data movers", s.checkMovers},
 	}
 	all := make([]Finding, 0, len(checks))
 	for _, c := range checks {

@@ -13,8 +13,10 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/kuberesource"
 	"github.com/vmware-tanzu/velero/pkg/label"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework/common"
+	"github.com/vmware-tanzu/velero/pkg/plugin/utils/volumehelper"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	biav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/backupitemaction/v2"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
 	"github.com/vmware-tanzu/velero/pkg/util/csi"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -49,15 +51,18 @@ type PVCAction struct {
 	policies policies
 	groups   grouping
 	vms      vms
+	// csi is set if Velero's server takes CSI snapshots.
+	csi bool
 }
 
 var _ biav2.BackupItemAction = (*PVCAction)(nil)
 
 // NewPVCAction returns the action. globalPolicies is the ConfigMap of volume policies that
-// apply to every backup (a flag of the Velero server), or "".
-func NewPVCAction(log logrus.FieldLogger, api client.Client, globalPolicies string) *PVCAction {
+// apply to every backup (a flag of the Velero server), or "". csi says whether the server has the
+// feature EnableCSI.
+func NewPVCAction(log logrus.FieldLogger, api client.Client, globalPolicies string, csi bool) *PVCAction {
 	p := policies{log: log, api: api, global: globalPolicies}
-	a := &PVCAction{log: log, api: api, policies: p, groups: grouping{p}, vms: vms{log, api, p}}
+	a := &PVCAction{log: log, api: api, policies: p, groups: grouping{p}, vms: vms{log, api, p}, csi: csi}
 	a.poller = poll.Poller{
 		Log:     log,
 		API:     api,
@@ -101,7 +106,7 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 		return nil, nil, "", nil, err
 	}
 	if !decided.ours {
-		return withoutStaleMarks(item), nil, "", nil, nil
+		return withoutStaleMarks(item), nil, "", nil, a.checkServer(ctx, item, pvc, backup)
 	}
 	if owner := kube.PodOf(pvc); owner != "" {
 		a.log.Warnf("PVC %s/%s is the generic ephemeral volume of pod %s: it is not backed up, and a restored pod gets a new and empty one",
@@ -129,6 +134,24 @@ func (a *PVCAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) 
 		afterwards = append(afterwards, velero.ResourceIdentifier{GroupResource: groupSnapshots, Namespace: pvc.Namespace, Name: name})
 	}
 	return updated, nil, upload.Labels[velerov1.AsyncOperationIDLabel], afterwards, nil
+}
+
+// checkServer returns an error if the backup asks Velero to snapshot the volume for Blockmover, and Velero's server does not
+// take CSI snapshots: it then leaves the volume out, and says so nowhere.
+func (a *PVCAction) checkServer(ctx context.Context, item runtime.Unstructured, pvc *corev1.PersistentVolumeClaim, backup *velerov1.Backup) error {
+	if a.csi || backup.Spec.DataMover != identity.DataMover || !boolptr.IsSetToTrue(backup.Spec.SnapshotMoveData) || pvc.Spec.VolumeName == "" {
+		return nil
+	}
+	pv, err := kube.Find(ctx, a.api, client.ObjectKey{Name: pvc.Spec.VolumeName}, &corev1.PersistentVolume{})
+	if err != nil || pv == nil || pv.Spec.CSI == nil {
+		return err
+	}
+	wanted, err := volumehelper.ShouldPerformSnapshotWithBackup(item, kuberesource.PersistentVolumeClaims, *backup, a.api, a.log)
+	if err != nil || !wanted {
+		return err
+	}
+	return fmt.Errorf("back up PVC %s/%s with blockmover: Velero's server takes no CSI snapshots: start it with --features=%s, or give the volume to Blockmover by a volume policy",
+		pvc.Namespace, pvc.Name, velerov1.CSIFeatureFlag)
 }
 
 // skipped tells Velero to leave an item out of the backup.

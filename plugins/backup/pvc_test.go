@@ -166,7 +166,7 @@ func (w *world) start(fault *faulty.Fault) *PVCAction {
 	if w.global != "" {
 		global = "global"
 	}
-	action := NewPVCAction(log, fault.Client(w.api), global)
+	action := NewPVCAction(log, fault.Client(w.api), global, true)
 	action.poller.Now = func() time.Time { return w.now }
 	return action
 }
@@ -617,7 +617,7 @@ func started(t *testing.T, fault *faulty.Fault, change func(du *velerov2alpha1.D
 		change(&du)
 		require.NoError(t, w.api.Update(t.Context(), &du))
 	}
-	action := NewPVCAction(logrus.New(), fault.Client(w.api), "")
+	action := NewPVCAction(logrus.New(), fault.Client(w.api), "", true)
 	action.log.(*logrus.Logger).SetOutput(&strings.Builder{})
 	action.poller.Now = func() time.Time { return w.now }
 	return w, action, r.operationID

@@ -101,6 +101,9 @@ func (p policies) match(item runtime.Unstructured, pvc *corev1.PersistentVolumeC
 			custom := matched && actionType == actionCustom
 			ours := custom && policy.IsOurs(params)
 			if custom && !ours {
+				if err := policy.CheckForeign(params); err != nil {
+					return decision{}, err
+				}
 				p.log.Debugf("PVC %s/%s: the volume policy leaves the volume to another plugin", pvc.Namespace, pvc.Name)
 			}
 			return decision{matched, actionType, params, ours}, nil
