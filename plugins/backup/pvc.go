@@ -146,7 +146,11 @@ func (a *PVCAction) checkServer(ctx context.Context, item runtime.Unstructured, 
 	if err != nil || pv == nil || pv.Spec.CSI == nil {
 		return err
 	}
-	wanted, err := volumehelper.ShouldPerformSnapshotWithBackup(item, kuberesource.PersistentVolumeClaims, *backup, a.api, a.log)
+	helper, err := volumehelper.NewVolumeHelperWithCache(*backup, a.api, a.log, nil)
+	if err != nil {
+		return fmt.Errorf("match volume policies for PVC %s/%s: %w", pvc.Namespace, pvc.Name, err)
+	}
+	wanted, err := helper.ShouldPerformSnapshot(item, kuberesource.PersistentVolumeClaims)
 	if err != nil || !wanted {
 		return err
 	}
