@@ -72,13 +72,22 @@ func claimMaintenance(ctx context.Context, dir, password string) error {
 
 // OpenFilesystem opens a repository in a directory, without any cache.
 func OpenFilesystem(ctx context.Context, dir, password string) (*Store, error) {
+	return openFilesystem(ctx, dir, password, false)
+}
+
+// OpenFilesystemReadOnly is OpenFilesystem for reading: nothing changes in the directory. kopia would merge manifests, for example.
+func OpenFilesystemReadOnly(ctx context.Context, dir, password string) (*Store, error) {
+	return openFilesystem(ctx, dir, password, true)
+}
+
+func openFilesystem(ctx context.Context, dir, password string, readOnly bool) (*Store, error) {
 	st, err := openDirectory(ctx, dir, false)
 	if err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	defer st.Close(ctx) //nolint:errcheck // nothing is buffered in it
 	if _, err := st.GetMetadata(ctx, format.KopiaRepositoryBlobID); errors.Is(err, blob.ErrBlobNotFound) {
-		return nil, fmt.Errorf("open repository in %s: %w", dir, repo.ErrRepositoryNotInitialized)
+		return nil, fmt.Errorf("open repository in %s: %w", dir, explainLocal(ctx, repo.ErrRepositoryNotInitialized))
 	}
 
 	// kopia opens a repository by a connection file only. It is written here
@@ -94,13 +103,13 @@ func OpenFilesystem(ctx context.Context, dir, password string) (*Store, error) {
 	defer file.Close() //nolint:errcheck // it is in memory
 	config := fmt.Sprintf("/proc/self/fd/%d", fd)
 	storage := st.ConnectionInfo()
-	connection := repo.LocalConfig{Storage: &storage, ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost}}
+	connection := repo.LocalConfig{Storage: &storage, ClientOptions: repo.ClientOptions{Username: snapshotUser, Hostname: snapshotHost, ReadOnly: readOnly}}
 	if err := writeConnection(config, connection); err != nil {
 		return nil, fmt.Errorf("open repository in %s: %w", dir, err)
 	}
 	rep, err := repo.Open(ctx, config, password, &repo.Options{DisableRepositoryLog: true})
 	if err != nil {
-		return nil, fmt.Errorf("open repository in %s: %w", dir, err)
+		return nil, fmt.Errorf("open repository in %s: %w", dir, explainLocal(ctx, err))
 	}
 	return New(rep), nil
 }

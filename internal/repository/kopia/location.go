@@ -155,7 +155,7 @@ func OpenLocation(ctx context.Context, l Location, credentials, password string,
 		Namespace: namespace, BackupRepository: name, CredentialsDir: dir, ReadOnly: true, Log: log,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open repository of namespace %s in bucket %s: %w", l.Namespace, l.Bucket, err)
+		return nil, fmt.Errorf("open repository of namespace %s in bucket %s: %w", l.Namespace, l.Bucket, explainLocal(ctx, err))
 	}
 	return New(rep), nil
 }

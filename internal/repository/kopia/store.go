@@ -33,7 +33,7 @@ func New(rep repo.Repository) *Store { return &Store{rep} }
 func Open(ctx context.Context, configFile, password string) (*Store, error) {
 	rep, err := repo.Open(ctx, configFile, password, &repo.Options{})
 	if err != nil {
-		return nil, fmt.Errorf("open repository: %w", err)
+		return nil, fmt.Errorf("open repository: %w", explainLocal(ctx, err))
 	}
 	return New(rep), nil
 }
@@ -46,16 +46,38 @@ func (s *Store) Close(ctx context.Context) error {
 	return nil
 }
 
-// translate replaces kopia's errors for "not there" by repository.ErrNotFound.
+const (
+	// adviseIndex is what to do about an index blob that is lost.
+	adviseIndex = "put the index blob back, or have stock kopia make it again from the packs: kopia --dangerous-commands=enabled index recover --commit"
+	// adviseContent is what to do about a content that the index does not know.
+	adviseContent = "if a part of the index is lost, " + adviseIndex
+)
+
+// translate replaces kopia's errors for "not there" by repository.ErrNotFound, and those for "not what was
+// written" by repository.ErrCorrupt.
 func translate(err error) error {
-	for _, missing := range []error{
-		object.ErrObjectNotFound, content.ErrContentNotFound, blob.ErrBlobNotFound, manifest.ErrNotFound, snapshot.ErrSnapshotNotFound,
-	} {
-		if errors.Is(err, missing) {
-			return fmt.Errorf("%w: %w", repository.ErrNotFound, err)
-		}
+	switch {
+	case errors.Is(err, object.ErrObjectNotFound), errors.Is(err, content.ErrContentNotFound):
+		return fmt.Errorf("%w: %w: %s", repository.ErrNotFound, err, adviseContent)
+	case errors.Is(err, blob.ErrBlobNotFound), errors.Is(err, manifest.ErrNotFound), errors.Is(err, snapshot.ErrSnapshotNotFound):
+		return fmt.Errorf("%w: %w", repository.ErrNotFound, err)
+	case isDamaged(err):
+		return corrupt(err)
 	}
 	return err
+}
+
+// isDamaged reports whether bytes are not what was written.
+func isDamaged(err error) bool {
+	return errors.Is(err, blob.ErrInvalidRange) || err != nil && containsAny(err, damaged)
+}
+
+// damaged are kopia's words for bytes that are not what was written, and for a blob that is too short. It has no errors of its own for
+// them.
+var damaged = []string{"invalid checksum", "invalid length", "unable to decrypt"}
+
+func containsAny(err error, words []string) bool {
+	return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(err.Error(), w) })
 }
 
 // retried is what kopia writes when it has repeated a request to the storage in vain. It has
@@ -74,14 +96,20 @@ var refused = []string{
 func mark(err error) error {
 	var network net.Error
 	switch {
-	case err == nil, errors.Is(err, repository.ErrUnavailable), errors.Is(err, context.Canceled):
+	case err == nil, errors.Is(err, repository.ErrUnavailable), errors.Is(err, repository.ErrCorrupt), errors.Is(err, context.Canceled):
 		return err
-	case slices.ContainsFunc(refused, func(words string) bool { return strings.Contains(err.Error(), words) }):
+	case containsAny(err, refused):
 		return err
 	case errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(err.Error(), retried):
 		return fmt.Errorf("%w: %w", repository.ErrUnavailable, err)
 	}
 	return err
+}
+
+// isDamage reports whether an error says something about the content of the repository: the storage has answered.
+func isDamage(ctx context.Context, err error) bool {
+	return err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) &&
+		!errors.Is(mark(err), repository.ErrUnavailable) && !containsAny(err, refused)
 }
 
 // markWrite is mark for a write. That a write finds something missing says that the storage

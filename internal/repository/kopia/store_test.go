@@ -5,9 +5,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -253,4 +256,27 @@ func TestIncrementalWritesWhatChanged(t *testing.T) {
 
 func TestContract(t *testing.T) {
 	repositorytest.Contract(t, func(t *testing.T) repository.Store { t.Helper(); return newStore(t) })
+}
+
+// blobFiles lists the files of blobs with a prefix, oldest first.
+func blobFiles(t *testing.T, dir, prefix string) []string {
+	t.Helper()
+	var files []string
+	at := map[string]time.Time{}
+	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		name, _ := filepath.Rel(dir, path)
+		if strings.HasPrefix(strings.ReplaceAll(name, "/", ""), prefix) {
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			files, at[path] = append(files, path), info.ModTime()
+		}
+		return nil
+	}))
+	slices.SortFunc(files, func(a, b string) int { return at[a].Compare(at[b]) })
+	return files
 }

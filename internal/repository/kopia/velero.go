@@ -66,7 +66,7 @@ type VeleroOptions struct {
 func OpenVelero(ctx context.Context, c client.Client, o VeleroOptions) (*Store, error) {
 	rep, err := connectVelero(ctx, c, o)
 	if err != nil {
-		return nil, fmt.Errorf("open backup repository %s/%s: %w", o.Namespace, o.BackupRepository, mark(explain(err)))
+		return nil, fmt.Errorf("open backup repository %s/%s: %w", o.Namespace, o.BackupRepository, explain(ctx, err))
 	}
 	return New(rep), nil
 }
@@ -227,14 +227,17 @@ func connect(ctx context.Context, options *udmrepo.RepoOptions, readOnly bool, l
 }
 
 // explain adds what a person can do about an error of kopia.
-func explain(err error) error {
+func explain(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, repo.ErrInvalidPassword):
-		return fmt.Errorf("the password in Secret %s is not this repository's: %w", keys.RepoKeySelector().Name, err)
-	case errors.Is(err, repo.ErrRepositoryNotInitialized), errors.Is(err, backend.ErrStoreNotExist):
+		err = fmt.Errorf("the password in Secret %s is not this repository's, or %s: %w", keys.RepoKeySelector().Name, adviseFormat, err)
+	case errors.Is(err, backend.ErrStoreNotExist):
 		return fmt.Errorf("there is no repository in the storage, Velero initializes it before the first backup: %w", err)
+	case errors.Is(err, repo.ErrRepositoryNotInitialized):
+		err = fmt.Errorf("there is no repository in the storage, Velero initializes it before the first backup; if there was a backup, put back the blob %s: %w",
+			kopiaformat.KopiaRepositoryBlobID, err)
 	}
-	return err
+	return explainOpen(ctx, err)
 }
 
 // mountedCredentials gives Velero's code the Secrets that are mounted in the pod, so that it

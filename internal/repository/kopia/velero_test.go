@@ -26,6 +26,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/blockmover/blockmover/internal/repository"
 )
 
 // veleroFixture is a cluster with one BackupRepository in a directory, and a
@@ -172,7 +174,35 @@ func TestOpenVeleroCaches(t *testing.T) {
 	}
 }
 
+// damage overwrites the blobs with a prefix, of which there must be some.
+func (f *veleroFixture) damage(t *testing.T, blobs string) {
+	t.Helper()
+	f.options.ReadOnly = false
+	store, err := OpenVelero(t.Context(), f.client, f.options)
+	require.NoError(t, err)
+	require.NoError(t, repo.WriteSession(t.Context(), store.rep, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {
+		_, err := w.PutManifest(ctx, map[string]string{"type": "test"}, "payload")
+		return err
+	}))
+	require.NoError(t, store.Close(t.Context()))
+	require.NoError(t, os.RemoveAll(os.Getenv("HOME"))) // with kopia's caches
+	f.options.ReadOnly = true
+	files := blobFiles(t, filepath.Join(f.location.Spec.Config["fspath"], "kopia", "app"), blobs)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		require.NoError(t, os.WriteFile(file, []byte("no blob of kopia's"), 0o600))
+	}
+}
+
 func TestOpenVeleroErrors(t *testing.T) {
+	isUnusable := func(err error) bool { return errors.Is(err, repository.ErrUnusable) }
+	isUsable := func(err error) bool { return !errors.Is(err, repository.ErrUnusable) }
+	overwrite := func(blobs string) func(*testing.T, *veleroFixture) {
+		return func(t *testing.T, f *veleroFixture) {
+			t.Helper()
+			f.damage(t, blobs)
+		}
+	}
 	for _, test := range []struct {
 		name       string
 		initialize bool
@@ -180,13 +210,24 @@ func TestOpenVeleroErrors(t *testing.T) {
 		want       string
 		is         func(error) bool
 	}{
-		{"not initialized", false, func(*testing.T, *veleroFixture) {}, "there is no repository in the storage", nil},
+		{"damaged index", true, overwrite("xn"), "put back the index blob", isUnusable},
+		{"damaged format", true, overwrite("kopia.repository"), "put back the blob kopia.repository", isUnusable},
+		{"damaged configuration", true, overwrite("kopia.blobcfg"), "put back the blob kopia.blobcfg", isUnusable},
+		{"password of another repository", true, func(t *testing.T, f *veleroFixture) {
+			t.Helper()
+			f.mount(t, "repository/repository-password", "wrong")
+		}, "or the blob kopia.repository is damaged", isUnusable},
+		{"no password", true, func(t *testing.T, f *veleroFixture) {
+			t.Helper()
+			f.options.CredentialsDir += "-elsewhere"
+		}, "key repository-password", isUsable},
+		{"not initialized", false, func(*testing.T, *veleroFixture) {}, "there is no repository in the storage", isUsable},
 		{"empty storage", false, func(t *testing.T, f *veleroFixture) {
 			t.Helper()
 			if err := os.MkdirAll(filepath.Join(f.location.Spec.Config["fspath"], "kopia", "app"), 0o700); err != nil {
 				t.Fatal(err)
 			}
-		}, "there is no repository in the storage", nil},
+		}, "there is no repository in the storage", isUnusable},
 		{"wrong password", true, func(t *testing.T, f *veleroFixture) {
 			t.Helper()
 			f.mount(t, "repository/repository-password", "wrong")
