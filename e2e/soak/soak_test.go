@@ -258,6 +258,9 @@ func (s *soak) check() {
 	for _, b := range s.backups {
 		s.restore(store, b)
 	}
+	losses, err := store.Losses(s.ctx)
+	require.NoError(s, err)
+	require.Empty(s, losses, "nothing is lost")
 	s.close(store)
 	s.kopia.verify()
 	if n := len(s.backups); n > 0 {

@@ -345,13 +345,17 @@ type Catalog interface {
 	// if the volume has a repo snapshot with the same TagOperation, Save returns that one and
 	// writes nothing.
 	Save(ctx context.Context, s Snapshot, img Image) (SnapshotID, error)
-	// Get returns one repo snapshot, or an error that wraps ErrNotFound.
+	// Get returns one repo snapshot, or an error that wraps ErrNotFound. If the repo snapshot is
+	// there and damaged, its ID and Volume are set beside the error.
 	Get(ctx context.Context, id SnapshotID) (Snapshot, error)
 	// List returns the repo snapshots of a volume, newest SnapshotTime first. Those whose
 	// documents cannot be read come last, with their Damage.
 	List(ctx context.Context, volume VolumeKey) ([]Snapshot, error)
 	// Volumes returns the volumes that have repo snapshots, by namespace and PVC.
 	Volumes(ctx context.Context) ([]VolumeKey, error)
+	// Losses returns what hides repo snapshots from List and Volumes, as far as the repository can
+	// tell. Get and OpenReader say it of an image that is not there.
+	Losses(ctx context.Context) ([]Loss, error)
 	// Delete deletes a repo snapshot. It is no error if it is gone.
 	Delete(ctx context.Context, id SnapshotID) error
 }

@@ -123,7 +123,7 @@ func (o *backupOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	return o.repo.use(ctx, func(store repository.Store) error {
+	return o.repo.useDirectory(ctx, func(store repository.Store) error {
 		s, err := o.backUp(ctx, cmd.ErrOrStderr(), store, device.LimitReader(ctx, dev, o.rateLimit.bytes), volume, source)
 		if err != nil {
 			return err
@@ -282,7 +282,8 @@ func (o *backupOptions) print(out io.Writer, s summary) error {
 // the volume has no image.
 //
 // A list of changes belongs to one parent only. So "auto" is the newest image, even if that
-// is damaged. With an older parent, the image would lack what changed between the two.
+// is damaged, or lost from the index. With an older parent, the image would lack what changed
+// between the two.
 func resolve(ctx context.Context, store repository.Store, asked string, volume repository.VolumeKey,
 	target repository.Meta, history []repository.Snapshot,
 ) (string, cbt.ChangeID, error) {
@@ -290,8 +291,10 @@ func resolve(ctx context.Context, store repository.Store, asked string, volume r
 	case identity.ParentNone:
 		return asked, "", nil
 	case identity.ParentAuto:
-		if len(history) == 0 {
-			return asked, "", nil
+		hidden, err := hiddenImages(ctx, store, volume)
+		history = append(hidden, history...)
+		if err != nil || len(history) == 0 {
+			return asked, "", err
 		}
 		newest := slices.MaxFunc(history, func(a, b repository.Snapshot) int { return a.Start.Compare(b.Start) })
 		return string(newest.ID), cbt.ChangeID(newest.Meta.ChangeID), nil
@@ -308,4 +311,25 @@ func resolve(ctx context.Context, store repository.Store, asked string, volume r
 			s.ID, s.Meta.VolumeHandle, s.Meta.Driver, target.VolumeHandle, target.Driver)
 	}
 	return asked, cbt.ChangeID(s.Meta.ChangeID), nil
+}
+
+// hiddenImages returns the images of a volume that the repository has lost from its index. It is an error if it cannot tell of which
+// volumes it has lost images.
+func hiddenImages(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.Snapshot, error) {
+	losses, err := store.Losses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var hidden []repository.Snapshot
+	for _, l := range losses {
+		if len(l.Images) == 0 {
+			return nil, fmt.Errorf("the newest image may be lost, so name the parent, or use --parent none: %w", l.Cause)
+		}
+		for _, s := range l.Images {
+			if s.Volume == volume {
+				hidden = append(hidden, s)
+			}
+		}
+	}
+	return hidden, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -25,11 +26,24 @@ func newListCommand() *cobra.Command {
 				return err
 			}
 			return r.use(ctx, func(store repository.Store) error {
-				images, err := listImages(ctx, store, key)
+				images, hidden, err := listImages(ctx, store, key)
 				if err != nil {
 					return err
 				}
-				return printImages(cmd.OutOrStdout(), images)
+				for _, l := range hidden {
+					for _, s := range l.Images {
+						s.Damage = l.Cause
+						images = append(images, s)
+					}
+				}
+				if err := printImages(cmd.OutOrStdout(), images); err != nil {
+					return err
+				}
+				unclear := printUnclear(cmd.ErrOrStderr(), hidden)
+				if len(hidden) > 0 {
+					return fmt.Errorf("list: the repository has lost a part of its index or of its manifests; %d images are known to be hit%s", countImages(hidden), unclear)
+				}
+				return nil
 			})
 		}),
 	}
@@ -46,24 +60,35 @@ func volumeOrAll(flags *pflag.FlagSet) (repository.VolumeKey, error) {
 	return repository.VolumeKey{}, nil
 }
 
-// listImages lists the images of a volume, newest first, or those of all volumes.
-func listImages(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.Snapshot, error) {
-	if volume != (repository.VolumeKey{}) {
-		return store.List(ctx, volume)
+// listImages lists the images of a volume, newest first, or those of all volumes. The losses are what hides others of them.
+func listImages(ctx context.Context, store repository.Store, volume repository.VolumeKey) (all []repository.Snapshot, hidden []repository.Loss, err error) {
+	volumes := []repository.VolumeKey{volume}
+	if volume == (repository.VolumeKey{}) {
+		if volumes, err = store.Volumes(ctx); err != nil {
+			return nil, nil, err
+		}
 	}
-	volumes, err := store.Volumes(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var all []repository.Snapshot
 	for _, v := range volumes {
 		images, err := store.List(ctx, v)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		all = append(all, images...)
 	}
-	return all, nil
+	losses, err := store.Losses(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, l := range losses {
+		unclear := len(l.Images) == 0
+		if volume != (repository.VolumeKey{}) {
+			l.Images = slices.DeleteFunc(l.Images, func(s repository.Snapshot) bool { return s.Volume != volume })
+		}
+		if unclear || len(l.Images) > 0 {
+			hidden = append(hidden, l)
+		}
+	}
+	return all, hidden, nil
 }
 
 func printImages(out io.Writer, images []repository.Snapshot) error {

@@ -142,13 +142,18 @@ func (r *repoFlags) password() (string, error) {
 	return password, nil
 }
 
-// use opens the repository while work runs.
+// use opens the repository for reading while work runs.
 func (r *repoFlags) use(ctx context.Context, work func(repository.Store) error) error {
+	return r.with(ctx, kopia.OpenFilesystemReadOnly, work)
+}
+
+// with opens the repository while work runs. openDirectory opens one in a directory.
+func (r *repoFlags) with(ctx context.Context, openDirectory openDirectory, work func(repository.Store) error) error {
 	password, err := r.password()
 	if err != nil && !strings.HasPrefix(r.dir, inCluster) {
 		return err
 	}
-	store, err := r.open(ctx, password)
+	store, err := r.open(ctx, openDirectory, password)
 	if err != nil {
 		return err
 	}
@@ -156,12 +161,14 @@ func (r *repoFlags) use(ctx context.Context, work func(repository.Store) error) 
 	return errors.Join(work(store), store.Close(context.WithoutCancel(ctx)))
 }
 
-func (r *repoFlags) open(ctx context.Context, password string) (repository.Store, error) {
+type openDirectory func(ctx context.Context, dir, password string) (*kopia.Store, error)
+
+func (r *repoFlags) open(ctx context.Context, openDirectory openDirectory, password string) (repository.Store, error) {
 	if dir, err := r.directory(); err == nil {
 		if r.credentials != "" {
 			return nil, errors.New("--credentials-file is for object stores, and --repo is a directory")
 		}
-		return asStore(kopia.OpenFilesystem(ctx, dir, password))
+		return asStore(openDirectory(ctx, dir, password))
 	}
 	if name, ok := strings.CutPrefix(r.dir, inCluster); ok {
 		return openInCluster(ctx, name)
@@ -209,7 +216,7 @@ func (r *repoFlags) useDirectory(ctx context.Context, work func(repository.Store
 	if _, err := r.directory(); err != nil {
 		return err
 	}
-	return r.use(ctx, work)
+	return r.with(ctx, kopia.OpenFilesystem, work)
 }
 
 // directory returns the directory of the repository, or an error if it is in an object store.

@@ -339,7 +339,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 	b.damage()
 	r := b.run("", "image", "verify", "--snapshot", id)
 	require.ErrorContains(t, r.err, "1 of 1 images are damaged")
-	require.Contains(t, r.out, id+"  damaged in [")
+	require.Contains(t, r.out, id+"  "+volume+"  damaged in [")
 	require.Contains(t, r.out, "damaged: 64 KiB of 9.0 MiB cannot be read, in 1 ranges")
 
 	target := filepath.Join(b.dir, "target")

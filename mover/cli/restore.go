@@ -74,6 +74,8 @@ func (o *restoreOptions) run(ctx context.Context, cmd *cobra.Command) error {
 		case err == nil:
 		case errors.Is(err, restore.ErrUntouched):
 			return err
+		case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrCorrupt):
+			return fmt.Errorf("%s is incomplete: do not use it; the image is damaged, so restore another one, or put back what is missing: %w", o.device, err)
 		default:
 			return fmt.Errorf("%s is incomplete: do not use it before a restore has completed, for example this one with --resume: %w", o.device, err)
 		}

@@ -11,7 +11,9 @@ import (
 // Verification is what `image verify --json` prints of an image.
 type Verification struct {
 	SnapshotID repository.SnapshotID `json:"snapshotID"`
-	OK         bool                  `json:"ok"`
+	// Volume is "" for an image that nothing is known of.
+	Volume string `json:"volume,omitempty"`
+	OK     bool   `json:"ok"`
 	// Size is that of the volume in bytes, and DamagedBytes of it cannot be read.
 	Size         int64 `json:"size"`
 	DamagedBytes int64 `json:"damagedBytes"`
@@ -37,25 +39,33 @@ type printer interface {
 }
 
 type textPrinter struct {
-	out io.Writer
-	id  repository.SnapshotID
+	out   io.Writer
+	image target
+}
+
+// name is the ID and the volume of the image.
+func (p *textPrinter) name() string {
+	if p.image.volume == (repository.VolumeKey{}) {
+		return string(p.image.id)
+	}
+	return fmt.Sprintf("%s  %s", p.image.id, p.image.volume)
 }
 
 func (p *textPrinter) unreadable(err error) error {
-	_, err = fmt.Fprintf(p.out, "%s  damaged: %s\n", p.id, OneLine(err))
+	_, err = fmt.Fprintf(p.out, "%s  damaged: %s\n", p.name(), OneLine(err))
 	return err
 }
 
 func (p *textPrinter) damaged(d damage) error {
-	_, err := fmt.Fprintf(p.out, "%s  damaged in %s: %s\n", p.id, d.Extent, OneLine(d.cause))
+	_, err := fmt.Fprintf(p.out, "%s  damaged in %s: %s\n", p.name(), d.Extent, OneLine(d.cause))
 	return err
 }
 
 func (p *textPrinter) end(size, damaged int64, ranges int) (err error) {
 	if ranges > 0 {
-		_, err = fmt.Fprintf(p.out, "%s  damaged: %s of %s cannot be read, in %d ranges\n", p.id, formatBytes(damaged), formatBytes(size), ranges)
+		_, err = fmt.Fprintf(p.out, "%s  damaged: %s of %s cannot be read, in %d ranges\n", p.name(), formatBytes(damaged), formatBytes(size), ranges)
 	} else {
-		_, err = fmt.Fprintf(p.out, "%s  ok, %s\n", p.id, formatBytes(size))
+		_, err = fmt.Fprintf(p.out, "%s  ok, %s\n", p.name(), formatBytes(size))
 	}
 	return err
 }

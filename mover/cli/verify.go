@@ -50,66 +50,120 @@ func (o *verifyOptions) run(ctx context.Context, cmd *cobra.Command) error {
 	if cmd.Flags().Changed("snapshot") && (len(o.snapshots) == 0 || slices.Contains(o.snapshots, "")) {
 		return errors.New("verify: --snapshot is empty")
 	}
-	return o.repo.use(ctx, func(store repository.Store) error {
-		ids, err := o.images(ctx, store, volume)
+	err = o.repo.use(ctx, func(store repository.Store) error { return o.verify(ctx, cmd, store, volume) })
+	if o.json && errors.Is(err, repository.ErrUnusable) {
+		// Nothing can be read of any image. Whoever has named them is told so of each.
+		for _, id := range o.snapshots {
+			err = errors.Join(err, o.printer(cmd.OutOrStdout(), target{id: repository.SnapshotID(id)}).unreadable(err))
+		}
+	}
+	return err
+}
+
+// target is an image to read. The volume may be unknown.
+type target struct {
+	id     repository.SnapshotID
+	volume repository.VolumeKey
+}
+
+func (o *verifyOptions) printer(out io.Writer, image target) printer {
+	if !o.json {
+		return &textPrinter{out: out, image: image}
+	}
+	result := Verification{SnapshotID: image.id}
+	if image.volume != (repository.VolumeKey{}) {
+		result.Volume = image.volume.String()
+	}
+	return &jsonPrinter{out: out, result: result}
+}
+
+func (o *verifyOptions) verify(ctx context.Context, cmd *cobra.Command, store repository.Store, volume repository.VolumeKey) error {
+	images, hidden, err := o.images(ctx, store, volume)
+	if err != nil {
+		return err
+	}
+	bad := 0
+	for _, image := range images {
+		whole, err := verifyImage(ctx, store, image.id, o.printer(cmd.OutOrStdout(), image), cmd.ErrOrStderr())
 		if err != nil {
 			return err
 		}
-		bad := 0
-		for _, id := range ids {
-			var shown printer = &textPrinter{out: cmd.OutOrStdout(), id: id}
-			if o.json {
-				shown = &jsonPrinter{out: cmd.OutOrStdout(), result: Verification{SnapshotID: id}}
-			}
-			whole, err := verifyImage(ctx, store, id, shown, cmd.ErrOrStderr())
-			if err != nil {
+		if !whole {
+			bad++
+		}
+	}
+	for _, l := range hidden {
+		for _, s := range l.Images {
+			if err := o.printer(cmd.OutOrStdout(), target{s.ID, s.Volume}).unreadable(l.Cause); err != nil {
 				return err
 			}
-			if !whole {
-				bad++
-			}
 		}
-		if bad > 0 {
-			return fmt.Errorf("verify: %d of %d images are damaged", bad, len(ids))
-		}
-		return nil
-	})
+		bad += len(l.Images)
+	}
+	switch unclear := printUnclear(cmd.ErrOrStderr(), hidden); {
+	case bad > 0:
+		return fmt.Errorf("verify: %d of %d images are damaged%s: restore others, or put back what is missing", bad, len(images)+countImages(hidden), unclear)
+	case unclear != "":
+		return errors.New("verify: the images that can be found are whole" + unclear)
+	}
+	return nil
 }
 
-// images returns the images to read. An image that is asked for by its ID must exist: a
+func countImages(losses []repository.Loss) (n int) {
+	for _, l := range losses {
+		n += len(l.Images)
+	}
+	return n
+}
+
+// printUnclear prints what is lost and hides images that nobody can name. It returns the end of a sentence that says so, or "".
+func printUnclear(messages io.Writer, losses []repository.Loss) string {
+	end := ""
+	for _, l := range losses {
+		if len(l.Images) == 0 {
+			printLine(messages, "the repository may have more images: %s", OneLine(l.Cause))
+			end = ", and there may be images that cannot be found"
+		}
+	}
+	return end
+}
+
+// images returns the images to read, and what hides others of them. An image that is asked for by its ID must exist: a
 // missing one is an error, not damage.
-func (o *verifyOptions) images(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.SnapshotID, error) {
+func (o *verifyOptions) images(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]target, []repository.Loss, error) {
 	if len(o.snapshots) == 0 {
 		return imagesOf(ctx, store, volume)
 	}
-	ids := make([]repository.SnapshotID, 0, len(o.snapshots))
+	images := make([]target, 0, len(o.snapshots))
 	for _, text := range o.snapshots {
 		id := repository.SnapshotID(text)
+		s, err := store.Get(ctx, id)
 		// With --json, an image that is not there is damage of a backup that names it.
-		if _, err := store.Get(ctx, id); err != nil && !o.json {
-			return nil, fmt.Errorf("verify: %w", err)
+		if err != nil && s.ID == "" && !o.json {
+			return nil, nil, fmt.Errorf("verify: %w", err)
 		}
-		ids = append(ids, id)
+		images = append(images, target{id, s.Volume})
 	}
-	return ids, nil
+	return images, nil, nil
 }
 
-// imagesOf returns the images of a volume, or all images. It is an error if there are none.
-func imagesOf(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.SnapshotID, error) {
-	images, err := listImages(ctx, store, volume)
+// imagesOf returns the images of a volume, or all images, and what hides others. It is an error if there are none.
+func imagesOf(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]target, []repository.Loss, error) {
+	found, hidden, err := listImages(ctx, store, volume)
 	switch {
 	case err != nil:
-		return nil, err
-	case len(images) == 0 && volume == (repository.VolumeKey{}):
-		return nil, errors.New("verify: the repository has no images")
-	case len(images) == 0:
-		return nil, fmt.Errorf("verify: volume %s has no images", volume)
+		return nil, nil, err
+	case len(found)+len(hidden) > 0:
+	case volume == (repository.VolumeKey{}):
+		return nil, nil, errors.New("verify: the repository has no images")
+	default:
+		return nil, nil, fmt.Errorf("verify: volume %s has no images", volume)
 	}
-	ids := make([]repository.SnapshotID, 0, len(images))
-	for _, s := range images {
-		ids = append(ids, s.ID)
+	images := make([]target, 0, len(found))
+	for _, s := range found {
+		images = append(images, target{s.ID, s.Volume})
 	}
-	return ids, nil
+	return images, hidden, nil
 }
 
 // verifyImage prints what it finds, and reports whether the image is whole. Errors come from

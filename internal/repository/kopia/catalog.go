@@ -183,7 +183,7 @@ func manifests(ctx context.Context, rep repo.Repository, v repository.VolumeKey)
 
 // List implements repository.Catalog.
 func (s *Store) List(ctx context.Context, v repository.VolumeKey) ([]repository.Snapshot, error) {
-	manifests, err := manifests(ctx, s.rep, v)
+	manifests, err := readableManifests(ctx, s.rep, v)
 	if err != nil {
 		return nil, fmt.Errorf("list repo snapshots of %s: %w", v, mark(err))
 	}
@@ -220,18 +220,22 @@ func (s *Store) List(ctx context.Context, v repository.VolumeKey) ([]repository.
 func (s *Store) Get(ctx context.Context, id repository.SnapshotID) (repository.Snapshot, error) {
 	snap, _, err := s.load(ctx, id)
 	if err != nil {
-		return repository.Snapshot{}, fmt.Errorf("get repo snapshot %s: %w", id, mark(err))
+		return snap, fmt.Errorf("get repo snapshot %s: %w", id, mark(err))
 	}
 	return snap, nil
 }
 
 // load finds a repo snapshot and the image that it names.
 func (s *Store) load(ctx context.Context, id repository.SnapshotID) (repository.Snapshot, image, error) {
-	m, err := loadManifest(ctx, s.rep, id)
-	if err != nil {
+	m, err := readableManifest(ctx, s.rep, id)
+	switch {
+	case errors.Is(err, repository.ErrNotFound):
+		return repository.Snapshot{}, image{}, s.missing(ctx, id, err)
+	case err != nil:
 		return repository.Snapshot{}, image{}, err
 	}
-	return describe(ctx, s.rep, m)
+	snap, img, err := describe(ctx, s.rep, m)
+	return snap, img, explainImage(ctx, snap.Volume, err)
 }
 
 func loadManifest(ctx context.Context, rep repo.Repository, id repository.SnapshotID) (*snapshot.Manifest, error) {
@@ -242,12 +246,12 @@ func loadManifest(ctx context.Context, rep repo.Repository, id repository.Snapsh
 	}
 	m, err := snapshot.LoadSnapshot(ctx, rep, manifest.ID(id))
 	switch {
-	case err != nil:
-		return nil, translate(err)
-	case m.IncompleteReason != "":
-		return nil, fmt.Errorf("it is incomplete (%s): %w", m.IncompleteReason, repository.ErrNotFound)
+	case errors.Is(err, snapshot.ErrSnapshotNotFound):
+		return nil, fmt.Errorf("%w: %w", repository.ErrNotFound, err)
+	case err != nil: // another manifest may be the cause: it does not say that this one is not there
+		return nil, fmt.Errorf("load manifest: %w", err)
 	}
-	return m, nil
+	return complete(m)
 }
 
 // describe reads the documents of a manifest. With an error, it returns a Snapshot with what
@@ -282,7 +286,11 @@ func (s *Store) Volumes(ctx context.Context) ([]repository.VolumeKey, error) {
 		manifest.TypeLabelKey: snapshot.ManifestType, snapshot.UsernameLabel: snapshotUser, snapshot.HostnameLabel: snapshotHost,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("find repo snapshots: %w", err)
+		found, err := readableVolumes(ctx, s.rep, err)
+		if err != nil {
+			return nil, fmt.Errorf("find repo snapshots: %w", mark(err))
+		}
+		return slices.SortedFunc(maps.Keys(found), repository.VolumeKey.Compare), nil
 	}
 	found := map[repository.VolumeKey]bool{}
 	for _, m := range all {

@@ -172,6 +172,9 @@ func deleteManifests(ctx context.Context, w repo.RepositoryWriter, ids []manifes
 // that is not backed up any more has nobody else to do it.
 func sweepHolds(ctx context.Context, rep repo.Repository) error {
 	all, err := rep.FindManifests(ctx, map[string]string{manifest.TypeLabelKey: snapshot.ManifestType, tagHold: holdValue})
+	if isDamage(ctx, err) {
+		return corrupt(fmt.Errorf("find holds: %w: %s", err, adviseManifest))
+	}
 	if err != nil {
 		return fmt.Errorf("find holds: %w", err)
 	}

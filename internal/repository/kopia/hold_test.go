@@ -35,6 +35,7 @@ func maintainStore(t *testing.T, s *Store) {
 	require.NoError(t, repo.DirectWriteSession(t.Context(), direct, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.DirectRepositoryWriter) error {
 		return snapshotmaintenance.Run(ctx, w, maintenance.ModeFull, true, maintenance.SafetyNone)
 	}))
+	requireNoLoss(t, s)
 }
 
 // holdsIn lists the incomplete manifests in the repository.

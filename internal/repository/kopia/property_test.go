@@ -338,6 +338,7 @@ func (h *history) end() {
 		h.restore(i)
 	}
 	requireVerified(h.t, h.maintainer, len(list))
+	requireNoLoss(h.t, h.store)
 	for len(h.snapshots) > 0 {
 		h.delete(0)
 	}

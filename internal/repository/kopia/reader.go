@@ -21,8 +21,10 @@ const cachedSegments = 64
 
 // reader reads one image.
 type reader struct {
-	ctx    context.Context //nolint:containedctx // it is that of OpenReader: io.ReaderAt takes none
-	rep    repo.Repository
+	ctx context.Context //nolint:containedctx // it is that of OpenReader: io.ReaderAt takes none
+	rep repo.Repository
+	// name is that of the image, for errors.
+	name   string
 	meta   repository.Meta
 	layout repository.Layout
 	root   []object.ID
@@ -44,7 +46,7 @@ func (s *Store) OpenReader(ctx context.Context, id repository.SnapshotID) (repos
 }
 
 func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*reader, error) {
-	_, img, err := s.load(ctx, id)
+	snap, img, err := s.load(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +57,7 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 	r := &reader{
 		ctx:    ctx,
 		rep:    s.rep,
+		name:   fmt.Sprintf("image %s of volume %s", id, snap.Volume),
 		meta:   img.document.Meta,
 		layout: l,
 		zero:   map[object.ID]bool{},
@@ -62,15 +65,16 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 		cache:  map[object.ID]segment{},
 	}
 	if r.root, err = loadRoot(ctx, s.rep, img.disk, l); err != nil {
-		return nil, err
+		return nil, explainImage(ctx, snap.Volume, err)
 	}
-	// What is called zero is never read, so it is checked here. A zero object that is gone is
-	// not used: garbage collection does not know volume.json.
+	// What is called zero is never read, so it is checked here. A zero object that cannot be read
+	// is not used. It may be gone, because garbage collection does not know volume.json. If it is
+	// damaged, the reads of it fail, and say what part of the volume that is.
 	for _, z := range img.document.Zero {
 		buf := make([]byte, z.Length)
 		err := r.readContent(ctx, buf, 0, entry{Length: z.Length, Object: z.Object})
 		switch {
-		case errors.Is(err, repository.ErrNotFound):
+		case errors.Is(err, repository.ErrNotFound), isDamaged(err):
 			continue
 		case err != nil:
 			return nil, fmt.Errorf("read zero object: %w", err)
@@ -95,7 +99,7 @@ func (r *reader) IsZero(ctx context.Context, chunk int64) (bool, error) {
 	}
 	entries, err := r.chunk(ctx, chunk)
 	if err != nil {
-		return false, fmt.Errorf("look up chunk %d: %w", chunk, mark(err))
+		return false, fmt.Errorf("look up chunk %d of %s: %w", chunk, r.name, mark(err))
 	}
 	for _, e := range entries {
 		if !r.zero[e.Object] {
@@ -108,7 +112,7 @@ func (r *reader) IsZero(ctx context.Context, chunk int64) (bool, error) {
 // ReadAt implements io.ReaderAt.
 func (r *reader) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, fmt.Errorf("read image at %d: negative offset", off)
+		return 0, fmt.Errorf("read %s at %d: negative offset", r.name, off)
 	}
 	if off >= r.meta.Size {
 		return 0, io.EOF
@@ -119,7 +123,7 @@ func (r *reader) ReadAt(p []byte, off int64) (int, error) {
 		atEnd = io.EOF
 	}
 	if err := r.read(p, off); err != nil {
-		return 0, fmt.Errorf("read image at %d: %w", off, mark(err))
+		return 0, fmt.Errorf("read %s at %d: %w", r.name, off, mark(err))
 	}
 	return len(p), atEnd
 }

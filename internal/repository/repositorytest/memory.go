@@ -146,6 +146,9 @@ func (m *Memory) Volumes(context.Context) ([]repository.VolumeKey, error) {
 	return slices.SortedFunc(maps.Keys(found), repository.VolumeKey.Compare), nil
 }
 
+// Losses implements repository.Catalog: memory loses nothing.
+func (m *Memory) Losses(context.Context) ([]repository.Loss, error) { return nil, nil }
+
 // Delete implements repository.Catalog.
 func (m *Memory) Delete(_ context.Context, id repository.SnapshotID) error {
 	m.mu.Lock()
