@@ -120,7 +120,7 @@ func (o *verifyOptions) run(ctx context.Context) error {
 	}
 	errs = append(errs, o.format.print(o.Streams.Out, results, verifyColumns, rows))
 	if damaged > 0 {
-		errs = append(errs, fmt.Errorf("%d of %d images are damaged: they cannot be restored completely", damaged, len(results)))
+		errs = append(errs, fmt.Errorf("%d of %d images are damaged: they cannot be restored completely; restore other backups, or put back what is missing", damaged, len(results)))
 	}
 	return errors.Join(errs...)
 }

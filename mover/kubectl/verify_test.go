@@ -122,6 +122,33 @@ func TestVerifyDamaged(t *testing.T) {
 	require.Contains(t, events.Items[0].Message, "the image of volume shop/data cannot be restored completely")
 }
 
+// Where nothing can be read, every image is hit, and each is named with the cause.
+func TestVerifyUnusable(t *testing.T) {
+	const why = "open backup repository velero/shop-default-kopia: the password is not this repository's, or the blob kopia.repository is damaged"
+	log := `{"snapshotID":"s2","ok":false,"size":0,"damagedBytes":0,"error":"` + why + `"}
+{"snapshotID":"s3","ok":false,"size":0,"damagedBytes":0,"error":"` + why + `"}
+blockmover: ` + why + "\n"
+	c, _ := verifier(t, log, corev1.PodFailed, image("u2", "daily-1", "data", "s2", time.Hour), image("u3", "daily-1", "log", "s3", time.Hour))
+	err := c.verify(t, "daily-1")
+	require.ErrorContains(t, err, "2 of 2 images are damaged")
+	require.ErrorContains(t, err, "put back what is missing")
+	for pvc, upload := range map[string]string{"data": "u2", "log": "u3"} {
+		require.Regexp(t, "shop/"+pvc+` +daily-1 +damaged +.* `+why, c.out.String())
+		require.Equal(t, why, c.verified(t, upload).Detail)
+		require.False(t, c.verified(t, upload).OK)
+	}
+	events := &corev1.EventList{}
+	require.NoError(t, c.Client.List(t.Context(), events))
+	var messages []string
+	for _, e := range events.Items {
+		messages = append(messages, e.Message)
+	}
+	require.ElementsMatch(t, []string{
+		"the image of volume shop/data cannot be restored completely: " + why,
+		"the image of volume shop/log cannot be restored completely: " + why,
+	}, messages)
+}
+
 // A Job that fails before it has read everything is an error with its last words, and no verdict.
 func TestVerifyFails(t *testing.T) {
 	c, _ := verifier(t, "blockmover: open repository: no such host\n", corev1.PodFailed, image("u2", "daily-1", "data", "s2", time.Hour))
