@@ -9,7 +9,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -95,7 +97,7 @@ func TestKubectl(t *testing.T) {
 	require.Contains(t, plugin("chain", volume), time.Now().UTC().Format(time.DateOnly))
 	s.verifyEveryNight(volume)
 	if os.Getenv("BLOCKMOVER_S3_DIR") != "" {
-		s.verifyFindsDamage(app.Namespace, names)
+		s.verifyFindsDamage(app.Namespace, names, want[0])
 	}
 	s.dashboardHasData()
 	s.checkNothingLeft()
@@ -192,62 +194,125 @@ func (s *scenario) runCronJob(cronJob string, components ...string) string {
 	return log
 }
 
-// verifyFindsDamage damages what only the second of two backups needs. The first one stays whole.
-func (s *scenario) verifyFindsDamage(namespace string, backups []string) {
+// verifyFindsDamage damages in several ways what only the second of two backups needs. The first one, which has the contents want,
+// stays whole, and is restored when the damage is worst.
+func (s *scenario) verifyFindsDamage(namespace string, backups []string, want kit.Sums) {
 	s.Helper()
-	s.damageNewestPack(namespace)
-	verify := func(backup string) (sound, damaged int) {
-		s.Helper()
-		out, err := s.kit.Kubectl(s.ctx, "blockmover", "-n", s.kit.VeleroNamespace, "verify", backup, "-o", "json")
-		var found []struct {
-			Volume string
-			OK     bool
+	for _, d := range []struct {
+		name  string
+		wreck func() (repair func())
+		// says is what an image that is hit says.
+		says string
+	}{
+		{"a pack with flipped bytes", func() func() {
+			return s.rewriteNewest(namespace, "p", func(pack []byte) []byte {
+				for i := 1000; i < len(pack); i += 64 << 10 {
+					pack[i] ^= 1
+				}
+				return pack
+			})
+		}, "invalid checksum at p"},
+		{"a pack cut to a third", func() func() {
+			return s.rewriteNewest(namespace, "p", func(pack []byte) []byte { return pack[:len(pack)/3] })
+		}, `\bp[0-9a-f]{32}-s`},
+		// An upload writes more index blobs than these.
+		{"a lost part of the index", func() func() { return s.hideNewest(namespace, "xn", 3) }, "a part of the index is lost|an index blob is lost"},
+	} {
+		repair := d.wreck()
+		_, damaged := s.verify(backups[0], "")
+		require.Zero(s, damaged, d.name)
+		_, damaged = s.verify(backups[1], d.says)
+		require.Positive(s, damaged, d.name)
+		if strings.Contains(d.name, "index") {
+			s.restoreTo(backups[0], namespace, "kubectl-spared", want)
 		}
-		require.NoError(s, json.Unmarshal([]byte(out), &found), err)
-		require.Len(s, found, 2)
-		for _, v := range found {
-			if v.OK {
-				sound++
-			} else {
-				damaged++
-			}
-		}
-		require.Equal(s, damaged > 0, err != nil, "an image that is damaged is an error: %v", err)
-		return sound, damaged
+		repair()
 	}
-	sound, damaged := verify(backups[0])
-	require.Equal(s, []int{2, 0}, []int{sound, damaged})
-	_, damaged = verify(backups[1])
-	require.Positive(s, damaged)
+	sound, damaged := s.verify(backups[1], "")
+	require.Equal(s, []int{2, 0}, []int{sound, damaged}, "after the repair")
 	events, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "get", "events", "--field-selector", "involvedObject.name="+backups[1], "-o", "jsonpath={.items[*].reason}")
 	require.NoError(s, err)
 	require.Contains(s, events, "ImageDamaged")
 }
 
-// damageNewestPack flips bits in the newest pack with data of a repository.
-func (s *scenario) damageNewestPack(namespace string) {
+// verify verifies a backup, and counts its images. Those that are damaged say why.
+func (s *scenario) verify(backup, why string) (sound, damaged int) {
 	s.Helper()
-	newest, at := "", time.Time{}
+	out, err := s.kit.Kubectl(s.ctx, "blockmover", "-n", s.kit.VeleroNamespace, "verify", backup, "-o", "json")
+	var found []struct {
+		Volume, Backup, Error string
+		OK                    bool
+		Damage                []struct{ Error string }
+	}
+	require.NoError(s, json.Unmarshal([]byte(out), &found), err)
+	require.Len(s, found, 2)
+	for _, v := range found {
+		require.Equal(s, backup, v.Backup)
+		require.Contains(s, v.Volume, "/")
+		if v.OK {
+			sound++
+			continue
+		}
+		damaged++
+		for _, d := range v.Damage {
+			v.Error += d.Error
+		}
+		s.Logf("%s of %s: %s", v.Volume, v.Backup, v.Error)
+		require.Regexp(s, why, v.Error)
+	}
+	require.Equal(s, damaged > 0, err != nil, "an image that is damaged is an error: %v", err)
+	return sound, damaged
+}
+
+// newestBlobs returns the files of the blobs of a repository with a prefix, newest first.
+func (s *scenario) newestBlobs(namespace, prefix string) []string {
+	s.Helper()
 	root := filepath.Join(os.Getenv("BLOCKMOVER_S3_DIR"), "velero", "kopia", namespace)
+	var files []string
+	at := map[string]time.Time{}
 	require.NoError(s, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || !strings.HasPrefix(entry.Name(), "p") {
+		if err != nil || entry.IsDir() || !strings.HasPrefix(entry.Name(), prefix) {
 			return err
 		}
 		info, err := entry.Info()
-		if err == nil && info.ModTime().After(at) {
-			newest, at = path, info.ModTime()
+		if err == nil {
+			files, at[path] = append(files, path), info.ModTime()
 		}
 		return err
 	}))
-	require.NotEmpty(s, newest)
-	content, err := os.ReadFile(newest)
+	slices.SortFunc(files, func(a, b string) int { return at[b].Compare(at[a]) })
+	return files
+}
+
+// rewriteNewest changes the newest blob with a prefix. The file stays the same one, because the object store keeps attributes with it.
+func (s *scenario) rewriteNewest(namespace, prefix string, change func([]byte) []byte) (repair func()) {
+	s.Helper()
+	files := s.newestBlobs(namespace, prefix)
+	require.NotEmpty(s, files)
+	content, err := os.ReadFile(files[0])
 	require.NoError(s, err)
-	s.Cleanup(func() { require.NoError(s, os.WriteFile(newest, content, 0o600)) })
-	broken := bytes.Clone(content)
-	for i := 1000; i < len(broken); i += 64 << 10 {
-		broken[i] ^= 1
+	repair = func() { require.NoError(s, os.WriteFile(files[0], content, 0o600)) }
+	s.Cleanup(repair)
+	require.NoError(s, os.WriteFile(files[0], change(bytes.Clone(content)), 0o600))
+	return repair
+}
+
+// hideNewest gives the newest n blobs with a prefix names by which nobody looks for them.
+func (s *scenario) hideNewest(namespace, prefix string, n int) (repair func()) {
+	s.Helper()
+	files := s.newestBlobs(namespace, prefix)
+	require.Greater(s, len(files), n)
+	away := func(file string) string { return filepath.Join(filepath.Dir(file), "away-"+filepath.Base(file)) }
+	repair = sync.OnceFunc(func() {
+		for _, file := range files[:n] {
+			require.NoError(s, os.Rename(away(file), file))
+		}
+	})
+	s.Cleanup(repair)
+	for _, file := range files[:n] {
+		require.NoError(s, os.Rename(file, away(file)))
 	}
-	require.NoError(s, os.WriteFile(newest, broken, 0o600))
+	return repair
 }
 
 // recoverWithoutCluster lists, checks, compares and restores the images of the disk of an application.
