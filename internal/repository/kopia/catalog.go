@@ -235,7 +235,7 @@ func (s *Store) load(ctx context.Context, id repository.SnapshotID) (repository.
 		return repository.Snapshot{}, image{}, err
 	}
 	snap, img, err := describe(ctx, s.rep, m)
-	return snap, img, explainImage(ctx, snap.Volume, err)
+	return snap, img, s.explainImage(ctx, snap.Volume, err)
 }
 
 func loadManifest(ctx context.Context, rep repo.Repository, id repository.SnapshotID) (*snapshot.Manifest, error) {

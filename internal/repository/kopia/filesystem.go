@@ -107,11 +107,11 @@ func openFilesystem(ctx context.Context, dir, password string, readOnly bool) (*
 	if err := writeConnection(config, connection); err != nil {
 		return nil, fmt.Errorf("open repository in %s: %w", dir, err)
 	}
-	rep, err := repo.Open(ctx, config, password, &repo.Options{DisableRepositoryLog: true})
+	store, err := open(ctx, config, connection, password, &repo.Options{DisableRepositoryLog: true})
 	if err != nil {
 		return nil, fmt.Errorf("open repository in %s: %w", dir, explainLocal(ctx, err))
 	}
-	return New(rep), nil
+	return store, nil
 }
 
 func openDirectory(ctx context.Context, dir string, create bool) (blob.Storage, error) {

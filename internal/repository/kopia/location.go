@@ -151,13 +151,13 @@ func OpenLocation(ctx context.Context, l Location, credentials, password string,
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	defer back()
-	rep, err := connectVelero(ctx, twoObjects{location: location, repository: repository}, VeleroOptions{
+	store, err := connectVelero(ctx, twoObjects{location: location, repository: repository}, VeleroOptions{
 		Namespace: namespace, BackupRepository: name, CredentialsDir: dir, ReadOnly: true, Log: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open repository of namespace %s in bucket %s: %w", l.Namespace, l.Bucket, explainLocal(ctx, err))
 	}
-	return New(rep), nil
+	return store, nil
 }
 
 // moveHome sets HOME, below which Velero writes the connection with its secrets. The credentials that

@@ -45,6 +45,9 @@ func (s *Store) Losses(ctx context.Context) ([]repository.Loss, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for what the repository has lost: %w", mark(err))
 	}
+	for _, err := range s.damagedIndex {
+		losses = append(losses, repository.Loss{Cause: err})
+	}
 	return losses, nil
 }
 

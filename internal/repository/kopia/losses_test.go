@@ -99,6 +99,40 @@ func requireNoLoss(t *testing.T, s *Store) {
 	require.Empty(t, losses)
 }
 
+// TestDamagedIndex: who reads does without the index blob, and names it. Who writes does not.
+func TestDamagedIndex(t *testing.T) {
+	dir, ids, want := twoImages(t)
+	index := last(blobFiles(t, dir, "xn"))
+	text, err := os.ReadFile(index)
+	require.NoError(t, err)
+	text[len(text)/2] ^= 1
+	require.NoError(t, os.WriteFile(index, text, 0o600))
+	_, err = OpenFilesystem(t.Context(), dir, testPassword)
+	require.ErrorIs(t, err, repository.ErrUnusable)
+	require.ErrorContains(t, err, "index blob xn0_")
+	require.ErrorContains(t, err, "move it away")
+
+	s, err := OpenFilesystemReadOnly(t.Context(), dir, testPassword)
+	require.NoError(t, err)
+	losses, err := s.Losses(t.Context())
+	require.NoError(t, err)
+	require.Len(t, losses, 2)
+	require.Equal(t, ids[1], losses[0].Images[0].ID)
+	require.ErrorContains(t, losses[1].Cause, "index blob xn0_")
+	_, err = s.OpenReader(t.Context(), ids[1])
+	require.ErrorContains(t, err, "image of volume shop/db")
+	want[0] = 1
+	requireImage(t, s, ids[0], want)
+	require.NoError(t, s.rep.Refresh(t.Context()), "also later")
+	requireImage(t, s, ids[0], want)
+	require.NoError(t, s.Close(t.Context()))
+
+	require.NoError(t, os.Remove(index))
+	recoverIndex(t, dir)
+	want[0] = 2
+	requireImage(t, openStore(t, dir), ids[1], want)
+}
+
 // TestNoLoss: what is deleted, what runs, and what maintenance has dropped is not lost.
 func TestNoLoss(t *testing.T) {
 	dir, ids, _ := twoImages(t)

@@ -209,7 +209,8 @@ func complete(m *snapshot.Manifest) (*snapshot.Manifest, error) {
 }
 
 // explainImage adds the volume of an image to an error of it, and what to do.
-func explainImage(ctx context.Context, volume repository.VolumeKey, err error) error {
+func (s *Store) explainImage(ctx context.Context, volume repository.VolumeKey, err error) error {
+	err = s.explainIndex(err)
 	switch {
 	case err == nil:
 		return nil
@@ -217,4 +218,12 @@ func explainImage(ctx context.Context, volume repository.VolumeKey, err error) e
 		return fmt.Errorf("volume %s: %w: restore another image, or put back what is missing", volume, err)
 	}
 	return fmt.Errorf("volume %s: %w", volume, err)
+}
+
+// explainIndex adds to an error of something that is not there the damage of the index that may be why.
+func (s *Store) explainIndex(err error) error {
+	if len(s.damagedIndex) > 0 && errors.Is(err, repository.ErrNotFound) {
+		return fmt.Errorf("%w: %w", err, errors.Join(s.damagedIndex...))
+	}
+	return err
 }

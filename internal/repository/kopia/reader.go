@@ -23,13 +23,14 @@ const cachedSegments = 64
 type reader struct {
 	ctx context.Context //nolint:containedctx // it is that of OpenReader: io.ReaderAt takes none
 	rep repo.Repository
-	// name is that of the image, for errors.
-	name   string
-	meta   repository.Meta
-	layout repository.Layout
-	root   []object.ID
-	zero   map[object.ID]bool
-	ranges *rangeReader
+	// name is that of the image, for errors, to which explain adds what is known.
+	name    string
+	explain func(error) error
+	meta    repository.Meta
+	layout  repository.Layout
+	root    []object.ID
+	zero    map[object.ID]bool
+	ranges  *rangeReader
 
 	mu    sync.Mutex
 	cache map[object.ID]segment
@@ -55,17 +56,18 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 		return nil, corrupt(err)
 	}
 	r := &reader{
-		ctx:    ctx,
-		rep:    s.rep,
-		name:   fmt.Sprintf("image %s of volume %s", id, snap.Volume),
-		meta:   img.document.Meta,
-		layout: l,
-		zero:   map[object.ID]bool{},
-		ranges: newRangeReader(s.rep),
-		cache:  map[object.ID]segment{},
+		ctx:     ctx,
+		rep:     s.rep,
+		explain: s.explainIndex,
+		name:    fmt.Sprintf("image %s of volume %s", id, snap.Volume),
+		meta:    img.document.Meta,
+		layout:  l,
+		zero:    map[object.ID]bool{},
+		ranges:  newRangeReader(s.rep),
+		cache:   map[object.ID]segment{},
 	}
 	if r.root, err = loadRoot(ctx, s.rep, img.disk, l); err != nil {
-		return nil, explainImage(ctx, snap.Volume, err)
+		return nil, s.explainImage(ctx, snap.Volume, err)
 	}
 	// What is called zero is never read, so it is checked here. A zero object that cannot be read
 	// is not used. It may be gone, because garbage collection does not know volume.json. If it is
@@ -99,7 +101,7 @@ func (r *reader) IsZero(ctx context.Context, chunk int64) (bool, error) {
 	}
 	entries, err := r.chunk(ctx, chunk)
 	if err != nil {
-		return false, fmt.Errorf("look up chunk %d of %s: %w", chunk, r.name, mark(err))
+		return false, fmt.Errorf("look up chunk %d of %s: %w", chunk, r.name, r.explain(mark(err)))
 	}
 	for _, e := range entries {
 		if !r.zero[e.Object] {
@@ -123,7 +125,7 @@ func (r *reader) ReadAt(p []byte, off int64) (int, error) {
 		atEnd = io.EOF
 	}
 	if err := r.read(p, off); err != nil {
-		return 0, fmt.Errorf("read %s at %d: %w", r.name, off, mark(err))
+		return 0, fmt.Errorf("read %s at %d: %w", r.name, off, r.explain(mark(err)))
 	}
 	return len(p), atEnd
 }

@@ -22,12 +22,14 @@ import (
 // Store is an open kopia repository. It is safe for concurrent use.
 type Store struct {
 	rep repo.Repository
+	// damagedIndex are the index blobs that the store does without, because they cannot be read.
+	damagedIndex []error
 }
 
 var _ repository.Store = (*Store)(nil)
 
 // New returns a Store over an open repository, and takes ownership of it.
-func New(rep repo.Repository) *Store { return &Store{rep} }
+func New(rep repo.Repository) *Store { return &Store{rep: rep} }
 
 // Open opens the repository that a kopia configuration file connects to.
 func Open(ctx context.Context, configFile, password string) (*Store, error) {
@@ -49,6 +51,8 @@ func (s *Store) Close(ctx context.Context) error {
 const (
 	// adviseIndex is what to do about an index blob that is lost.
 	adviseIndex = "put the index blob back, or have stock kopia make it again from the packs: kopia --dangerous-commands=enabled index recover --commit"
+	// adviseDamagedIndex is what to do about one that is damaged.
+	adviseDamagedIndex = "put the index blob back, or move it away and have stock kopia make it again from the packs: kopia --dangerous-commands=enabled index recover --commit"
 	// adviseContent is what to do about a content that the index does not know.
 	adviseContent = "if a part of the index is lost, " + adviseIndex
 )

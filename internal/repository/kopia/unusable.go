@@ -23,10 +23,9 @@ func (e unusableError) Unwrap() []error { return []error{e.error, repository.Err
 
 // opening are kopia's words for what it reads when it opens a repository, and what to do if it cannot.
 var opening = []struct{ words, do string }{
-	{"index blob", "put back the index blob; or move it away, so that the images that do not need it can be restored, and have stock kopia make it again from " +
-		"the packs: kopia --dangerous-commands=enabled index recover --commit"},
+	{"index blob", adviseDamagedIndex},
 	{"blobcfg", "put back the blob " + format.KopiaBlobCfgBlobID + ", or delete it if the storage has no object locks"},
-	{"format blob", "put back the blob " + format.KopiaRepositoryBlobID + " from a copy"},
+	{"invalid format blob", "put back the blob " + format.KopiaRepositoryBlobID + " from a copy"},
 	{"format manager", "put back the blob " + format.KopiaRepositoryBlobID + " from a copy"},
 	{"content manager", "put back what is missing"},
 }

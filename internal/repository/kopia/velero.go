@@ -64,14 +64,14 @@ type VeleroOptions struct {
 // A repository that is opened for reading has no cache on disk, which would cost a restore a
 // hash and a write of every byte. Its index is in memory.
 func OpenVelero(ctx context.Context, c client.Client, o VeleroOptions) (*Store, error) {
-	rep, err := connectVelero(ctx, c, o)
+	store, err := connectVelero(ctx, c, o)
 	if err != nil {
 		return nil, fmt.Errorf("open backup repository %s/%s: %w", o.Namespace, o.BackupRepository, explain(ctx, err))
 	}
-	return New(rep), nil
+	return store, nil
 }
 
-func connectVelero(ctx context.Context, c client.Client, o VeleroOptions) (repo.Repository, error) {
+func connectVelero(ctx context.Context, c client.Client, o VeleroOptions) (*Store, error) {
 	object, location, err := checkVelero(ctx, c, o)
 	if err != nil {
 		return nil, err
@@ -82,10 +82,11 @@ func connectVelero(ctx context.Context, c client.Client, o VeleroOptions) (repo.
 	if err != nil {
 		return nil, err
 	}
-	if err := connect(ctx, options, o.ReadOnly, log); err != nil {
+	connection, err := connect(ctx, options, o.ReadOnly, log)
+	if err != nil {
 		return nil, err
 	}
-	return repo.Open(ctx, options.ConfigFilePath, options.RepoPassword, &repo.Options{
+	return open(ctx, options.ConfigFilePath, connection, options.RepoPassword, &repo.Options{
 		ContentLogWriter: velerokopia.RepositoryLogger(log),
 		// The log has a line for each content, which is 8 % of the CPU time of a backup. It
 		// also needs a repository that can be written.
@@ -183,47 +184,47 @@ var backends = map[string]func() backend.Store{
 // connect writes the connection file, as repo.Connect does, with cache sizes of our own. repo.Connect opens the repository
 // once to see whether that works, which takes as long as the work of a small increment: half a second of CPU time for the key,
 // and everything that the index needs.
-func connect(ctx context.Context, options *udmrepo.RepoOptions, readOnly bool, log logrus.FieldLogger) error {
+func connect(ctx context.Context, options *udmrepo.RepoOptions, readOnly bool, log logrus.FieldLogger) (connection repo.LocalConfig, err error) {
 	newStore := backends[options.StorageType]
 	if newStore == nil {
-		return fmt.Errorf("connect to storage: its type is %q, want one of %s", options.StorageType, strings.Join(slices.Sorted(maps.Keys(backends)), ", "))
+		return connection, fmt.Errorf("connect to storage: its type is %q, want one of %s", options.StorageType, strings.Join(slices.Sorted(maps.Keys(backends)), ", "))
 	}
 	store := newStore()
 	if err := store.Setup(ctx, options.StorageOptions, log); err != nil {
-		return fmt.Errorf("connect to storage: %w", err)
+		return connection, fmt.Errorf("connect to storage: %w", err)
 	}
 	st, err := store.Connect(ctx, false, log)
 	if err != nil {
-		return fmt.Errorf("connect to storage: %w", err)
+		return connection, fmt.Errorf("connect to storage: %w", err)
 	}
 	defer func() { _ = st.Close(ctx) }()
 	var format rangeBuffer
 	switch err := st.GetBlob(ctx, kopiaformat.KopiaRepositoryBlobID, 0, -1, &format); {
 	case errors.Is(err, blob.ErrBlobNotFound):
-		return repo.ErrRepositoryNotInitialized
+		return connection, repo.ErrRepositoryNotInitialized
 	case err != nil:
-		return fmt.Errorf("read format blob: %w", err)
+		return connection, fmt.Errorf("read format blob: %w", err)
 	}
 	velero := backend.SetupConnectOptions(ctx, *options)
 	storage := st.ConnectionInfo()
-	connection := repo.LocalConfig{Storage: &storage, ClientOptions: velero.ClientOptions}
+	connection = repo.LocalConfig{Storage: &storage, ClientOptions: velero.ClientOptions}
 	connection.ReadOnly = readOnly
 	if err := os.MkdirAll(filepath.Dir(options.ConfigFilePath), 0o700); err != nil {
-		return fmt.Errorf("write connection file: %w", err)
+		return connection, fmt.Errorf("write connection file: %w", err)
 	}
 	if readOnly {
-		return writeConnection(options.ConfigFilePath, connection)
+		return connection, writeConnection(options.ConfigFilePath, connection)
 	}
 	if err := writeFile(options.ConfigFilePath, connection); err != nil {
-		return err
+		return connection, err
 	}
 	caching := velero.CachingOptions
 	caching.ContentCacheSizeBytes, caching.ContentCacheSizeLimitBytes = writeDataCacheBytes, writeDataCacheBytes
 	caching.MetadataCacheSizeBytes, caching.MetadataCacheSizeLimitBytes = writeMetadataCacheBytes, writeMetadataCacheBytes
 	if err := repo.SetCachingOptions(ctx, options.ConfigFilePath, &caching); err != nil {
-		return fmt.Errorf("configure caches: %w", err)
+		return connection, fmt.Errorf("configure caches: %w", err)
 	}
-	return nil
+	return connection, nil
 }
 
 // explain adds what a person can do about an error of kopia.

@@ -177,7 +177,6 @@ func TestOpenVeleroCaches(t *testing.T) {
 // damage overwrites the blobs with a prefix, of which there must be some.
 func (f *veleroFixture) damage(t *testing.T, blobs string) {
 	t.Helper()
-	f.options.ReadOnly = false
 	store, err := OpenVelero(t.Context(), f.client, f.options)
 	require.NoError(t, err)
 	require.NoError(t, repo.WriteSession(t.Context(), store.rep, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {
@@ -186,8 +185,17 @@ func (f *veleroFixture) damage(t *testing.T, blobs string) {
 	}))
 	require.NoError(t, store.Close(t.Context()))
 	require.NoError(t, os.RemoveAll(os.Getenv("HOME"))) // with kopia's caches
-	f.options.ReadOnly = true
-	files := blobFiles(t, filepath.Join(f.location.Spec.Config["fspath"], "kopia", "app"), blobs)
+	f.damageFiles(t, blobs)
+}
+
+// storage is the directory of the repository.
+func (f *veleroFixture) storage() string {
+	return filepath.Join(f.location.Spec.Config["fspath"], "kopia", "app")
+}
+
+func (f *veleroFixture) damageFiles(t *testing.T, blobs string) {
+	t.Helper()
+	files := blobFiles(t, f.storage(), blobs)
 	require.NotEmpty(t, files)
 	for _, file := range files {
 		require.NoError(t, os.WriteFile(file, []byte("no blob of kopia's"), 0o600))
@@ -197,6 +205,7 @@ func (f *veleroFixture) damage(t *testing.T, blobs string) {
 func TestOpenVeleroErrors(t *testing.T) {
 	isUnusable := func(err error) bool { return errors.Is(err, repository.ErrUnusable) }
 	isUsable := func(err error) bool { return !errors.Is(err, repository.ErrUnusable) }
+	// For writing, kopia needs all of them.
 	overwrite := func(blobs string) func(*testing.T, *veleroFixture) {
 		return func(t *testing.T, f *veleroFixture) {
 			t.Helper()
@@ -210,7 +219,7 @@ func TestOpenVeleroErrors(t *testing.T) {
 		want       string
 		is         func(error) bool
 	}{
-		{"damaged index", true, overwrite("xn"), "put back the index blob", isUnusable},
+		{"damaged index", true, overwrite("xn"), "put the index blob back", isUnusable},
 		{"damaged format", true, overwrite("kopia.repository"), "put back the blob kopia.repository", isUnusable},
 		{"damaged configuration", true, overwrite("kopia.blobcfg"), "put back the blob kopia.blobcfg", isUnusable},
 		{"password of another repository", true, func(t *testing.T, f *veleroFixture) {
@@ -285,6 +294,24 @@ func TestConnectIsVeleros(t *testing.T) {
 }
 
 // TestOpenVeleroIsCanceled has a password that takes for ever to read: Velero's code takes no context.
+// TestOpenVeleroBesideDamage: for reading, a repository opens without a part of its index and without its configuration.
+func TestOpenVeleroBesideDamage(t *testing.T) {
+	f := newVeleroFixture(t)
+	f.initialize(t)
+	f.damage(t, "xn")
+	f.damageFiles(t, "kopia.blobcfg")
+	f.options.ReadOnly = true
+	store, err := OpenVelero(t.Context(), f.client, f.options)
+	require.NoError(t, err)
+	losses, err := store.Losses(t.Context())
+	require.NoError(t, err)
+	require.Len(t, losses, len(blobFiles(t, f.storage(), "xn")))
+	for _, l := range losses {
+		require.ErrorContains(t, l.Cause, "index blob xn0_")
+	}
+	require.NoError(t, store.Close(t.Context()))
+}
+
 func TestOpenVeleroIsCanceled(t *testing.T) {
 	f := newVeleroFixture(t)
 	password := filepath.Join(f.options.CredentialsDir, "repository", "repository-password")
