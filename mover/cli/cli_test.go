@@ -148,6 +148,20 @@ func line(offset, length int) string {
 	return fmt.Sprintf("{\"offset\":%d,\"length\":%d}\n", offset, length)
 }
 
+// TestEmptyLists: an empty list says that there are no ranges. Nothing is read.
+func TestEmptyLists(t *testing.T) {
+	b := newWorkbench(t)
+	clear(b.data)
+	b.write()
+	full := b.backup("", "--allocated", "-")
+	require.Equal(t, "NoParent", full.Reason)
+	require.Zero(t, full.BytesRead)
+	require.Equal(t, b.data, b.restored(full.SnapshotID, 0))
+	increment := b.backup("", "--changed", "-")
+	require.Equal(t, "Incremental", increment.Kind)
+	require.Zero(t, increment.BytesRead)
+}
+
 func TestLifeOfImages(t *testing.T) {
 	b := newWorkbench(t)
 	allocated := filepath.Join(b.dir, "allocated")

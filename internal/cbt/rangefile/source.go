@@ -44,6 +44,9 @@ func (s Source) Changed(ctx context.Context, base cbt.ChangeID, from int64, reco
 }
 
 func (s Source) stream(ctx context.Context, l *List, from int64, record func(cbt.Batch) error) error {
+	if len(l.extents) == 0 {
+		return record(cbt.Batch{Capacity: s.Capacity}) // whoever gave the list says that there are none
+	}
 	first := sort.Search(len(l.extents), func(i int) bool { return l.extents[i].End() > from })
 	for rest := l.extents[first:]; len(rest) > 0; {
 		if err := ctx.Err(); err != nil {
