@@ -115,8 +115,8 @@ func (s *session) readLog(ctx context.Context, pod, container string, read func(
 	return nil
 }
 
-// eachLine calls f with the lines of a log. A line of more than a MiB is left out.
-func eachLine(log io.Reader, f func(line string)) error {
+// eachLine calls f with the lines of a log, until it returns an error. A line of more than a MiB is left out.
+func eachLine(log io.Reader, f func(line string) error) error {
 	lines := bufio.NewReaderSize(log, 1<<20)
 	for long := false; ; {
 		line, more, err := lines.ReadLine()
@@ -126,7 +126,9 @@ func eachLine(log io.Reader, f func(line string)) error {
 		case err != nil:
 			return err
 		case !more && !long:
-			f(string(line))
+			if err := f(string(line)); err != nil {
+				return err
+			}
 		}
 		long = more
 	}

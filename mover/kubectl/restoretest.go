@@ -214,10 +214,11 @@ func (o *verifyOptions) runTest(ctx context.Context, job *batchv1.Job) (report f
 	}
 	found := false
 	err = o.readLog(ctx, pod.Name, exposer.CheckContainer, func(log io.Reader) error {
-		return eachLine(log, func(line string) {
+		return eachLine(log, func(line string) error {
 			if r, ok := fscheck.Parse(line); ok {
 				report, found = r, true
 			}
+			return nil
 		})
 	})
 	switch {

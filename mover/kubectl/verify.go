@@ -1,7 +1,6 @@
 package kubectl
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -194,6 +193,12 @@ func repositoryOf(u *operation.View, all []velerov1.BackupRepository) (string, e
 	return "", fmt.Errorf("there is no BackupRepository of namespace %s in storage location %s", u.Upload.Spec.SourceNamespace, u.Upload.Spec.BackupStorageLocation)
 }
 
+// parseVerification reads a line of the job. ok is false for a message for people.
+func parseVerification(line string) (v cli.Verification, ok bool) {
+	err := json.Unmarshal([]byte(line), &v)
+	return v, err == nil
+}
+
 // verify reads the images of one repository, and records what came of each.
 func (o *verifyOptions) verify(ctx context.Context, repository string, uploads []*operation.View) ([]Verified, error) {
 	byImage := map[string]*operation.View{}
@@ -205,29 +210,27 @@ func (o *verifyOptions) verify(ctx context.Context, repository string, uploads [
 	args := []string{"image", "verify", "--json", "--repo", cli.AddressOf(o.namespace(), repository), "--snapshot", strings.Join(ids, ",")}
 	_, _ = fmt.Fprintf(o.Streams.ErrOut, "reading %d images of BackupRepository %s\n", len(uploads), repository)
 	var found []Verified
+	var notRecorded error
 	err := o.runJob(ctx, uploads[0].Upload.Spec.BackupStorageLocation, args, func(log io.Reader) error {
-		lines := bufio.NewScanner(log)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			var v cli.Verification
-			if json.Unmarshal(lines.Bytes(), &v) != nil || v.SnapshotID == "" {
-				continue // a message for people
-			}
+		return eachLine(log, func(line string) error {
+			v, ok := parseVerification(line)
 			u := byImage[string(v.SnapshotID)]
-			if u == nil {
-				continue
+			if !ok || u == nil {
+				return nil // a message for people
 			}
 			result := Verified{u.Claim().String(), u.Upload.Labels[velerov1.BackupNameLabel], v}
 			found = append(found, result)
-			if err := o.record(ctx, u, result); err != nil {
-				return err
-			}
-		}
-		return lines.Err()
+			notRecorded = o.record(ctx, u, result)
+			return notRecorded
+		})
 	})
-	// The command fails if an image is damaged. What it has found counts.
-	if len(found) == len(uploads) {
-		err = nil
+	switch {
+	case notRecorded != nil:
+		return found, notRecorded
+	case len(found) == len(uploads):
+		return found, nil // the command fails if an image is damaged: what it has found counts
+	case err == nil:
+		err = fmt.Errorf("the job said nothing of %d of %d images of BackupRepository %s: verify again", len(uploads)-len(found), len(uploads), repository)
 	}
 	return found, err
 }

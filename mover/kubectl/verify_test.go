@@ -3,6 +3,7 @@ package kubectl
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -120,6 +121,28 @@ func TestVerifyDamaged(t *testing.T) {
 	require.NoError(t, c.Client.List(t.Context(), events))
 	require.Len(t, events.Items, 1)
 	require.Contains(t, events.Items[0].Message, "the image of volume shop/data cannot be restored completely")
+}
+
+// What the job does not say, or what cannot be kept, is no success.
+func TestVerifyIncomplete(t *testing.T) {
+	const ok = `{"snapshotID":"s2","ok":true,"size":1048576}` + "\n"
+	long := `{"snapshotID":"s3","ok":true,"error":"` + strings.Repeat("x", 2<<20) + `"}` + "\n"
+	images := []*velerov2alpha1.DataUpload{image("u2", "daily-1", "data", "s2", time.Hour), image("u3", "daily-1", "log", "s3", time.Hour)}
+	for name, log := range map[string]string{"nothing of one": ok, "a line that is too long": long + ok} {
+		c, _ := verifier(t, log, corev1.PodSucceeded, images...)
+		require.ErrorContains(t, c.verify(t, "daily-1"), "the job said nothing of 1 of 2 images of BackupRepository shop-default-kopia: verify again", name)
+		require.True(t, c.verified(t, "u2").OK)
+	}
+
+	c, _ := verifier(t, ok, corev1.PodSucceeded, images[0])
+	under, ok2 := c.Client.(client.WithWatch)
+	require.True(t, ok2)
+	c.Client = interceptor.NewClient(under, interceptor.Funcs{
+		Patch: func(context.Context, client.WithWatch, client.Object, client.Patch, ...client.PatchOption) error {
+			return errors.New("no right to patch")
+		},
+	})
+	require.ErrorContains(t, c.verify(t, "daily-1"), "no right to patch")
 }
 
 // Where nothing can be read, every image is hit, and each is named with the cause.
