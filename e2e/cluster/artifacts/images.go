@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/blockmover/blockmover/e2e/images"
+	"github.com/blockmover/blockmover/e2e/images/debian"
 )
 
 // SaveImages makes the archives of the named images whose binaries changed, and returns the
@@ -73,7 +74,7 @@ func (c *Cache) image(name string) (images.Image, error) {
 	case images.MoverName:
 		return images.BlockmoverMover(c.Bin()), nil
 	case images.ToolsName:
-		files, err := c.filesystemTools()
+		files, err := debian.FileSystemTools.Files(c.tools())
 		return images.BlockmoverTools(c.Bin(), files), err
 	}
 	return images.Image{}, fmt.Errorf("unknown image %q; known: %s", name, strings.Join(AllImages(), " "))

@@ -126,10 +126,6 @@ var debs = []string{
 	"containerd", "runc", "libseccomp2", "busybox-static", "containernetworking-plugins", "e2fsck-static", "qemu-system-common", "prometheus",
 }
 
-func (c *Cache) runtimePackages(ctx context.Context) error {
-	return c.unpack(ctx, "runtime", debs, c.Runtime())
-}
-
 // hostTools installs what must run on the host: the CSI driver and the tests make, check and
 // mount file systems, and compare our reading of qcow2 files with QEMU's.
 func (c *Cache) hostTools(ctx context.Context) error {
@@ -151,7 +147,7 @@ func (c *Cache) hostTools(ctx context.Context) error {
 		args = append(args, pkg)
 	}
 	c.Report("install on the host: %s", strings.Join(args[3:], " "))
-	return c.apt(ctx, "/", args...)
+	return c.apt(ctx, args...)
 }
 
 func onPath(tool string) bool {
@@ -165,10 +161,10 @@ func onPath(tool string) bool {
 
 // apt runs apt-get. If it fails, apt runs apt-get update and tries once more: fresh machines
 // have no package lists, and old ones have stale lists.
-func (c *Cache) apt(ctx context.Context, dir string, args ...string) error {
+func (c *Cache) apt(ctx context.Context, args ...string) error {
 	call := func(args ...string) error {
 		cmd := exec.CommandContext(ctx, "apt-get", args...)
-		cmd.Dir = dir
+		cmd.Dir = "/"
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 		return c.run(cmd, "apt-get "+args[0], 0)
 	}

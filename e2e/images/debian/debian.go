@@ -29,41 +29,20 @@ var FileSystemTools = Tools{
 	},
 }
 
-// Unpack downloads packages from the sources of this machine, and unpacks each into a directory of its own below root:
-// NAME_VERSION_ARCHITECTURE. root is replaced.
+// Unpack unpacks the packages, each into a directory of its own below root: NAME_VERSION_ARCHITECTURE. root is replaced.
 func (t Tools) Unpack(ctx context.Context, root, arch string) error {
+	return Unpack(ctx, root, arch, t.Packages, func(pkg string) string { return pkg })
+}
+
+// Unpack downloads packages from the sources of this machine, and unpacks them below root, which is replaced. in says in which
+// directory there, by the name of the package's file.
+func Unpack(ctx context.Context, root, arch string, packages []string, in func(pkg string) string) error {
 	work, err := os.MkdirTemp(filepath.Dir(root), ".debs-")
 	if err != nil {
 		return fmt.Errorf("create directory for packages: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(work) }()
-	// The lists are private: those of the machine may be missing or stale, and are of its architecture.
-	apt := func(program string, args ...string) error {
-		options := []string{
-			"Dir::State::lists=" + filepath.Join(work, "lists"), "Dir::Cache=" + filepath.Join(work, "cache"), "Acquire::Retries=3",
-			"APT::Architecture=" + arch, "APT::Architectures=" + arch, "APT::Sandbox::User=root",
-		} // apt's own user cannot write here
-		for _, o := range options {
-			args = append(args, "-o", o)
-		}
-		return run(ctx, work, program, args...)
-	}
-	for _, dir := range []string{"lists/partial", "cache", "root"} {
-		if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
-			return fmt.Errorf("create directory for packages: %w", err)
-		}
-	}
-	if err := apt("apt-get", "update"); err != nil {
-		return err
-	}
-	packages := slices.Clone(t.Packages)
-	for i, name := range packages {
-		// Debian 13 has renamed libraries with 64-bit times.
-		if apt("apt-cache", "show", name) != nil {
-			packages[i] = name + "t64"
-		}
-	}
-	if err := apt("apt-get", append([]string{"download"}, packages...)...); err != nil {
+	if err := download(ctx, work, arch, packages); err != nil {
 		return err
 	}
 	files, err := filepath.Glob(filepath.Join(work, "*.deb"))
@@ -71,8 +50,8 @@ func (t Tools) Unpack(ctx context.Context, root, arch string) error {
 		return err
 	}
 	for _, file := range files {
-		name := strings.TrimSuffix(filepath.Base(file), ".deb")
-		if err := run(ctx, work, "dpkg-deb", "--extract", file, filepath.Join(work, "root", name)); err != nil {
+		target := filepath.Join(work, "root", in(strings.TrimSuffix(filepath.Base(file), ".deb")))
+		if err := run(ctx, work, "dpkg-deb", "--extract", file, target); err != nil {
 			return err
 		}
 	}
@@ -80,6 +59,37 @@ func (t Tools) Unpack(ctx context.Context, root, arch string) error {
 		return fmt.Errorf("remove old packages: %w", err)
 	}
 	return os.Rename(filepath.Join(work, "root"), root)
+}
+
+// download downloads packages into a directory.
+func download(ctx context.Context, work, arch string, packages []string) error {
+	for _, dir := range []string{"lists/partial", "cache", "root"} {
+		if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
+			return fmt.Errorf("create directory for packages: %w", err)
+		}
+	}
+	// The lists are private: those of the machine may be missing or stale, and are of its architecture.
+	apt := func(program string, args ...string) error {
+		options := []string{
+			"Dir::State::lists=" + filepath.Join(work, "lists"), "Dir::Cache=" + filepath.Join(work, "cache"), "Acquire::Retries=3",
+			"APT::Architecture=" + arch, "APT::Architectures=" + arch, "APT::Sandbox::User=root", // apt's own user cannot write here
+		}
+		for _, o := range options {
+			args = append(args, "-o", o)
+		}
+		return run(ctx, work, program, args...)
+	}
+	if err := apt("apt-get", "update"); err != nil {
+		return err
+	}
+	packages = slices.Clone(packages)
+	for i, name := range packages {
+		// Debian 13 has renamed libraries with 64-bit times.
+		if apt("apt-cache", "show", name) != nil {
+			packages[i] = name + "t64"
+		}
+	}
+	return apt("apt-get", append([]string{"download"}, packages...)...)
 }
 
 func run(ctx context.Context, dir, program string, args ...string) error {
