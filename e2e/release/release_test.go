@@ -228,22 +228,13 @@ func decode[T any](t *testing.T, content []byte) (value T) {
 // files are those of a layer.
 func files(t *testing.T, layer []byte) map[string][]byte {
 	t.Helper()
-	plain, err := gzip.NewReader(bytes.NewReader(layer))
-	require.NoError(t, err)
 	all := map[string][]byte{}
-	for r := tar.NewReader(plain); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return all
-		}
-		require.NoError(t, err)
-		all[h.Name], err = io.ReadAll(r)
-		require.NoError(t, err)
-	}
+	eachEntry(t, layer, func(h *tar.Header, content []byte) { all[h.Name] = content })
+	return all
 }
 
-// unpack writes a layer to a directory.
-func unpack(t *testing.T, dir string, layer []byte) {
+// eachEntry calls f with the entries of a layer.
+func eachEntry(t *testing.T, layer []byte, f func(h *tar.Header, content []byte)) {
 	t.Helper()
 	plain, err := gzip.NewReader(bytes.NewReader(layer))
 	require.NoError(t, err)
@@ -253,6 +244,16 @@ func unpack(t *testing.T, dir string, layer []byte) {
 			return
 		}
 		require.NoError(t, err)
+		content, err := io.ReadAll(r)
+		require.NoError(t, err)
+		f(h, content)
+	}
+}
+
+// unpack writes a layer to a directory.
+func unpack(t *testing.T, dir string, layer []byte) {
+	t.Helper()
+	eachEntry(t, layer, func(h *tar.Header, content []byte) {
 		path := filepath.Join(dir, h.Name)
 		switch h.Typeflag {
 		case tar.TypeDir:
@@ -260,9 +261,7 @@ func unpack(t *testing.T, dir string, layer []byte) {
 		case tar.TypeSymlink:
 			require.NoError(t, os.Symlink(h.Linkname, path))
 		default:
-			content, err := io.ReadAll(r)
-			require.NoError(t, err)
 			require.NoError(t, os.WriteFile(path, content, h.FileInfo().Mode()))
 		}
-	}
+	})
 }

@@ -11,20 +11,28 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMessagesOfTroubleshooting looks in the code for the messages that docs/troubleshooting.md explains. "…"
-// and "N" stand for what differs. What Velero and Kubernetes say is not ours.
-func TestMessagesOfTroubleshooting(t *testing.T) {
-	var code strings.Builder
+// eachSource calls f with each Go file of the product.
+func eachSource(t *testing.T, f func(path string) error) {
+	t.Helper()
 	for _, dir := range []string{"internal", "mover", "plugins"} {
 		require.NoError(t, filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
 			}
-			text, err := os.ReadFile(path)
-			code.Write(text)
-			return err
+			return f(path)
 		}))
 	}
+}
+
+// TestMessagesOfTroubleshooting looks in the code for the messages that docs/troubleshooting.md explains. "…"
+// and "N" stand for what differs. What Velero and Kubernetes say is not ours.
+func TestMessagesOfTroubleshooting(t *testing.T) {
+	var code strings.Builder
+	eachSource(t, func(path string) error {
+		text, err := os.ReadFile(path)
+		code.Write(text)
+		return err
+	})
 	text, err := os.ReadFile("../../docs/troubleshooting.md")
 	require.NoError(t, err)
 	checked := 0

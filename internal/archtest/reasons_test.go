@@ -4,7 +4,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -27,24 +26,19 @@ func TestReasonsAreExplained(t *testing.T) {
 		documents.Write(text)
 	}
 	reasons := map[string]string{}
-	for _, dir := range []string{"internal", "mover", "plugins"} {
-		require.NoError(t, filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, entry fs.DirEntry, err error) error {
-			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-				return err
+	eachSource(t, func(path string) error {
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(file, func(node ast.Node) bool {
+			if reason := reasonIn(node); reason != "" {
+				reasons[reason] = path
 			}
-			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
-			if err != nil {
-				return err
-			}
-			ast.Inspect(file, func(node ast.Node) bool {
-				if reason := reasonIn(node); reason != "" {
-					reasons[reason] = path
-				}
-				return true
-			})
-			return nil
-		}))
-	}
+			return true
+		})
+		return nil
+	})
 	for reason, path := range reasons {
 		require.Contains(t, documents.String(), "`"+reason+"`", "%s has this reason", path)
 	}

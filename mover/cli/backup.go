@@ -316,7 +316,7 @@ func resolve(ctx context.Context, store repository.Store, asked string, volume r
 // hiddenImages returns the images of a volume that the repository has lost from its index. It is an error if it cannot tell of which
 // volumes it has lost images.
 func hiddenImages(ctx context.Context, store repository.Store, volume repository.VolumeKey) ([]repository.Snapshot, error) {
-	losses, err := store.Losses(ctx)
+	losses, err := lossesOf(ctx, store, volume)
 	if err != nil {
 		return nil, err
 	}
@@ -325,11 +325,7 @@ func hiddenImages(ctx context.Context, store repository.Store, volume repository
 		if len(l.Images) == 0 {
 			return nil, fmt.Errorf("the newest image may be lost, so name the parent, or use --parent none: %w", l.Cause)
 		}
-		for _, s := range l.Images {
-			if s.Volume == volume {
-				hidden = append(hidden, s)
-			}
-		}
+		hidden = append(hidden, l.Images...)
 	}
 	return hidden, nil
 }

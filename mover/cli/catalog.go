@@ -75,9 +75,15 @@ func listImages(ctx context.Context, store repository.Store, volume repository.V
 		}
 		all = append(all, images...)
 	}
+	hidden, err = lossesOf(ctx, store, volume)
+	return all, hidden, err
+}
+
+// lossesOf returns what hides images of a volume, or of all volumes, and what hides images that cannot be told.
+func lossesOf(ctx context.Context, store repository.Store, volume repository.VolumeKey) (hidden []repository.Loss, err error) {
 	losses, err := store.Losses(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	for _, l := range losses {
 		unclear := len(l.Images) == 0
@@ -88,7 +94,7 @@ func listImages(ctx context.Context, store repository.Store, volume repository.V
 			hidden = append(hidden, l)
 		}
 	}
-	return all, hidden, nil
+	return hidden, nil
 }
 
 func printImages(out io.Writer, images []repository.Snapshot) error {

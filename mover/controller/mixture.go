@@ -19,7 +19,7 @@ import (
 // refuseMixture returns an error if the snapshot of an upload may show the volume while a restore wrote into it
 // in place, or after one that did not come to its end. Such a backup would be Completed, and worth nothing.
 func (u *uploads) refuseMixture(ctx context.Context, op *operation.View, pair rehome.Rehomed) error {
-	restores, err := u.restoresInPlace(ctx, client.ObjectKey{Namespace: op.Upload.Spec.SourceNamespace, Name: op.Upload.Spec.SourcePVC})
+	restores, err := u.restoresInPlace(ctx, op.Claim())
 	if err != nil {
 		return err
 	}
@@ -53,12 +53,10 @@ func (u *uploads) restoresInPlace(ctx context.Context, key client.ObjectKey) ([]
 	if err != nil {
 		return nil, err
 	}
-	var found []*operation.View
-	for _, op := range all {
-		if _, ok := inPlaceOf(op.Download); ok && targetOf(op.Download) == key {
-			found = append(found, op)
-		}
-	}
+	found := slices.DeleteFunc(all, func(op *operation.View) bool {
+		_, ok := inPlaceOf(op.Download)
+		return !ok || op.Claim() != key
+	})
 	if len(found) == 0 {
 		return nil, nil
 	}

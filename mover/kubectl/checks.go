@@ -111,18 +111,15 @@ func examineServer(server, manager *appsv1.Deployment) []Finding {
 	default:
 		found = append(found, Finding{Object: "plugin", Verdict: Fine, What: plugin + " and " + image + " have the same version"})
 	}
-	if !hasFeature(server.Spec.Template.Spec, featureCSI) {
+	if !hasFeature(server.Spec.Template.Spec, velerov1.CSIFeatureFlag) {
 		found = append(found, Finding{
 			Object: "Deployment " + server.Namespace + "/" + server.Name, Verdict: Worse,
-			What: "its server has no feature flag " + featureCSI + ": --data-mover blockmover backs up no volume, and only volume policies work",
-			Do:   "add --features=" + featureCSI + " to the arguments of the server",
+			What: "its server has no feature flag " + velerov1.CSIFeatureFlag + ": --data-mover blockmover backs up no volume, and only volume policies work",
+			Do:   "add --features=" + velerov1.CSIFeatureFlag + " to the arguments of the server",
 		})
 	}
 	return found
 }
-
-// featureCSI is the feature of Velero that takes the snapshots for --data-mover.
-const featureCSI = "EnableCSI"
 
 // hasFeature looks for a feature flag of Velero in the arguments of its server. Features may stand in
 // an argument after --features, too.

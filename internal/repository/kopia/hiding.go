@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
@@ -95,7 +96,7 @@ func unreadable(err error) (id blob.ID, isIndex bool) {
 	if found := unreadableIndex.FindStringSubmatch(err.Error()); found != nil {
 		return blob.ID(found[1]), true
 	}
-	if containsAny(err, []string{"blobcfg"}) {
+	if strings.Contains(err.Error(), "blobcfg") {
 		return format.KopiaBlobCfgBlobID, false
 	}
 	return "", false

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/format"
@@ -40,7 +41,7 @@ func explainOpen(ctx context.Context, err error) error {
 		return unusable(err)
 	}
 	for _, o := range opening {
-		if containsAny(err, []string{o.words}) {
+		if strings.Contains(err.Error(), o.words) {
 			return unusable(fmt.Errorf("%w: %s", err, o.do))
 		}
 	}
