@@ -74,6 +74,8 @@ func TestLostWhileItRuns(t *testing.T) {
 	<-killed
 	s.requireEqual(s.restoreDisks(name, g.namespace, "lost"), g)
 
+	// QEMU would be done before the VM is deleted if nothing had changed since.
+	s.fill(g, 1024, 60, 0)
 	w.Inject(slow)
 	deleted := make(chan struct{})
 	go func() {
