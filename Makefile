@@ -73,13 +73,18 @@ demo: cluster-build ## the main job, start to finish, on a cluster of its own
 # The tests with VMs run with real KubeVirt, or with what stands in for it.
 VMS := $(CACHE)/bin/kubevirt.test
 
+# A run of chaos goes on after the last round in its log, which has seed, faults and result of each.
+CHAOS := $(CACHE)/bin/chaos
+CHAOS_LOG ?= $(CACHE)/chaos/log.jsonl
+CHAOS_DURATION ?= 30m
+
 .PHONY: e2e-binaries
 e2e-binaries: cluster-build
-	@cd e2e && go test -c -o $(SCENARIOS) ./scenarios && go test -c -o $(VMS) ./kubevirt && go build -o $(CACHE)/bin/rights ./cmd/rights
+	@cd e2e && go test -c -o $(SCENARIOS) ./scenarios && go test -c -o $(VMS) ./kubevirt && go build -o $(CACHE)/bin/rights ./cmd/rights && go build -o $(CHAOS) ./cmd/chaos
 
 .PHONY: e2e
-e2e: e2e-binaries ## the scenarios and the tests with VMs, on three clusters (RUN=regexp picks some scenarios, on one)
-	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/e2e.sh $(SCENARIOS) $(VMS) $(if $(RUN),'$(RUN)')
+e2e: e2e-binaries ## the scenarios, the tests with VMs and some chaos, on three clusters (RUN=regexp picks some scenarios, on one)
+	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/e2e.sh $(SCENARIOS) $(VMS) $(CHAOS) $(if $(RUN),'$(RUN)')
 
 .PHONY: vm-e2e
 vm-e2e: e2e-binaries ## VMs, with what stands in for KubeVirt, on a cluster of its own (RUN=regexp picks some tests)
@@ -95,6 +100,12 @@ kubevirt-e2e: e2e-binaries ## VMs on real KubeVirt, on a cluster of its own (KUB
 	@BLOCKMOVER_KUBEVIRT=$(KUBEVIRT) BLOCKMOVER_AUDIT=$(KUBEVIRT)/audit.log E2E_DEPLOY_DIR=$(CURDIR)/deploy \
 		hack/with-cluster.sh kubevirt $(VMS) -test.v -test.timeout 60m $(if $(RUN),-test.run '$(RUN)')
 	@$(if $(RUN),,$(CACHE)/bin/rights $(CURDIR)/deploy/kubevirt $(KUBEVIRT)/audit.log)
+
+.PHONY: chaos
+chaos: cluster-build ## faults at random moments, and a judge (CHAOS_DURATION=30m CHAOS_SEED=number CHAOS_MIX=worker=3,s3; e2e/README.md has more)
+	@cd e2e && go build -o $(CHAOS) ./cmd/chaos
+	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/with-cluster.sh chaos $(CHAOS) --log $(CHAOS_LOG) --duration $(CHAOS_DURATION) \
+		$(if $(CHAOS_SEED),--seed $(CHAOS_SEED)) $(if $(CHAOS_MIX),--mix $(CHAOS_MIX)) $(if $(CHAOS_FAULTS),--faults $(CHAOS_FAULTS)) $(if $(KEEP_GOING),--keep-going)
 
 # Tests mount file systems. In a mount namespace of their own, nothing of them stays, however they
 # end, and a container that starts meanwhile does not keep them busy.

@@ -1,15 +1,16 @@
 #!/bin/bash
-# Runs the scenarios and the tests with VMs: all of them on clusters of our own, side by
-# side, for they wait most of the time; those scenarios that a pattern picks on one;
-# all scenarios on the cluster that KUBECONFIG names if it is set. E2E_NAME names the
-# clusters, "e2e" if it is not set. After all of them, it looks for rights that nothing
-# has used. What failed is printed again at the end.
+# Runs the scenarios, the tests with VMs and some rounds of chaos: all of them on clusters
+# of our own, side by side, for they wait most of the time; those scenarios that a pattern
+# picks on one; all scenarios on the cluster that KUBECONFIG names if it is set. E2E_NAME
+# names the clusters, "e2e" if it is not set. After all of them, it looks for rights that
+# nothing has used. What failed is printed again at the end.
 #
-# usage: hack/e2e.sh SCENARIOS VMS [PATTERN]
+# usage: hack/e2e.sh SCENARIOS VMS CHAOS [PATTERN]
 set -euo pipefail
 program=$1
 vms=$2
-pattern=${3:-}
+chaos=$3
+pattern=${4:-}
 name=${E2E_NAME:-e2e}
 options=(-test.v -test.timeout 60m)
 if [[ -n ${KUBECONFIG:-} || -n $pattern ]]; then
@@ -28,7 +29,7 @@ part() {
 	local name=$1 program=$2
 	shift 2
 	: >"$output/$name.log"
-	BLOCKMOVER_AUDIT=$output/$name.audit hack/with-cluster.sh "$name" "$program" "${options[@]}" "$@" >>"$output/$name.log" 2>&1 &
+	BLOCKMOVER_AUDIT=$output/$name.audit hack/with-cluster.sh "$name" "$program" "$@" >>"$output/$name.log" 2>&1 &
 	children[$name]=$!
 	tail -n +1 -f --pid=$! "$output/$name.log" | sed -u "s/^/$name: /" &
 }
@@ -52,13 +53,21 @@ failures() {
 		END {if (!found) flush()}' "$1"
 }
 
-part "$name" "$program" -test.skip "$second"
-part "$name-2" "$program" -test.run "$second"
-# The traps are for real KubeVirt; what stands in for it has faults of its own.
-part "$name-vm" "$vms" -test.skip '^TestTraps$'
 failed=()
+finish() {
+	wait "${children[$1]}" || failed+=("$1")
+	unset "children[$1]"
+}
+
+part "$name" "$program" "${options[@]}" -test.skip "$second"
+part "$name-2" "$program" "${options[@]}" -test.run "$second"
+# The traps are for real KubeVirt; what stands in for it has faults of its own.
+part "$name-vm" "$vms" "${options[@]}" -test.skip '^TestTraps$'
+# This one is done long before the others.
+finish "$name-vm"
+part "$name-chaos" "$chaos" --log "$output/chaos.jsonl" --rounds 3 --duration 10m
 for part in "${!children[@]}"; do
-	wait "${children[$part]}" || failed+=("$part")
+	finish "$part"
 done
 wait
 if ((${#failed[@]} == 0)); then
