@@ -127,14 +127,14 @@ func Draw(seed uint64, apps, count int, mix Mix) Round {
 			Kind: kind, App: app, At: between(limit), Full: random.IntN(5) == 0, PerVolume: random.IntN(2) == 0, Pick: random.Uint64(),
 		})
 	}
-	// Each round backs up at least one application, some of them twice.
-	for _, app := range random.Perm(apps)[:1+random.IntN(apps)] {
-		add(Backup, app, 5*time.Second)
+	// Each round backs up most applications, some of them twice.
+	for _, app := range random.Perm(apps)[:apps-random.IntN(2)] {
+		add(Backup, app, 10*time.Second)
 	}
 	if random.IntN(4) == 0 {
 		add(Backup, random.IntN(apps), 15*time.Second)
 	}
-	for range 1 + random.IntN(2) {
+	for range 1 + random.IntN(3) {
 		add(Restore, random.IntN(apps), 15*time.Second)
 	}
 	if random.IntN(2) == 0 {

@@ -35,6 +35,8 @@ type Ended struct {
 	Kind  string `json:"kind"`
 	Name  string `json:"name"`
 	Phase string `json:"phase"`
+	// Why is what Velero says if it has not completed.
+	Why []string `json:"why,omitempty"`
 	// Volumes are its DataUploads or DataDownloads.
 	Volumes []EndedVolume `json:"volumes,omitempty"`
 }

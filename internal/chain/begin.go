@@ -167,18 +167,21 @@ func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (R
 	return l.run(w, read, repository.Incremental, parent.ID), true, nil
 }
 
-// unusable records why a parent cannot be inherited from. It returns the error if the parent
-// is not the cause.
+// unusable records why a parent cannot be inherited from. It returns the error if the parent is not
+// the cause: then no other image would fare better, and another attempt may.
 func (l *ladder) unusable(ctx context.Context, parent repository.Snapshot, err error) error {
+	var reason Reason
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, audit.ErrDevice), errors.Is(err, repository.ErrUnavailable):
 		return err
-	}
-	reason := ParentDamaged
-	if errors.Is(err, repository.ErrNotFound) {
+	case errors.Is(err, repository.ErrNotFound):
 		reason = ParentGone
+	case errors.Is(err, repository.ErrCorrupt):
+		reason = ParentDamaged
+	default:
+		return err
 	}
 	l.broke(reason, fmt.Errorf("repo snapshot %s: %w", parent.ID, err))
 	return nil

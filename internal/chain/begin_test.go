@@ -203,6 +203,13 @@ func TestBeginFails(t *testing.T) {
 		_, err := chain.Begin(t.Context(), i)
 		require.ErrorIs(t, err, lost)
 	})
+	t.Run("starting an incremental image", func(t *testing.T) {
+		i := in()
+		full := errors.New("the object store is full")
+		i.Store = &fakeStore{fail: map[repository.SnapshotID]error{"b": full}}
+		_, err := chain.Begin(t.Context(), i)
+		require.ErrorIs(t, err, full, "it says nothing about the parent")
+	})
 	t.Run("canceled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

@@ -173,8 +173,10 @@ func (f *finder) since(ctx context.Context, base repository.Snapshot) (*block.Bi
 			return nil, err
 		case errors.Is(err, repository.ErrNotFound):
 			f.broke(chain.ParentGone, "repo snapshot %s: %v", base.ID, err)
-		default:
+		case errors.Is(err, repository.ErrCorrupt):
 			f.broke(chain.ParentDamaged, "repo snapshot %s: %v", base.ID, err)
+		default: // it says nothing about the image
+			return nil, err
 		}
 		return nil, nil
 	}

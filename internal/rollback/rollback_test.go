@@ -248,15 +248,32 @@ func TestFallbacks(t *testing.T) {
 	}
 }
 
-// TestFindEnds: the device and the context end a restore.
+// refusing is a repository that does not compare images.
+type refusing struct {
+	repository.Store
+	err error
+}
+
+func (r refusing) Compare(context.Context, repository.SnapshotID, repository.SnapshotID, func(block.Extent) error) error {
+	return r.err
+}
+
+// TestFindEnds: the device, the repository and the context end a restore.
 func TestFindEnds(t *testing.T) {
 	w := newWorld(t, 64*chunkSize)
 	w.backup("one")
-	in := w.input("one", "one")
+	w.backup("two")
+	refused := refusing{w.store, errors.New("AccessDenied")}
+	in := w.input("one", "two")
+	in.Store = refused
+	_, err := rollback.Find(t.Context(), in)
+	require.ErrorIs(t, err, refused.err, "it says nothing about the image")
+
+	in = w.input("one", "one")
 	dev := devicetest.NewFaulty(device.NewMemory(w.live, 512))
 	dev.Fail(devicetest.Read, 0, errors.New("input/output error"))
 	in.Device = dev
-	_, err := rollback.Find(t.Context(), in)
+	_, err = rollback.Find(t.Context(), in)
 	require.ErrorIs(t, err, audit.ErrDevice)
 
 	ctx, cancel := context.WithCancel(t.Context())

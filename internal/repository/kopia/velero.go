@@ -215,6 +215,7 @@ func connect(ctx context.Context, options *udmrepo.RepoOptions, readOnly bool, l
 	if readOnly {
 		return connection, writeConnection(options.ConfigFilePath, connection)
 	}
+	connection.Storage = putting(storage)
 	if err := writeFile(options.ConfigFilePath, connection); err != nil {
 		return connection, err
 	}
