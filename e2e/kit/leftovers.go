@@ -36,6 +36,12 @@ func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 		return o.Metadata.Labels[labelRetained] != "" && o.Metadata.DeletionTimestamp == nil &&
 			slices.ContainsFunc(backups, func(b Object) bool { return b.Metadata.Name == o.Metadata.Labels[labelBackup] })
 	}
+	// What names an image of a failed backup goes with it.
+	ofFailed := func(o Object) bool {
+		return slices.ContainsFunc(backups, func(b Object) bool {
+			return b.Metadata.Name == o.Metadata.Labels[LabelBackup] && b.Status.Phase == "Failed"
+		})
+	}
 	pairs, err := k.List(ctx, "volumesnapshotcontents")
 	if err != nil {
 		return nil, err
@@ -58,8 +64,8 @@ func (k *Kit) Leftovers(ctx context.Context) ([]string, error) {
 		{[]string{"volumegroupsnapshotcontents"}, withMember},
 		{[]string{"persistentvolumeclaims", "-n", k.VeleroNamespace}, nothing},
 		{[]string{"pods", "-n", k.VeleroNamespace, "-l", "blockmover.io/operation"}, nothing},
-		{[]string{"configmaps", "-n", k.VeleroNamespace, "-l", "velero.io/dataupload-snapshot-info=true"}, nothing},
-		{[]string{"podvolumebackups.velero.io", "-n", k.VeleroNamespace}, nothing},
+		{[]string{"configmaps", "-n", k.VeleroNamespace, "-l", "velero.io/dataupload-snapshot-info=true"}, ofFailed},
+		{[]string{"podvolumebackups.velero.io", "-n", k.VeleroNamespace}, ofFailed},
 		{[]string{"secrets,configmaps", "-n", k.VeleroNamespace, "-l", "blockmover.io/copy"}, nothing},
 		{[]string{"persistentvolumes"}, func(o Object) bool {
 			return o.Status.Phase == "Bound" && o.Spec.ClaimRef.Namespace != k.VeleroNamespace

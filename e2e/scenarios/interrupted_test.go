@@ -2,6 +2,7 @@ package scenarios
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -40,6 +41,57 @@ func (s *scenario) killPods(component string) error {
 			"-l", "app.kubernetes.io/component="+component)
 		return err == nil, "", err
 	})
+}
+
+// TestFailedBackup kills Velero's server after the data is in the repository, and before the backup is
+// written. When such a backup is deleted, Velero does not call our delete item action. No image is left.
+func TestFailedBackup(t *testing.T) {
+	s := newScenario(t)
+	app := s.app("failed")
+	// Velero comes to it last, and waits for its hook.
+	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata:
+  name: zzz-slow
+  namespace: %s
+  annotations:
+    pre.hook.backup.velero.io/command: '["sleep", "600"]'
+    pre.hook.backup.velero.io/timeout: 10m
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: slow, image: %q, imagePullPolicy: IfNotPresent, command: [sleep, "100000"]}]
+`, app.Namespace, s.kit.ToolsImage)))
+	_, err := s.kit.Kubectl(s.ctx, "-n", app.Namespace, "wait", "pod/zzz-slow", "--for=condition=Ready", "--timeout=60s")
+	require.NoError(t, err)
+	for _, d := range []door{perBackup, perVolume} {
+		name := s.name("failed-" + d.name)
+		s.deleteBackupInTheEnd(name)
+		_, err := s.kit.Velero(s.ctx, append([]string{"backup", "create", name, "--include-namespaces", app.Namespace}, d.args(s)...)...)
+		require.NoError(t, err)
+		s.wait("images to be complete", func(ctx context.Context) (bool, string, error) {
+			uploads, err := s.kit.DataUploads(ctx, name)
+			complete := 0
+			for _, u := range uploads {
+				if u.Status.Phase == "Completed" {
+					complete++
+				}
+			}
+			return complete == 2, kit.Names(uploads), err
+		})
+		_, err = s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "delete", "pods", "-l", "deploy=velero", "--force", "--grace-period=0")
+		require.NoError(t, err)
+		s.wait("backup to be failed, and its images to be named to Velero", func(ctx context.Context) (bool, string, error) {
+			var o kit.Object
+			if err := s.kit.Get(ctx, &o, "-n", s.kit.VeleroNamespace, "backup.velero.io", name); err != nil {
+				return false, "", err
+			}
+			notes, err := s.kit.List(ctx, "-n", s.kit.VeleroNamespace, "configmaps,podvolumebackups.velero.io", "-l", kit.LabelBackup+"="+name)
+			return o.Status.Phase == "Failed" && len(notes) == 2, fmt.Sprintf("phase %s, %v", o.Status.Phase, notes), err
+		})
+		require.NoError(t, s.kit.DeleteBackup(s.ctx, name))
+		s.checkRepoSnapshots(app.Namespace, nil)
+		s.checkNothingLeft()
+	}
 }
 
 // TestCancel cancels the uploads of a backup as soon as they are there. The

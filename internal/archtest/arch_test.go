@@ -73,6 +73,7 @@ var adapters = []string{
 	"internal/archtest", // runs the go command
 	"internal/cbt/snapshotmetadata",
 	"internal/config",
+	"internal/forget",
 	"internal/kube",
 	"internal/livevolume",
 	"internal/operation",

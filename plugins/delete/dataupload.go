@@ -1,18 +1,8 @@
 // Package delete is Blockmover's delete item action for DataUploads.
 //
 // When a backup is deleted, Velero calls it for each DataUpload in the backup. It names the
-// repo snapshot to Velero's deletion controller, which deletes it. It releases the storage
-// snapshot that the backup retains, and the VolumeSnapshot if the mover has left one.
-//
-// Velero's controller looks in one of two places:
-//
-//	backup with snapshotMoveData   ConfigMaps labelled as snapshot info: the way of Velero's
-//	                               own action, which serves only its own mover
-//	other backups                  PodVolumeBackups labelled with the backup
-//
-// A volume of a policy is usually in a backup without snapshotMoveData. So for those the
-// action creates a PodVolumeBackup that is completed from the start and belongs to no pod.
-// The controller only deletes its snapshot. The Backup owns it, so it goes with the Backup.
+// repo snapshot to Velero's deletion controller, which deletes it (internal/forget). It releases the
+// storage snapshot that the backup retains, and the VolumeSnapshot if the mover has left one.
 //
 // Velero only logs an error of this action, and deletes the backup all the same. Then nobody
 // knows the repo snapshot any more. So this action retries errors that may pass.
@@ -32,15 +22,13 @@ import (
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/label"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/blockmover/blockmover/internal/forget"
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
@@ -115,90 +103,12 @@ func (a *DataUploadAction) handOver(ctx context.Context, upload *velerov2alpha1.
 	if upload.Status.SnapshotID == "" {
 		return nil
 	}
-	var note client.Object = snapshotInfo(upload, backup)
-	if backup.Spec.SnapshotMoveData == nil || !*backup.Spec.SnapshotMoveData {
-		note = podVolumeBackup(upload, backup)
-	}
-	if err := a.ensure(ctx, note); err != nil {
+	if err := forget.Renew(ctx, a.api, forget.Note(upload, backup)); err != nil {
 		return err
 	}
 	select {
 	case <-time.After(a.cacheLag):
 	case <-ctx.Done():
-	}
-	return nil
-}
-
-// snapshotInfo has the keys of Velero's pkg/repository/types.SnapshotIdentifier.
-func snapshotInfo(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) *corev1.ConfigMap {
-	return &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: backup.Namespace,
-			Name:      upload.Name + "-info",
-			Labels: map[string]string{
-				velerov1.BackupNameLabel:             label.GetValidName(backup.Name),
-				velerov1.DataUploadSnapshotInfoLabel: "true",
-			},
-		},
-		Data: map[string]string{
-			"volumeNamespace":       upload.Spec.SourceNamespace,
-			"backupStorageLocation": backup.Spec.StorageLocation,
-			"snapshotID":            upload.Status.SnapshotID,
-			"repositoryType":        velerov1.BackupRepositoryTypeKopia,
-			"uploaderType":          identity.DataMover,
-			"source":                upload.Spec.SourceNamespace + "/" + upload.Spec.SourcePVC,
-		},
-	}
-}
-
-// podVolumeBackup returns one that node agents ignore, because it is completed, and restores
-// ignore, because it names no pod and no PVC.
-func podVolumeBackup(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) *velerov1.PodVolumeBackup {
-	return &velerov1.PodVolumeBackup{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: backup.Namespace,
-			Name:      upload.Name + "-forget",
-			Labels: map[string]string{
-				velerov1.BackupNameLabel: label.GetValidName(backup.Name),
-				velerov1.BackupUIDLabel:  string(backup.UID),
-			},
-			OwnerReferences: operation.OwnedBy("Backup", backup),
-		},
-		Spec: velerov1.PodVolumeBackupSpec{
-			Pod:                   corev1.ObjectReference{Namespace: upload.Spec.SourceNamespace},
-			Volume:                upload.Spec.SourcePVC,
-			BackupStorageLocation: backup.Spec.StorageLocation,
-			UploaderType:          velerov1.BackupRepositoryTypeKopia,
-		},
-		Status: velerov1.PodVolumeBackupStatus{
-			Phase:      velerov1.PodVolumeBackupPhaseCompleted,
-			SnapshotID: upload.Status.SnapshotID,
-			Message:    "left by " + DataUploadActionName + " so that Velero forgets the repo snapshot of DataUpload " + upload.Name,
-		},
-	}
-}
-
-// ensure creates an object, or overwrites that of a deletion that was interrupted.
-func (a *DataUploadAction) ensure(ctx context.Context, object client.Object) error {
-	what := fmt.Sprintf("%T %s", object, client.ObjectKeyFromObject(object))
-	err := a.api.Create(ctx, object)
-	if err == nil {
-		return nil
-	}
-	if !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create %s: %w", what, err)
-	}
-	found, ok := object.DeepCopyObject().(client.Object)
-	if !ok {
-		return fmt.Errorf("copy %s: it is no API object", what)
-	}
-	if err := a.api.Get(ctx, client.ObjectKeyFromObject(object), found); err != nil {
-		return fmt.Errorf("get %s: %w", what, err)
-	}
-	object.SetUID(found.GetUID())
-	object.SetResourceVersion(found.GetResourceVersion())
-	if err := a.api.Update(ctx, object); err != nil {
-		return fmt.Errorf("update %s: %w", what, err)
 	}
 	return nil
 }
