@@ -44,10 +44,13 @@ func (j *judge) judge(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	for _, b := range j.started {
-		j.backups = append(j.backups, b) // also one that failed is deleted one day
+		j.backups = append(j.backups, b)
 		e, err := j.ended(ctx, "backup.velero.io", Backup, b.name)
 		if j.check(err) && e.Phase == "Completed" {
 			wg.Go(func() { j.check(j.sound(ctx, b, e)) })
+		} else {
+			// Until then, it holds what Velero itself has left.
+			b.deleting = true
 		}
 	}
 	for _, r := range j.restores {
@@ -130,6 +133,13 @@ func (j *judge) why(ctx context.Context, kind string, o kit.Object) []string {
 	const most, longest = 8, 600
 	why := slices.DeleteFunc([]string{o.Status.FailureReason}, func(s string) bool { return s == "" })
 	why = append(why, o.Status.ValidationErrors...)
+	if text, err := j.kit.Describe(ctx, kind, o.Metadata.Name); err == nil {
+		// What Velero lists as errors ends with an empty line.
+		if _, errors, found := strings.Cut(text, "\nErrors:"); found {
+			errors, _, _ = strings.Cut(errors, "\n\n")
+			why = append(why, strings.Join(strings.Fields(errors), " "))
+		}
+	}
 	text, err := j.kit.Velero(ctx, kind, "logs", o.Metadata.Name)
 	if err != nil { // a server that was killed leaves no log
 		return why
