@@ -155,6 +155,13 @@ bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4Gi BENCH
 	@$(BENCH)/bench --blockmover $(BENCH)/blockmover --kopia $(BENCH)/kopia \
 		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS) --out $(BENCH)/bench.json
 
+.PHONY: bench-limits
+bench-limits: ## peak memory of volumes of 1 GiB to 10 TiB, and what is done again after a kill
+	@mkdir -p $(BENCH)
+	@go build -o $(BENCH)/blockmover ./mover
+	@go build -o $(BENCH)/bench ./hack/bench
+	@$(BENCH)/bench --limits --blockmover $(BENCH)/blockmover
+
 BENCH_INCREMENTS ?= 10
 
 .PHONY: bench-vm
@@ -171,6 +178,15 @@ bench-queue: cluster-build ## what 1,000 queued DataUploads cost the API server 
 	@go build -o $(BENCH)/blockmover ./mover
 	@go build -o $(BENCH)/benchqueue ./hack/benchqueue
 	@$(BENCH)/benchqueue --kube $(CACHE)/bin/kube --crds $(CACHE)/crds $(addprefix --manager ,$(QUEUE_MANAGERS))
+
+QUEUE_MEMORY ?= 1,100,1000,2000
+
+.PHONY: bench-manager
+bench-manager: cluster-build ## peak memory of a manager with so many DataUploads (QUEUE_MEMORY=1,100,1000,2000)
+	@mkdir -p $(BENCH)
+	@go build -o $(BENCH)/blockmover ./mover
+	@go build -o $(BENCH)/benchqueue ./hack/benchqueue
+	@$(BENCH)/benchqueue --kube $(CACHE)/bin/kube --crds $(CACHE)/crds --manager now=$(BENCH)/blockmover --memory $(QUEUE_MEMORY)
 
 .PHONY: lint
 lint: ## golangci-lint on all modules

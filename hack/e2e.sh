@@ -71,8 +71,12 @@ for part in "${!children[@]}"; do
 done
 wait
 if ((${#failed[@]} == 0)); then
-	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR" "$output/$name.audit" "$output/$name-2.audit"
-	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR/copies" "$output/$name.audit" "$output/$name-2.audit"
+	# The account of the chart's Jobs is in a template.
+	mkdir "$output/plugin"
+	"$BLOCKMOVER_CACHE/bin/helm" template blockmover "$E2E_DEPLOY_DIR" --set plugin.install=true --show-only templates/plugin.yaml >"$output/plugin/plugin.yaml"
+	for directory in "$E2E_DEPLOY_DIR" "$E2E_DEPLOY_DIR"/{copies,verify,restore-test} "$output/plugin"; do
+		"$BLOCKMOVER_CACHE/bin/rights" "$directory" "$output/$name.audit" "$output/$name-2.audit"
+	done
 	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR/kubevirt" "$output/$name-vm.audit"
 	exit
 fi

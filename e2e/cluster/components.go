@@ -185,7 +185,11 @@ kind: Policy
 omitStages: [RequestReceived]
 rules:
 - level: Metadata
-  users: ["system:serviceaccount:` + VeleroNamespace + `:blockmover-manager", "system:serviceaccount:` + VeleroNamespace + `:blockmover-worker"]
+  users:
+  - system:serviceaccount:` + VeleroNamespace + `:blockmover-manager
+  - system:serviceaccount:` + VeleroNamespace + `:blockmover-plugin
+  - system:serviceaccount:` + VeleroNamespace + `:blockmover-verifier
+  - system:serviceaccount:` + VeleroNamespace + `:blockmover-worker
 - level: None
 `
 

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // Account is a service account, as whoever has its token.
@@ -51,4 +54,13 @@ func (k *Kit) Account(ctx context.Context, directory, namespace, name string) (*
 // Kubectl runs kubectl with the rights of the account.
 func (a *Account) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
 	return a.kit.Run(ctx, stdin, "kubectl", append([]string{"--kubeconfig", a.kubeconfig}, args...)...)
+}
+
+// Config is how a program connects as the account.
+func (a *Account) Config() (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", a.kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read kubeconfig: %w", err)
+	}
+	return config, nil
 }

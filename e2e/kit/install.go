@@ -95,6 +95,15 @@ func (k *Kit) Uninstall(ctx context.Context) error {
 	return k.waitForServer(ctx)
 }
 
+// Manifests are all objects of the kustomize base and the components that are installed.
+func (k *Kit) Manifests(ctx context.Context) (manifests string, err error) {
+	err = k.withOverlay(func(dir string) error {
+		manifests, err = k.Kubectl(ctx, "kustomize", dir, "--load-restrictor=LoadRestrictionsNone")
+		return err
+	})
+	return manifests, err
+}
+
 // withOverlay works with a kustomization of the base that has the image under test.
 func (k *Kit) withOverlay(work func(dir string) error) error {
 	dir, err := os.MkdirTemp("", "blockmover-deploy-")

@@ -78,6 +78,9 @@ type Container struct {
 		Name  string `json:"name"`
 		Value string `json:"value"`
 	} `json:"env"`
+	VolumeMounts []struct {
+		MountPath string `json:"mountPath"`
+	} `json:"volumeMounts"`
 	SecurityContext *struct {
 		Privileged               *bool `json:"privileged"`
 		AllowPrivilegeEscalation *bool `json:"allowPrivilegeEscalation"`

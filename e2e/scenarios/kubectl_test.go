@@ -182,6 +182,8 @@ func (s *scenario) runCronJob(cronJob string, components ...string) string {
 		require.NoError(s, err)
 		_, err = s.kit.Kubectl(ctx, append(velero, "delete", "role/blockmover-verifier", "rolebinding/blockmover-verifier", "serviceaccount/blockmover-verifier")...)
 		require.NoError(s, err)
+		_, err = s.kit.Kubectl(ctx, "delete", "validatingadmissionpolicies,validatingadmissionpolicybindings", "-l", "app.kubernetes.io/component=verifier")
+		require.NoError(s, err)
 	})
 	_, err := s.kit.Kubectl(s.ctx, append(velero, "create", "job", name, "--from=cronjob/"+cronJob)...)
 	require.NoError(s, err)

@@ -144,33 +144,17 @@ func (s *scenario) outageDuring(operation []string, size int64, outage time.Dura
 func (s *scenario) kill(component string) (restart func()) {
 	s.Helper()
 	s.harness()
-	state := os.Getenv("BLOCKMOVER_CLUSTER_STATE")
-	text, err := os.ReadFile(filepath.Join(state, "status.json"))
-	require.NoError(s, err)
-	var status struct {
-		Components []struct {
-			Name string
-			PID  int
+	pid := s.component(component)
+	hold := filepath.Join(os.Getenv("BLOCKMOVER_CLUSTER_STATE"), "hold", component)
+	require.NoError(s, os.WriteFile(hold, nil, 0o600))
+	restart = func() {
+		if err := os.Remove(hold); err != nil && !errors.Is(err, os.ErrNotExist) {
+			s.Errorf("let %s start again: %v", component, err)
 		}
 	}
-	require.NoError(s, json.Unmarshal(text, &status))
-	for _, c := range status.Components {
-		if c.Name != component {
-			continue
-		}
-		hold := filepath.Join(state, "hold", component)
-		require.NoError(s, os.WriteFile(hold, nil, 0o600))
-		let := func() {
-			if err := os.Remove(hold); err != nil && !errors.Is(err, os.ErrNotExist) {
-				s.Errorf("let %s start again: %v", component, err)
-			}
-		}
-		s.Cleanup(let)
-		require.NoError(s, syscall.Kill(c.PID, syscall.SIGKILL))
-		return let
-	}
-	s.Fatalf("there is no component %s", component)
-	return nil
+	s.Cleanup(restart)
+	require.NoError(s, syscall.Kill(pid, syscall.SIGKILL))
+	return restart
 }
 
 // configure adds lines to the configuration of the mover until the end of the test. The last call

@@ -80,6 +80,9 @@ func TestRestoreTest(t *testing.T) {
 			require.Equal(t, []string{"ALL"}, c.SecurityContext.Capabilities.Drop, name)
 			require.True(t, *c.SecurityContext.ReadOnlyRootFilesystem, name)
 			require.False(t, *c.SecurityContext.AllowPrivilegeEscalation, name)
+			if c.Name == "check" {
+				require.Empty(t, c.VolumeMounts, "%s: what looks at the bytes of a tenant has no token", name)
+			}
 		}
 	}
 	s.checkNothingLeft()

@@ -42,7 +42,7 @@ func (k stock) createWith(ctx context.Context, hash string) error {
 // hmac backs the volume up into repositories with HMAC-SHA256. Both tools read all of
 // the volume, and neither compresses it.
 func (b *bench) hmac(ctx context.Context, allocated int64) error {
-	o := ours{b.binary, b.path("ours")}
+	o := ours{binary: b.binary, repo: b.path("ours")}
 	if err := o.createWith(ctx, hashHMAC); err != nil {
 		return err
 	}

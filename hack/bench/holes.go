@@ -19,7 +19,7 @@ const sparsePlaces = 100
 
 // holes restores a volume of which a tenth is not zero, onto a target with other bytes.
 func (b *bench) holes(ctx context.Context, seed uint64) error {
-	o := ours{b.binary, b.path("ours")}
+	o := ours{binary: b.binary, repo: b.path("ours")}
 	if err := o.create(ctx); err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (b *bench) holes(ctx context.Context, seed uint64) error {
 // sparse backs up an empty volume, and then a quarter of the benchmark's size (1 GiB of 4),
 // in 100 places.
 func (b *bench) sparse(ctx context.Context, s sparse) error {
-	o := ours{b.binary, b.path("ours")}
+	o := ours{binary: b.binary, repo: b.path("ours")}
 	if err := o.create(ctx); err != nil {
 		return err
 	}

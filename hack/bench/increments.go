@@ -57,7 +57,7 @@ func (b *bench) increment(ctx context.Context, o ours, name string, places []int
 // hotspot backs up a volume repeatedly that is mostly written in the same places, and
 // restores the last image.
 func (b *bench) hotspot(ctx context.Context, h hotspot) error {
-	o := ours{b.binary, b.path("ours")}
+	o := ours{binary: b.binary, repo: b.path("ours")}
 	if err := o.create(ctx); err != nil {
 		return err
 	}

@@ -58,8 +58,12 @@ func run(ctx context.Context) error {
 		out    = flag.String("out", "bench.json", "file to write the report to")
 		text   = flag.String("text", "", "directory of Go files")
 		memory = flag.String("memory", "/dev/shm", "directory in memory")
+		only   = flag.Bool("limits", false, "measure only peak memory, and what is done again after a kill")
 	)
 	flag.Parse()
+	if *only {
+		return limits(ctx, *binary, *memory)
+	}
 	bytes, err := parseSize(*size)
 	switch {
 	case err != nil:
@@ -231,7 +235,7 @@ func (b *bench) round(ctx context.Context, seed uint64) error {
 	if err := b.hmac(ctx, data); err != nil {
 		return err
 	}
-	o := ours{b.binary, b.path("ours")}
+	o := ours{binary: b.binary, repo: b.path("ours")}
 	if err := b.full(ctx, o); err != nil {
 		return err
 	}

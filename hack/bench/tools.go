@@ -11,15 +11,18 @@ import (
 // ours is the command line of blockmover on one repository.
 type ours struct {
 	binary, repo string
+	// memoryLimit, if not 0, is what the garbage collector keeps to.
+	memoryLimit int64
 }
 
 const password = "benchmark"
 
 func (o ours) child(args ...string) child {
-	return child{
-		args: append(append([]string{o.binary}, args...), "--repo", o.repo),
-		env:  []string{"BLOCKMOVER_REPO_PASSWORD=" + password},
+	env := []string{"BLOCKMOVER_REPO_PASSWORD=" + password}
+	if o.memoryLimit > 0 {
+		env = append(env, fmt.Sprintf("GOMEMLIMIT=%d", o.memoryLimit))
 	}
+	return child{args: append(append([]string{o.binary}, args...), "--repo", o.repo), env: env}
 }
 
 // create makes a new repository.

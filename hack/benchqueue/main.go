@@ -44,6 +44,7 @@ type options struct {
 	kube, crds string
 	managers   []string
 	uploads    int
+	memory     []int
 	turns      int
 	timeout    time.Duration
 }
@@ -54,6 +55,7 @@ func run() error {
 	pflag.StringVar(&o.crds, "crds", "", "`directory` with the CRDs of VolumeSnapshots")
 	pflag.StringArrayVar(&o.managers, "manager", nil, "`name=path` of a blockmover binary; may be repeated")
 	pflag.IntVar(&o.uploads, "uploads", 1000, "`number` of DataUploads")
+	pflag.IntSliceVar(&o.memory, "memory", nil, "measure only the peak memory with these `numbers` of DataUploads, such as 1,1000")
 	pflag.IntVar(&o.turns, "turns", 3, "`number` of operations that end during the measurement")
 	pflag.DurationVar(&o.timeout, "preparing-timeout", time.Minute, "`time` that an operation has the slot")
 	pflag.Parse()
@@ -63,6 +65,10 @@ func run() error {
 	log.SetLogger(logr.Discard()) // of envtest
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if len(o.memory) > 0 {
+		_, path, _ := strings.Cut(o.managers[0], "=")
+		return memoryTable(ctx, path, o)
+	}
 	fmt.Printf("%d DataUploads, one slot, preparingTimeout %s\n\n", o.uploads, o.timeout)
 	fmt.Printf("%-12s %10s %13s %12s %12s\n", "manager", "secured", "requests/min", "next (max)", "late (max)")
 	for _, m := range o.managers {

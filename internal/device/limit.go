@@ -16,6 +16,11 @@ const (
 	maxSlice        = 1 << 20
 )
 
+// catchUp is the part of a second for which a device may be faster, after all its users have waited for something
+// else. Without it, what they missed is missed for good: a data path that waits 0.2 s each second for its object
+// store would move a fifth less than it may. With it, no 5 s have more than 5 % too much.
+const catchUp = 4
+
 // LimitReader returns a device that reads at most bytesPerSecond, all its users together. 0
 // is no limit; otherwise the limit is 64 KiB or more. An access that waits for its turn ends
 // with the error of ctx when ctx ends.
@@ -69,7 +74,9 @@ type limit struct {
 
 func newLimit(ctx context.Context, bytesPerSecond int64) limit {
 	slice := min(max(bytesPerSecond/slicesPerSecond/bufferAlign*bufferAlign, minSlice), maxSlice)
-	return limit{ctx: ctx, limiter: rate.NewLimiter(rate.Limit(bytesPerSecond), int(slice)), slice: int(slice)}
+	limiter := rate.NewLimiter(rate.Limit(bytesPerSecond), int(slice))
+	limiter.SetBurst(int(max(bytesPerSecond/catchUp, slice))) // it starts without: nothing was missed yet
+	return limit{ctx: ctx, limiter: limiter, slice: int(slice)}
 }
 
 // slices does an access to a device of size bytes slice by slice.

@@ -8,7 +8,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,9 +16,9 @@ import (
 	"slices"
 	"strings"
 
-	rbacv1 "k8s.io/api/rbac/v1"
 	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
-	"sigs.k8s.io/yaml"
+
+	"github.com/blockmover/blockmover/e2e/grants"
 )
 
 func main() {
@@ -58,20 +57,16 @@ func run(directory string, logs []string) ([]string, error) {
 	return rights.unused(), nil
 }
 
-// right is one verb on one resource. It is of a role, which has the name of its account.
+// right is a grant, and whether a request has needed it.
 type right struct {
-	account               string
-	cluster               bool // of a ClusterRole
-	group, resource, verb string
-	used                  bool
+	grants.Grant
+	used bool
 }
 
-func (r right) String() string {
-	kind := "Role"
-	if r.cluster {
-		kind = "ClusterRole"
-	}
-	return fmt.Sprintf("%s %s: %s %s (apiGroup %q)", kind, r.account, r.verb, r.resource, r.group)
+// covers reports whether a request for an object of some name uses the right.
+func (r right) covers(request grants.Grant, name string) bool {
+	request.Name = r.Name
+	return r.Grant == request && (r.Name == "" || r.Name == placeholder || r.Name == name)
 }
 
 type rights []*right
@@ -84,47 +79,36 @@ var unseen = map[string]string{
 		"leaves its finalizer of the group, which depends on the moment at which the group is deleted",
 }
 
-// granted reads the roles of all manifests in a directory.
+// granted reads the roles and bindings of all manifests in a directory.
 func granted(directory string) (rights, error) {
 	files, err := filepath.Glob(filepath.Join(directory, "*.yaml"))
 	if err != nil {
 		return nil, err
 	}
-	var all rights
+	var manifests []byte
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
 		}
-		for _, document := range bytes.Split(text, []byte("\n---\n")) {
-			var role rbacv1.ClusterRole // a Role has the same fields
-			if err := yaml.Unmarshal(document, &role); err != nil {
-				return nil, fmt.Errorf("parse %s: %w", file, err)
-			}
-			if role.Kind == "Role" || role.Kind == "ClusterRole" {
-				all = all.with(role)
-			}
-		}
+		manifests = append(append(manifests, "\n---\n"...), text...)
+	}
+	found, _, err := grants.Read(manifests)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%s grants nothing", directory)
+	}
+	var all rights
+	for _, grant := range found {
+		all = append(all, &right{Grant: grant})
 	}
 	return all, nil
 }
 
-// with returns the rights with those of one more role. A role has the name of its account, and that
-// of a component of deploy what it is for after that.
-func (all rights) with(role rbacv1.ClusterRole) rights {
-	for _, rule := range role.Rules {
-		for _, group := range rule.APIGroups {
-			for _, resource := range rule.Resources {
-				for _, verb := range rule.Verbs {
-					all = append(all, &right{
-						account: strings.TrimSuffix(strings.TrimSuffix(role.Name, "-kubevirt"), "-copies"), cluster: role.Kind == "ClusterRole", group: group, resource: resource, verb: verb,
-					})
-				}
-			}
-		}
-	}
-	return all
-}
+// placeholder is a name of deploy that whoever installs it replaces.
+const placeholder = "none"
 
 // use marks the rights that the requests of a log have needed. In the namespace of the account, a
 // request needs the ClusterRole only for what the Role does not grant.
@@ -148,8 +132,8 @@ func (all rights) use(log io.Reader) error {
 		home := event.ObjectRef.Namespace == account[2]
 		find := func(cluster bool) int {
 			return slices.IndexFunc(all, func(r *right) bool {
-				return r.account == account[3] && r.cluster == cluster && r.group == event.ObjectRef.APIGroup &&
-					r.resource == resource && r.verb == event.Verb
+				request := grants.Grant{Account: account[3], Cluster: cluster, Group: event.ObjectRef.APIGroup, Resource: resource, Verb: event.Verb}
+				return r.covers(request, event.ObjectRef.Name)
 			})
 		}
 		i := -1
@@ -171,8 +155,9 @@ func (all rights) use(log io.Reader) error {
 // too old to stream the list.
 func (all rights) listed(watched right) {
 	for _, r := range all {
-		if watched.verb == "watch" && r.verb == "list" && r.account == watched.account && r.cluster == watched.cluster &&
-			r.group == watched.group && r.resource == watched.resource {
+		list := watched.Grant
+		list.Verb = "list"
+		if watched.Verb == "watch" && r.Grant == list {
 			r.used = true
 		}
 	}
