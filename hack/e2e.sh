@@ -17,8 +17,9 @@ if [[ -n ${KUBECONFIG:-} || -n $pattern ]]; then
 	exec hack/with-cluster.sh "$name" "$program" "${options[@]}" ${pattern:+-test.run "$pattern"}
 fi
 
-# What is not named here runs on the first cluster.
+# What is named here does not run on the first cluster.
 second='^Test(Groups|GroupFailures|Killed.*|Cancel|Reasons|RetainedSnapshots|RoundTripPerVolume|InPlace|Configuration|RestoreTest)$'
+third='^Test(CancelAtOnce|FailedBackup|LeastRights|DangerousCalls|VerifierJobs)$'
 declare -A children=()
 
 output=$(mktemp -d)
@@ -59,12 +60,14 @@ finish() {
 	unset "children[$1]"
 }
 
-part "$name" "$program" "${options[@]}" -test.skip "$second"
+part "$name" "$program" "${options[@]}" -test.skip "$second|$third"
 part "$name-2" "$program" "${options[@]}" -test.run "$second"
 # The traps are for real KubeVirt; what stands in for it has faults of its own.
 part "$name-vm" "$vms" "${options[@]}" -test.skip '^TestTraps$'
-# This one is done long before the others.
+# This one is done long before the others, so more follows.
 finish "$name-vm"
+part "$name-3" "$program" "${options[@]}" -test.run "$third"
+finish "$name-3"
 part "$name-chaos" "$chaos" --log "$output/chaos.jsonl" --rounds 3 --duration 10m
 for part in "${!children[@]}"; do
 	finish "$part"
@@ -75,7 +78,7 @@ if ((${#failed[@]} == 0)); then
 	mkdir "$output/plugin"
 	"$BLOCKMOVER_CACHE/bin/helm" template blockmover "$E2E_DEPLOY_DIR" --set plugin.install=true --show-only templates/plugin.yaml >"$output/plugin/plugin.yaml"
 	for directory in "$E2E_DEPLOY_DIR" "$E2E_DEPLOY_DIR"/{copies,verify,restore-test} "$output/plugin"; do
-		"$BLOCKMOVER_CACHE/bin/rights" "$directory" "$output/$name.audit" "$output/$name-2.audit"
+		"$BLOCKMOVER_CACHE/bin/rights" "$directory" "$output/$name"{,-2,-3}.audit
 	done
 	"$BLOCKMOVER_CACHE/bin/rights" "$E2E_DEPLOY_DIR/kubevirt" "$output/$name-vm.audit"
 	exit
