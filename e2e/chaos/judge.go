@@ -62,6 +62,7 @@ func (j *judge) judge(ctx context.Context) {
 	}
 	wg.Wait()
 	j.deletions(ctx)
+	j.check(j.removeVelerosOwn(ctx))
 	j.check(j.repositories(ctx))
 	j.check(j.nothingLeft(ctx))
 }

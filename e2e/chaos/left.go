@@ -96,6 +96,30 @@ func operationOf(image kit.KopiaSnapshot) string {
 	return ""
 }
 
+// removeVelerosOwn deletes what Velero's own action has left of backups that are gone, and notes it. If
+// Velero's server is killed between the VolumeSnapshot and the DataUpload, nobody ever deletes it.
+func (j *judge) removeVelerosOwn(ctx context.Context) error {
+	snapshots, err := j.kit.List(ctx, "volumesnapshots", "-A", "-l", kit.LabelBackup)
+	if err != nil {
+		return err
+	}
+	backups, err := j.kit.List(ctx, "-n", j.kit.VeleroNamespace, "backups.velero.io")
+	if err != nil {
+		return err
+	}
+	for _, o := range snapshots {
+		isThere := slices.ContainsFunc(backups, func(b kit.Object) bool { return b.Metadata.Name == o.Metadata.Labels[kit.LabelBackup] })
+		if isThere || !strings.HasPrefix(o.Metadata.Name, "velero-") {
+			continue
+		}
+		j.result.LeftByVelero = append(j.result.LeftByVelero, o.String())
+		if _, err := j.kit.Kubectl(ctx, "-n", o.Metadata.Namespace, "delete", "volumesnapshot", o.Metadata.Name, "--ignore-not-found"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // nothingLeft waits until there is nothing that no backup and no application needs, in the cluster
 // and in the storage.
 func (j *judge) nothingLeft(ctx context.Context) error {

@@ -109,10 +109,11 @@ func faultNames() []string {
 	return names
 }
 
-// span is how long faults begin, and longest how long one lasts.
+// Faults begin when there is something to hit, during span. longest is how long one lasts.
 const (
-	span    = 30 * time.Second
-	longest = 20 * time.Second
+	earliest = 4 * time.Second
+	span     = 30 * time.Second
+	longest  = 20 * time.Second
 )
 
 // Draw draws a round with so many faults.
@@ -150,7 +151,7 @@ func Draw(seed uint64, apps, count int, mix Mix) Round {
 		weighted = append(weighted, slices.Repeat([]string{f.name}, mix[f.name])...)
 	}
 	for len(r.Faults) < count {
-		at := between(span)
+		at := earliest + between(span)
 		// One in three is a pair.
 		n := 1 + max(0, random.IntN(3)-1)
 		for range min(n, count-len(r.Faults)) {

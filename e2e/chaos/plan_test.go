@@ -25,7 +25,7 @@ func TestDraw(t *testing.T) {
 		}
 		for _, f := range r.Faults {
 			hit[f.Name] = true
-			require.LessOrEqual(t, f.At, span)
+			require.LessOrEqual(t, f.At, earliest+span)
 		}
 	}
 	require.Len(t, kinds, 4)

@@ -21,6 +21,8 @@ type Result struct {
 	Hits    []Hit    `json:"faults"`
 	Ended   []Ended  `json:"operations"`
 	Wrong   []string `json:"wrong,omitempty"`
+	// LeftByVelero is what Velero's own action has left of backups that are gone.
+	LeftByVelero []string `json:"leftByVelero,omitempty"`
 }
 
 // Hit is a fault that has hit something, or missed.
