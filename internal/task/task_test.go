@@ -267,6 +267,19 @@ func FuzzDecodeRequest(f *testing.F) {
 	})
 }
 
+func TestCountsOfReport(t *testing.T) {
+	for _, field := range []string{
+		"volumeSize", "bytesRead", "bytesUploaded", "bytesWritten", "incompressibleBytes", "bytesFound", "zeroBytes", "metadataBytes",
+		"chunksWritten", "chunksInherited", "duration", "resumptions", "chunksAudited", "bytesAudited",
+	} {
+		for _, n := range []string{"-1", "9223372036854775807"} {
+			if _, err := DecodeReport(`{"version":1,"` + field + `":` + n + `}`); err == nil || !strings.Contains(err.Error(), "a count is "+n) {
+				t.Errorf("%s is %s: %v", field, n, err)
+			}
+		}
+	}
+}
+
 // FuzzDecodeReport: the kubelet, the runtime and whoever can write the termination message of a pod write what is read here.
 func FuzzDecodeReport(f *testing.F) {
 	f.Add(`{"version":1,"snapshotID":"k1","kind":"Full","reasons":["NoParent"],"volumeSize":42}`)
@@ -277,6 +290,11 @@ func FuzzDecodeReport(f *testing.F) {
 		fuzztest.Document(t, len(text), func() { r, err = DecodeReport(text) })
 		if err != nil {
 			return
+		}
+		for _, n := range []int64{r.VolumeSize, r.BytesRead, r.BytesUploaded, r.BytesWritten + r.ZeroBytes, r.BytesAudited, int64(r.Duration)} {
+			if n < 0 {
+				t.Fatalf("a count is %d, and counters only increase", n)
+			}
 		}
 		again, err := r.Encode()
 		if err != nil {
