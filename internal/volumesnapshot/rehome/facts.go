@@ -37,9 +37,9 @@ type Rehomed struct {
 
 // describe reads the facts from the content of a pair.
 func describe(pair *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSnapshot) (Rehomed, error) {
-	size, err := strconv.ParseInt(pair.Annotations[identity.AnnotationVolumeSize], 10, 64)
+	size, err := readBytes(pair, identity.AnnotationVolumeSize)
 	if err != nil {
-		return Rehomed{}, fmt.Errorf("%w: read annotation %s of VolumeSnapshotContent %s: %w", phase.ErrBroken, identity.AnnotationVolumeSize, pair.Name, err)
+		return Rehomed{}, err
 	}
 	at, err := readTime(pair)
 	if err != nil {
@@ -55,9 +55,9 @@ func describe(pair *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSnaps
 		Secured:      true,
 		Ready:        vs.DeletionTimestamp == nil && content.BoundTo(vs) != "" && isTrue(vs.Status.ReadyToUse),
 	}
-	if text := pair.Annotations[identity.AnnotationCapacity]; text != "" {
-		if out.Capacity, err = strconv.ParseInt(text, 10, 64); err != nil {
-			return Rehomed{}, fmt.Errorf("%w: read annotation %s of VolumeSnapshotContent %s: %w", phase.ErrBroken, identity.AnnotationCapacity, pair.Name, err)
+	if pair.Annotations[identity.AnnotationCapacity] != "" {
+		if out.Capacity, err = readBytes(pair, identity.AnnotationCapacity); err != nil {
+			return Rehomed{}, err
 		}
 	}
 	if handle := pair.Spec.Source.SnapshotHandle; handle != nil {
@@ -67,6 +67,18 @@ func describe(pair *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSnaps
 		out.Waiting = fmt.Sprintf("re-homed VolumeSnapshot %s/%s is not ready to use yet%s", vs.Namespace, vs.Name, because(vs.Status))
 	}
 	return out, nil
+}
+
+// readBytes reads an annotation that is a number of bytes.
+func readBytes(pair *snapshotv1.VolumeSnapshotContent, key string) (int64, error) {
+	n, err := strconv.ParseInt(pair.Annotations[key], 10, 64)
+	if err == nil && n < 0 {
+		err = fmt.Errorf("%d is no number of bytes", n)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%w: read annotation %s of VolumeSnapshotContent %s: %w", phase.ErrBroken, key, pair.Name, err)
+	}
+	return n, nil
 }
 
 // snapshotTime is when the storage cut the snapshot, as far as anybody says.
