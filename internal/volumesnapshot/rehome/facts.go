@@ -98,10 +98,22 @@ func writeTime(pair *snapshotv1.VolumeSnapshotContent, at time.Time) {
 
 func readTime(pair *snapshotv1.VolumeSnapshotContent) (time.Time, error) {
 	at, err := time.Parse(time.RFC3339Nano, pair.Annotations[identity.AnnotationSnapshotTime])
+	if err == nil {
+		err = checkTime(at)
+	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("read annotation %s of VolumeSnapshotContent %s: %w", identity.AnnotationSnapshotTime, pair.Name, err)
 	}
 	return at, nil
+}
+
+// checkTime returns an error for a time that cannot be written and read back: in UTC its year has more than four digits, or is
+// below zero.
+func checkTime(at time.Time) error {
+	if year := at.UTC().Year(); year < 0 || year > 9999 {
+		return fmt.Errorf("%s is in no year from 0 to 9999", at)
+	}
+	return nil
 }
 
 func because(status *snapshotv1.VolumeSnapshotStatus) string {

@@ -118,10 +118,8 @@ func (k Retained) check() error {
 		return errors.New("its note does not say which storage snapshot, volume and backup it is of")
 	case k.Retention != policy.RetentionAuto && k.Retention != policy.RetentionAlways:
 		return fmt.Errorf("its note has the retention %q, want %s or %s", k.Retention, policy.RetentionAuto, policy.RetentionAlways)
-	case k.SnapshotTime.UTC().Year() < 0 || k.SnapshotTime.UTC().Year() > 9999:
-		return fmt.Errorf("its note has the time %s, which cannot be written", k.SnapshotTime)
 	}
-	return nil
+	return checkTime(k.SnapshotTime)
 }
 
 // plan returns the content of a retained pair in a namespace.
