@@ -45,8 +45,7 @@ func find(t *testing.T, image []byte) {
 		require.ErrorIs(t, err, ErrDamaged)
 		return
 	}
-	require.NotEmpty(t, parts)
-	requireSound(t, parts, int64(len(image)))
+	requireSound(t, parts, int64(len(image))) // a table may be empty
 }
 
 func FuzzFind(f *testing.F) {

@@ -296,7 +296,8 @@ func TestShortName(t *testing.T) {
 }
 
 func FuzzOpen(f *testing.F) {
-	f.Add(small(), uint16(0), byte(0))
+	f.Add(small(), uint16(0), small()[0]) // it stays as it is
+	f.Add(small(), uint16(1024+11), byte(0x10))
 	f.Fuzz(func(t *testing.T, image []byte, at uint16, b byte) {
 		if len(image) > 0 {
 			image = bytes.Clone(image)
