@@ -11,35 +11,6 @@ import (
 
 const fuzzModule = "module example.org/fuzzed\n\ngo 1.24\n"
 
-// One target is fine, one fails, and one takes more memory than there is.
-const fuzzTargets = `package fuzzed
-
-import "testing"
-
-func FuzzFine(f *testing.F) {
-	f.Fuzz(func(t *testing.T, b []byte) {})
-}
-
-func FuzzFails(f *testing.F) {
-	f.Fuzz(func(t *testing.T, n uint8) {
-		if n > 3 {
-			t.Fatal("larger than 3")
-		}
-	})
-}
-
-var held [][]byte
-
-func FuzzRunaway(f *testing.F) {
-	f.Fuzz(func(t *testing.T, b []byte) {
-		for range 64 {
-			held = append(held, make([]byte, 32<<20))
-		}
-		t.Skip("there was enough")
-	})
-}
-`
-
 // TestScript runs hack/fuzz.sh on a module of its own.
 func TestScript(t *testing.T) {
 	if testing.Short() {
@@ -49,7 +20,9 @@ func TestScript(t *testing.T) {
 	require.NoError(t, err)
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "go.mod"), []byte(fuzzModule), 0o600))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "fuzzed_test.go"), []byte(fuzzTargets), 0o600))
+	targets, err := os.ReadFile("testdata/targets.txt")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "fuzzed_test.go"), targets, 0o600))
 	run := func(pick string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), script, "50x", pick)
 		cmd.Dir = dir
