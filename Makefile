@@ -119,6 +119,12 @@ unit: ## unit tests of all modules; as root they use loop devices
 	cd e2e && go test -count=1 ./kit ./release
 	cd e2e/helm && go test -count=1 ./...
 
+FUZZTIME ?= 20s
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for some time (FUZZTIME=20s, FUZZ=regexp picks some, FUZZ_MEMORY=2048 MiB for each process)
+	@hack/fuzz.sh $(FUZZTIME) $(if $(FUZZ),'$(FUZZ)')
+
 .PHONY: csi-sanity
 csi-sanity: cluster-build ## kubernetes-csi's sanity suite and our own tests on the test driver
 	cd e2e && go test ./csidriver/...

@@ -51,6 +51,7 @@ var pure = []string{
 	"internal/filesystem/parts",
 	"internal/filesystem/xfs",
 	"internal/fscheck",
+	"internal/fuzztest",
 	"internal/group",
 	"internal/identity",
 	"internal/inplace",

@@ -279,25 +279,3 @@ func damage(t *testing.T, image []byte, rounds int) {
 		}
 	}
 }
-
-func FuzzFind(f *testing.F) {
-	b := make([]byte, 8<<10)
-	b[510], b[511] = 0x55, 0xaa
-	f.Add(b)
-	copy(b[512:], "EFI PART")
-	f.Add(bytes.Clone(b))
-	copy(b[512:], "LABELONE")
-	copy(b[512+24:], "LVM2 001")
-	f.Add(b)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		parts, err := disk.Find(bytes.NewReader(b), int64(len(b)), isMarked)
-		if err != nil {
-			require.ErrorIs(t, err, disk.ErrDamaged)
-		}
-		for _, p := range parts {
-			if p.Content != nil {
-				_, _ = p.Content.ReadAt(make([]byte, 100), 0)
-			}
-		}
-	})
-}

@@ -1,10 +1,13 @@
 package disk
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/internal/fuzztest"
 )
 
 func TestParseText(t *testing.T) {
@@ -68,13 +71,16 @@ none { status = ["VISIBLE"] }
 
 func FuzzParseText(f *testing.F) {
 	f.Add("vg {\nid = \"a\"\nl = [\"x\", 3]\n}")
-	f.Fuzz(func(_ *testing.T, text string) {
-		s, err := parseText(text)
-		if err == nil && len(s.names) > 0 {
-			v := &physicalVolume{size: 1 << 30}
-			if v.take(text) == nil {
-				_, _ = volumes{v}.parts()
+	f.Fuzz(func(t *testing.T, text string) {
+		fuzztest.Document(t, len(text), func() {
+			v := &physicalVolume{size: 1 << 30, content: bytes.NewReader(nil)}
+			if v.take(text) != nil {
+				return
 			}
-		}
+			parts, err := volumes{v}.parts()
+			if err == nil {
+				requireSound(t, parts, 1<<40)
+			}
+		})
 	})
 }

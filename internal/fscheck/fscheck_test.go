@@ -4,16 +4,19 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockmover/blockmover/internal/filesystem/filesystemtest"
 	"github.com/blockmover/blockmover/internal/fscheck"
+	"github.com/blockmover/blockmover/internal/fuzztest"
 )
 
 // volume has bytes at an offset, and is zero otherwise.
@@ -139,7 +142,9 @@ func TestParse(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(`fscheck-report {"result":"ok"}`)
 	f.Fuzz(func(t *testing.T, line string) {
-		r, ok := fscheck.Parse(line)
+		var r fscheck.Report
+		var ok bool
+		fuzztest.Document(t, len(line), func() { r, ok = fscheck.Parse(line) })
 		if !ok {
 			require.Zero(t, r)
 			return
@@ -149,6 +154,31 @@ func FuzzParse(f *testing.F) {
 		same, ok := fscheck.Parse(again.String())
 		require.True(t, ok)
 		require.Equal(t, r, same)
+	})
+}
+
+// FuzzCheck: whatever a damaged file system makes a program print, the report is short, and a terminal obeys nothing of it.
+func FuzzCheck(f *testing.F) {
+	f.Add("XFSB", "bad magic\n\x1b[2Jfile\u202e", 1)
+	f.Add("\x53\xef", "Pass 1\nMultiply-claimed\n", 4)
+	f.Add("_BHRfS_M", "[1/7] checking\nERROR: x\n", 1)
+	f.Fuzz(func(t *testing.T, magic, output string, code int) {
+		device := make([]byte, 128<<10)
+		for _, at := range []int{0, 1024 + 0x38, 64<<10 + 0x40} {
+			copy(device[at:], magic)
+		}
+		var r fscheck.Report
+		fuzztest.Device(t, bytes.NewReader(device), 64*uint64(len(output)), func(volume io.ReaderAt) {
+			r = fscheck.Check(t.Context(), volume, "d", func(context.Context, string, ...string) (string, int, error) { return output, code, nil })
+		})
+		require.Less(t, len(r.Detail), 4096)
+		require.NotContains(t, r.Detail, "\x1b")
+		require.True(t, utf8.ValidString(r.Detail))
+		var line strings.Builder
+		require.NoError(t, r.Write(&line))
+		again, ok := fscheck.Parse(line.String())
+		require.True(t, ok)
+		require.Equal(t, r, again)
 	})
 }
 

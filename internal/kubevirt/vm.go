@@ -55,7 +55,7 @@ func Disks(vm *unstructured.Unstructured) []Disk {
 		if claim == "" {
 			claim, _, _ = unstructured.NestedString(volume, "dataVolume", "name")
 		}
-		if claim != "" {
+		if name != "" && claim != "" {
 			disks = append(disks, Disk{name, claim})
 		}
 	}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"os"
 	"regexp"
 	"strings"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockmover/blockmover/internal/identity"
 )
 
 func TestParse(t *testing.T) {
@@ -313,6 +316,34 @@ func FuzzParse(f *testing.F) {
 		s.SnapshotClass = "" // it has its own field in the DataUpload
 		if back != s {
 			t.Fatalf("Parse(%v): %+v became %+v on the way to the mover", params, s, back)
+		}
+	})
+}
+
+// FuzzFromDataUpload: what a DataUpload says is an error that names the key, or settings that are written as they are read.
+func FuzzFromDataUpload(f *testing.F) {
+	f.Add("auto", "168h", "1%", "never", "true", "none")
+	f.Add("none", "1h", "0", "Always", "F", "none")
+	f.Add("k1", "0", "NaN%", "", "maybe", "")
+	f.Fuzz(func(t *testing.T, parent, fullEvery, audit, retain, quiesce, field string) {
+		config := map[string]string{
+			identity.ConfigParentSnapshot: parent, identity.ConfigFullEvery: fullEvery, identity.ConfigAudit: audit,
+			identity.ConfigRetainSnapshot: retain, identity.ConfigSkipQuiesce: quiesce,
+		}
+		maps.DeleteFunc(config, func(_, value string) bool { return value == "-" })
+		s, decided, err := FromDataUpload(config, field)
+		if err != nil {
+			if s != (Settings{}) || decided {
+				t.Fatalf("%v, %q: %+v with an error: %v", config, field, s, err)
+			}
+			return
+		}
+		if s.FullEvery < 0 || s.Audit < 0 || s.Audit > 100 || s.ParentSnapshot() == "" {
+			t.Fatalf("%v, %q: %+v", config, field, s)
+		}
+		back, err := FromConfig(s.ToConfig())
+		if err != nil || back != s {
+			t.Fatalf("%v, %q: %+v became %+v: %v", config, field, s, back, err)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockmover/blockmover/internal/fuzztest"
 	"github.com/blockmover/blockmover/internal/task"
 )
 
@@ -40,8 +41,19 @@ func TestLastProgress(t *testing.T) {
 func FuzzLastProgress(f *testing.F) {
 	f.Add("{\"msg\":\"Progress\",\"bytesDone\":1,\"bytesTotal\":2}\n")
 	f.Fuzz(func(t *testing.T, log string) {
-		if p, ok := task.LastProgress(log); ok {
-			require.LessOrEqual(t, p.Done, p.Total)
+		var p task.Progress
+		var ok bool
+		fuzztest.Document(t, len(log), func() { p, ok = task.LastProgress(log) })
+		if !ok {
+			require.Zero(t, p)
+			return
 		}
+		require.LessOrEqual(t, p.Done, p.Total)
+		require.GreaterOrEqual(t, min(p.Done, p.Read), int64(0))
+		line, err := p.Line()
+		require.NoError(t, err)
+		again, ok := task.LastProgress(line)
+		require.True(t, ok)
+		require.Equal(t, p, again)
 	})
 }

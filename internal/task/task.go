@@ -28,6 +28,9 @@ const Version = 1
 // MaxReportBytes is the most of a termination message that the kubelet keeps.
 const MaxReportBytes = 4096
 
+// maxCount bounds the counts of a report: some are added up. No volume has so many bytes.
+const maxCount = 1 << 60
+
 // MinRateLimit is the lowest rate limit, in bytes per second. Below it, one chunk of an image
 // would take longer than the timeouts.
 const MinRateLimit = 64 << 10
@@ -329,6 +332,14 @@ func DecodeReport(s string) (Report, error) {
 	}
 	if !r.Class.Known() {
 		return Report{}, fmt.Errorf("decode task report: class of the error is %q", r.Class)
+	}
+	for _, n := range []int64{
+		r.VolumeSize, r.BytesRead, r.BytesUploaded, r.BytesWritten, r.IncompressibleBytes, r.BytesFound, r.ZeroBytes, r.MetadataBytes,
+		r.ChunksWritten, r.ChunksInherited, int64(r.Duration), r.Resumptions, r.ChunksAudited, r.BytesAudited,
+	} {
+		if n < 0 || n > maxCount {
+			return Report{}, fmt.Errorf("decode task report: a count is %d, want 0 to %d", n, int64(maxCount))
+		}
 	}
 	return r, nil
 }

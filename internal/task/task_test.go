@@ -8,8 +8,10 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/blockmover/blockmover/internal/chain"
+	"github.com/blockmover/blockmover/internal/fuzztest"
 	"github.com/blockmover/blockmover/internal/inplace"
 	"github.com/blockmover/blockmover/internal/repository"
 )
@@ -245,7 +247,9 @@ func FuzzDecodeRequest(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		r, err := DecodeRequest(text)
+		var r Request
+		var err error
+		fuzztest.Document(t, len(text), func() { r, err = DecodeRequest(text) })
 		if err != nil {
 			return
 		}
@@ -259,6 +263,54 @@ func FuzzDecodeRequest(f *testing.F) {
 		}
 		if diff := cmp.Diff(r, got); diff != "" {
 			t.Errorf("request (-first +second):\n%s", diff)
+		}
+	})
+}
+
+func TestCountsOfReport(t *testing.T) {
+	for _, field := range []string{
+		"volumeSize", "bytesRead", "bytesUploaded", "bytesWritten", "incompressibleBytes", "bytesFound", "zeroBytes", "metadataBytes",
+		"chunksWritten", "chunksInherited", "duration", "resumptions", "chunksAudited", "bytesAudited",
+	} {
+		for _, n := range []string{"-1", "9223372036854775807"} {
+			if _, err := DecodeReport(`{"version":1,"` + field + `":` + n + `}`); err == nil || !strings.Contains(err.Error(), "a count is "+n) {
+				t.Errorf("%s is %s: %v", field, n, err)
+			}
+		}
+	}
+}
+
+// FuzzDecodeReport: the kubelet, the runtime and whoever can write the termination message of a pod write what is read here.
+func FuzzDecodeReport(f *testing.F) {
+	f.Add(`{"version":1,"snapshotID":"k1","kind":"Full","reasons":["NoParent"],"volumeSize":42}`)
+	f.Add(`{"version":1,"error":"pod was evicted","class":"outage"}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		var r Report
+		var err error
+		fuzztest.Document(t, len(text), func() { r, err = DecodeReport(text) })
+		if err != nil {
+			return
+		}
+		for _, n := range []int64{r.VolumeSize, r.BytesRead, r.BytesUploaded, r.BytesWritten + r.ZeroBytes, r.BytesAudited, int64(r.Duration)} {
+			if n < 0 {
+				t.Fatalf("a count is %d, and counters only increase", n)
+			}
+		}
+		again, err := r.Encode()
+		if err != nil {
+			return // it does not fit into a termination message
+		}
+		if len(again) > MaxReportBytes {
+			t.Fatalf("%d bytes, want at most %d", len(again), MaxReportBytes)
+		}
+		got, err := DecodeReport(again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Long texts were cut.
+		got.Error, got.Detail, r.Error, r.Detail = "", "", "", ""
+		if diff := cmp.Diff(r, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("report (-first +second):\n%s", diff)
 		}
 	})
 }

@@ -34,3 +34,23 @@ func TestSizeFlag(t *testing.T) {
 	require.NoError(t, s.Set("1Mi"))
 	require.Equal(t, "1Mi", s.String())
 }
+
+// FuzzSize: a size that is accepted is shown as one that means the same.
+func FuzzSize(f *testing.F) {
+	f.Add("1.5Gi")
+	f.Add("9223372036854775807")
+	f.Fuzz(func(t *testing.T, text string) {
+		s := sizeFlag{}
+		if s.Set(text) != nil {
+			require.Zero(t, s.bytes)
+			return
+		}
+		require.GreaterOrEqual(t, s.bytes, int64(0))
+		if s.bytes == 0 {
+			return // it is shown as none
+		}
+		again := sizeFlag{}
+		require.NoError(t, again.Set(s.String()), s.String())
+		require.Equal(t, s.bytes, again.bytes)
+	})
+}

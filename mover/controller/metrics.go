@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -119,11 +118,19 @@ var uploadBytes = []string{"bytesRead", "bytesUploaded", "bytesAudited"}
 // inPlace counts what a restore in place has read and written, and why the storage could not say what
 // has changed.
 func (m *metrics) inPlace(op *operation.View, report *task.Report) {
-	m.bytes.WithLabelValues(op.Kind, "bytesRead").Add(float64(report.BytesRead))
-	m.bytes.WithLabelValues(op.Kind, "bytesWritten").Add(float64(report.BytesWritten + report.ZeroBytes))
-	m.bytes.WithLabelValues(op.Kind, "bytesAudited").Add(float64(report.BytesAudited))
+	m.addBytes(op.Kind, "bytesRead", report.BytesRead)
+	m.addBytes(op.Kind, "bytesWritten", report.BytesWritten+report.ZeroBytes)
+	m.addBytes(op.Kind, "bytesAudited", report.BytesAudited)
 	for _, reason := range report.Reasons {
 		m.fallbacks.WithLabelValues(reason).Inc()
+	}
+}
+
+// addBytes counts bytes, if it is a number of bytes at all: others may write to the status of an operation, and a counter panics if it
+// shall decrease.
+func (m *metrics) addBytes(kind, what string, n int64) {
+	if n > 0 {
+		m.bytes.WithLabelValues(kind, what).Add(float64(n))
 	}
 }
 
@@ -135,7 +142,7 @@ func (m *metrics) count(op *operation.View) {
 	if op.Status.Phase != phase.Completed {
 		return
 	}
-	m.bytes.WithLabelValues(op.Kind, bytesMoved).Add(float64(op.Status.BytesDone))
+	m.addBytes(op.Kind, bytesMoved, op.Status.BytesDone)
 	result := op.Result()
 	if result == nil {
 		return
@@ -151,8 +158,6 @@ func (m *metrics) count(op *operation.View) {
 		m.fallbacks.WithLabelValues(reason).Inc()
 	}
 	for _, what := range uploadBytes {
-		if n, err := strconv.ParseFloat(result[what], 64); err == nil {
-			m.bytes.WithLabelValues(op.Kind, what).Add(n)
-		}
+		m.addBytes(op.Kind, what, result.Number(what))
 	}
 }

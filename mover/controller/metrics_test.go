@@ -20,6 +20,7 @@ import (
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/operation"
 )
 
 // described returns the names of the metrics that are registered.
@@ -81,6 +82,21 @@ func TestMonitoringUsesWhatThereIs(t *testing.T) {
 	text, err := os.ReadFile("../../deploy/monitoring/dashboard.json")
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(text, &dashboard))
+}
+
+// TestNumbersThatAreNone: whoever may write to a DataUpload chooses these numbers. A counter that shall decrease would panic.
+func TestNumbersThatAreNone(t *testing.T) {
+	m, err := newMetrics(prometheus.NewRegistry())
+	require.NoError(t, err)
+	for _, text := range []string{"-1", "NaN", "-Inf", "", "9223372036854775808"} {
+		du := &velerov2alpha1.DataUpload{}
+		du.Status.Phase = velerov2alpha1.DataUploadPhaseCompleted
+		du.Status.Progress.BytesDone = -1
+		du.Status.DataMoverResult = &map[string]string{"bytesRead": text, "bytesUploaded": "7"}
+		m.count(operation.Of(du))
+	}
+	require.EqualValues(t, 35, testutil.ToFloat64(m.bytes.WithLabelValues(identity.KindDataUpload, "bytesUploaded")))
+	require.Zero(t, testutil.ToFloat64(m.bytes.WithLabelValues(identity.KindDataUpload, bytesMoved)))
 }
 
 // Without a series before it, the first failure would not be an increase, and no alert.

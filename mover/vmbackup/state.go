@@ -50,10 +50,23 @@ func Parse(text string) (State, error) {
 	if err := json.Unmarshal([]byte(text), &s); err != nil {
 		return State{}, fmt.Errorf("read state of the backup of the VM: %w", err)
 	}
-	if s.Ready && s.Files == nil {
-		return State{}, errors.New("read state of the backup of the VM: it is ready, and has no files")
+	if err := s.check(); err != nil {
+		return State{}, fmt.Errorf("read state of the backup of the VM: %w", err)
 	}
 	return s, nil
+}
+
+// check bounds what the steps count up to: an annotation can say anything.
+func (s State) check() error {
+	switch {
+	case s.Attempt < 0 || s.Attempt > maxAttempts:
+		return fmt.Errorf("attempt is %d, want 0 to %d", s.Attempt, maxAttempts)
+	case s.NoSpace < 0 || s.NoSpace > maxAttempts:
+		return fmt.Errorf("noSpace is %d, want 0 to %d", s.NoSpace, maxAttempts)
+	case s.Ready && s.Files == nil:
+		return errors.New("it is ready, and has no files")
+	}
+	return nil
 }
 
 // String renders a State.

@@ -37,15 +37,22 @@ func (p policies) includedClaims(ctx context.Context, namespace string, backup *
 	if err := p.api.Get(ctx, key, document); err != nil {
 		return nil, fmt.Errorf("get resource policy %s: %w", key, err)
 	}
-	var policies struct {
-		Filters []namespacedFilter `json:"namespacedFilterPolicies"`
-	}
+	var filters []namespacedFilter
 	for _, text := range document.Data { // there is one
-		if err := yaml.Unmarshal([]byte(text), &policies); err != nil {
+		var err error
+		if filters, err = parseFilters(text); err != nil {
 			return nil, fmt.Errorf("read resource policy %s: %w", key, err)
 		}
 	}
-	return filterOf(namespace, policies.Filters).claims(), nil
+	return filterOf(namespace, filters).claims(), nil
+}
+
+func parseFilters(text string) ([]namespacedFilter, error) {
+	var policies struct {
+		Filters []namespacedFilter `json:"namespacedFilterPolicies"`
+	}
+	err := yaml.Unmarshal([]byte(text), &policies)
+	return policies.Filters, err
 }
 
 // filterOf returns the filter of a namespace: the one that names it, else the first whose

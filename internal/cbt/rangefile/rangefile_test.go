@@ -13,6 +13,7 @@ import (
 	"github.com/blockmover/blockmover/internal/cbt"
 	"github.com/blockmover/blockmover/internal/cbt/cbttest"
 	"github.com/blockmover/blockmover/internal/cbt/rangefile"
+	"github.com/blockmover/blockmover/internal/fuzztest"
 )
 
 const mib = 1 << 20
@@ -132,7 +133,9 @@ func FuzzParse(f *testing.F) {
 	f.Add("{\"offset\": 1e3,\"length\":1}")
 	f.Add("\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		list, err := rangefile.Parse(strings.NewReader(text), mib)
+		var list *rangefile.List
+		var err error
+		fuzztest.Document(t, len(text), func() { list, err = rangefile.Parse(strings.NewReader(text), mib) })
 		if err != nil {
 			return
 		}

@@ -124,16 +124,15 @@ func FuzzOpen(f *testing.F) {
 		seeds = append(seeds, images[name])
 	}
 	// A change is an offset of 4 bytes and a byte.
-	f.Fuzz(func(_ *testing.T, seed byte, changes []byte) {
+	f.Fuzz(func(t *testing.T, seed byte, changes []byte) {
 		base := seeds[int(seed)%len(seeds)]
 		device := &changed{base: base, bytes: map[int64]byte{}}
 		for ; len(changes) >= 5 && len(device.bytes) < 200; changes = changes[5:] {
 			device.bytes[int64(binary.BigEndian.Uint32(changes))%int64(len(base))] = changes[4]
 		}
-		fsys, err := ext.Open(device, int64(len(base)))
-		if err == nil {
-			_ = filesystemtest.Walk(fsys, 1000)
-		}
+		filesystemtest.Hostile(t, device, int64(len(base)), 1000, func(r io.ReaderAt, size int64) (filesystem.FileSystem, error) {
+			return ext.Open(r, size)
+		})
 	})
 }
 

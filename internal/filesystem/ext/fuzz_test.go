@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockmover/blockmover/internal/filesystem/filesystemtest"
+	"github.com/blockmover/blockmover/internal/fuzztest"
 )
 
 // fastImage returns an image with fast commits, and their area.
@@ -39,9 +40,9 @@ func fastImage(t testing.TB) (image []byte, l *log, area []byte) {
 }
 
 // applyAny applies records that no checksum protects, and reads everything.
-func applyAny(t testing.TB, image []byte, l *log, area []byte) {
+func applyAny(t testing.TB, device io.ReaderAt, size int64, l *log, area []byte) {
 	t.Helper()
-	fsys, err := Open(bytes.NewReader(image), int64(len(image)))
+	fsys, err := Open(device, size)
 	require.NoError(t, err)
 	var records []fastRecord
 	for len(area) >= fastTagSize {
@@ -56,14 +57,17 @@ func applyAny(t testing.TB, image []byte, l *log, area []byte) {
 	}
 	fsys.fast = &fastCommits{inodes: map[uint32]*fastInode{}, directories: map[uint32]*fastDirectory{}}
 	if fsys.applyFast(records) == nil {
-		_ = filesystemtest.Walk(fsys, 1000)
+		require.NotErrorIs(t, filesystemtest.Walk(fsys, 1000), filesystemtest.ErrContract)
 	}
 }
 
 func FuzzFastCommits(f *testing.F) {
 	image, l, area := fastImage(f)
 	f.Add(area)
-	f.Fuzz(func(t *testing.T, area []byte) { applyAny(t, image, l, area) })
+	f.Fuzz(func(t *testing.T, area []byte) {
+		results := 1000<<12 + 64*uint64(len(area))
+		fuzztest.Device(t, bytes.NewReader(image), results, func(r io.ReaderAt) { applyAny(t, r, int64(len(image)), l, area) })
+	})
 }
 
 func TestDamagedFastCommits(t *testing.T) {
@@ -74,7 +78,7 @@ func TestDamagedFastCommits(t *testing.T) {
 		for range 1 + random.IntN(20) {
 			damaged[random.IntN(len(damaged))] = byte(random.Uint32())
 		}
-		applyAny(t, image, l, damaged)
+		applyAny(t, bytes.NewReader(image), int64(len(image)), l, damaged)
 	}
 }
 

@@ -296,15 +296,16 @@ func TestShortName(t *testing.T) {
 }
 
 func FuzzOpen(f *testing.F) {
-	f.Add(small(), uint16(0), byte(0))
-	f.Fuzz(func(_ *testing.T, image []byte, at uint16, b byte) {
+	f.Add(small(), uint16(0), small()[0]) // it stays as it is
+	f.Add(small(), uint16(1024+11), byte(0x10))
+	f.Fuzz(func(t *testing.T, image []byte, at uint16, b byte) {
 		if len(image) > 0 {
 			image = bytes.Clone(image)
 			image[int(at)%len(image)] = b
 		}
-		if fsys, err := fat.Open(bytes.NewReader(image), int64(len(image))); err == nil {
-			_ = filesystemtest.Walk(fsys, 2000)
-		}
+		filesystemtest.Hostile(t, bytes.NewReader(image), int64(len(image)), 2000, func(r io.ReaderAt, size int64) (filesystem.FileSystem, error) {
+			return fat.Open(r, size)
+		})
 	})
 }
 

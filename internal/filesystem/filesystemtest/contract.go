@@ -1,12 +1,15 @@
 package filesystemtest
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/blockmover/blockmover/internal/filesystem"
+	"github.com/blockmover/blockmover/internal/fuzztest"
 )
 
 // Image makes a file of size bytes, runs mkfs on it, mounts it, calls fill with the root of the mount, unmounts
@@ -106,73 +110,112 @@ func Lookup(t testing.TB, fsys filesystem.FileSystem, name string) filesystem.ID
 	return 0
 }
 
+// ErrContract is the error of a reader that shows what none may, however damaged the device is: names that lead elsewhere, content
+// outside of the file.
+var ErrContract = errors.New("the reader breaks its contract")
+
 // Walk reads everything that a file system shows, at most budget files and entries and 1 MiB of each file, and
-// returns the first error. A reader of a damaged device may show anything, but it must come to an end.
+// returns the first error, or else one that wraps ErrContract. A reader of a damaged device may show any file, but it must come to an end.
 func Walk(fsys filesystem.FileSystem, budget int) error {
+	w := walker{fsys: fsys, budget: budget, buf: make([]byte, 1<<20)}
 	seen := map[filesystem.ID]bool{}
-	todo := []filesystem.ID{fsys.Root()}
-	var first error
-	note := func(err error) {
-		if first == nil {
-			first = err
+	for w.todo = []filesystem.ID{fsys.Root()}; len(w.todo) > 0 && w.budget > 0; w.budget-- {
+		id := w.todo[len(w.todo)-1]
+		w.todo = w.todo[:len(w.todo)-1]
+		if !seen[id] {
+			seen[id] = true
+			w.visit(id)
 		}
 	}
-	for ; len(todo) > 0 && budget > 0; budget-- {
-		id := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		if seen[id] {
-			continue
-		}
-		seen[id] = true
-		info, err := fsys.Stat(id)
-		if err != nil {
-			note(err)
-			continue
-		}
-		if _, err := fsys.Attributes(id); err != nil {
-			note(err)
-		}
-		switch info.Mode.Type() {
-		case fs.ModeDir:
-			for entry, err := range fsys.ReadDir(id) {
-				if err != nil {
-					note(err)
-					break
-				}
-				if budget--; budget <= 0 {
-					break
-				}
-				todo = append(todo, entry.ID)
-			}
-		case fs.ModeSymlink:
-			_, err := fsys.ReadLink(id)
-			note(err)
-		case 0:
-			note(readFile(fsys, id, info.Size))
-		default: // has no content
-		}
-	}
-	return first
+	return w.first
 }
 
-func readFile(fsys filesystem.FileSystem, id filesystem.ID, size int64) error {
-	r, err := fsys.Open(id)
+type walker struct {
+	fsys   filesystem.FileSystem
+	budget int
+	todo   []filesystem.ID
+	first  error
+	buf    []byte
+}
+
+func (w *walker) note(err error) {
+	if err != nil && (w.first == nil || errors.Is(err, ErrContract) && !errors.Is(w.first, ErrContract)) {
+		w.first = err
+	}
+}
+
+func (w *walker) visit(id filesystem.ID) {
+	info, err := w.fsys.Stat(id)
+	if err != nil {
+		w.note(err)
+		return
+	}
+	_, err = w.fsys.Attributes(id)
+	w.note(err)
+	switch info.Mode.Type() {
+	case fs.ModeDir:
+		for entry, err := range w.fsys.ReadDir(id) {
+			if err != nil {
+				w.note(err)
+				break
+			}
+			if name := entry.Name; name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+				w.note(fmt.Errorf("%w: directory %d has an entry %q", ErrContract, id, name))
+			}
+			if w.budget--; w.budget <= 0 {
+				break
+			}
+			w.todo = append(w.todo, entry.ID)
+		}
+	case fs.ModeSymlink:
+		_, err := w.fsys.ReadLink(id)
+		w.note(err)
+	case 0:
+		w.note(w.readFile(id, info.Size))
+	default: // has no content
+	}
+}
+
+func (w *walker) readFile(id filesystem.ID, size int64) error {
+	r, err := w.fsys.Open(id)
 	if err != nil {
 		return err
 	}
-	if _, err := r.ReadAt(make([]byte, min(size, 1<<20)), 0); err != nil && err != io.EOF {
+	if size < 0 {
+		return fmt.Errorf("%w: file %d has %d bytes", ErrContract, id, size)
+	}
+	if _, err := r.ReadAt(w.buf[:min(size, int64(len(w.buf)))], 0); err != nil && err != io.EOF {
 		return err
 	}
-	extents := 0
-	for _, err := range fsys.Extents(id) {
+	extents, end := 0, int64(0)
+	for e, err := range w.fsys.Extents(id) {
 		if err != nil {
 			return err
 		}
+		if e.CheckWithin(size) != nil || e.Offset < end {
+			return fmt.Errorf("%w: file %d of %d bytes has extent %s after one that ends at %d", ErrContract, id, size, e, end)
+		}
+		end = e.End()
 		if extents++; extents > 1<<16 {
 			break
 		}
 	}
 	return nil
+}
+
+// Hostile opens and walks a device for a fuzz test. Memory is bounded by what is read of the device, and by 4 KiB for each
+// file and entry, whose blocks may have been read before.
+func Hostile(t testing.TB, device io.ReaderAt, size int64, budget int, open func(r io.ReaderAt, size int64) (filesystem.FileSystem, error)) {
+	t.Helper()
+	fuzztest.Device(t, device, uint64(budget)<<12, func(r io.ReaderAt) {
+		fsys, err := open(r, size)
+		if err != nil {
+			return
+		}
+		if err := Walk(fsys, budget); errors.Is(err, ErrContract) {
+			t.Error(err)
+		}
+	})
 }
 
 // Damage opens and walks copies of an image in which random bytes differ, rounds times. Nothing must panic or run
@@ -189,7 +232,7 @@ func Damage(t *testing.T, image []byte, most int64, rounds int, open func(r io.R
 		if err != nil {
 			continue
 		}
-		_ = Walk(fsys, 5000)
+		require.NotErrorIs(t, Walk(fsys, 5000), ErrContract)
 	}
 }
 

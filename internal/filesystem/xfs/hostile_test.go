@@ -15,6 +15,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/filesystem"
 	"github.com/blockmover/blockmover/internal/filesystem/filesystemtest"
+	"github.com/blockmover/blockmover/internal/fuzztest"
 )
 
 // fixture returns an image of testdata: version4 has forks of all formats, and version5 was in use, so its log has to be replayed.
@@ -150,9 +151,18 @@ func targets(t testing.TB, image []byte) (*superblock, []int64) {
 	return s, offsets
 }
 
-// attack opens and walks an image in which bytes differ. Each change has 6 bytes: which target, where in it, what, and
-// how: one byte, or the first bytes of a number.
+// attack opens and walks an image in which bytes differ.
 func attack(image []byte, s *superblock, offsets []int64, changes []byte, budget int) error {
+	fsys, err := Open(forge(image, s, offsets, changes), int64(len(image)))
+	if err != nil {
+		return err
+	}
+	return filesystemtest.Walk(fsys, budget)
+}
+
+// forge changes bytes of an image. Each change has 6 bytes: which target, where in it, what, and how: one byte, or the
+// first bytes of a number.
+func forge(image []byte, s *superblock, offsets []int64, changes []byte) *forged {
 	f := &forged{base: image, sectors: map[int64][]byte{}}
 	for ; len(changes) >= 6; changes = changes[6:] {
 		target := offsets[(int(changes[0])|int(changes[1])<<8)%len(offsets)]
@@ -163,11 +173,7 @@ func attack(image []byte, s *superblock, offsets []int64, changes []byte, budget
 			f.seal(s, off)
 		}
 	}
-	fsys, err := Open(f, int64(len(image)))
-	if err != nil {
-		return err
-	}
-	return filesystemtest.Walk(fsys, budget)
+	return f
 }
 
 // TestHostile reads images with damage that checksums do not tell.
@@ -185,7 +191,9 @@ func TestHostile(t *testing.T) {
 				for i := range changes {
 					changes[i] = byte(random.Uint32())
 				}
-				if attack(image, s, offsets, changes, 3000) != nil {
+				err := attack(image, s, offsets, changes, 3000)
+				require.NotErrorIs(t, err, filesystemtest.ErrContract)
+				if err != nil {
 					failed++
 				}
 			}
@@ -211,9 +219,12 @@ func FuzzReader(f *testing.F) {
 	f.Add(false, []byte{})
 	f.Add(true, []byte{0, 0, 0, 0, 88, 0})
 	f.Add(true, []byte{9, 0, 82, 0, 1, 0, 200, 0, 4, 0, 255, 1})
-	f.Fuzz(func(_ *testing.T, v5 bool, changes []byte) {
+	f.Fuzz(func(t *testing.T, v5 bool, changes []byte) {
 		k := kinds[btoi(v5)]
-		_ = attack(k.image, k.super, k.offsets, changes[:min(len(changes), 600)], 300)
+		device := forge(k.image, k.super, k.offsets, changes[:min(len(changes), 600)])
+		filesystemtest.Hostile(t, device, int64(len(k.image)), 300, func(r io.ReaderAt, size int64) (filesystem.FileSystem, error) {
+			return Open(r, size)
+		})
 	})
 }
 
@@ -233,11 +244,13 @@ func FuzzTransactions(f *testing.F) {
 	}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := &replayer{super: s, log: l, overlay: newOverlay(), open: map[uint32]*transaction{}, intents: map[intentKey]intent{}}
-		err := r.record(recordHeader{format: formatLittleEndian, uuid: s.uuid, operations: 1000, lsn: 1 << 32}, data)
-		if len(data) < 1000*operationHeader {
-			require.Error(t, err)
-		}
-		r.noteUnfinished()
+		fuzztest.Document(t, len(data), func() {
+			err := r.record(recordHeader{format: formatLittleEndian, uuid: s.uuid, operations: 1000, lsn: 1 << 32}, data)
+			if len(data) < 1000*operationHeader {
+				require.Error(t, err)
+			}
+			r.noteUnfinished()
+		})
 		fsys := &FileSystem{device: l.device, super: s, overlay: r.overlay}
 		for off := range r.overlay.inodes {
 			_, _, _ = fsys.inodeBytes(off)

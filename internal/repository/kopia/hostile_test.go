@@ -21,6 +21,7 @@ import (
 	"github.com/kopia/kopia/snapshot/snapshotfs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockmover/blockmover/internal/fuzztest"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -80,7 +81,9 @@ func FuzzParseDocument(f *testing.F) {
 	f.Add([]byte(validDocument))
 	f.Add([]byte(`{"version":1}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		doc, err := parseDocument(bytes.NewReader(text))
+		var doc document
+		var err error
+		fuzztest.Document(t, len(text), func() { doc, err = parseDocument(bytes.NewReader(text)) })
 		if err != nil {
 			require.ErrorIs(t, err, repository.ErrCorrupt)
 			return
@@ -152,12 +155,15 @@ func FuzzParseIndex(f *testing.F) {
 	f.Add([]byte(`{"stream":"kopia:indirect","entries":[{"l":1,"o":"00"}]}`), int64(1))
 	f.Fuzz(func(t *testing.T, text []byte, length int64) {
 		var pos int64
-		err := parseIndex(bytes.NewReader(text), length, 100, func(e entry) error {
-			if e.Start != pos || e.Length <= 0 || e.Object == object.EmptyID {
-				t.Fatalf("bad entry %+v at %d", e, pos)
-			}
-			pos += e.Length
-			return nil
+		var err error
+		fuzztest.Document(t, len(text), func() {
+			err = parseIndex(bytes.NewReader(text), length, 100, func(e entry) error {
+				if e.Start != pos || e.Length <= 0 || e.Object == object.EmptyID {
+					t.Fatalf("bad entry %+v at %d", e, pos)
+				}
+				pos += e.Length
+				return nil
+			})
 		})
 		if err == nil && pos != length {
 			t.Fatalf("entries end at %d, want %d", pos, length)
@@ -257,6 +263,7 @@ func TestHostileRepositoryContent(t *testing.T) {
 		"no JSON":                       {img.disk, writeObject(t, s, "", []byte("hello")), false},
 		"a directory as document":       {img.disk, img.disk, false},
 		"another size":                  {img.disk, doc(func(d *document) { d.Size = 100 << 10 }), false},
+		"the largest size":              {img.disk, doc(func(d *document) { d.Size = 1 << 50 }), false},
 		"another segment size":          {img.disk, doc(func(d *document) { d.SegmentSize = 8 << 10 }), false},
 		"data called zero":              {img.disk, doc(func(d *document) { d.Zero = []zeroObject{{4096, some}} }), false},
 		"zero of another length":        {img.disk, doc(func(d *document) { d.Zero = []zeroObject{{2048, d.Zero[0].Object}} }), false},

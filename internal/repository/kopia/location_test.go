@@ -48,8 +48,12 @@ func FuzzParseLocation(f *testing.F) {
 	f.Add("s3://velero/a/kopia/shop?endpoint=http://h:7070&region=r")
 	f.Fuzz(func(t *testing.T, text string) {
 		l, err := ParseLocation(text)
-		if err == nil && (l.Bucket == "" || l.Namespace == "" || l.Provider == "") {
+		if err != nil {
+			return
+		}
+		if l.Bucket == "" || l.Namespace == "" || l.Provider == "" {
 			t.Fatalf("%q is %+v", text, l)
 		}
+		require.NotContains(t, l.Namespace, "/")
 	})
 }

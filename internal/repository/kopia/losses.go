@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -219,52 +220,63 @@ const (
 
 // lostEpochs looks for gaps in the index by the names of its blobs. An epoch only ends when it has index blobs.
 func lostEpochs(ids []blob.ID) []error {
-	has := map[int]bool{}
+	var has []epochs
 	sets := map[string]int{}
 	current, last := 0, 0
 	for _, id := range ids {
-		kind, from, to, set, count, ok := parseIndexBlob(string(id))
+		kind, of, set, count, ok := parseIndexBlob(string(id))
 		if !ok {
 			continue
 		}
 		if kind == indexMarker {
-			current = max(current, from)
+			current = max(current, of.first)
 			continue
 		}
-		last = max(last, to)
+		last = max(last, of.last)
 		if sets[set]++; kind == indexUncompacted || sets[set] == count {
-			for e := from; e <= to; e++ {
-				has[e] = true
-			}
+			has = append(has, of)
 		}
 	}
 	var lost []error
 	if last > current+1 { // clients write into the next epoch, too
 		lost = append(lost, corrupt(fmt.Errorf("index blob xe%d is lost, without which kopia does not look for epoch %d: put it back", last, last)))
 	}
-	for e := range current {
-		if !has[e] {
-			lost = append(lost, corrupt(fmt.Errorf("all index blobs of epoch %d are lost: %s", e, adviseIndex)))
+	slices.SortFunc(has, func(a, b epochs) int { return cmp.Compare(a.first, b.first) })
+	next := 0 // all epochs before it are there, or are known to be lost
+	for _, of := range append(has, epochs{current, current}) {
+		if gap := (epochs{next, min(of.first, current) - 1}); gap.first <= gap.last {
+			lost = append(lost, corrupt(fmt.Errorf("all index blobs of %s are lost: %s", gap, adviseIndex)))
 		}
+		next = max(next, of.last+1)
 	}
 	return lost
 }
 
+// epochs are those from the first to the last. Their numbers are those of names, which can be any.
+type epochs struct{ first, last int }
+
+func (e epochs) String() string {
+	if e.first == e.last {
+		return fmt.Sprintf("epoch %d", e.first)
+	}
+	return fmt.Sprintf("epochs %d to %d", e.first, e.last)
+}
+
 // parseIndexBlob reads the name of an index blob. count is how many blobs its set has.
-func parseIndexBlob(name string) (kind byte, from, to int, set string, count int, ok bool) {
+func parseIndexBlob(name string) (kind byte, of epochs, set string, count int, ok bool) {
 	if len(name) < len("xe0") {
-		return 0, 0, 0, "", 0, false
+		return 0, epochs{}, "", 0, false
 	}
 	kind = name[1]
 	fields := strings.Split(name[2:], "_")
 	want := map[byte]int{indexMarker: 1, indexUncompacted: 2, indexEpoch: 2, indexRange: 3}[kind]
 	if want == 0 || len(fields) != want {
-		return 0, 0, 0, "", 0, false
+		return 0, epochs{}, "", 0, false
 	}
-	from, err := strconv.Atoi(fields[0])
-	to = from
+	first, err := strconv.Atoi(fields[0])
+	of = epochs{first, first}
 	if err == nil && kind == indexRange {
-		to, err = strconv.Atoi(fields[1])
+		of.last, err = strconv.Atoi(fields[1])
 	}
 	rest := fields[len(fields)-1]
 	count = 1
@@ -272,5 +284,6 @@ func parseIndexBlob(name string) (kind byte, from, to int, set string, count int
 		rest = parts[1]
 		count, err = strconv.Atoi(strings.TrimPrefix(parts[2], "c"))
 	}
-	return kind, from, to, strings.Join(fields[:len(fields)-1], "_") + "-" + rest, count, err == nil
+	ok = err == nil && 0 <= of.first && of.first <= of.last && of.last < math.MaxInt
+	return kind, of, strings.Join(fields[:len(fields)-1], "_") + "-" + rest, count, ok
 }

@@ -322,11 +322,14 @@ func TestLostEpochs(t *testing.T) {
 		"compacted":             {[]blob.ID{"xs0" + hash, "xr1_3" + hash, "xs4" + hash, "xe4", "xe5"}, nil},
 		"first is lost":         {[]blob.ID{"xe1", "xn1" + hash}, []string{"epoch 0"}},
 		"one of them is lost":   {[]blob.ID{"xs0" + hash, "xs2" + hash, "xe3"}, []string{"epoch 1"}},
-		"range is lost":         {[]blob.ID{"xs2" + hash, "xe3"}, []string{"epoch 0", "epoch 1"}},
+		"range is lost":         {[]blob.ID{"xs2" + hash, "xe3"}, []string{"epochs 0 to 1 are lost"}},
 		"half a set":            {[]blob.ID{"xs0_1-sa-c2", "xe1"}, []string{"epoch 0"}},
 		"half a set, and parts": {[]blob.ID{"xs0_1-sa-c2", "xn0" + hash, "xe1"}, nil},
 		"whole set":             {[]blob.ID{"xs0_1-sa-c2", "xs0_2-sa-c2", "xe1"}, nil},
 		"marker is lost":        {[]blob.ID{"xs0" + hash, "xs1" + hash, "xs2" + hash}, []string{"xe2"}},
+		"two gaps":              {[]blob.ID{"xr1_2" + hash, "xr1_4" + hash, "xs6" + hash, "xe8"}, []string{"epoch 0", "epoch 5", "epoch 7"}},
+		"any numbers":           {[]blob.ID{"xe4611686018427387904", "xr1_4611686018427387900" + hash}, []string{"epoch 0", "epochs 4611686018427387901 to 4611686018427387903"}},
+		"numbers of no epoch":   {[]blob.ID{"xe-5", "xn-1" + hash, "xr5_1" + hash, "xe9223372036854775807", "xn99999999999999999999" + hash}, nil},
 		"names of other things": {[]blob.ID{"x", "xe", "xq5", "xn", "xnine_", "xr1_2", "xr_", "xs1-2"}, nil},
 	} {
 		lost := lostEpochs(tc.blobs)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"time"
 
@@ -99,6 +100,13 @@ func loadManifests(ctx context.Context, rep repo.DirectRepository) (set manifest
 	return set, damaged, nil
 }
 
+// How long the text of manifests may be, measured by what it is compressed to. gzip makes 1,000 bytes of one, so a content of 20 MiB could
+// take all memory. The manifest of an image has 1.3 KiB, of which 150 bytes are IDs and times that cannot be compressed: less than 10 to 1.
+const (
+	minManifestsText  = 1 << 20
+	maxManifestsRatio = 64
+)
+
 // readManifests reads one manifest content.
 func readManifests(ctx context.Context, from interface {
 	GetContent(ctx context.Context, id content.ID) ([]byte, error)
@@ -113,7 +121,7 @@ func readManifests(ctx context.Context, from interface {
 	}
 	zip, err := gzip.NewReader(bytes.NewReader(packed))
 	if err == nil {
-		err = json.NewDecoder(zip).Decode(&text)
+		err = json.NewDecoder(io.LimitReader(zip, minManifestsText+maxManifestsRatio*int64(len(packed)))).Decode(&text)
 	}
 	if err != nil {
 		return nil, corrupt(fmt.Errorf("parse manifests in content %v of pack %s: %w", info.ContentID, info.PackBlobID, err))

@@ -19,7 +19,9 @@ func loadRoot(ctx context.Context, rep repo.Repository, disk object.ID, l reposi
 // loadSegments reads the object IDs of the first n segments; disk ends with
 // them.
 func loadSegments(ctx context.Context, rep repo.Repository, disk object.ID, l repository.Layout, n int64) ([]object.ID, error) {
-	root := make([]object.ID, 0, n)
+	// How many there are is said by volume.json, and how many are there by the index. A list of what is only said to be there could
+	// take any memory.
+	root := make([]object.ID, 0, min(n, pieceEntries))
 	err := readIndex(ctx, rep, disk, l.EndOf(n), int(n), func(e entry) error {
 		if e.Length != l.SegmentLength(int64(len(root))) {
 			return fmt.Errorf("segment has length %d, want %d", e.Length, l.SegmentLength(int64(len(root))))

@@ -24,7 +24,7 @@ type Image struct {
 
 	mu      sync.Mutex
 	nextID  uint64
-	waiting map[uint64]chan answer
+	waiting map[uint64]question
 	ended   error
 
 	stop chan struct{}
@@ -36,13 +36,19 @@ type Image struct {
 
 var _ readcache.Image = (*Image)(nil)
 
+// question waits for an answer of at most so many bytes.
+type question struct {
+	length int64
+	answer chan answer
+}
+
 type answer struct {
 	status byte
 	data   []byte
 }
 
 // zeroBlock is how many chunks are asked for at once. It is a segment of an image.
-// mostZeroBlocks bounds what is known, to 4 MiB.
+// mostZeroBlocks bounds what is known, to 32 MiB.
 const (
 	zeroBlock      = 1024
 	mostZeroBlocks = 32 << 10
@@ -57,10 +63,10 @@ func Connect(in io.Reader, out io.WriteCloser) (*Image, error) {
 	if string(hello[:len(greeting)]) != greeting {
 		return nil, fmt.Errorf("connect to the reader of the repository: it says %q, want %q: the versions do not fit", hello[:len(greeting)], greeting)
 	}
-	i := &Image{out: out, waiting: map[uint64]chan answer{}, stop: make(chan struct{}), zero: map[int64][]byte{}}
+	i := &Image{out: out, waiting: map[uint64]question{}, stop: make(chan struct{}), zero: map[int64][]byte{}}
 	i.size = int64(binary.BigEndian.Uint64(hello[len(greeting):]))
 	i.chunk = int64(binary.BigEndian.Uint64(hello[len(greeting)+8:]))
-	if i.size < 1 || i.chunk < 1 || i.chunk > block.MaxChunkSize {
+	if i.size < 1 || i.size > block.MaxVolumeSize || i.chunk < 1 || i.chunk > block.MaxChunkSize {
 		return nil, fmt.Errorf("connect to the reader of the repository: an image of %d bytes in chunks of %d makes no sense", i.size, i.chunk)
 	}
 	go i.receive(bufio.NewReaderSize(in, 1<<16))
@@ -88,27 +94,35 @@ func (i *Image) end(err error) {
 	}
 	i.ended = err
 	close(i.stop)
-	for id, c := range i.waiting {
-		close(c)
+	for id, q := range i.waiting {
+		close(q.answer)
 		delete(i.waiting, id)
 	}
 }
 
 func (i *Image) receive(in io.Reader) {
 	for {
-		id, status, data, err := readAnswer(in)
+		id, status, data, err := readAnswer(in, i.asked)
 		if err != nil {
 			i.end(fmt.Errorf("%w: %w", ErrLost, err))
 			return
 		}
 		i.mu.Lock()
-		c := i.waiting[id]
+		q, known := i.waiting[id]
 		delete(i.waiting, id)
 		i.mu.Unlock()
-		if c != nil {
-			c <- answer{status, data}
+		if known {
+			q.answer <- answer{status, data}
 		}
 	}
+}
+
+// asked returns how many bytes a request is for that has no answer yet.
+func (i *Image) asked(id uint64) (int64, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	q, known := i.waiting[id]
+	return q.length, known
 }
 
 // ping does not wait for answers: they may be behind those of many reads.
@@ -134,7 +148,7 @@ func (i *Image) send(r request) error {
 
 // ask sends a request and waits for the answer.
 func (i *Image) ask(kind byte, offset, length int64) ([]byte, error) {
-	c := make(chan answer, 1)
+	q := question{length, make(chan answer, 1)}
 	i.mu.Lock()
 	if i.ended != nil {
 		defer i.mu.Unlock()
@@ -142,13 +156,13 @@ func (i *Image) ask(kind byte, offset, length int64) ([]byte, error) {
 	}
 	i.nextID++
 	id := i.nextID
-	i.waiting[id] = c
+	i.waiting[id] = q
 	i.mu.Unlock()
 
 	if err := i.send(request{id, kind, offset, length}); err != nil {
 		i.end(fmt.Errorf("%w: %w", ErrLost, err))
 	}
-	a, ok := <-c
+	a, ok := <-q.answer
 	if !ok {
 		i.mu.Lock()
 		defer i.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 // TestPings: a ping does not wait for the answer of the one before. On a slow link, that is behind megabytes.
 func TestPings(t *testing.T) {
 	requests, out := io.Pipe()
-	i := &Image{out: out, waiting: map[uint64]chan answer{}, stop: make(chan struct{})}
+	i := &Image{out: out, waiting: map[uint64]question{}, stop: make(chan struct{})}
 	go i.ping(time.Millisecond)
 	for range 3 {
 		r, err := readRequest(requests)

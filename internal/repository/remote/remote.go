@@ -29,6 +29,8 @@ const (
 	// mostRead is the longest read, and mostChunks the most chunks of one question.
 	mostRead   = 8 << 20
 	mostChunks = 4096
+	// mostText is the longest text of an error.
+	mostText = 64 << 10
 	// parallel is how many requests are answered at once, and mostWaiting how many more are read, so that a busy server still
 	// hears its client.
 	parallel    = 16
@@ -88,19 +90,25 @@ func encodeAnswer(id uint64, status byte, data []byte) []byte {
 	return append(b, data...)
 }
 
-// readAnswer reads an answer, whose length has bounds.
-func readAnswer(in io.Reader) (id uint64, status byte, data []byte, err error) {
+// readAnswer reads an answer. asked returns how many bytes were asked for, and false if nothing was: what the other side says
+// of its answer takes no memory.
+func readAnswer(in io.Reader, asked func(id uint64) (int64, bool)) (id uint64, status byte, data []byte, err error) {
 	var b [answerSize]byte
 	if _, err := io.ReadFull(in, b[:]); err != nil {
 		return 0, 0, nil, err
 	}
-	length := binary.BigEndian.Uint32(b[9:])
-	if length > mostRead {
-		return 0, 0, nil, fmt.Errorf("an answer has %d bytes", length)
+	id, status = binary.BigEndian.Uint64(b[:]), b[8]
+	length := int64(binary.BigEndian.Uint32(b[9:]))
+	most, known := asked(id)
+	if status != statusOK {
+		most = mostText
+	}
+	if !known || length > most {
+		return 0, 0, nil, fmt.Errorf("an answer to request %d of %d bytes was not asked for", id, length)
 	}
 	data = make([]byte, length)
 	_, err = io.ReadFull(in, data)
-	return binary.BigEndian.Uint64(b[:]), b[8], data, err
+	return id, status, data, err
 }
 
 // ErrLost is wrapped by the errors of an image whose connection has ended.

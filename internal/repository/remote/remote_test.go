@@ -149,11 +149,3 @@ func TestGreeting(t *testing.T) {
 		require.Error(t, err)
 	}
 }
-
-// FuzzServe: no request makes a server panic, or take memory without bounds.
-func FuzzServe(f *testing.F) {
-	f.Add([]byte("\x00\x00\x00\x00\x00\x00\x00\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x05"))
-	f.Fuzz(func(t *testing.T, requests []byte) {
-		_ = remote.Serve(t.Context(), image{make([]byte, 3*chunk)}, 3*chunk, chunk, io.NopCloser(bytes.NewReader(requests)), io.Discard, time.Minute)
-	})
-}

@@ -69,19 +69,19 @@ func answerTo(ctx context.Context, image readcache.Image, size, chunk int64, r r
 	var err error
 	switch r.kind {
 	case kindRead:
+		if r.offset > size || r.length > size-r.offset {
+			err = fmt.Errorf("%d bytes at %d are outside of the image of %d bytes", r.length, r.offset, size)
+			break
+		}
 		data = make([]byte, r.length)
 		var n int
 		if n, err = image.ReadAt(data, r.offset); n == len(data) {
 			err = nil
 		}
 	case kindZero:
-		data = make([]byte, r.length)
+		data = make([]byte, max(0, min(r.length, (size-1)/chunk+1-r.offset)))
 		for i := range data {
 			n := r.offset + int64(i)
-			if n > (size-1)/chunk {
-				data = data[:i]
-				break
-			}
 			var zero bool
 			if zero, err = image.IsZero(ctx, n); err != nil {
 				break
@@ -92,7 +92,8 @@ func answerTo(ctx context.Context, image readcache.Image, size, chunk int64, r r
 		}
 	}
 	if err != nil {
-		return encodeAnswer(r.id, statusError, []byte(err.Error()))
+		text := []byte(err.Error())
+		return encodeAnswer(r.id, statusError, text[:min(len(text), mostText)])
 	}
 	return encodeAnswer(r.id, statusOK, data)
 }

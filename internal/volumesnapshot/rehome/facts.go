@@ -37,9 +37,9 @@ type Rehomed struct {
 
 // describe reads the facts from the content of a pair.
 func describe(pair *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSnapshot) (Rehomed, error) {
-	size, err := strconv.ParseInt(pair.Annotations[identity.AnnotationVolumeSize], 10, 64)
+	size, err := readBytes(pair, identity.AnnotationVolumeSize)
 	if err != nil {
-		return Rehomed{}, fmt.Errorf("%w: read annotation %s of VolumeSnapshotContent %s: %w", phase.ErrBroken, identity.AnnotationVolumeSize, pair.Name, err)
+		return Rehomed{}, err
 	}
 	at, err := readTime(pair)
 	if err != nil {
@@ -55,9 +55,9 @@ func describe(pair *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSnaps
 		Secured:      true,
 		Ready:        vs.DeletionTimestamp == nil && content.BoundTo(vs) != "" && isTrue(vs.Status.ReadyToUse),
 	}
-	if text := pair.Annotations[identity.AnnotationCapacity]; text != "" {
-		if out.Capacity, err = strconv.ParseInt(text, 10, 64); err != nil {
-			return Rehomed{}, fmt.Errorf("%w: read annotation %s of VolumeSnapshotContent %s: %w", phase.ErrBroken, identity.AnnotationCapacity, pair.Name, err)
+	if pair.Annotations[identity.AnnotationCapacity] != "" {
+		if out.Capacity, err = readBytes(pair, identity.AnnotationCapacity); err != nil {
+			return Rehomed{}, err
 		}
 	}
 	if handle := pair.Spec.Source.SnapshotHandle; handle != nil {
@@ -67,6 +67,18 @@ func describe(pair *snapshotv1.VolumeSnapshotContent, vs *snapshotv1.VolumeSnaps
 		out.Waiting = fmt.Sprintf("re-homed VolumeSnapshot %s/%s is not ready to use yet%s", vs.Namespace, vs.Name, because(vs.Status))
 	}
 	return out, nil
+}
+
+// readBytes reads an annotation that is a number of bytes.
+func readBytes(pair *snapshotv1.VolumeSnapshotContent, key string) (int64, error) {
+	n, err := strconv.ParseInt(pair.Annotations[key], 10, 64)
+	if err == nil && n < 0 {
+		err = fmt.Errorf("%d is no number of bytes", n)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%w: read annotation %s of VolumeSnapshotContent %s: %w", phase.ErrBroken, key, pair.Name, err)
+	}
+	return n, nil
 }
 
 // snapshotTime is when the storage cut the snapshot, as far as anybody says.
@@ -86,10 +98,22 @@ func writeTime(pair *snapshotv1.VolumeSnapshotContent, at time.Time) {
 
 func readTime(pair *snapshotv1.VolumeSnapshotContent) (time.Time, error) {
 	at, err := time.Parse(time.RFC3339Nano, pair.Annotations[identity.AnnotationSnapshotTime])
+	if err == nil {
+		err = checkTime(at)
+	}
 	if err != nil {
 		return time.Time{}, fmt.Errorf("read annotation %s of VolumeSnapshotContent %s: %w", identity.AnnotationSnapshotTime, pair.Name, err)
 	}
 	return at, nil
+}
+
+// checkTime returns an error for a time that cannot be written and read back: in UTC its year has more than four digits, or is
+// below zero.
+func checkTime(at time.Time) error {
+	if year := at.UTC().Year(); year < 0 || year > 9999 {
+		return fmt.Errorf("%s is in no year from 0 to 9999", at)
+	}
+	return nil
 }
 
 func because(status *snapshotv1.VolumeSnapshotStatus) string {

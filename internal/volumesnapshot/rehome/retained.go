@@ -14,6 +14,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
+	"github.com/blockmover/blockmover/internal/policy"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/internal/content"
 )
 
@@ -97,6 +98,9 @@ func (r Rehomer) ReleaseRetained(ctx context.Context, name string) ([]string, er
 // ReleaseRetained can delete the storage snapshot. It does nothing if another content
 // has the storage snapshot: then the owner of that content decides.
 func (r Rehomer) Rebuild(ctx context.Context, k Retained) error {
+	if err := k.check(); err != nil {
+		return fmt.Errorf("make retained pair %q again: %w", k.Name, err)
+	}
 	if found, err := r.contents.Find(ctx, k.Name); err != nil || found != nil {
 		return err
 	}
@@ -105,6 +109,17 @@ func (r Rehomer) Rebuild(ctx context.Context, k Retained) error {
 		return err
 	}
 	return kube.Ensure(ctx, r.client, pair)
+}
+
+// check returns an error for a note from which no pair can be made that is read back as it was.
+func (k Retained) check() error {
+	switch {
+	case k.Name == "" || k.Driver == "" || k.SnapshotHandle == "" || k.VolumeHandle == "" || k.PVC == "" || k.Backup == "":
+		return errors.New("its note does not say which storage snapshot, volume and backup it is of")
+	case k.Retention != policy.RetentionAuto && k.Retention != policy.RetentionAlways:
+		return fmt.Errorf("its note has the retention %q, want %s or %s", k.Retention, policy.RetentionAuto, policy.RetentionAlways)
+	}
+	return checkTime(k.SnapshotTime)
 }
 
 // plan returns the content of a retained pair in a namespace.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	groupsnapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -36,6 +37,18 @@ type Record struct {
 	BackupUID string `json:"backupUID"`
 	// Secrets are the annotations that name the secret of the driver.
 	Secrets map[string]string `json:"secrets,omitempty"`
+}
+
+// parseRecord reads a record. One that lacks a part leads to no group, or to another one.
+func parseRecord(text string) (Record, error) {
+	var r Record
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		return Record{}, err
+	}
+	if slices.Contains(slices.Concat(r.Members, []string{r.Handle, r.Driver, r.Content, r.Namespace, r.Name}), "") || len(r.Members) == 0 {
+		return Record{}, errors.New("a handle or a name is missing")
+	}
+	return r, nil
 }
 
 // Annotations and the finalizer of the snapshot controller and of its sidecar.
@@ -161,8 +174,8 @@ func (k Keeper) Secure(ctx context.Context, member client.Object) (bool, error) 
 	if text == "" {
 		return false, nil
 	}
-	var record Record
-	if err := json.Unmarshal([]byte(text), &record); err != nil {
+	record, err := parseRecord(text)
+	if err != nil {
 		return false, fmt.Errorf("read annotation %s of %s: %w", identity.AnnotationGroupSnapshot, member.GetName(), err)
 	}
 	objects, err := Discover(k.client.RESTMapper(), k.reader)

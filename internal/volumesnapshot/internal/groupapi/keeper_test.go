@@ -152,15 +152,20 @@ func TestProtectWaitsForTheHandles(t *testing.T) {
 
 func TestSecureReadsItsRecord(t *testing.T) {
 	c := newClient(t, true)
-	_, err := groupapi.NewKeeper(c, c).Secure(t.Context(), rehomed("garbage"))
-	require.ErrorContains(t, err, identity.AnnotationGroupSnapshot)
+	for _, record := range []string{
+		"garbage", "null", "{}", `{"handle":"group-1","driver":"csi.example.com","content":"c","namespace":"app","name":"g"}`,
+		`{"handle":"","members":["m"],"driver":"csi.example.com","content":"c","namespace":"app","name":"g"}`,
+	} {
+		_, err := groupapi.NewKeeper(c, c).Secure(t.Context(), rehomed(record))
+		require.ErrorContains(t, err, identity.AnnotationGroupSnapshot, record)
+	}
 }
 
 // TestSecureWaitsForTheAPI: the CRDs of groups are gone. The storage may refuse to delete a member
 // alone, so it waits.
 func TestSecureWaitsForTheAPI(t *testing.T) {
 	c := newClient(t, false)
-	record, err := json.Marshal(groupapi.Record{Handle: "group-1", Driver: driver})
+	record, err := json.Marshal(groupapi.Record{Handle: "group-1", Members: []string{"s"}, Driver: driver, Content: "c", Namespace: "app", Name: "g"})
 	require.NoError(t, err)
 	_, err = groupapi.NewKeeper(c, c).Secure(t.Context(), rehomed(string(record)))
 	require.ErrorIs(t, err, groupapi.ErrNotServed)
