@@ -75,7 +75,8 @@ func (r Rehomer) releaseOrigin(ctx context.Context, origin *snapshotv1.VolumeSna
 // After the VolumeSnapshot is deleted, the snapshot controller deletes the content and
 // the storage snapshot, once every volume that is being created from them is ready.
 // It does not know a content that it has not bound yet; releasePair deletes such a
-// content itself.
+// content itself, and that of a member of a group: its policy is Retain, so the snapshot
+// controller leaves it.
 func (r Rehomer) releasePair(ctx context.Context, name string, pair *snapshotv1.VolumeSnapshotContent) ([]string, error) {
 	vs, err := r.contents.FindSnapshot(ctx, r.keyOf(name))
 	if err != nil {
@@ -86,8 +87,9 @@ func (r Rehomer) releasePair(ctx context.Context, name string, pair *snapshotv1.
 	if pair != nil {
 		left = append(left, "VolumeSnapshotContent "+name)
 	}
+	isMember := false
 	if alive {
-		if err := r.condemn(ctx, pair); err != nil {
+		if isMember, err = r.condemn(ctx, pair); err != nil {
 			return nil, err
 		}
 	}
@@ -97,22 +99,23 @@ func (r Rehomer) releasePair(ctx context.Context, name string, pair *snapshotv1.
 			return nil, err
 		}
 	}
-	if alive && !isBound(vs, pair) {
+	if alive && (isMember || !isBound(vs, pair)) {
 		return left, r.contents.Delete(ctx, pair)
 	}
 	return left, nil
 }
 
-// condemn lets the storage snapshot go with the pair, or leaves it to its group.
-func (r Rehomer) condemn(ctx context.Context, pair *snapshotv1.VolumeSnapshotContent) error {
-	isMember, err := r.groups.Secure(ctx, pair)
+// condemn lets the storage snapshot go with the pair, or leaves it to the group that it is a member
+// of.
+func (r Rehomer) condemn(ctx context.Context, pair *snapshotv1.VolumeSnapshotContent) (isMember bool, err error) {
+	isMember, err = r.groups.Secure(ctx, pair)
 	switch {
 	case err != nil:
-		return err
+		return false, err
 	case isMember:
-		return r.contents.Announce(ctx, pair, snapshotv1.VolumeSnapshotContentRetain)
+		return true, r.contents.Announce(ctx, pair, snapshotv1.VolumeSnapshotContentRetain)
 	}
-	return r.contents.Condemn(ctx, pair)
+	return false, r.contents.Condemn(ctx, pair)
 }
 
 func isBound(vs *snapshotv1.VolumeSnapshot, pair *snapshotv1.VolumeSnapshotContent) bool {
