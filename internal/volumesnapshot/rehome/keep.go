@@ -38,6 +38,9 @@ type Retained struct {
 	// the snapshot; "" if it needs none.
 	SecretName      string `json:"secretName,omitempty"`
 	SecretNamespace string `json:"secretNamespace,omitempty"`
+	// Group is the record of the group that the storage snapshot is a member of, or "". The storage
+	// may refuse to delete a member alone.
+	Group string `json:"group,omitempty"`
 }
 
 // Keeping says by which rule and for which backup a pair is kept.
@@ -154,6 +157,7 @@ func readRetained(pair *snapshotv1.VolumeSnapshotContent) (Retained, error) {
 		SnapshotTime:    at,
 		SecretName:      a[content.AnnotationSecretName],
 		SecretNamespace: a[content.AnnotationSecretNamespace],
+		Group:           a[identity.AnnotationGroupSnapshot],
 	}
 	if class := pair.Spec.VolumeSnapshotClassName; class != nil {
 		retained.Class = *class

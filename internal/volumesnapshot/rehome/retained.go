@@ -142,6 +142,9 @@ func (k Retained) plan(namespace string) *snapshotv1.VolumeSnapshotContent {
 		kube.SetAnnotation(pair, content.AnnotationSecretName, k.SecretName)
 		kube.SetAnnotation(pair, content.AnnotationSecretNamespace, k.SecretNamespace)
 	}
+	if k.Group != "" {
+		kube.SetAnnotation(pair, identity.AnnotationGroupSnapshot, k.Group)
+	}
 	k.mark(pair)
 	return pair
 }
