@@ -114,7 +114,7 @@ var Keys = []Key{
 	{AnnotationPlace, "DataUploads, DataDownloads", "manager", "name of the only node that can use the volume", "from the moment that a new operation waits for nothing but a slot; stays"},
 	{AnnotationFilesystem, "DataDownloads", "manager", "file system found on the restored volume", "from the report on; stays"},
 	{AnnotationRetention, "DataUploads", "manager", "auto, always or never: the retention rule of the storage snapshot", "set while the operation is secured; stays"},
-	{AnnotationRetained, "DataUploads", "manager", "JSON rehome.Retained: the retained storage snapshot", "from the end of the upload until the snapshot is released"},
+	{AnnotationRetained, "DataUploads", "manager", "JSON rehome.Retained: the retained storage snapshot", "from the end of the upload until the snapshot is released, by the manager or the plugin"},
 	{AnnotationVerified, "DataUploads", "kubectl blockmover verify", "JSON operation.Verified: when the image was read completely, and what could not be read", "until the image is verified again"},
 	{AnnotationInPlace, "Restores", "user", "true, false or any-volume: the restore writes into PVCs that exist", "the user's"},
 	{LabelAlias, "label of alias PVs", "manager", "UID of the DataDownload that writes the volume of a live PVC through this PV", "as long as the PV; the sweep deletes it when the operation is gone, and never the volume"},

@@ -120,7 +120,8 @@ func (a *DataUploadAction) handOver(ctx context.Context, upload *velerov2alpha1.
 // deletes it later.
 func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2alpha1.DataUpload) error {
 	rehomer := rehome.New(a.api, a.api, upload.Namespace)
-	if err := a.rebuildRetained(ctx, rehomer, upload); err != nil {
+	live, err := a.rebuildRetained(ctx, rehomer, upload)
+	if err != nil {
 		return err
 	}
 	name := identity.OperationName(string(upload.UID))
@@ -138,6 +139,9 @@ func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2
 			return rehomer.MarkBackupGone(ctx, name, time.Unix(0, 0))
 		}
 	}
+	if err := a.forgetRetained(ctx, live); err != nil {
+		return err
+	}
 	left, err := rehomer.ReleaseRetained(ctx, name)
 	if len(left) > 0 {
 		a.log.Infof("Releasing the storage snapshot that was retained as VolumeSnapshot %s/%s", upload.Namespace, name)
@@ -147,17 +151,27 @@ func (a *DataUploadAction) releaseRetained(ctx context.Context, upload *velerov2
 
 // rebuildRetained creates the pair again if somebody has deleted it, and the DataUpload still
 // says that there is a storage snapshot. It reads the DataUpload in the cluster, which is up
-// to date, not that in the backup.
-func (a *DataUploadAction) rebuildRetained(ctx context.Context, rehomer rehome.Rehomer, upload *velerov2alpha1.DataUpload) error {
+// to date, not that in the backup, and returns it, or nil if it says nothing.
+func (a *DataUploadAction) rebuildRetained(ctx context.Context, rehomer rehome.Rehomer, upload *velerov2alpha1.DataUpload) (*operation.View, error) {
 	live, err := operation.Find(ctx, a.api, identity.KindDataUpload, client.ObjectKeyFromObject(upload))
 	if err != nil || live == nil || live.UID != string(upload.UID) || live.Status.Retained == "" {
-		return err
+		return nil, err
 	}
 	var retained rehome.Retained
 	if err := json.Unmarshal([]byte(live.Status.Retained), &retained); err != nil {
-		return fmt.Errorf("read annotation %s of DataUpload %s: %w", identity.AnnotationRetained, live.Key(), err)
+		return nil, fmt.Errorf("read annotation %s of DataUpload %s: %w", identity.AnnotationRetained, live.Key(), err)
 	}
-	return rehomer.Rebuild(ctx, retained)
+	return live, rehomer.Rebuild(ctx, retained)
+}
+
+// forgetRetained removes the note from the DataUpload before the pair is deleted. Otherwise a
+// deletion that is repeated would make the pair again, of a storage snapshot that is gone.
+func (a *DataUploadAction) forgetRetained(ctx context.Context, live *operation.View) error {
+	if live == nil {
+		return nil
+	}
+	live.Status.Retained = ""
+	return client.IgnoreNotFound(live.Save(ctx, a.api))
 }
 
 // isUploading reports whether another upload of the volume runs.
