@@ -276,13 +276,16 @@ func (s *sweeper) addAliases(ctx context.Context, found map[string]identity.Oper
 	return nil
 }
 
-// findSnapshots returns the VolumeSnapshots that were taken for backups.
+// findSnapshots returns the VolumeSnapshots that were taken for backups. A member of a group gets
+// its label only when its action has waited for it, and may outlive the group without one.
 func (s *sweeper) findSnapshots(ctx context.Context) ([]snapshotv1.VolumeSnapshot, error) {
 	snapshots := &snapshotv1.VolumeSnapshotList{}
-	if err := withoutKinds(s.reader.List(ctx, snapshots, client.HasLabels{identity.LabelBackupUID})); err != nil {
-		return nil, fmt.Errorf("list VolumeSnapshots of backups: %w", err)
+	if err := withoutKinds(s.reader.List(ctx, snapshots)); err != nil {
+		return nil, fmt.Errorf("list VolumeSnapshots: %w", err)
 	}
-	return snapshots.Items, nil
+	return slices.DeleteFunc(snapshots.Items, func(vs snapshotv1.VolumeSnapshot) bool {
+		return vs.Labels[identity.LabelBackupUID] == "" && !groupsnapshot.IsOurMember(&vs)
+	}), nil
 }
 
 // sweepBackups deletes the VolumeSnapshots that our action took for a backup that has ended,

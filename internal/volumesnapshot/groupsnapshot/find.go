@@ -14,7 +14,11 @@ import (
 
 // Find returns the groups of ours of which anything is left, in order of their names:
 // stamps, VolumeGroupSnapshot, content, or members, which are among the given
-// VolumeSnapshots of backups.
+// VolumeSnapshots.
+//
+// A member that no action has waited for does not say which backup it is of. What else is
+// left of its group does. If nothing is, the member is of no backup that still runs, and
+// the backup is "".
 func (g Groups) Find(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot) ([]Group, error) {
 	served, err := groupapi.Discover(g.client.RESTMapper(), g.reader)
 	if err != nil {
@@ -33,6 +37,11 @@ func (g Groups) Find(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot)
 		return cmp.Or(strings.Compare(a.String(), b.String()), strings.Compare(a.BackupUID, b.BackupUID))
 	})
 	refs = slices.Compact(refs)
+	for i := len(refs) - 1; i > 0; i-- { // "" comes first
+		if refs[i-1].BackupUID == "" && refs[i-1].key() == refs[i].key() {
+			refs = slices.Delete(refs, i-1, i)
+		}
+	}
 	groups := make([]Group, len(refs))
 	for i, ref := range refs {
 		groups[i] = g.handle(served, ref)
