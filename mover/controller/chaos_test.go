@@ -10,7 +10,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-const seeds = 30
+// seeds is how often chaos is tried. The tests of hops kill at each step; here it is several faults at
+// once, and lost pods, and an end at any time.
+const seeds = 10
 
 // TestUploadChaos lets calls fail at random, mover pods vanish, and the DataUpload be
 // canceled or deleted at some moment. In every case the source stays, and nothing else does.

@@ -43,6 +43,14 @@ type hypervisor struct {
 // vmWorld has the VM and a DataUpload for each of its disks, of one Backup.
 func vmWorld(t *testing.T) *hypervisor {
 	t.Helper()
+	h := newVM(t)
+	h.backUp("backup-1")
+	return h
+}
+
+// newVM has the VM.
+func newVM(t *testing.T) *hypervisor {
+	t.Helper()
 	h := &hypervisor{world: newWorld(t), end: func(*unstructured.Unstructured) string { return "" }, stuck: func(*unstructured.Unstructured) bool { return false }}
 	for _, kind := range []string{"VirtualMachineBackup", "VirtualMachineBackupTracker"} {
 		h.mapper.Add(kubevirt.Backup.GroupVersion().WithKind(kind), meta.RESTScopeNamespace)
@@ -63,10 +71,9 @@ func vmWorld(t *testing.T) *hypervisor {
 		require.NoError(t, h.c.Create(h.ctx, &corev1.PersistentVolumeClaim{
 			ObjectMeta: metav1.ObjectMeta{Namespace: appNamespace, Name: name, UID: types.UID("uid-of-" + name)},
 			Spec:       corev1.PersistentVolumeClaimSpec{StorageClassName: &fast, VolumeMode: &block, VolumeName: "pv-of-" + name},
-			Status:     corev1.PersistentVolumeClaimStatus{Capacity: corev1.ResourceList{corev1.ResourceStorage: quantity(gibi)}},
+			Status:     corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound, Capacity: corev1.ResourceList{corev1.ResourceStorage: quantity(gibi)}},
 		}))
 	}
-	h.backUp("backup-1")
 	return h
 }
 
