@@ -288,7 +288,7 @@ func TestConnectIsVeleros(t *testing.T) {
 	f.open(t)
 	got, err := repo.LoadConfigFromFile(file)
 	require.NoError(t, err)
-	require.Equal(t, want.Storage, got.Storage)
+	require.Equal(t, putting(*want.Storage), got.Storage)
 	require.Equal(t, want.ClientOptions, got.ApplyDefaults(t.Context(), want.Description))
 	require.Equal(t, want.Caching.MaxListCacheDuration, got.Caching.MaxListCacheDuration)
 }
