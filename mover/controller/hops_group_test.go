@@ -105,6 +105,18 @@ func (h *hopWorld) requireWholeGroups() {
 	}
 }
 
+// groupWith finds the VolumeGroupSnapshot by its content, as the snapshot controller does.
+func (h *hopWorld) groupWith(handle string) string {
+	for _, content := range h.groupObjects("VolumeGroupSnapshotContent") {
+		if found, _, _ := unstructured.NestedString(content.Object, "status", "volumeGroupSnapshotHandle"); found == handle {
+			name, _, err := unstructured.NestedString(content.Object, "spec", "volumeGroupSnapshotRef", "name")
+			require.NoError(h.t, err)
+			return name
+		}
+	}
+	return ""
+}
+
 // cut takes the group: content, and content and VolumeSnapshot of each member.
 func (h *hopWorld) cut(vgs *unstructured.Unstructured, name string) {
 	selector, _, err := unstructured.NestedStringMap(vgs.Object, "spec", "source", "selector", "matchLabels")

@@ -89,7 +89,7 @@ func newHopWorld(t *testing.T, w *world) *hopWorld {
 			return c.Get(ctx, key, obj, opts...)
 		},
 	})
-	w.podEnds = h.work
+	w.podEnds, w.groupWith = h.work, h.groupWith
 	h.restart()
 	return h
 }

@@ -284,7 +284,7 @@ func (s *sweeper) findSnapshots(ctx context.Context) ([]snapshotv1.VolumeSnapsho
 		return nil, fmt.Errorf("list VolumeSnapshots: %w", err)
 	}
 	return slices.DeleteFunc(snapshots.Items, func(vs snapshotv1.VolumeSnapshot) bool {
-		return vs.Labels[identity.LabelBackupUID] == "" && !groupsnapshot.IsOurMember(&vs)
+		return vs.Labels[identity.LabelBackupUID] == "" && !groupsnapshot.IsSwept(&vs)
 	}), nil
 }
 

@@ -86,6 +86,8 @@ type world struct {
 	// are members of one.
 	volumes, snapshots map[string]bool
 	groups             map[string]string
+	// groupWith returns the name of the VolumeGroupSnapshot with a handle in the storage.
+	groupWith func(handle string) string
 	nextVolume         int
 	// report is what a mover pod reports at its end, unless podEnds decides otherwise.
 	report  task.Report
@@ -506,6 +508,12 @@ func (w *world) stepSnapshots() {
 		vs.Status.BoundVolumeSnapshotContentName = &name
 		if content.Status != nil {
 			vs.Status.ReadyToUse = content.Status.ReadyToUse
+			if handle := content.Status.VolumeGroupSnapshotHandle; handle != nil && w.groupWith != nil {
+				// It does so for re-homed members, too: updateSnapshotStatus of external-snapshotter.
+				if name := w.groupWith(*handle); name != "" {
+					vs.Status.VolumeGroupSnapshotName = &name
+				}
+			}
 		}
 		w.update(&vs)
 	}

@@ -26,6 +26,9 @@ func listMembers(ctx context.Context, reader client.Reader, ref Ref, owner types
 		return nil, fmt.Errorf("list VolumeSnapshots of namespace %s: %w", ref.Namespace, err)
 	}
 	return slices.DeleteFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool {
+		if isRehomed(&vs) {
+			return true
+		}
 		if statedGroup(&vs) == ref.Name || owner == "" && isAbandoned(&vs) && groupOf(&vs) == ref.Name {
 			return false
 		}
@@ -59,6 +62,16 @@ func groupOf(vs *snapshotv1.VolumeSnapshot) string {
 // IsOurMember reports whether a group of ours created a VolumeSnapshot.
 func IsOurMember(vs *snapshotv1.VolumeSnapshot) bool { return identity.IsGroupName(groupOf(vs)) }
 
+// IsSwept reports whether a group of ours created a VolumeSnapshot, and it goes with the group.
+func IsSwept(vs *snapshotv1.VolumeSnapshot) bool { return IsOurMember(vs) && !isRehomed(vs) }
+
+// isRehomed reports whether a VolumeSnapshot is the one that an operation has made of a member, or that is
+// retained. The snapshot controller finds the group by the handle in the content, and writes it into its
+// status, too.
+func isRehomed(vs *snapshotv1.VolumeSnapshot) bool {
+	return vs.Labels[identity.LabelOperation] != "" || vs.Labels[identity.LabelRetained] != ""
+}
+
 // isAbandoned reports whether a VolumeSnapshot was deleted before the snapshot controller wrote
 // its group into the status. The controller does not do so afterwards. Then only the owner
 // reference names the group, which a tenant can write: such a member may be released, and nothing
@@ -76,7 +89,7 @@ func memberRefs(snapshots []snapshotv1.VolumeSnapshot) []Ref {
 		if isAbandoned(vs) {
 			name = groupOf(vs)
 		}
-		if identity.IsGroupName(name) {
+		if identity.IsGroupName(name) && !isRehomed(vs) {
 			refs = append(refs, Ref{Namespace: vs.Namespace, Name: name, BackupUID: vs.Labels[identity.LabelBackupUID]})
 		}
 	}
