@@ -68,7 +68,7 @@ part "$name-vm" "$vms" "${options[@]}" -test.skip '^TestTraps$'
 finish "$name-vm"
 part "$name-3" "$program" "${options[@]}" -test.run "$third"
 finish "$name-3"
-part "$name-chaos" "$chaos" --log "$output/chaos.jsonl" --rounds 3 --duration 10m
+part "$name-chaos" "$chaos" --log "$output/chaos.jsonl" --rounds 2 --faults 4 --duration 10m
 for part in "${!children[@]}"; do
 	finish "$part"
 done
