@@ -87,8 +87,8 @@ type world struct {
 	volumes, snapshots map[string]bool
 	groups             map[string]string
 	// groupWith returns the name of the VolumeGroupSnapshot with a handle in the storage.
-	groupWith func(handle string) string
-	nextVolume         int
+	groupWith  func(handle string) string
+	nextVolume int
 	// report is what a mover pod reports at its end, unless podEnds decides otherwise.
 	report  task.Report
 	podEnds func(pod *corev1.Pod) bool
