@@ -170,21 +170,29 @@ func (l *ladder) incremental(ctx context.Context, parent repository.Snapshot) (R
 // unusable records why a parent cannot be inherited from. It returns the error if the parent is not
 // the cause: then no other image would fare better, and another attempt may.
 func (l *ladder) unusable(ctx context.Context, parent repository.Snapshot, err error) error {
-	var reason Reason
+	reason := Blame(err)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, audit.ErrDevice), errors.Is(err, repository.ErrUnavailable):
-		return err
-	case errors.Is(err, repository.ErrNotFound):
-		reason = ParentGone
-	case errors.Is(err, repository.ErrCorrupt):
-		reason = ParentDamaged
-	default:
+	case errors.Is(err, audit.ErrDevice), reason == "":
 		return err
 	}
 	l.broke(reason, fmt.Errorf("repo snapshot %s: %w", parent.ID, err))
 	return nil
+}
+
+// Blame returns what an error of the repository says about the image that was read: ParentGone,
+// ParentDamaged, or "" if it says nothing about it.
+func Blame(err error) Reason {
+	switch {
+	case errors.Is(err, repository.ErrUnavailable):
+		return ""
+	case errors.Is(err, repository.ErrNotFound):
+		return ParentGone
+	case errors.Is(err, repository.ErrCorrupt):
+		return ParentDamaged
+	}
+	return ""
 }
 
 // audit compares some of the unchanged chunks with a parent. It runs before the writer

@@ -90,14 +90,6 @@ func podVolumeBackup(upload *velerov2alpha1.DataUpload, backup *velerov1.Backup)
 	}
 }
 
-// Leave creates a note. It is no error if it is there.
-func Leave(ctx context.Context, api client.Client, note client.Object) error {
-	if err := api.Create(ctx, note); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create %T %s: %w", note, client.ObjectKeyFromObject(note), err)
-	}
-	return nil
-}
-
 // Renew creates a note, or overwrites that of a deletion that was interrupted.
 func Renew(ctx context.Context, api client.Client, note client.Object) error {
 	what := fmt.Sprintf("%T %s", note, client.ObjectKeyFromObject(note))

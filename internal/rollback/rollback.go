@@ -166,18 +166,14 @@ func (f *finder) since(ctx context.Context, base repository.Snapshot) (*block.Bi
 		return nil, ctx.Err()
 	}
 	if err := f.addImages(ctx, only, base); err != nil {
+		reason := chain.Blame(err)
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case errors.Is(err, repository.ErrUnavailable):
-			return nil, err
-		case errors.Is(err, repository.ErrNotFound):
-			f.broke(chain.ParentGone, "repo snapshot %s: %v", base.ID, err)
-		case errors.Is(err, repository.ErrCorrupt):
-			f.broke(chain.ParentDamaged, "repo snapshot %s: %v", base.ID, err)
-		default: // it says nothing about the image
+		case reason == "":
 			return nil, err
 		}
+		f.broke(reason, "repo snapshot %s: %v", base.ID, err)
 		return nil, nil
 	}
 	if err := f.audit(ctx, only, base); err != nil || f.plan.Audited.Differs {

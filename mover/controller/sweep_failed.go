@@ -14,6 +14,7 @@ import (
 
 	"github.com/blockmover/blockmover/internal/forget"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kube"
 )
 
 // noteFailed names the images of failed backups to Velero's deletion controller. A backup that is Failed
@@ -47,7 +48,7 @@ func (s *sweeper) noteFailed(ctx context.Context) error {
 			continue
 		}
 		if !before[u.UID] {
-			if err := forget.Leave(ctx, s.client, forget.Note(u, failed[owner.UID])); err != nil {
+			if err := kube.Ensure(ctx, s.client, forget.Note(u, failed[owner.UID])); err != nil {
 				errs = append(errs, fmt.Errorf("note repo snapshot of %s/%s: %w", u.Namespace, u.Name, err))
 				continue
 			}

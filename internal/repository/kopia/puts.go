@@ -10,14 +10,7 @@ import (
 const putsType = "blockmover-puts"
 
 func init() { //nolint:gochecknoinits // as in ranges.go
-	blob.AddSupportedStorage(putsType, blob.ConnectionInfo{},
-		func(ctx context.Context, inner *blob.ConnectionInfo, isCreate bool) (blob.Storage, error) {
-			st, err := blob.NewStorage(ctx, *inner, isCreate)
-			if err != nil {
-				return nil, err
-			}
-			return putStorage{st}, nil
-		})
+	addStorage(putsType, func(st blob.Storage) blob.Storage { return putStorage{st} })
 }
 
 // putting returns the connection to the same storage, for writing.

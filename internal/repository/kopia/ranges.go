@@ -165,13 +165,19 @@ func (f *rangeReader) buffer(length int) *rangeBuffer {
 const rangedType = "blockmover-ranged"
 
 func init() { //nolint:gochecknoinits // kopia's table of types is not to be changed while anybody reads it
-	blob.AddSupportedStorage(rangedType, blob.ConnectionInfo{},
+	addStorage(rangedType, func(st blob.Storage) blob.Storage { return rangedStorage{st} })
+}
+
+// addStorage adds the type of a storage that is another one with something around it. The configuration of the type is the
+// connection to the other one.
+func addStorage(kind string, around func(blob.Storage) blob.Storage) {
+	blob.AddSupportedStorage(kind, blob.ConnectionInfo{},
 		func(ctx context.Context, inner *blob.ConnectionInfo, isCreate bool) (blob.Storage, error) {
 			st, err := blob.NewStorage(ctx, *inner, isCreate)
 			if err != nil {
 				return nil, err
 			}
-			return rangedStorage{st}, nil
+			return around(st), nil
 		})
 }
 

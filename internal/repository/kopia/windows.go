@@ -24,14 +24,7 @@ const (
 const windowType = "blockmover-windows"
 
 func init() { //nolint:gochecknoinits // as in ranges.go
-	blob.AddSupportedStorage(windowType, blob.ConnectionInfo{},
-		func(ctx context.Context, inner *blob.ConnectionInfo, isCreate bool) (blob.Storage, error) {
-			st, err := blob.NewStorage(ctx, *inner, isCreate)
-			if err != nil {
-				return nil, err
-			}
-			return &windowStorage{Storage: st, known: map[blob.ID]window{}}, nil
-		})
+	addStorage(windowType, func(st blob.Storage) blob.Storage { return &windowStorage{Storage: st, known: map[blob.ID]window{}} })
 }
 
 // windowed returns the connection to the same storage, with windows.
