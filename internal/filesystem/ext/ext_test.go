@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
-	os.Exit(m.Run())
+	os.Exit(filesystemtest.Run(m))
 }
 
 // openImage opens an image that is there as long as the test.
