@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
 const (
@@ -117,16 +116,4 @@ func limits(ctx context.Context, binary, memory string) error {
 		return errors.New("interrupted")
 	}
 	return err
-}
-
-// bytesOf reads a counter of /proc/PID/io.
-func bytesOf(pid int, counter string) int64 {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid)) //nolint:gosec // of our child
-	for line := range strings.Lines(string(text)) {
-		var n int64
-		if _, err := fmt.Sscanf(line, counter+": %d", &n); err == nil {
-			return n
-		}
-	}
-	return 0
 }

@@ -137,6 +137,18 @@ func (c child) watched(ctx context.Context, counter string, until int64) (killed
 	}
 }
 
+// bytesOf reads a counter of /proc/PID/io.
+func bytesOf(pid int, counter string) int64 {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid)) //nolint:gosec // of our child
+	for line := range strings.Lines(string(text)) {
+		var n int64
+		if _, err := fmt.Sscanf(line, counter+": %d", &n); err == nil {
+			return n
+		}
+	}
+	return 0
+}
+
 // allocatedBytes is how much of a file was written.
 func allocatedBytes(path string) (int64, error) {
 	var stat syscall.Stat_t
