@@ -9,17 +9,24 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/blockmover/blockmover/e2e/cluster"
 )
 
 // errMissed says that there was nothing that a fault could hit.
 var errMissed = errors.New("there was nothing to hit")
 
+// healer ends a fault.
+type healer func(context.Context) error
+
+// injector begins a fault, and returns what it has hit. heal is nil if nothing has to end it.
+type injector func(ctx context.Context, w *world, f Fault) (hit string, heal healer, err error)
+
 // kind is a kind of fault.
 type kind struct {
 	name   string
 	weight int
-	// inject begins it, and returns what it has hit. heal, if any, ends it.
-	inject func(ctx context.Context, w *world, f Fault) (hit string, heal func(context.Context) error, err error)
+	inject injector
 }
 
 // faults are all kinds of faults. The clock is that of the whole machine, so nobody gets it
@@ -70,14 +77,14 @@ func init() { //nolint:gochecknoinits // the plan asks for names and weights, an
 }
 
 // pickProcess kills a process whose arguments begin like that.
-func pickProcess(what string, argv ...string) func(context.Context, *world, Fault) (string, func(context.Context) error, error) {
-	return func(ctx context.Context, _ *world, f Fault) (string, func(context.Context) error, error) {
-		found, err := awaitSome(ctx, func(context.Context) ([]process, error) { return processes(argv...) })
+func pickProcess(what string, argv ...string) injector {
+	return func(ctx context.Context, _ *world, f Fault) (string, healer, error) {
+		found, err := awaitSome(ctx, func(context.Context) ([]int, error) { return processes(argv...) })
 		if err != nil {
 			return "", nil, err
 		}
-		p := found[f.Pick%uint64(len(found))]
-		return fmt.Sprintf("%s %d", what, p.pid), nil, kill(p.pid, syscall.SIGKILL)
+		pid := found[f.Pick%uint64(len(found))]
+		return fmt.Sprintf("%s %d", what, pid), nil, cluster.Signal(pid, syscall.SIGKILL)
 	}
 }
 
@@ -101,32 +108,32 @@ func awaitSome[T any](ctx context.Context, list func(context.Context) ([]T, erro
 }
 
 // hold kills a component of the cluster and keeps it away.
-func hold(component string) func(context.Context, *world, Fault) (string, func(context.Context) error, error) {
-	return func(_ context.Context, w *world, _ Fault) (string, func(context.Context) error, error) {
-		return component, func(context.Context) error { return w.release(component) }, w.hold(component)
+func hold(component string) injector {
+	return func(_ context.Context, w *world, _ Fault) (string, healer, error) {
+		return component, func(context.Context) error { return cluster.Release(w.state, component) }, cluster.Hold(w.state, component)
 	}
 }
 
-func holdOfDriver(component string) func(context.Context, *world, Fault) (string, func(context.Context) error, error) {
-	return func(ctx context.Context, w *world, f Fault) (string, func(context.Context) error, error) {
+func holdOfDriver(component string) injector {
+	return func(ctx context.Context, w *world, f Fault) (string, healer, error) {
 		return hold(component+"-"+w.drivers[f.Pick%uint64(len(w.drivers))])(ctx, w, f)
 	}
 }
 
 // freeze stops a component, so that its connections stay and nothing answers.
-func freeze(component string) func(context.Context, *world, Fault) (string, func(context.Context) error, error) {
-	return func(_ context.Context, w *world, _ Fault) (string, func(context.Context) error, error) {
-		pid, err := w.pid(component)
+func freeze(component string) injector {
+	return func(_ context.Context, w *world, _ Fault) (string, healer, error) {
+		pid, err := w.running(component)
 		if err != nil {
 			return "", nil, err
 		}
-		return component + " stopped", func(context.Context) error { return kill(pid, syscall.SIGCONT) }, kill(pid, syscall.SIGSTOP)
+		return component + " stopped", func(context.Context) error { return cluster.Signal(pid, syscall.SIGCONT) }, cluster.Signal(pid, syscall.SIGSTOP)
 	}
 }
 
 // store lets the proxy of the object store misbehave. The last one counts.
-func store(m mode) func(context.Context, *world, Fault) (string, func(context.Context) error, error) {
-	return func(_ context.Context, w *world, _ Fault) (string, func(context.Context) error, error) {
+func store(m mode) injector {
+	return func(_ context.Context, w *world, _ Fault) (string, healer, error) {
 		w.store.mode.Store(&m)
 		return "", func(context.Context) error {
 			w.store.mode.CompareAndSwap(&m, nil)
@@ -135,8 +142,8 @@ func store(m mode) func(context.Context, *world, Fault) (string, func(context.Co
 	}
 }
 
-func metadata(begin func(*tunnel)) func(context.Context, *world, Fault) (string, func(context.Context) error, error) {
-	return func(_ context.Context, w *world, f Fault) (string, func(context.Context) error, error) {
+func metadata(begin func(*tunnel)) injector {
+	return func(_ context.Context, w *world, f Fault) (string, healer, error) {
 		t := w.tunnels[f.Pick%uint64(len(w.tunnels))]
 		begin(t)
 		return t.target, func(context.Context) error {
@@ -147,18 +154,18 @@ func metadata(begin func(*tunnel)) func(context.Context, *world, Fault) (string,
 }
 
 // reboot ends all that runs below containerd, with it and the kubelet.
-func reboot(_ context.Context, w *world, _ Fault) (string, func(context.Context) error, error) {
-	if err := errors.Join(w.hold("kubelet"), w.hold("containerd")); err != nil {
+func reboot(_ context.Context, w *world, _ Fault) (string, healer, error) {
+	if err := errors.Join(cluster.Hold(w.state, "kubelet"), cluster.Hold(w.state, "containerd")); err != nil {
 		return "", nil, err
 	}
 	n, err := killContainers()
 	return fmt.Sprintf("%d processes", n), func(context.Context) error {
-		return errors.Join(w.release("containerd"), w.release("kubelet"))
+		return errors.Join(cluster.Release(w.state, "containerd"), cluster.Release(w.state, "kubelet"))
 	}, err
 }
 
 // stepClock steps the clock of the machine, and back.
-func stepClock(_ context.Context, _ *world, f Fault) (string, func(context.Context) error, error) {
+func stepClock(_ context.Context, _ *world, f Fault) (string, healer, error) {
 	step := 10 * time.Minute
 	if f.Pick%2 == 0 {
 		step = -step
@@ -174,15 +181,15 @@ func shiftClock(by time.Duration) error {
 	return nil
 }
 
-func deletePods(selector string) func(context.Context, *world, Fault) (string, func(context.Context) error, error) {
-	return func(ctx context.Context, w *world, _ Fault) (string, func(context.Context) error, error) {
+func deletePods(selector string) injector {
+	return func(ctx context.Context, w *world, _ Fault) (string, healer, error) {
 		_, err := w.kit.Kubectl(ctx, "-n", w.kit.VeleroNamespace, "delete", "pods", "-l", selector, "--force", "--grace-period=0", "--wait=false")
 		return selector, nil, err
 	}
 }
 
 // twoManagers lets two managers run for a while.
-func twoManagers(ctx context.Context, w *world, _ Fault) (string, func(context.Context) error, error) {
+func twoManagers(ctx context.Context, w *world, _ Fault) (string, healer, error) {
 	scale := func(ctx context.Context, n string) error {
 		_, err := w.kit.Kubectl(ctx, "-n", w.kit.VeleroNamespace, "scale", "deployment/blockmover", "--replicas="+n)
 		return err
@@ -204,8 +211,8 @@ func pickMoverPod(ctx context.Context, w *world, f Fault) (string, error) {
 	return found[f.Pick%uint64(len(found))], nil
 }
 
-func deleteMoverPod(args ...string) func(context.Context, *world, Fault) (string, func(context.Context) error, error) {
-	return func(ctx context.Context, w *world, f Fault) (string, func(context.Context) error, error) {
+func deleteMoverPod(args ...string) injector {
+	return func(ctx context.Context, w *world, f Fault) (string, healer, error) {
 		pod, err := pickMoverPod(ctx, w, f)
 		if err != nil {
 			return "", nil, err
@@ -216,7 +223,7 @@ func deleteMoverPod(args ...string) func(context.Context, *world, Fault) (string
 }
 
 // evictMoverPod evicts as a drain of the node does.
-func evictMoverPod(ctx context.Context, w *world, f Fault) (string, func(context.Context) error, error) {
+func evictMoverPod(ctx context.Context, w *world, f Fault) (string, healer, error) {
 	pod, err := pickMoverPod(ctx, w, f)
 	if err != nil {
 		return "", nil, err
@@ -228,7 +235,7 @@ func evictMoverPod(ctx context.Context, w *world, f Fault) (string, func(context
 }
 
 // cancelOperation cancels an operation, as its user does.
-func cancelOperation(ctx context.Context, w *world, f Fault) (string, func(context.Context) error, error) {
+func cancelOperation(ctx context.Context, w *world, f Fault) (string, healer, error) {
 	found, err := awaitSome(ctx, func(ctx context.Context) ([]string, error) {
 		out, err := w.kit.Kubectl(ctx, "-n", w.kit.VeleroNamespace, "get", "datauploads,datadownloads", "-o",
 			`jsonpath={range .items[*]}{.kind}/{.metadata.name} {.status.phase}{"\n"}{end}`)

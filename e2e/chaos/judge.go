@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/blockmover/blockmover/e2e/kit"
 )
@@ -136,9 +135,9 @@ func (j *judge) why(ctx context.Context, kind string, o kit.Object) []string {
 	why = append(why, o.Status.ValidationErrors...)
 	if text, err := j.kit.Describe(ctx, kind, o.Metadata.Name); err == nil {
 		// What Velero lists as errors ends with an empty line.
-		if _, errors, found := strings.Cut(text, "\nErrors:"); found {
-			errors, _, _ = strings.Cut(errors, "\n\n")
-			why = append(why, strings.Join(strings.Fields(errors), " "))
+		if _, list, found := strings.Cut(text, "\nErrors:"); found {
+			list, _, _ = strings.Cut(list, "\n\n")
+			why = append(why, strings.Join(strings.Fields(list), " "))
 		}
 	}
 	text, err := j.kit.Velero(ctx, kind, "logs", o.Metadata.Name)
@@ -162,7 +161,7 @@ func (j *judge) sound(ctx context.Context, b *backup, e Ended) error {
 	if err := j.createRestore(ctx, target, b, target); err != nil {
 		return err
 	}
-	if err := j.completed(ctx, target); err != nil {
+	if err := j.kit.CompleteRestore(ctx, target); err != nil {
 		return err
 	}
 	if err := j.equal(ctx, b, target); err != nil {
@@ -186,7 +185,7 @@ func (j *judge) restored(ctx context.Context, r *restore, e Ended) error {
 		namespace = r.of.app.namespace
 		if e.Phase != "Completed" {
 			again := r.name + "-again"
-			if err := errors.Join(j.createInPlace(ctx, again, r.of), j.completed(ctx, again), j.forget(ctx, again)); err != nil {
+			if err := errors.Join(j.createInPlace(ctx, again, r.of), j.kit.CompleteRestore(ctx, again), j.forget(ctx, again)); err != nil {
 				return err
 			}
 			e.Phase = "Completed"
@@ -204,25 +203,6 @@ func (j *judge) restored(ctx context.Context, r *restore, e Ended) error {
 	}
 	r.of.used = false
 	return errors.Join(errs, j.forget(ctx, r.name))
-}
-
-// completed waits for a restore with no fault about.
-func (j *judge) completed(ctx context.Context, target string) error {
-	var o kit.Object
-	if err := j.wait(ctx, "restore "+target, 4*time.Minute, func(ctx context.Context) (string, error) {
-		err := j.kit.Get(ctx, &o, "-n", j.kit.VeleroNamespace, "restore.velero.io", target)
-		if slices.Contains(endedBackups, o.Status.Phase) {
-			return "", err
-		}
-		return "phase " + o.Status.Phase, err
-	}); err != nil {
-		return err
-	}
-	if o.Status.Phase != "Completed" {
-		described, err := j.kit.Describe(ctx, "restore", target)
-		return errors.Join(fmt.Errorf("restore %s of a Completed backup, with no fault about, is %s: %s", target, o.Status.Phase, described), err)
-	}
-	return nil
 }
 
 // equal compares the content of a restored application with what the hook saw.

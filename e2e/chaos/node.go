@@ -3,7 +3,6 @@ package chaos
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -13,40 +12,25 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/blockmover/blockmover/e2e/cluster"
 )
 
-// process is one that runs in the cluster.
-type process struct {
-	pid, parent int
-	argv        []string
+// processes lists those whose arguments begin like that. The path of the program does not count.
+func processes(argv ...string) ([]int, error) {
+	return cluster.Processes(func(pid int) bool {
+		have := argvOf(pid)
+		return len(have) >= len(argv) && filepath.Base(have[0]) == filepath.Base(argv[0]) && slices.Equal(have[1:len(argv)], argv[1:])
+	})
 }
 
-// processes lists those whose arguments begin like that. The path of the program does not count.
-func processes(argv ...string) ([]process, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
+// argvOf reads the arguments of a process. There are none if it has ended, or is of the kernel.
+func argvOf(pid int) []string {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || len(line) == 0 {
+		return nil
 	}
-	var found []process
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || len(line) == 0 { // it has ended, or is of the kernel
-			continue
-		}
-		p := process{pid: pid, argv: strings.Split(string(bytes.TrimRight(line, "\x00")), "\x00"), parent: parentOf(pid)}
-		if len(p.argv) < len(argv) || !slices.Equal(p.argv[1:max(1, len(argv))], argv[min(1, len(argv)):]) {
-			continue
-		}
-		if len(argv) > 0 && filepath.Base(p.argv[0]) != filepath.Base(argv[0]) {
-			continue
-		}
-		found = append(found, p)
-	}
-	return found, nil
+	return strings.Split(string(bytes.TrimRight(line, "\x00")), "\x00")
 }
 
 // parentOf reads the parent of a process. It is 0 if the process has ended.
@@ -66,91 +50,46 @@ func parentOf(pid int) int {
 
 // killContainers kills the shims of containerd and all that runs below them.
 func killContainers() (int, error) {
-	all, err := processes()
-	if err != nil {
+	below, parents := map[int]bool{}, map[int]int{}
+	if _, err := cluster.Processes(func(pid int) bool {
+		argv := argvOf(pid)
+		parents[pid] = parentOf(pid)
+		below[pid] = len(argv) > 0 && strings.HasPrefix(filepath.Base(argv[0]), "containerd-shim")
+		return true
+	}); err != nil {
 		return 0, err
-	}
-	below := map[int]bool{}
-	for _, p := range all {
-		if strings.HasPrefix(filepath.Base(p.argv[0]), "containerd-shim") {
-			below[p.pid] = true
-		}
 	}
 	for grew := true; grew; {
 		grew = false
-		for _, p := range all {
-			if below[p.parent] && !below[p.pid] {
-				below[p.pid], grew = true, true
+		for pid, parent := range parents {
+			if below[parent] && !below[pid] {
+				below[pid], grew = true, true
 			}
 		}
 	}
-	for pid := range below {
-		err = errors.Join(err, kill(pid, syscall.SIGKILL))
-	}
-	return len(below), err
-}
-
-// kill sends a signal. It is no error if the process has ended.
-func kill(pid int, signal syscall.Signal) error {
-	if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("send %s to process %d: %w", signal, pid, err)
-	}
-	return nil
-}
-
-// component is one of the harness's, in status.json.
-type component struct {
-	Name, Exited string
-	PID          int
-}
-
-func (w *world) components() ([]component, error) {
-	text, err := os.ReadFile(filepath.Join(w.state, "status.json"))
-	if err != nil {
-		return nil, fmt.Errorf("read status of the cluster: %w", err)
-	}
-	var status struct{ Components []component }
-	if err := json.Unmarshal(text, &status); err != nil {
-		return nil, fmt.Errorf("read status of the cluster: %w", err)
-	}
-	return status.Components, nil
-}
-
-func (w *world) pid(name string) (int, error) {
-	all, err := w.components()
-	if err != nil {
-		return 0, err
-	}
-	for _, c := range all {
-		if c.Name == name && c.Exited == "" {
-			return c.PID, nil
+	n := 0
+	var errs error
+	for pid, is := range below {
+		if is {
+			n++
+			errs = errors.Join(errs, cluster.Signal(pid, syscall.SIGKILL))
 		}
 	}
-	return 0, fmt.Errorf("%w: %s does not run", errMissed, name)
+	return n, errs
 }
 
-// hold kills a component. The harness starts it again after release.
-func (w *world) hold(name string) error {
-	if err := os.WriteFile(filepath.Join(w.state, "hold", name), nil, 0o600); err != nil {
-		return fmt.Errorf("hold %s: %w", name, err)
+// running returns the process of a component.
+func (w *world) running(component string) (int, error) {
+	pid, err := cluster.PID(w.state, component)
+	if err == nil && pid == 0 {
+		err = fmt.Errorf("%w: %s does not run", errMissed, component)
 	}
-	pid, err := w.pid(name)
-	if errors.Is(err, errMissed) { // another fault has it
-		return nil
-	}
-	return errors.Join(err, kill(pid, syscall.SIGKILL))
-}
-
-func (w *world) release(name string) error {
-	if err := os.Remove(filepath.Join(w.state, "hold", name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("release %s: %w", name, err)
-	}
-	return nil
+	return pid, err
 }
 
 // fillMoverPod writes more into the scratch space of a mover pod than it may have. The kubelet
 // evicts the pod.
-func fillMoverPod(ctx context.Context, w *world, f Fault) (string, func(context.Context) error, error) {
+func fillMoverPod(ctx context.Context, w *world, f Fault) (string, healer, error) {
 	pod, err := pickMoverPod(ctx, w, f)
 	if err != nil {
 		return "", nil, err
@@ -178,13 +117,13 @@ func fillMoverPod(ctx context.Context, w *world, f Fault) (string, func(context.
 
 // exhaustMoverPod leaves a mover process no more memory than it has. The kernel kills it as soon
 // as it wants more.
-func exhaustMoverPod(ctx context.Context, _ *world, f Fault) (string, func(context.Context) error, error) {
-	found, err := awaitSome(ctx, func(context.Context) ([]process, error) { return processes("/blockmover", "worker") })
+func exhaustMoverPod(ctx context.Context, _ *world, f Fault) (string, healer, error) {
+	found, err := awaitSome(ctx, func(context.Context) ([]int, error) { return processes("/blockmover", "worker") })
 	if err != nil {
 		return "", nil, err
 	}
-	p := found[f.Pick%uint64(len(found))]
-	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.pid))
+	pid := found[f.Pick%uint64(len(found))]
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
 		return "", nil, errors.Join(errMissed, err)
 	}
@@ -205,9 +144,9 @@ func exhaustMoverPod(ctx context.Context, _ *world, f Fault) (string, func(conte
 		if err := os.WriteFile(filepath.Join(dir, "memory.limit_in_bytes"), []byte(strconv.FormatInt(n+256<<10, 10)), 0o600); err != nil {
 			return "", nil, errors.Join(errMissed, err)
 		}
-		return fmt.Sprintf("worker %d", p.pid), nil, nil
+		return fmt.Sprintf("worker %d", pid), nil, nil
 	}
-	return "", nil, fmt.Errorf("%w: no memory cgroup of process %d", errMissed, p.pid)
+	return "", nil, fmt.Errorf("%w: no memory cgroup of process %d", errMissed, pid)
 }
 
 // settle waits until everything that the faults may have hit works again. A container that the

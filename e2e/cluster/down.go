@@ -90,8 +90,8 @@ func (c *Cluster) cleanDrivers(ctx context.Context) error {
 // as seen from the host.
 func (c *Cluster) inits() ([]int, error) {
 	want := strings.Join(c.identity(), "\x00") + "\x00"
-	return processes(func(pid string) bool {
-		cmdline, err := os.ReadFile("/proc/" + pid + "/cmdline")
+	return Processes(func(pid int) bool {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err != nil {
 			return false
 		}
@@ -112,8 +112,8 @@ func (c *Cluster) stragglers() ([]int, error) {
 		return nil, err
 	}
 	namespaces := strings.Fields(string(data))
-	return processes(func(pid string) bool {
-		links, _ := filepath.Glob("/proc/" + pid + "/task/*/ns/mnt")
+	return Processes(func(pid int) bool {
+		links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/ns/mnt", pid))
 		for _, link := range links {
 			if ns, err := os.Readlink(link); err == nil && slices.Contains(namespaces, ns) {
 				return true
@@ -123,7 +123,8 @@ func (c *Cluster) stragglers() ([]int, error) {
 	})
 }
 
-func processes(match func(pid string) bool) ([]int, error) {
+// Processes lists the processes that match, without this one.
+func Processes(match func(pid int) bool) ([]int, error) {
 	dirs, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -131,7 +132,7 @@ func processes(match func(pid string) bool) ([]int, error) {
 	var found []int
 	for _, d := range dirs {
 		pid, err := strconv.Atoi(d.Name())
-		if err == nil && pid != os.Getpid() && match(d.Name()) {
+		if err == nil && pid != os.Getpid() && match(pid) {
 			found = append(found, pid)
 		}
 	}

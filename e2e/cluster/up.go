@@ -122,14 +122,10 @@ func (c *Cluster) Status() (Status, error) {
 	if len(inits) == 0 {
 		return status, fmt.Errorf("no cluster %s is running: cluster up starts one", c.Name)
 	}
-	data, err := os.ReadFile(c.path("status.json"))
+	status, err = ReadStatus(c.State)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Status{Phase: PhaseStarting}, nil
 	}
-	if err != nil {
-		return status, err
-	}
-	err = json.Unmarshal(data, &status)
 	return status, err
 }
 

@@ -58,11 +58,20 @@ func (k *Kit) MustBackup(ctx context.Context, name string, args ...string) error
 // CompleteBackup waits for a backup that was created by something else than Backup. It fails
 // unless the backup is Completed.
 func (k *Kit) CompleteBackup(ctx context.Context, name string) error {
-	o, err := k.waitEnded(ctx, "backup.velero.io", name)
+	return k.complete(ctx, "backup", name)
+}
+
+// CompleteRestore is CompleteBackup for a restore.
+func (k *Kit) CompleteRestore(ctx context.Context, name string) error {
+	return k.complete(ctx, "restore", name)
+}
+
+func (k *Kit) complete(ctx context.Context, kind, name string) error {
+	o, err := k.waitEnded(ctx, kind+".velero.io", name)
 	if err != nil {
 		return err
 	}
-	return k.checkCompleted(ctx, "backup", o)
+	return k.checkCompleted(ctx, kind, o)
 }
 
 // MustRestore is Restore, and fails unless the restore is Completed.

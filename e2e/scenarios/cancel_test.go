@@ -3,10 +3,8 @@ package scenarios
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockmover/blockmover/e2e/cluster"
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
@@ -231,23 +230,11 @@ func losePod(s *scenario, o kit.Object) func() {
 	return func() {}
 }
 
-// component returns the process of a component of the harness's cluster.
+// component returns the process of a component of the harness's cluster, which has to run.
 func (s *scenario) component(name string) int {
 	s.Helper()
-	text, err := os.ReadFile(filepath.Join(os.Getenv("BLOCKMOVER_CLUSTER_STATE"), "status.json"))
+	pid, err := cluster.PID(os.Getenv("BLOCKMOVER_CLUSTER_STATE"), name)
 	require.NoError(s, err)
-	var status struct {
-		Components []struct {
-			Name string
-			PID  int
-		}
-	}
-	require.NoError(s, json.Unmarshal(text, &status))
-	for _, c := range status.Components {
-		if c.Name == name {
-			return c.PID
-		}
-	}
-	s.Fatalf("there is no component %s", name)
-	return 0
+	require.NotZero(s, pid, "%s does not run", name)
+	return pid
 }

@@ -3,19 +3,17 @@ package scenarios
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/blockmover/blockmover/e2e/cluster"
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
@@ -144,16 +142,15 @@ func (s *scenario) outageDuring(operation []string, size int64, outage time.Dura
 func (s *scenario) kill(component string) (restart func()) {
 	s.Helper()
 	s.harness()
-	pid := s.component(component)
-	hold := filepath.Join(os.Getenv("BLOCKMOVER_CLUSTER_STATE"), "hold", component)
-	require.NoError(s, os.WriteFile(hold, nil, 0o600))
+	s.component(component)
+	state := os.Getenv("BLOCKMOVER_CLUSTER_STATE")
 	restart = func() {
-		if err := os.Remove(hold); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := cluster.Release(state, component); err != nil {
 			s.Errorf("let %s start again: %v", component, err)
 		}
 	}
 	s.Cleanup(restart)
-	require.NoError(s, syscall.Kill(pid, syscall.SIGKILL))
+	require.NoError(s, cluster.Hold(state, component))
 	return restart
 }
 
