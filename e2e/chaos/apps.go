@@ -21,7 +21,7 @@ type volume struct {
 	block       bool
 	// group is set if all volumes with it have one snapshot.
 	group bool
-	mib   int
+	mib   int64
 }
 
 // applications are those of every run: both drivers, both modes, a group.
@@ -119,7 +119,8 @@ func (a *application) install(ctx context.Context, w *world) error {
 	var mounts, devices []string
 	volumes := make([]string, 0, len(a.volumes))
 	for _, v := range a.volumes {
-		mode, labels := "Filesystem", ""
+		mode := "Filesystem"
+		var labels []string
 		if v.block {
 			mode = "Block"
 			devices = append(devices, fmt.Sprintf("{name: %[1]s, devicePath: /dev/%[1]s}", v.name))
@@ -127,19 +128,10 @@ func (a *application) install(ctx context.Context, w *world) error {
 			mounts = append(mounts, fmt.Sprintf("{name: %[1]s, mountPath: /mnt/%[1]s}", v.name))
 		}
 		if v.group {
-			labels = ", labels: {velero.io/volume-group: " + a.namespace + "}"
+			labels = append(labels, "velero.io/volume-group: "+a.namespace)
 		}
 		volumes = append(volumes, fmt.Sprintf("{name: %[1]s, persistentVolumeClaim: {claimName: %[1]s}}", v.name))
-		manifest += fmt.Sprintf(`---
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: %s, namespace: %s%s}
-spec:
-  accessModes: [ReadWriteOnce]
-  storageClassName: %s
-  volumeMode: %s
-  resources: {requests: {storage: %dMi}}
-`, v.name, a.namespace, labels, v.class, mode, v.mib)
+		manifest += "---\n" + kit.PVC(a.namespace, v.name, v.class, mode, v.mib<<20, labels...) + "\n"
 	}
 	manifest += fmt.Sprintf(`---
 apiVersion: apps/v1

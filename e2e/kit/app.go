@@ -93,16 +93,16 @@ spec:
 `, namespace, k.ToolsImage, strings.Join(directories, ", "), strings.Join(devices, ", "), strings.Join(volumes, ", "))
 }
 
-// PVC renders a ReadWriteOnce PVC of size bytes.
-func PVC(namespace, name, class, mode string, size int64) string {
+// PVC renders a ReadWriteOnce PVC of size bytes, with labels like "key: value".
+func PVC(namespace, name, class, mode string, size int64, labels ...string) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: PersistentVolumeClaim
-metadata: {name: %s, namespace: %s}
+metadata: {name: %s, namespace: %s, labels: {%s}}
 spec:
   accessModes: [ReadWriteOnce]
   storageClassName: %s
   volumeMode: %s
-  resources: {requests: {storage: "%d"}}`, name, namespace, class, mode, size)
+  resources: {requests: {storage: "%d"}}`, name, namespace, strings.Join(labels, ", "), class, mode, size)
 }
 
 // AppIn returns the App that a restore has made in a namespace.

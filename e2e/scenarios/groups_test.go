@@ -242,16 +242,7 @@ func (g *groupsRun) drivers() []string {
 }
 
 func groupClaim(namespace, name, class, take string) string {
-	return fmt.Sprintf(`---
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: %s, namespace: %s, labels: {velero.io/volume-group: db, take: "%s"}}
-spec:
-  accessModes: [ReadWriteOnce]
-  storageClassName: %s
-  volumeMode: Block
-  resources: {requests: {storage: 16Mi}}
-`, name, namespace, take, class)
+	return "---\n" + kit.PVC(namespace, name, class, "Block", 16<<20, "velero.io/volume-group: db", fmt.Sprintf("take: %q", take)) + "\n"
 }
 
 func groupsManifest(k *kit.Kit, namespace string) string {
