@@ -82,8 +82,20 @@ func backupOf(du *velerov2alpha1.DataUpload) (name, uid string) {
 	return name, uid
 }
 
+// recordsOf returns the records of the groups that retained snapshots are members of.
+func recordsOf(retained []rehome.Retained) []string {
+	var records []string
+	for _, r := range retained {
+		if r.Group != "" {
+			records = append(records, r.Group)
+		}
+	}
+	return records
+}
+
 // sweepRetained releases the retained snapshots that nobody needs, and returns how many. The
-// next sweep deletes the groups that they were the last needed members of.
+// groups that they were the last needed members of are swept after them, and at once: without its
+// members, nothing but the content of a group tells of it, and somebody can delete that.
 func (s *sweeper) sweepRetained(ctx context.Context, retained []rehome.Retained, o owners) (released int, err error) {
 	if len(retained) == 0 {
 		return 0, nil

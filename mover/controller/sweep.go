@@ -126,8 +126,8 @@ func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
 	s.counted, s.before = map[string]bool{}, s.counted
 	operations, operationsErr := s.findOperations(ctx)
 	snapshots, snapshotsErr := s.findSnapshots(ctx)
-	groups, groupsErr := s.groups.Find(ctx, snapshots)
 	retained, retainedErr := s.rehomer.ListRetained(ctx)
+	groups, groupsErr := s.groups.Find(ctx, snapshots, recordsOf(retained)...)
 	vms, vmsErr := s.vms.Names(ctx)
 	if groupsErr == nil {
 		s.metrics.groups.Set(float64(len(groups)))
@@ -284,7 +284,7 @@ func (s *sweeper) findSnapshots(ctx context.Context) ([]snapshotv1.VolumeSnapsho
 		return nil, fmt.Errorf("list VolumeSnapshots: %w", err)
 	}
 	return slices.DeleteFunc(snapshots.Items, func(vs snapshotv1.VolumeSnapshot) bool {
-		return vs.Labels[identity.LabelBackupUID] == "" && !groupsnapshot.IsSwept(&vs)
+		return vs.Labels[identity.LabelBackupUID] == "" && !groupsnapshot.IsOurMember(&vs)
 	}), nil
 }
 

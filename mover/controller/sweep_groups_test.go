@@ -196,3 +196,34 @@ type clientWithoutKinds struct{ client.Client }
 
 // RESTMapper implements client.Client.
 func (clientWithoutKinds) RESTMapper() meta.RESTMapper { return meta.NewDefaultRESTMapper(nil) }
+
+// TestSweepLostGroupAtOnce: somebody has deleted the content of a group, and then the storage
+// snapshots of its members are needless. The sweep that releases them deletes the group, too: its
+// content has been made again for that, and nothing else tells of the group any more.
+func TestSweepLostGroupAtOnce(t *testing.T) {
+	h := appWorld(t, map[string]string{"group": "db"}, "a", "b")
+	h.serveGroups()
+	h.wholeBackup("first", "a", "b")
+	for _, content := range h.groupObjects("VolumeGroupSnapshotContent") {
+		content.SetFinalizers(nil)
+		h.put(&content)
+		require.NoError(t, h.c.Delete(h.ctx, &content))
+	}
+	require.Empty(t, h.groupObjects("VolumeGroupSnapshotContent"))
+	require.NoError(t, h.c.Delete(h.ctx, get[velerov1.Backup](h.world, veleroNamespace, "first")))
+	_, err := h.sweep.sweep(h.ctx) // misses the backup
+	require.NoError(t, err)
+	require.Len(t, list[snapshotv1.VolumeSnapshotContentList](h.world).Items, 2)
+
+	h.clock = h.clock.Add(goneGrace)
+	_, err = h.sweep.sweep(h.ctx)
+	require.NoError(t, err)
+	contents := h.groupObjects("VolumeGroupSnapshotContent")
+	require.Len(t, contents, 1)
+	policy, _, err := unstructured.NestedString(contents[0].Object, "spec", "deletionPolicy")
+	require.NoError(t, err)
+	require.Equal(t, "Delete", policy)
+	require.NotNil(t, contents[0].GetDeletionTimestamp())
+	h.step()
+	require.Empty(t, h.snapshots)
+}

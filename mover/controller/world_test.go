@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -272,6 +273,8 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 			object.SetCreationTimestamp(metav1.NewTime(w.clock))
 		}
 	}
+	groupContent := &unstructured.Unstructured{}
+	groupContent.SetGroupVersionKind(groupKind("VolumeGroupSnapshotContent"))
 	objects = append(base(), objects...)
 	for _, object := range objects {
 		identify(object)
@@ -279,7 +282,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	w.c = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
 		// The tracker that is the default keeps managed fields, which nobody here reads, and takes half of the time.
 		WithObjectTracker(clienttesting.NewObjectTracker(scheme, serializer.NewCodecFactory(scheme).UniversalDecoder())).
-		WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{}).WithRESTMapper(w.mapper).
+		WithStatusSubresource(&snapshotv1.VolumeSnapshotContent{}, groupContent).WithRESTMapper(w.mapper).
 		WithIndex(&corev1.Event{}, exposer.EventObject, func(o client.Object) []string {
 			event, _ := o.(*corev1.Event)
 			return []string{event.InvolvedObject.Name}

@@ -14,12 +14,13 @@ import (
 
 // Find returns the groups of ours of which anything is left, in order of their names:
 // stamps, VolumeGroupSnapshot, content, or members, which are among the given
-// VolumeSnapshots.
+// VolumeSnapshots. records are those of retained members. A group that only they tell of
+// has lost its content, and gets it again when such a member is released.
 //
 // A member that no action has waited for does not say which backup it is of. What else is
 // left of its group does. If nothing is, the member is of no backup that still runs, and
 // the backup is "".
-func (g Groups) Find(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot) ([]Group, error) {
+func (g Groups) Find(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot, records ...string) ([]Group, error) {
 	served, err := groupapi.Discover(g.client.RESTMapper(), g.reader)
 	if err != nil {
 		return nil, err
@@ -32,7 +33,7 @@ func (g Groups) Find(ctx context.Context, snapshots []snapshotv1.VolumeSnapshot)
 	if err != nil {
 		return nil, err
 	}
-	refs := slices.Concat(stamped, memberRefs(snapshots), withObjects)
+	refs := slices.Concat(stamped, memberRefs(snapshots), withObjects, recordedRefs(records))
 	slices.SortFunc(refs, func(a, b Ref) int {
 		return cmp.Or(strings.Compare(a.String(), b.String()), strings.Compare(a.BackupUID, b.BackupUID))
 	})
@@ -67,4 +68,16 @@ func refs(ctx context.Context, o groupapi.Objects) ([]Ref, error) {
 		refs = append(refs, refOf(c))
 	}
 	return refs, err
+}
+
+// recordedRefs returns the groups of ours that records tell of. Who releases a member with a
+// record that cannot be read gets an error.
+func recordedRefs(records []string) []Ref {
+	var refs []Ref
+	for _, text := range records {
+		if r, err := groupapi.ParseRecord(text); err == nil && identity.IsGroupName(r.Name) {
+			refs = append(refs, Ref{Namespace: r.Namespace, Name: r.Name, BackupUID: r.BackupUID})
+		}
+	}
+	return refs
 }

@@ -62,9 +62,6 @@ func groupOf(vs *snapshotv1.VolumeSnapshot) string {
 // IsOurMember reports whether a group of ours created a VolumeSnapshot.
 func IsOurMember(vs *snapshotv1.VolumeSnapshot) bool { return identity.IsGroupName(groupOf(vs)) }
 
-// IsSwept reports whether a group of ours created a VolumeSnapshot, and it goes with the group.
-func IsSwept(vs *snapshotv1.VolumeSnapshot) bool { return IsOurMember(vs) && !isRehomed(vs) }
-
 // isRehomed reports whether a VolumeSnapshot is the one that an operation has made of a member, or that is
 // retained. The snapshot controller finds the group by the handle in the content, and writes it into its
 // status, too.

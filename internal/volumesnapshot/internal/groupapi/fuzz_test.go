@@ -17,7 +17,7 @@ func FuzzRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		var r Record
 		var err error
-		fuzztest.Document(t, len(text), func() { r, err = parseRecord(text) })
+		fuzztest.Document(t, len(text), func() { r, err = ParseRecord(text) })
 		if err != nil {
 			require.Zero(t, r)
 			return
@@ -26,7 +26,7 @@ func FuzzRecord(f *testing.F) {
 		require.NotContains(t, append(r.Members, r.Handle, r.Driver, r.Content, r.Namespace, r.Name), "")
 		written, err := json.Marshal(r)
 		require.NoError(t, err)
-		again, err := parseRecord(string(written))
+		again, err := ParseRecord(string(written))
 		require.NoError(t, err)
 		rewritten, err := json.Marshal(again)
 		require.NoError(t, err)

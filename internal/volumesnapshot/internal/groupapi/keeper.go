@@ -39,8 +39,8 @@ type Record struct {
 	Secrets map[string]string `json:"secrets,omitempty"`
 }
 
-// parseRecord reads a record. One that lacks a part leads to no group, or to another one.
-func parseRecord(text string) (Record, error) {
+// ParseRecord reads a record. One that lacks a part leads to no group, or to another one.
+func ParseRecord(text string) (Record, error) {
 	var r Record
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
 		return Record{}, err
@@ -174,7 +174,7 @@ func (k Keeper) Secure(ctx context.Context, member client.Object) (bool, error) 
 	if text == "" {
 		return false, nil
 	}
-	record, err := parseRecord(text)
+	record, err := ParseRecord(text)
 	if err != nil {
 		return false, fmt.Errorf("read annotation %s of %s: %w", identity.AnnotationGroupSnapshot, member.GetName(), err)
 	}
