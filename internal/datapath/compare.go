@@ -5,6 +5,7 @@ import (
 	"context"
 
 	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/device"
 )
 
 // compareUnit is what Compare writes at least: the block of nearly all file systems and
@@ -43,7 +44,7 @@ func (r *restoreRun) clear(ctx context.Context, whole block.Extent, buf []byte) 
 		for e := range differing(have, zeros[:len(have)]) {
 			r.zeroed.Add(e.Length)
 			r.found.Add(-e.Length)
-			if err := r.dev.Zero(block.Extent{Offset: off + e.Offset, Length: e.Length}); err != nil {
+			if err := device.Zero(ctx, r.dev, block.Extent{Offset: off + e.Offset, Length: e.Length}); err != nil {
 				return err
 			}
 		}

@@ -317,7 +317,11 @@ func TestRestoreOverwritesEverything(t *testing.T) {
 				img, want := filled(size, chunks...)
 				got := random(9, size+extra)
 				o.Progress = &datapath.Progress{}
-				stats, err := datapath.Restore(t.Context(), img, device.NewMemory(got, 512), o)
+				var dev device.Writer = device.NewMemory(got, 512)
+				if o.Workers == 1 {
+					dev = devicetest.Plain{Writer: dev}
+				}
+				stats, err := datapath.Restore(t.Context(), img, dev, o)
 				require.NoError(t, err, name)
 				require.True(t, bytes.Equal(want, got[:size]), name)
 				require.True(t, block.IsZero(got[size:]), name)

@@ -17,8 +17,7 @@ import (
 // volume was. Restore has written nothing then.
 var ErrTooSmall = errors.New("device is smaller than the volume")
 
-// maxZeroRun bounds one call of Zero, which cannot be canceled. A device that has to write
-// the zeros writes 4 GiB in seconds.
+// maxZeroRun bounds one call of Zero, which cannot be canceled while the device zeroes.
 const maxZeroRun = 4 << 30
 
 // RestoreStats says what a Restore did, in bytes. After an error, the last writes may have been
@@ -219,7 +218,7 @@ func (r *restoreRun) move(ctx context.Context, p piece, buf, fresh []byte) error
 		return r.clear(ctx, p.Extent, buf)
 	case p.zero:
 		r.zeroed.Add(p.Length)
-		if err := r.dev.Zero(p.Extent); err != nil {
+		if err := device.Zero(ctx, r.dev, p.Extent); err != nil {
 			return err
 		}
 		r.sums.addZeros(p.Extent)

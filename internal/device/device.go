@@ -40,7 +40,8 @@ type Reader interface {
 type Writer interface {
 	Reader
 	io.WriterAt
-	// Zero makes the range read as zeros. It sends no zeros if the device has a shorter way.
+	// Zero makes the range read as zeros without sending them to the device. If the device has no way
+	// for that, the error wraps errors.ErrUnsupported: see the function Zero.
 	Zero(e block.Extent) error
 	// Sync returns when everything written is durable. If the system allows it, later reads
 	// come from the device and not from a cache.

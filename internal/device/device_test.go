@@ -33,6 +33,11 @@ func TestContract(t *testing.T) {
 			return device.LimitWriter(t.Context(), openWriter(t, writeFile(t, t.TempDir(), data)), 1<<40)
 		})
 	})
+	t.Run("without a way to zero", func(t *testing.T) {
+		devicetest.Contract(t, func(_ *testing.T, data []byte) device.Writer {
+			return devicetest.Plain{Writer: device.NewMemory(data, 512)}
+		})
+	})
 	t.Run("file in memory", func(t *testing.T) {
 		devicetest.Contract(t, func(t *testing.T, data []byte) device.Writer {
 			t.Helper()

@@ -32,7 +32,7 @@ func LimitReader(ctx context.Context, d Reader, bytesPerSecond int64) Reader {
 }
 
 // LimitWriter is LimitReader for a device that is written. Reads and writes share the limit.
-// Zero does not count: it sends nothing to a device that can zero by itself.
+// Zero does not count: it sends nothing to the device.
 func LimitWriter(ctx context.Context, d Writer, bytesPerSecond int64) Writer {
 	if bytesPerSecond == 0 {
 		return d

@@ -60,7 +60,7 @@ func TestLimitIsSmooth(t *testing.T) {
 }
 
 // TestLimitCountsBothWays: writes and the reads of the verification share the limit. Zeroing
-// does not count.
+// does not count, unless the zeros have to be written.
 func TestLimitCountsBothWays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := device.LimitWriter(t.Context(), device.NewMemory(make([]byte, 4*mib), 512), mib)
@@ -69,9 +69,22 @@ func TestLimitCountsBothWays(t *testing.T) {
 		require.NoError(t, err)
 		_, err = disk.ReadAt(make([]byte, 4*mib), 0)
 		require.NoError(t, err)
-		require.NoError(t, disk.Zero(block.Extent{Length: 4 * mib}))
+		require.NoError(t, device.Zero(t.Context(), disk, block.Extent{Length: 4 * mib}))
 		require.InDelta(t, 8, time.Since(start).Seconds(), 0.1)
+
+		start = time.Now()
+		disk = device.LimitWriter(t.Context(), devicetest.Plain{Writer: device.NewMemory(make([]byte, 4*mib), 512)}, mib)
+		require.NoError(t, device.Zero(t.Context(), disk, block.Extent{Length: 4 * mib}))
+		require.InDelta(t, 4, time.Since(start).Seconds(), 0.1)
 	})
+}
+
+// TestZeroEndsWithItsContext: what takes long can be canceled.
+func TestZeroEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := device.Zero(ctx, devicetest.Plain{Writer: device.NewMemory(make([]byte, 4*mib), 512)}, block.Extent{Length: 4 * mib})
+	require.ErrorIs(t, err, context.Canceled)
 }
 
 func TestLimitEndsWithItsContext(t *testing.T) {

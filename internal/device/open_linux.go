@@ -175,10 +175,6 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// blkZeroOut is BLKZEROOUT: _IO(0x12, 127). Its neighbour 0x127b is BLKPBSZGET,
-// which succeeds and zeroes nothing.
-const blkZeroOut = 0x12<<8 | 127
-
 // Zero implements Writer.
 func (f *File) Zero(e block.Extent) error {
 	if err := e.CheckWithin(f.size); err != nil {
@@ -203,22 +199,15 @@ func (f *File) Zero(e block.Extent) error {
 	)
 }
 
-// zeroAligned punches a hole, which reads as zeros. Thin storage then frees the space. With
-// BLKZEROOUT it would allocate all of a sparse volume.
+// zeroAligned punches a hole, which reads as zeros. Thin storage then frees the space. BLKZEROOUT
+// would allocate all of a sparse volume, and where it has to write the zeros, nothing limits or
+// cancels it.
 func (f *File) zeroAligned(e block.Extent) error {
 	err := f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, e)
-	if f.isDevice && isUnsupported(err) {
-		span := [2]uint64{uint64(e.Offset), uint64(e.Length)} //nolint:gosec // both are checked to be in the device
-		err = f.ioctl(blkZeroOut, unsafe.Pointer(&span))
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
 	}
-	if isUnsupported(err) {
-		return f.writeZeros(e)
-	}
-	return err
-}
-
-func isUnsupported(err error) bool {
-	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL)
+	return err // EOPNOTSUPP is errors.ErrUnsupported
 }
 
 func (f *File) fallocate(mode uint32, e block.Extent) error {
@@ -229,18 +218,13 @@ func (f *File) fallocate(mode uint32, e block.Extent) error {
 	}
 }
 
-// zeros is what writeZeros writes from.
-var zeros = NewBuffer(1 << 20)
-
+// writeZeros writes a few zeros.
 func (f *File) writeZeros(e block.Extent) error {
-	for off := e.Offset; off < e.End(); {
-		n, err := f.WriteAt(zeros[:min(int64(len(zeros)), e.End()-off)], off)
-		if err != nil {
-			return err
-		}
-		off += int64(n)
+	if e.Length == 0 {
+		return nil
 	}
-	return nil
+	_, err := f.WriteAt(zeros[:e.Length], e.Offset)
+	return err
 }
 
 // Sync implements Writer.

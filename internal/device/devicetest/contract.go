@@ -45,7 +45,7 @@ func Contract(t *testing.T, open func(t *testing.T, data []byte) device.Writer) 
 				e = align(e, d.Size())
 			}
 			if rnd.IntN(2) == 0 {
-				require.NoError(t, d.Zero(e))
+				require.NoError(t, device.Zero(t.Context(), d, e))
 				clear(model[e.Offset:e.End()])
 				continue
 			}
@@ -62,7 +62,7 @@ func Contract(t *testing.T, open func(t *testing.T, data []byte) device.Writer) 
 	})
 	t.Run("zeroes all of it", func(t *testing.T) {
 		d, model := start(t, open)
-		require.NoError(t, d.Zero(block.Extent{Length: d.Size()}))
+		require.NoError(t, device.Zero(t.Context(), d, block.Extent{Length: d.Size()}))
 		clear(model)
 		requireEqual(t, d, model)
 		require.NoError(t, d.Sync())

@@ -1,6 +1,8 @@
 package devicetest
 
 import (
+	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/blockmover/blockmover/internal/block"
@@ -111,4 +113,15 @@ func (f *Faulty) Close() error {
 		return err
 	}
 	return f.Writer.Close()
+}
+
+// Plain is a device that cannot zero by itself.
+type Plain struct{ device.Writer }
+
+// Zero implements device.Writer.
+func (p Plain) Zero(e block.Extent) error {
+	if err := e.CheckWithin(p.Size()); err != nil {
+		return err
+	}
+	return fmt.Errorf("zero %s: %w", e, errors.ErrUnsupported)
 }
