@@ -98,7 +98,7 @@ func sparseFile(path string, size int64) error {
 	return errors.Join(f.Truncate(size), f.Close())
 }
 
-// limits makes the tables of memory and of resuming, in a directory in memory.
+// limits makes the tables of memory, of resuming and of rate limits, in a directory in memory.
 func limits(ctx context.Context, binary, memory string) error {
 	if err := removeStale(memory); err != nil {
 		return err
@@ -110,6 +110,9 @@ func limits(ctx context.Context, binary, memory string) error {
 	err := memoryTable(ctx, binary, dir)
 	if err == nil {
 		err = resumeTable(ctx, binary, dir)
+	}
+	if err == nil {
+		err = rateTable(ctx, binary, dir)
 	}
 	err = errors.Join(err, os.RemoveAll(dir))
 	if ctx.Err() != nil {
