@@ -76,12 +76,31 @@ func (j *judge) allEnded(ctx context.Context) error {
 			}
 			for _, o := range list {
 				if !slices.Contains(ended, o.Status.Phase) {
-					return fmt.Sprintf("%s is %q: %s", o, o.Status.Phase, o.Status.Message), nil
+					return fmt.Sprintf("%s is %q: %s", o, o.Status.Phase, o.Status.Message), j.restartStuckVelero(ctx, o)
 				}
 			}
 		}
 		return "", nil
 	})
+}
+
+// restartStuckVelero does what an administrator has to do if Velero has given up to write the end of an
+// operation while the API server was away: it never tries again, and calls the operation Failed when it
+// starts. The result notes it.
+func (j *judge) restartStuckVelero(ctx context.Context, o kit.Object) error {
+	log, err := j.kit.Kubectl(ctx, "-n", j.kit.VeleroNamespace, "logs", "deployment/velero", "-c", "velero")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(log) {
+		if !strings.Contains(strings.ToLower(line), "error updating "+strings.ToLower(o.Kind)+"'s") || !strings.Contains(line, "/"+o.Metadata.Name+" ") {
+			continue
+		}
+		j.result.StuckInVelero = append(j.result.StuckInVelero, o.String())
+		_, err := j.kit.Kubectl(ctx, "-n", j.kit.VeleroNamespace, "delete", "pods", "-l", "deploy=velero")
+		return errors.Join(err, j.settle(ctx))
+	}
+	return nil
 }
 
 // ended notes the end of a Backup or a Restore.
