@@ -25,6 +25,7 @@ import (
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/mover/controller"
 	"github.com/blockmover/blockmover/mover/exposer"
+	"github.com/blockmover/blockmover/mover/heap"
 )
 
 // What the Deployment tells the manager about itself.
@@ -73,6 +74,7 @@ func newManagerCommand() *cobra.Command {
 }
 
 func (o *managerOptions) run(ctx context.Context) error {
+	heap.KeepBelow()
 	logger := zap.New(zap.UseDevMode(false))
 	ctrl.SetLogger(logger)
 	klog.SetLogger(logger)

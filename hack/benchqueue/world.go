@@ -208,7 +208,7 @@ func (w *world) startManager(path string, o options) error {
 	w.manager = exec.Command(path, "manager", "--namespace", velero, //nolint:noctx // close ends it
 		"--config", configFile, "--worker-image", "none", "--leader-elect=false",
 		"--metrics-bind-address", w.metrics, "--health-probe-bind-address", "0", "--kube-api-qps", "500", "--kube-api-burst", "1000")
-	w.manager.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
+	w.manager.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig, "GOMEMLIMIT=256MiB") // as in deploy/deployment.yaml
 	w.manager.Stdout, w.manager.Stderr = log, log
 	if err := w.manager.Start(); err != nil {
 		w.manager = nil

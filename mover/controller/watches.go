@@ -43,6 +43,8 @@ func CacheOptions(namespace string) (cache.Options, error) {
 	}
 	return cache.Options{
 		DefaultNamespaces: map[string]cache.Config{namespace: {}},
+		// Who has written which field is half of a small object, and nobody asks.
+		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
 			&corev1.Node{}:                      {Transform: trimNode},
 			&corev1.Pod{}:                       {Label: ours},
@@ -159,7 +161,6 @@ func ignoreProgress() predicate.Predicate {
 func withoutProgress(object client.Object) client.Object {
 	object, _ = object.DeepCopyObject().(client.Object)
 	object.SetResourceVersion("")
-	object.SetManagedFields(nil)
 	object.SetGeneration(0)
 	if annotations := object.GetAnnotations(); annotations[identity.AnnotationAttempt] != "" {
 		delete(annotations, identity.AnnotationAttempt) // it has the bytes that were read

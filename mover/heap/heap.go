@@ -14,6 +14,14 @@ import (
 // moving is how much memory a data path may use, including garbage.
 const moving = 144 << 20
 
+// KeepBelow takes GOMEMLIMIT for the limit of the container, and leaves a tenth of it for what is not heap.
+// Without that variable it does nothing.
+func KeepBelow() {
+	if os.Getenv("GOMEMLIMIT") != "" {
+		debug.SetMemoryLimit(debug.SetMemoryLimit(-1) / 10 * 9)
+	}
+}
+
 // Limit limits the memory to what is in use now, such as the index of a repository that was
 // just opened, and what a data path needs in addition. It is a soft limit: if it is too low,
 // the garbage collector runs more often. The environment variable GOMEMLIMIT takes
