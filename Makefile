@@ -104,7 +104,7 @@ kubevirt-e2e: e2e-binaries ## VMs on real KubeVirt, on a cluster of its own (KUB
 .PHONY: chaos
 chaos: cluster-build ## faults at random moments, and a judge (CHAOS_DURATION=30m CHAOS_SEED=number CHAOS_MIX=worker=3,s3; e2e/README.md has more)
 	@cd e2e && go build -o $(CHAOS) ./cmd/chaos
-	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/with-cluster.sh chaos $(CHAOS) --log $(CHAOS_LOG) --duration $(CHAOS_DURATION) \
+	@E2E_DEPLOY_DIR=$(CURDIR)/deploy hack/with-cluster.sh $(or $(E2E_NAME),chaos) $(CHAOS) --log $(CHAOS_LOG) --duration $(CHAOS_DURATION) \
 		$(if $(CHAOS_SEED),--seed $(CHAOS_SEED)) $(if $(CHAOS_MIX),--mix $(CHAOS_MIX)) $(if $(CHAOS_FAULTS),--faults $(CHAOS_FAULTS)) $(if $(KEEP_GOING),--keep-going)
 
 # Tests mount file systems. In a mount namespace of their own, nothing of them stays, however they

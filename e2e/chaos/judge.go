@@ -76,7 +76,7 @@ func (j *judge) allEnded(ctx context.Context) error {
 			}
 			for _, o := range list {
 				if !slices.Contains(ended, o.Status.Phase) {
-					return fmt.Sprintf("%s is %q: %s", o, o.Status.Phase, o.Status.Message), j.restartStuckVelero(ctx, o)
+					return fmt.Sprintf("%s is %q: %s", o, o.Status.Phase, o.Status.Message), errors.Join(j.restartStuckVelero(ctx, o), j.cancelHopeless(ctx, o, list))
 				}
 			}
 		}
@@ -101,6 +101,22 @@ func (j *judge) restartStuckVelero(ctx context.Context, o kit.Object) error {
 		return errors.Join(err, j.settle(ctx))
 	}
 	return nil
+}
+
+// cancelHopeless cancels a DataDownload that waits for a pod which cannot be scheduled any more, because the
+// DataDownload of another volume of the same restore was canceled or has failed.
+func (j *judge) cancelHopeless(ctx context.Context, o kit.Object, all []kit.Object) error {
+	if o.Kind != "DataDownload" || o.Spec.Cancel || !strings.Contains(o.Status.Message, "waits for its first consumer") {
+		return nil
+	}
+	restore := o.Metadata.Labels[kit.LabelRestore]
+	if !slices.ContainsFunc(all, func(other kit.Object) bool {
+		return other.Kind == o.Kind && other.Metadata.Labels[kit.LabelRestore] == restore && (other.Status.Phase == "Canceled" || other.Status.Phase == "Failed")
+	}) {
+		return nil
+	}
+	_, err := j.kit.Kubectl(ctx, "-n", o.Metadata.Namespace, "patch", "datadownload", o.Metadata.Name, "--type=merge", "-p", `{"spec":{"cancel":true}}`)
+	return err
 }
 
 // ended notes the end of a Backup or a Restore.

@@ -8,8 +8,11 @@ import (
 	"time"
 )
 
-// LabelBackup is Velero's label with the name of the backup.
-const LabelBackup = "velero.io/backup-name"
+// Velero's labels with the name of the backup and of the restore.
+const (
+	LabelBackup  = "velero.io/backup-name"
+	LabelRestore = "velero.io/restore-name"
+)
 
 // OperationTimeout bounds one backup or restore of the small test volumes.
 const OperationTimeout = 4 * time.Minute
@@ -115,7 +118,7 @@ func (k *Kit) DataUploads(ctx context.Context, backup string) (map[string]Object
 
 // DataDownloads returns the DataDownloads of a restore by the name of their target PVC.
 func (k *Kit) DataDownloads(ctx context.Context, restore string) (map[string]Object, error) {
-	items, err := k.List(ctx, "-n", k.VeleroNamespace, "datadownloads.velero.io", "-l", "velero.io/restore-name="+restore)
+	items, err := k.List(ctx, "-n", k.VeleroNamespace, "datadownloads.velero.io", "-l", LabelRestore+"="+restore)
 	if err != nil {
 		return nil, err
 	}

@@ -75,7 +75,7 @@ func TestObjectStoreAway(t *testing.T) {
 	restore := s.name("away-restore")
 	_, err = s.kit.Velero(s.ctx, "restore", "create", restore, "--from-backup", name, "--namespace-mappings", namespace+":"+target)
 	require.NoError(t, err)
-	downloads := []string{"datadownloads.velero.io", "-l", "velero.io/restore-name=" + restore}
+	downloads := []string{"datadownloads.velero.io", "-l", kit.LabelRestore + "=" + restore}
 	s.outageDuring(downloads, size, outage)
 	require.NoError(t, s.kit.Wait(s.ctx, "restore to complete", 5*time.Minute, func(ctx context.Context) (bool, string, error) {
 		var o kit.Object
