@@ -69,31 +69,38 @@ func (j *judge) judge(ctx context.Context) {
 // allEnded waits for the end of all that runs.
 func (j *judge) allEnded(ctx context.Context) error {
 	return j.wait(ctx, "all operations to end", limit, func(ctx context.Context) (string, error) {
+		var running []string
 		for kinds, ended := range map[string][]string{"backups.velero.io,restores.velero.io": endedBackups, "datauploads,datadownloads": endedOperations} {
 			list, err := j.kit.List(ctx, "-n", j.kit.VeleroNamespace, kinds)
 			if err != nil {
 				return "", err
 			}
 			for _, o := range list {
-				if !slices.Contains(ended, o.Status.Phase) {
-					return fmt.Sprintf("%s is %q: %s", o, o.Status.Phase, o.Status.Message), errors.Join(j.restartStuckVelero(ctx, o), j.cancelHopeless(ctx, o, list))
+				if slices.Contains(ended, o.Status.Phase) {
+					continue
+				}
+				running = append(running, fmt.Sprintf("%s is %q: %s", o, o.Status.Phase, o.Status.Message))
+				if err := errors.Join(j.restartStuckVelero(ctx, o), j.cancelHopeless(ctx, o, list)); err != nil {
+					return "", err
 				}
 			}
 		}
-		return "", nil
+		return strings.Join(running, ", "), nil
 	})
 }
 
-// restartStuckVelero does what an administrator has to do if Velero has given up to write the end of an
-// operation while the API server was away: it never tries again, and calls the operation Failed when it
-// starts. The result notes it.
+// restartStuckVelero does what an administrator has to do if Velero has given up an operation while the API
+// server was away: it tries for a while to write the end, and never again, or it has panicked. When it starts,
+// it calls the operation Failed. The result notes it.
 func (j *judge) restartStuckVelero(ctx context.Context, o kit.Object) error {
 	log, err := j.kit.Kubectl(ctx, "-n", j.kit.VeleroNamespace, "logs", "deployment/velero", "-c", "velero")
 	if err != nil {
 		return err
 	}
 	for line := range strings.Lines(log) {
-		if !strings.Contains(strings.ToLower(line), "error updating "+strings.ToLower(o.Kind)+"'s") || !strings.Contains(line, "/"+o.Metadata.Name+" ") {
+		gaveUp := strings.Contains(strings.ToLower(line), "error updating "+strings.ToLower(o.Kind)+"'s") && strings.Contains(line, "/"+o.Metadata.Name+" ")
+		panicked := strings.Contains(line, "Observed a panic") && strings.Contains(line, " name="+o.Metadata.Name+" ")
+		if !gaveUp && !panicked {
 			continue
 		}
 		j.result.StuckInVelero = append(j.result.StuckInVelero, o.String())
