@@ -161,6 +161,14 @@ bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4Gi BENCH
 	@$(BENCH)/bench --blockmover $(BENCH)/blockmover --kopia $(BENCH)/kopia \
 		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS) --out $(BENCH)/bench.json
 
+.PHONY: bench-link
+bench-link: ## as root: over links to an object store, against stock kopia (BENCH_SIZE=2Gi BENCH_RUNS=3)
+	@mkdir -p $(BENCH)
+	@go build -o $(BENCH)/bench ./hack/bench
+	@cd e2e/velero && go build -o $(BENCH) github.com/kopia/kopia github.com/versity/versitygw/cmd/versitygw
+	@$(BENCH)/bench --link $(BENCH)/versitygw --blockmover $(BENCH)/bench --kopia $(BENCH)/kopia \
+		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS)
+
 .PHONY: bench-limits
 bench-limits: ## peak memory of volumes of 1 GiB to 10 TiB, and what is done again after a kill
 	@mkdir -p $(BENCH)

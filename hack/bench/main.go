@@ -27,7 +27,12 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx)
+	var err error
+	if len(os.Args) == 3 && os.Args[1] == moverCommand {
+		err = runMover(ctx, os.Args[2])
+	} else {
+		err = run(ctx)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -59,6 +64,7 @@ func run(ctx context.Context) error {
 		text   = flag.String("text", "", "directory of Go files")
 		memory = flag.String("memory", "/dev/shm", "directory in memory")
 		only   = flag.Bool("limits", false, "measure only peak memory, and what is done again after a kill")
+		links  = flag.String("link", "", "path of versitygw: measure only what goes over a link to it")
 	)
 	flag.Parse()
 	if *only {
@@ -81,11 +87,15 @@ func run(ctx context.Context) error {
 	if err := b.prepare(*memory); err != nil {
 		return errors.Join(err, b.cleanUp())
 	}
-	err = errors.Join(b.measure(ctx, *runs), b.cleanUp())
+	measure := b.measure
+	if *links != "" {
+		measure = func(ctx context.Context, runs int) error { return b.linkTables(ctx, *links, runs) }
+	}
+	err = errors.Join(measure(ctx, *runs), b.cleanUp())
 	if ctx.Err() != nil {
 		return errors.New("interrupted")
 	}
-	if err != nil {
+	if err != nil || *links != "" {
 		return err
 	}
 	b.report.conclude()

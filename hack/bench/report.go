@@ -66,7 +66,7 @@ func (r *report) step(name string) *step {
 func (r *report) add(name string, s sample) { t := r.step(name); t.Samples = append(t.Samples, s) }
 
 // median of each number by itself.
-func median[T int64 | float64](samples []sample, of func(sample) T) T {
+func median[S any, T int64 | float64](samples []S, of func(S) T) T {
 	if len(samples) == 0 {
 		return 0
 	}

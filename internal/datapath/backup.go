@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/blockmover/blockmover/internal/block"
 	"github.com/blockmover/blockmover/internal/device"
@@ -48,12 +49,12 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 	if meta.Kind == repository.Incremental {
 		b.partial, b.pageSize = read, meta.PageSize
 	}
-	b.frontier.window = make(chan struct{}, window(o))
+	b.frontier.window = semaphore.NewWeighted(window)
 	items := make(chan item)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(items)
-		return produce(ctx, touched(read, g, w.Resumed()), o.ReadSize/g.ChunkSize(), b.frontier.window, items)
+		return produce(ctx, touched(read, g, w.Resumed()), o.ReadSize, g.ChunkSize(), b.frontier.window, items)
 	})
 	for range o.Workers {
 		group.Go(func() error {
@@ -95,24 +96,23 @@ type item struct {
 	// seq counts items from 0.
 	seq        int64
 	first, end int64
+	// bytes is what it takes of the window.
+	bytes int64
 }
 
-// window returns how many items may be under way at once. Without a bound, one slow read
-// would let the others run ahead of the frontier, and the writer would have to hold all that
-// they put.
-func window(o Options) int64 {
-	const perWorker = 2
-	return max(1, min(perWorker*int64(o.Workers), repository.MaxInFlight/o.ReadSize))
-}
+// window is how many bytes may be under way at once. A worker whose Put fills a pack waits for
+// its upload. The others fill the next packs meanwhile, and upload them beside it. Without a
+// bound, one slow read would let them run ahead of the frontier without end, and the writer
+// would have to hold what it knows of all that they put.
+const window = repository.MaxInFlight
 
-// produce joins neighbouring chunks into items of at most limit chunks. Each item takes a
-// place in the window. The frontier gives the place back.
-func produce(ctx context.Context, chunks iter.Seq[int64], limit int64, window chan<- struct{}, items chan<- item) error {
+// produce joins neighbouring chunks into items of at most limit bytes. Each item takes its
+// bytes of the window. The frontier gives them back.
+func produce(ctx context.Context, chunks iter.Seq[int64], limit, chunkSize int64, places *semaphore.Weighted, items chan<- item) error {
 	send := func(it item) error {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case window <- struct{}{}:
+		it.bytes = min((it.end-it.first)*chunkSize, window)
+		if err := places.Acquire(ctx, it.bytes); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -123,7 +123,7 @@ func produce(ctx context.Context, chunks iter.Seq[int64], limit int64, window ch
 	}
 	var it item
 	for c := range chunks {
-		if c == it.end && it.end-it.first < limit {
+		if c == it.end && (it.end-it.first)*chunkSize < limit {
 			it.end++
 			continue
 		}
@@ -175,7 +175,7 @@ func (b *backupRun) move(ctx context.Context, it item, buf []byte) error {
 		}
 		c = end
 	}
-	if reached, ok := b.frontier.complete(it); ok {
+	if reached, ok := b.frontier.pass(it); ok {
 		return b.w.Advance(ctx, reached)
 	}
 	return nil
@@ -268,37 +268,36 @@ func (b *backupRun) changedPages(chunk int64) []block.Extent {
 
 // frontier finds the place before which all items are complete. Items complete in any order.
 type frontier struct {
-	// window has a taken place for each item from next on that was sent out.
-	window chan struct{}
+	// window is without the bytes of each item from next on that was sent out.
+	window *semaphore.Weighted
 
 	mu sync.Mutex
 	// next is the first item that is not complete.
 	next int64
-	// ends of the complete items after it, by number. There are never more than the window
-	// allows.
-	ends map[int64]int64
+	// complete are those after it, by number. There are never more than the window allows.
+	complete map[int64]item
 }
 
-// complete records an item. If the item was the first that was missing, complete returns the
+// pass records an item that is complete. If it was the first that was missing, pass returns the
 // chunk before which nothing is missing now.
-func (f *frontier) complete(it item) (int64, bool) {
+func (f *frontier) pass(it item) (int64, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if it.seq != f.next {
-		if f.ends == nil {
-			f.ends = map[int64]int64{}
+		if f.complete == nil {
+			f.complete = map[int64]item{}
 		}
-		f.ends[it.seq] = it.end
+		f.complete[it.seq] = it
 		return 0, false
 	}
-	reached := it.end
-	for f.next++; ; f.next++ {
-		<-f.window
-		end, ok := f.ends[f.next]
+	for {
+		f.window.Release(it.bytes)
+		f.next++
+		after, ok := f.complete[f.next]
 		if !ok {
-			return reached, true
+			return it.end, true
 		}
-		delete(f.ends, f.next)
-		reached = end
+		delete(f.complete, f.next)
+		it = after
 	}
 }

@@ -30,9 +30,9 @@ const (
 	defaultReadSize = 4 << 20
 )
 
-// defaultWorkers returns twice the cores: each core has work while as many items wait for the
-// storage.
-func defaultWorkers() int { return min(max(minWorkers, 2*runtime.GOMAXPROCS(0)), maxWorkers) }
+// DefaultWorkers returns twice the cores, from 4 to 16: each core has work while as many items
+// wait for the storage.
+func DefaultWorkers() int { return min(max(minWorkers, 2*runtime.GOMAXPROCS(0)), maxWorkers) }
 
 // Options of both pipelines. The zero value of each field means its default.
 type Options struct {
@@ -59,7 +59,7 @@ type Options struct {
 
 func (o Options) withDefaults(chunkSize int64) Options {
 	if o.Workers <= 0 {
-		o.Workers = defaultWorkers()
+		o.Workers = DefaultWorkers()
 	}
 	if o.ReadSize <= 0 {
 		o.ReadSize = defaultReadSize

@@ -8,9 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -187,38 +185,6 @@ func TestBackupResumes(t *testing.T) {
 	require.Equal(t, int64(20*chunkSize), progress.Read())
 	require.Len(t, img.chunks, 20)
 	require.NotContains(t, img.chunks, int64(39))
-}
-
-// slow blocks the first read of a device until the test releases it.
-type slow struct {
-	device.Reader
-	release chan struct{}
-	reads   atomic.Int64
-}
-
-func (s *slow) ReadAt(p []byte, off int64) (int, error) {
-	s.reads.Add(1)
-	if off == 0 {
-		<-s.release
-	}
-	return s.Reader.ReadAt(p, off)
-}
-
-func TestBackupDoesNotRunAway(t *testing.T) {
-	const size = 100 * chunkSize
-	dev := &slow{Reader: device.NewMemory(random(1, size), 512), release: make(chan struct{})}
-	img := newImage(size)
-	done := make(chan error)
-	go func() {
-		_, err := datapath.Backup(t.Context(), dev, bitmap(t, size, block.Extent{Length: size}), img, datapath.Options{Workers: 3, ReadSize: chunkSize})
-		done <- err
-	}()
-	require.Eventually(t, func() bool { return dev.reads.Load() == 6 }, 10*time.Second, time.Millisecond)
-	time.Sleep(50 * time.Millisecond)
-	require.EqualValues(t, 6, dev.reads.Load(), "two for each worker")
-	close(dev.release)
-	require.NoError(t, <-done)
-	require.Len(t, img.chunks, 100)
 }
 
 func TestBackupReadsChangedPages(t *testing.T) {

@@ -1,22 +1,88 @@
-package datapath
+package datapath_test
 
 import (
+	"context"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/datapath"
+	"github.com/blockmover/blockmover/internal/device"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// TestWindow: the bytes in flight are those that a checkpoint leaves room for.
+// slowStart is an image whose first chunk is not put before the gate opens.
+type slowStart struct {
+	repository.VolumeWriter
+	meta repository.Meta
+	gate chan struct{}
+	put  atomic.Int64
+}
+
+func (s *slowStart) Meta() repository.Meta { return s.meta }
+
+func (*slowStart) Resumed() int64 { return 0 }
+
+func (s *slowStart) Put(_ context.Context, first int64, data []byte) error {
+	if first == 0 {
+		<-s.gate
+	}
+	s.put.Add(int64(len(data)))
+	return nil
+}
+
+func (*slowStart) Advance(context.Context, int64) error { return nil }
+
+// nothing is a device of zeros, whatever its size.
+type nothing struct {
+	device.Reader
+	size int64
+}
+
+func (n nothing) Size() int64 { return n.size }
+
+func (nothing) ReadAt(p []byte, _ int64) (int, error) { return len(p), nil }
+
+// TestWindow: what is in flight is what a checkpoint leaves room for, in items of any size. So
+// while one Put waits for its upload, the others go on.
 func TestWindow(t *testing.T) {
-	for _, o := range []Options{{}, {Workers: 1}, {Workers: 16}, {Workers: 64}, {ReadSize: 64 << 20}, {ReadSize: 1 << 30}, {ReadSize: 1}} {
-		o = o.withDefaults(1 << 20)
-		w := window(o)
-		require.Positive(t, w)
-		require.LessOrEqual(t, w, 2*int64(o.Workers))
-		if w > 1 {
-			require.LessOrEqual(t, w*o.ReadSize, int64(repository.MaxInFlight))
-		}
+	const (
+		chunk = 64 << 10
+		size  = 3*repository.MaxInFlight + chunk
+	)
+	everything, scattered := bitmap(t, size, block.Extent{Length: size}), bitmap(t, size)
+	for off := int64(0); off < size; off += 2 * chunk {
+		require.NoError(t, scattered.Set(block.Extent{Offset: off, Length: 1}))
+	}
+	whole, err := block.NewGeometry(size, chunk)
+	require.NoError(t, err)
+	for name, tc := range map[string]struct {
+		read     *block.Bitmap
+		readSize int64
+		item     int64
+	}{
+		"large items":     {everything, 4 << 20, 4 << 20},
+		"small items":     {everything, chunk, chunk},
+		"scattered items": {scattered, 4 << 20, chunk},
+		"very large ones": {everything, 2 * repository.MaxInFlight, 2 * repository.MaxInFlight},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &slowStart{meta: repository.Meta{Size: size, ChunkSize: chunk}, gate: make(chan struct{})}
+				done := make(chan error)
+				go func() {
+					_, err := datapath.Backup(t.Context(), nothing{size: size}, tc.read, w, datapath.Options{Workers: 3, ReadSize: tc.readSize})
+					done <- err
+				}()
+				synctest.Wait()
+				require.Equal(t, max(0, repository.MaxInFlight-tc.item), w.put.Load())
+				close(w.gate)
+				require.NoError(t, <-done)
+				require.Equal(t, tc.read.CountChunks(whole)*chunk, w.put.Load())
+			})
+		})
 	}
 }

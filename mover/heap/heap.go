@@ -1,18 +1,24 @@
 // Package heap bounds the memory of a process that moves data.
 //
-// The data path uses some 60 MiB at once, whatever the size of the volume. But its buffers
-// come and go, and by default the garbage collector lets their garbage become as large as
-// everything else together.
+// The data path uses some 60 MiB at once on two cores, whatever the size of the volume, and more
+// with more workers. But its buffers come and go, and by default the garbage collector lets
+// their garbage become as large as everything else together.
 package heap
 
 import (
 	"os"
 	"runtime"
 	"runtime/debug"
+
+	"github.com/blockmover/blockmover/internal/datapath"
 )
 
-// moving is how much memory a data path may use, including garbage.
-const moving = 144 << 20
+// moving returns how much memory a data path may use, including garbage. Each worker has a buffer, and
+// may have a pack that is on its way. With less, the garbage collector takes the time of the cores.
+func moving() int64 {
+	const always, perWorker = 80 << 20, 16 << 20
+	return always + perWorker*int64(datapath.DefaultWorkers())
+}
 
 // KeepBelow takes GOMEMLIMIT for the limit of the container, and leaves a tenth of it for what is not heap.
 // Without that variable it does nothing.
@@ -33,5 +39,5 @@ func Limit() {
 	debug.FreeOSMemory()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + moving)
+	debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + moving())
 }

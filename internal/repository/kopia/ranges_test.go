@@ -26,23 +26,27 @@ func TestPlanRanges(t *testing.T) {
 		want  []packRange
 	}{
 		{"nothing", nil, nil},
-		{"alone", []content.Info{at("p1", 0, 10)}, nil},
-		{"one in each of two packs", []content.Info{at("p1", 0, 10), at("p2", 10, 10)}, nil},
+		{"alone", []content.Info{at("p1", 0, 10)}, []packRange{{pack: "p1", offset: 0, end: 10}}},
+		{"one in each of two packs", []content.Info{at("p2", 10, 10), at("p1", 0, 10)}, []packRange{
+			{pack: "p1", offset: 0, end: 10},
+			{pack: "p2", offset: 10, end: 20},
+		}},
 		{"neighbours, in any order", []content.Info{at("p1", 30, 10), at("p1", 10, 20)}, []packRange{
-			{pack: "p1", offset: 10, end: 40, contents: 2},
+			{pack: "p1", offset: 10, end: 40},
 		}},
 		{"the same twice", []content.Info{at("p1", 10, 20), at("p1", 10, 20)}, []packRange{
-			{pack: "p1", offset: 10, end: 30, contents: 2},
+			{pack: "p1", offset: 10, end: 30},
 		}},
 		{"a gap", []content.Info{at("p1", 0, 10), at("p1", 10+maxGap, 10)}, []packRange{
-			{pack: "p1", offset: 0, end: 20 + maxGap, contents: 2},
+			{pack: "p1", offset: 0, end: 20 + maxGap},
 		}},
 		{"a wide gap", []content.Info{at("p1", 0, 10), at("p1", 11+maxGap, 10), at("p1", 21+maxGap, 10)}, []packRange{
-			{pack: "p1", offset: 11 + maxGap, end: 31 + maxGap, contents: 2},
+			{pack: "p1", offset: 0, end: 10},
+			{pack: "p1", offset: 11 + maxGap, end: 31 + maxGap},
 		}},
 		{"two ranges", []content.Info{at("p1", 0, maxRange-1), at("p1", maxRange-1, 1), at("p1", maxRange, 5), at("p1", maxRange+5, 5)}, []packRange{
-			{pack: "p1", offset: 0, end: maxRange, contents: 2},
-			{pack: "p1", offset: maxRange, end: maxRange + 10, contents: 2},
+			{pack: "p1", offset: 0, end: maxRange},
+			{pack: "p1", offset: maxRange, end: maxRange + 10},
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -53,6 +57,49 @@ func TestPlanRanges(t *testing.T) {
 			require.Equal(t, c.want, got)
 		})
 	}
+}
+
+// TestFindInRanges: a content is found in the range that holds all of it, and nowhere else.
+func TestFindInRanges(t *testing.T) {
+	var ranges fetched
+	for _, r := range []packRange{{pack: "p1", offset: 10, end: 20}, {pack: "p1", offset: 30, end: 40}, {pack: "p3", offset: 0, end: 5}} {
+		buf := make(rangeBuffer, r.end-r.offset)
+		for i := range buf {
+			buf[i] = byte(r.offset) + byte(i)
+		}
+		r.buf = &buf
+		ranges = append(ranges, &r)
+	}
+	for _, c := range []struct {
+		pack           blob.ID
+		offset, length int64
+		found          bool
+	}{
+		{"p1", 10, 10, true},
+		{"p1", 12, 3, true},
+		{"p1", 30, 10, true},
+		{"p1", 39, 1, true},
+		{"p3", 0, 5, true},
+		{"p1", 9, 1, false},
+		{"p1", 9, 2, false},
+		{"p1", 19, 2, false},
+		{"p1", 25, 1, false},
+		{"p1", 15, 20, false},
+		{"p1", 40, 1, false},
+		{"p0", 10, 1, false},
+		{"p2", 10, 1, false},
+		{"p3", 4, 2, false},
+		{"p4", 0, 1, false},
+	} {
+		data, found := ranges.find(c.pack, c.offset, c.length)
+		require.Equal(t, c.found, found, c)
+		if found {
+			require.Len(t, data, int(c.length))
+			require.Equal(t, byte(c.offset), data[0])
+		}
+	}
+	_, found := fetched(nil).find("p1", 0, 1)
+	require.False(t, found)
 }
 
 // vanishing counts requests. It removes a pack once a range of it was fetched, so that a
