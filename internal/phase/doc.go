@@ -84,6 +84,17 @@
 //
 // A queued operation has no limit of its own: Cancel or a free slot ends the wait.
 //
+// # Scenario: canceled when the image is saved
+//
+// The manager was away while the mover pod of a backup came to its end, and while somebody
+// canceled the backup. The image is saved, so the backup is complete. If it were called
+// canceled, nobody would know of the image when the backup is deleted.
+//
+//	Work       Running     Succeeded
+//	Cancel     false       true
+//	Committed              true
+//	phase      InProgress ───────────────────▶ Completed
+//
 // # Scenario: a restore whose hand-over waits
 //
 // The mover pod has written the volume. The storage takes minutes to detach it from the

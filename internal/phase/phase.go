@@ -125,7 +125,8 @@ type Observation struct {
 	// is set.
 	Outcome *Outcome
 	// Committed is set once a completed result cannot be taken back, Delivered once it has
-	// reached its destination.
+	// reached its destination. A backup is committed as soon as its work has succeeded, without an
+	// outcome: its image is saved.
 	Committed, Delivered bool
 	// Released is set once nothing of the operation is left in the cluster. Until then,
 	// Left names what is.
@@ -181,6 +182,8 @@ func Next(current Phase, o Observation, l Limits) Transition {
 		return Transition{Next: current}
 	case o.Outcome != nil:
 		return end(current, o, l)
+	case o.Committed && o.Work.State == Succeeded:
+		return work(current, o, l) // a cancellation comes too late
 	case o.Cancel || current == Canceling:
 		return decide(Canceling, Outcome{Phase: Canceled, Message: "canceled on request", At: o.Now})
 	case o.Work.State == Broken:

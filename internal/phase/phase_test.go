@@ -104,6 +104,18 @@ func TestNext(t *testing.T) {
 			current: phase.InProgress, o: at(0, func(o *phase.Observation) { o.Cancel = true }),
 			want: phase.Canceling, outcome: phase.Canceled, message: "canceled on request",
 		},
+		"in progress canceled, and the image is saved": {
+			current: phase.InProgress, o: at(0, func(o *phase.Observation) { o.Cancel, o.Committed, o.Work.State = true, true, phase.Succeeded }),
+			want: phase.InProgress, outcome: phase.Completed,
+		},
+		"in progress canceled, and the image is not saved": {
+			current: phase.InProgress, o: at(0, func(o *phase.Observation) { o.Cancel, o.Committed, o.Work.State = true, true, phase.Running }),
+			want: phase.Canceling, outcome: phase.Canceled, message: "canceled on request",
+		},
+		"in progress canceled, and the volume of a restore is written": {
+			current: phase.InProgress, o: at(0, func(o *phase.Observation) { o.Cancel, o.Work.State = true, phase.Succeeded }),
+			want: phase.Canceling, outcome: phase.Canceled, message: "canceled on request",
+		},
 		"canceling without an outcome on record": {
 			current: phase.Canceling, o: at(0, work(phase.Succeeded, "")),
 			want: phase.Canceling, outcome: phase.Canceled, message: "canceled on request",

@@ -170,6 +170,7 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 		seen.Left = strings.Join(end.left, ", ")
 	case seen.Cancel:
 		seen.Work, report, err = e.glance(ctx, op)
+		seen.Committed = op.Upload != nil
 	case op.Damage != nil:
 		err = fmt.Errorf("%w: %w", phase.ErrBroken, op.Damage)
 	case op.Status.Phase == phase.New:
@@ -199,10 +200,11 @@ func (e *engine) step(ctx context.Context, op *operation.View) (phase.Observatio
 	return seen, report, err
 }
 
-// glance returns how far the mover pod of a restore in place is that was canceled: its end says
-// whether the volume was written. Of other operations, nobody needs to know.
+// glance returns how far the mover pod of an operation is that was canceled: whether a backup has
+// saved its image, and whether a restore in place has written the volume. Of other restores, nobody
+// needs to know.
 func (e *engine) glance(ctx context.Context, op *operation.View) (phase.Work, *task.Report, error) {
-	if _, ok := e.inPlace(op); !ok {
+	if _, ok := e.inPlace(op); !ok && op.Upload == nil {
 		return phase.Work{}, nil, nil
 	}
 	pod, err := e.exposer.FindPod(ctx, op.Operation)

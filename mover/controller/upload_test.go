@@ -185,6 +185,23 @@ func TestUploadCanceledAtAnyTime(t *testing.T) {
 	}
 }
 
+// TestUploadCanceledTooLate: the manager is away while the mover pod saves the image, and while the upload is
+// canceled, as Velero does when its server starts again. If the upload were Canceled, nobody would know of the
+// image when the backup is deleted.
+func TestUploadCanceledTooLate(t *testing.T) {
+	w := uploadWorld(t)
+	w.podEnds = func(*corev1.Pod) bool { return false }
+	w.reconcileTimes(w.uploads, "du", 8)
+	require.Equal(t, velerov2alpha1.DataUploadPhaseInProgress, w.dataUpload().Status.Phase)
+	w.podEnds = func(*corev1.Pod) bool { return true }
+	w.step()
+	w.cancel(w.dataUpload())
+	op := w.run(w.uploads, "du")
+	require.Equal(t, phase.Completed, op.Status.Phase, op.Status.Message)
+	require.Equal(t, "repo-snapshot-1", w.dataUpload().Status.SnapshotID)
+	w.requireNothingLeft([]string{"volume-src"}, nil)
+}
+
 func (w *world) reconcileTimes(e *engine, name string, n int) {
 	w.t.Helper()
 	for range n {
