@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/vmware-tanzu/velero/pkg/apis/velero/shared"
@@ -13,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/mover/heap"
 )
 
 // settleTime is how long a manager runs on after all operations are secured: its sweep, and a scrape of its metrics.
@@ -57,7 +56,7 @@ func (w *world) memory(ctx context.Context, path string, o options, n int) (int6
 	if _, err := w.requests(ctx); err != nil { // a scrape looks at all operations
 		return 0, err
 	}
-	return peakMemory(w.manager.Process.Pid)
+	return heap.Peak(w.manager.Process.Pid)
 }
 
 // createEnded makes a DataUpload as it is after its end.
@@ -84,19 +83,4 @@ func (w *world) createEnded(ctx context.Context, name string) error {
 		return fmt.Errorf("create DataUpload: %w", err)
 	}
 	return nil
-}
-
-// peakMemory is the most memory that a process has had at once.
-func peakMemory(pid int) (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) //nolint:gosec // of our child
-	if err != nil {
-		return 0, fmt.Errorf("read memory of the manager: %w", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		var kib int64
-		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kib); err == nil {
-			return kib << 10, nil
-		}
-	}
-	return 0, errors.New("read memory of the manager: VmHWM is missing")
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
+	"github.com/blockmover/blockmover/mover/heap"
 )
 
 // Paths in the mover pod.
@@ -139,8 +140,8 @@ func (p PodPlan) Pod() (*corev1.Pod, error) {
 	}
 	volumes, mounts, env := p.volumes(request)
 	if limit, ok := resources.Limits[corev1.ResourceMemory]; ok {
-		// Collect garbage before the kernel kills: a tenth is left for what is not heap.
-		env = append(env, corev1.EnvVar{Name: "GOMEMLIMIT", Value: fmt.Sprint(limit.Value() / 10 * 9)})
+		// Collect garbage before the kernel kills.
+		env = append(env, corev1.EnvVar{Name: "GOMEMLIMIT", Value: fmt.Sprint(heap.Below(limit.Value()))})
 	}
 	deadline := int64(p.Config.PodDeadline.Seconds())
 	grace := int64(evictionGraceSeconds)

@@ -6,9 +6,11 @@
 package heap
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/blockmover/blockmover/internal/datapath"
 )
@@ -20,12 +22,31 @@ func moving() int64 {
 	return always + perWorker*int64(datapath.DefaultWorkers())
 }
 
-// KeepBelow takes GOMEMLIMIT for the limit of the container, and leaves a tenth of it for what is not heap.
-// Without that variable it does nothing.
+// Below returns what GOMEMLIMIT is in a container with a memory limit: a tenth is left for what is not heap.
+func Below(limit int64) int64 { return limit / 10 * 9 }
+
+// KeepBelow takes GOMEMLIMIT for the limit of the container, and stays below it. Without that variable it does
+// nothing.
 func KeepBelow() {
 	if os.Getenv("GOMEMLIMIT") != "" {
-		debug.SetMemoryLimit(debug.SetMemoryLimit(-1) / 10 * 9)
+		debug.SetMemoryLimit(Below(debug.SetMemoryLimit(-1)))
 	}
+}
+
+// Peak returns the most memory that a process has had at once, in bytes. What rusage says begins with that of
+// the parent process.
+func Peak(pid int) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read peak memory: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib int64
+		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kib); err == nil {
+			return kib << 10, nil
+		}
+	}
+	return 0, fmt.Errorf("read peak memory of process %d: VmHWM is missing", pid)
 }
 
 // Limit limits the memory to what is in use now, such as the index of a repository that was

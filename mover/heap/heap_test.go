@@ -33,3 +33,11 @@ func TestKeepBelow(t *testing.T) {
 		require.Equal(t, strconv.FormatInt(want, 10), strings.TrimSpace(string(out)), limit)
 	}
 }
+
+func TestPeak(t *testing.T) {
+	peak, err := heap.Peak(os.Getpid())
+	require.NoError(t, err)
+	require.Greater(t, peak, int64(1<<20))
+	_, err = heap.Peak(-1)
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
