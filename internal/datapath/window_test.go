@@ -2,6 +2,7 @@ package datapath_test
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,7 +15,7 @@ import (
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
-// slowStart is an image whose first chunk is not put before the gate opens.
+// slowStart is an image. If it has a gate, its first chunk is not put before that opens.
 type slowStart struct {
 	repository.VolumeWriter
 	meta repository.Meta
@@ -27,7 +28,7 @@ func (s *slowStart) Meta() repository.Meta { return s.meta }
 func (*slowStart) Resumed() int64 { return 0 }
 
 func (s *slowStart) Put(_ context.Context, first int64, data []byte) error {
-	if first == 0 {
+	if first == 0 && s.gate != nil {
 		<-s.gate
 	}
 	s.put.Add(int64(len(data)))
@@ -36,15 +37,21 @@ func (s *slowStart) Put(_ context.Context, first int64, data []byte) error {
 
 func (*slowStart) Advance(context.Context, int64) error { return nil }
 
-// nothing is a device of zeros, whatever its size.
+// nothing is a device of zeros, whatever its size. If it has a gate, its start is not read before that opens.
 type nothing struct {
 	device.Reader
 	size int64
+	gate chan struct{}
 }
 
 func (n nothing) Size() int64 { return n.size }
 
-func (nothing) ReadAt(p []byte, _ int64) (int, error) { return len(p), nil }
+func (n nothing) ReadAt(p []byte, off int64) (int, error) {
+	if off == 0 && n.gate != nil {
+		<-n.gate
+	}
+	return len(p), nil
+}
 
 // TestWindow: what is in flight is what a checkpoint leaves room for, in items of any size. So
 // while one Put waits for its upload, the others go on.
@@ -59,7 +66,7 @@ func TestWindow(t *testing.T) {
 	}
 	whole, err := block.NewGeometry(size, chunk)
 	require.NoError(t, err)
-	for name, tc := range map[string]struct {
+	tests := map[string]struct {
 		read     *block.Bitmap
 		readSize int64
 		item     int64
@@ -68,21 +75,30 @@ func TestWindow(t *testing.T) {
 		"small items":     {everything, chunk, chunk},
 		"scattered items": {scattered, 4 << 20, chunk},
 		"very large ones": {everything, 2 * repository.MaxInFlight, 2 * repository.MaxInFlight},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := &slowStart{meta: repository.Meta{Size: size, ChunkSize: chunk}, gate: make(chan struct{})}
-				done := make(chan error)
-				go func() {
-					_, err := datapath.Backup(t.Context(), nothing{size: size}, tc.read, w, datapath.Options{Workers: 3, ReadSize: tc.readSize})
-					done <- err
-				}()
-				synctest.Wait()
-				require.Equal(t, max(0, repository.MaxInFlight-tc.item), w.put.Load())
-				close(w.gate)
-				require.NoError(t, <-done)
-				require.Equal(t, tc.read.CountChunks(whole)*chunk, w.put.Load())
+	}
+	for name, tc := range tests {
+		for _, slowRead := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, the first one waits for its read: %t", name, slowRead), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					gate := make(chan struct{})
+					w, dev := &slowStart{meta: repository.Meta{Size: size, ChunkSize: chunk}}, nothing{size: size}
+					if slowRead {
+						dev.gate = gate
+					} else {
+						w.gate = gate
+					}
+					done := make(chan error)
+					go func() {
+						_, err := datapath.Backup(t.Context(), dev, tc.read, w, datapath.Options{Workers: 3, ReadSize: tc.readSize})
+						done <- err
+					}()
+					synctest.Wait()
+					require.Equal(t, max(0, repository.MaxInFlight-tc.item), w.put.Load())
+					close(gate)
+					require.NoError(t, <-done)
+					require.Equal(t, tc.read.CountChunks(whole)*chunk, w.put.Load())
+				})
 			})
-		})
+		}
 	}
 }
