@@ -217,6 +217,15 @@ func hot(rnd *rand.Rand, slots, n int64) []int64 {
 	return places
 }
 
+// everyMiB returns all places of 1 MiB of a volume.
+func everyMiB(size int64) []int64 {
+	places := make([]int64, size/mib)
+	for i := range places {
+		places[i] = int64(i)
+	}
+	return places
+}
+
 func total(list []block.Extent) int64 {
 	var n int64
 	for _, e := range list {

@@ -34,12 +34,8 @@ type link struct {
 	server   *http.Server
 	address  string
 	up, down *rate.Limiter
-	counts   linkCounts
-}
-
-// linkCounts are what has passed a link.
-type linkCounts struct {
-	requests, up, down, cut atomic.Int64
+	// What has passed.
+	requests, sent, received atomic.Int64
 }
 
 // startLink makes a link to the object store at an address.
@@ -51,25 +47,23 @@ func startLink(l line, store string) (*link, error) {
 	limiter := func() *rate.Limiter { return rate.NewLimiter(rate.Limit(l.rate), linkBurst) }
 	k := &link{line: l, address: listener.Addr().String(), up: limiter(), down: limiter()}
 	to := &url.URL{Scheme: "http", Host: store}
-	transport := &http.Transport{MaxIdleConnsPerHost: 1000, DisableCompression: true}
 	proxy := &httputil.ReverseProxy{
 		// The signature of a request covers its Host, so that stays.
 		Rewrite:   func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = to.Scheme, to.Host },
-		Transport: transport,
+		Transport: &http.Transport{MaxIdleConnsPerHost: 1000, DisableCompression: true},
 		ErrorLog:  log.New(io.Discard, "", 0), // clients leave when they have read what they want
 		ModifyResponse: func(r *http.Response) error {
-			r.Body = &pacedBody{ReadCloser: r.Body, ctx: r.Request.Context(), limiter: k.down, count: &k.counts.down}
+			r.Body = &pacedBody{ReadCloser: r.Body, ctx: r.Request.Context(), limiter: k.down, count: &k.received}
 			return nil
 		},
 	}
 	k.server = &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		n := k.counts.requests.Add(1)
+		n := k.requests.Add(1)
 		if k.cutEvery > 0 && n%k.cutEvery == 0 {
-			k.counts.cut.Add(1)
 			panic(http.ErrAbortHandler)
 		}
 		time.Sleep(k.rtt)
-		r.Body = &pacedBody{ReadCloser: r.Body, ctx: r.Context(), limiter: k.up, count: &k.counts.up}
+		r.Body = &pacedBody{ReadCloser: r.Body, ctx: r.Context(), limiter: k.up, count: &k.sent}
 		proxy.ServeHTTP(w, r)
 	})}
 	go func() { _ = k.server.Serve(listener) }()

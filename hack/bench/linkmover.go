@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -52,10 +51,7 @@ type moverTask struct {
 type moverResult struct {
 	SnapshotID repository.SnapshotID
 	Kind       repository.Kind
-	Images     int
-	// Opened is how long it took to open the repository.
-	Opened  float64
-	PeakRSS int64
+	PeakRSS    int64
 }
 
 const (
@@ -71,19 +67,15 @@ func runMover(ctx context.Context, argument string) error {
 	if err := json.Unmarshal([]byte(argument), &t); err != nil {
 		return fmt.Errorf("read task: %w", err)
 	}
-	start := time.Now()
 	store, err := openLinked(ctx, t)
 	if err != nil {
 		return err
 	}
-	var r moverResult
-	r.Opened = time.Since(start).Seconds()
 	heap.Limit()
+	var r moverResult
 	switch {
 	case t.Device == "":
-		var images []repository.Snapshot
-		images, err = store.List(ctx, repository.VolumeKey{Namespace: linkNamespace, PVC: t.Volume})
-		r.Images = len(images)
+		_, err = store.List(ctx, repository.VolumeKey{Namespace: linkNamespace, PVC: t.Volume})
 	case t.Restore != "":
 		_, err = restore.Run(ctx, restore.Job{
 			Store: store, Snapshot: t.Restore,
@@ -95,16 +87,9 @@ func runMover(ctx context.Context, argument string) error {
 	if err := errors.Join(err, store.Close(context.WithoutCancel(ctx))); err != nil {
 		return err
 	}
-	// Getrusage would count what the parent had before this program replaced it.
-	text, err := os.ReadFile("/proc/self/status")
-	if err != nil {
+	if r.PeakRSS, err = heap.Peak(os.Getpid()); err != nil {
 		return err
 	}
-	_, peak, _ := strings.Cut(string(text), "VmHWM:")
-	if _, err := fmt.Sscanf(peak, "%d kB", &r.PeakRSS); err != nil {
-		return fmt.Errorf("read peak memory: %w", err)
-	}
-	r.PeakRSS <<= 10
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
@@ -115,13 +100,11 @@ func (t moverTask) backUp(ctx context.Context, store *kopia.Store) (repository.S
 	}
 	defer dev.Close() //nolint:errcheck // it was only read
 	source := rangefile.Source{Capacity: dev.Size()}
-	for file, into := range map[string]**rangefile.List{t.Changed: &source.ChangedRanges, t.Allocated: &source.AllocatedRanges} {
-		if file == "" {
-			continue
-		}
-		if *into, err = readRanges(file, dev.Size()); err != nil {
-			return "", "", err
-		}
+	if source.ChangedRanges, err = readRanges(t.Changed, dev.Size()); err != nil {
+		return "", "", err
+	}
+	if source.AllocatedRanges, err = readRanges(t.Allocated, dev.Size()); err != nil {
+		return "", "", err
 	}
 	now := time.Now().UTC()
 	id := now.Format("20060102T150405.000000000")
@@ -143,6 +126,9 @@ func (t moverTask) backUp(ctx context.Context, store *kopia.Store) (repository.S
 }
 
 func readRanges(file string, size int64) (*rangefile.List, error) {
+	if file == "" {
+		return nil, nil //nolint:nilnil // no list is not an error
+	}
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err

@@ -101,10 +101,8 @@ type linkTable struct {
 // linkRow is a step: what the link alone needs for the bytes that passed, and what the two tools did.
 type linkRow struct {
 	name  string
-	sides [2]linkSide
+	sides [2][]linkSample
 }
-
-type linkSide struct{ samples []linkSample }
 
 type linkSample struct {
 	sample
@@ -119,7 +117,7 @@ const (
 func (t *linkTable) add(name string, side int, s linkSample) {
 	for _, r := range t.rows {
 		if r.name == name {
-			r.sides[side].samples = append(r.sides[side].samples, s)
+			r.sides[side] = append(r.sides[side], s)
 			return
 		}
 	}
@@ -134,19 +132,19 @@ func (t *linkTable) String() string {
 		"", "ours", "share", "requests", "link alone", "memory", "kopia", "share", "requests", "link alone")
 	for _, r := range t.rows {
 		text += fmt.Sprintf("%-34s %s", r.name, t.cells(r.sides[sideOurs]))
-		text += fmt.Sprintf(" %10s | ", formatBytes(median(r.sides[sideOurs].samples, func(s linkSample) int64 { return s.PeakRSS })))
+		text += fmt.Sprintf(" %10s | ", formatBytes(median(r.sides[sideOurs], func(s linkSample) int64 { return s.PeakRSS })))
 		text += t.cells(r.sides[sideKopia]) + "\n"
 	}
 	return text
 }
 
-func (t *linkTable) cells(s linkSide) string {
-	if len(s.samples) == 0 {
+func (t *linkTable) cells(samples []linkSample) string {
+	if len(samples) == 0 {
 		return ""
 	}
-	seconds := median(s.samples, func(s linkSample) float64 { return s.Seconds })
-	requests := median(s.samples, func(s linkSample) int64 { return s.requests })
-	alone := t.takes(median(s.samples, func(s linkSample) int64 { return s.moved })).Seconds()
+	seconds := median(samples, func(s linkSample) float64 { return s.Seconds })
+	requests := median(samples, func(s linkSample) int64 { return s.requests })
+	alone := t.takes(median(samples, func(s linkSample) int64 { return s.moved })).Seconds()
 	return fmt.Sprintf("%7.1f s %6.2f %9d %8.1f s", seconds, alone/seconds, requests, alone)
 }
 
@@ -167,7 +165,7 @@ func (l *linkBench) round(ctx context.Context, t *linkTable, seed uint64) error 
 		return err
 	}
 	r := &linkRound{linkBench: l, table: t}
-	if err := r.backups(ctx, "full", moverTask{Device: l.volume.path(), Allocated: l.path("allocated")}, true); err != nil {
+	if err := r.backups(ctx, "full", repository.Full, moverTask{Device: l.volume.path(), Allocated: l.path("allocated")}, true); err != nil {
 		return err
 	}
 	if err := r.restores(ctx, "restore"); err != nil {
@@ -183,7 +181,7 @@ func (l *linkBench) round(ctx context.Context, t *linkTable, seed uint64) error 
 		}
 		// kopia reads all of the volume each time, so one of the last three is enough.
 		both := n < 2 || n == len(steps)-1
-		if err := r.backups(ctx, "incremental: "+step.name, moverTask{Device: l.volume.path(), Changed: l.path("changed")}, both); err != nil {
+		if err := r.backups(ctx, "incremental: "+step.name, repository.Incremental, moverTask{Device: l.volume.path(), Changed: l.path("changed")}, both); err != nil {
 			return err
 		}
 	}
@@ -205,18 +203,21 @@ func (l *linkBench) create(ctx context.Context) error {
 		if err := os.RemoveAll(l.kopiaDir); err != nil { // it has the format of the other one
 			return err
 		}
-		if _, _, err := (stock{binary: l.kopia, dir: l.kopiaDir}).child(connection("create", l.address, prefix)...).run(ctx); err != nil {
+		if _, _, err := l.tool().child(connection("create", l.address, prefix)...).run(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// backups makes an image with each tool, or with ours only.
-func (r *linkRound) backups(ctx context.Context, name string, task moverTask, both bool) error {
+// backups makes an image with each tool, or with ours only. Ours is of a kind.
+func (r *linkRound) backups(ctx context.Context, name string, kind repository.Kind, task moverTask, both bool) error {
 	s, result, err := r.mover(ctx, r.table.line, task)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
+	}
+	if result.Kind != kind {
+		return fmt.Errorf("%s: image %s is %s, want %s", name, result.SnapshotID, result.Kind, kind)
 	}
 	r.image = result.SnapshotID
 	r.table.add(name, sideOurs, s)
@@ -260,7 +261,7 @@ func (r *linkRound) restores(ctx context.Context, name string) error {
 		return err
 	}
 	target := r.path("target", "kopia")
-	s, _, err = r.stock(ctx, r.table.line, "", "snapshot", "restore", "--no-progress", r.id, target)
+	s, _, err = r.kopiaOver(ctx, r.table.line, r.tool().child("snapshot", "restore", "--no-progress", r.id, target))
 	r.table.add(name, sideKopia, s)
 	return errors.Join(err, os.RemoveAll(target))
 }
@@ -270,7 +271,7 @@ func (l *linkBench) mover(ctx context.Context, k line, task moverTask) (linkSamp
 	task.Dir, task.Volume = l.path("mover"), "volume"
 	defer func() { _ = os.RemoveAll(task.Dir) }() // the next one makes its own
 	var r moverResult
-	s, err := l.over(ctx, k, func(address string) (sample, error) {
+	s, err := l.over(k, func(address string) (sample, error) {
 		task.Address = address
 		text, err := json.Marshal(task)
 		if err != nil {
@@ -284,7 +285,6 @@ func (l *linkBench) mover(ctx context.Context, k line, task moverTask) (linkSamp
 		if err != nil {
 			return s, err
 		}
-		s.PeakRSS = r.PeakRSS
 		return s, json.Unmarshal(out, &r)
 	})
 	s.PeakRSS = r.PeakRSS
@@ -292,14 +292,14 @@ func (l *linkBench) mover(ctx context.Context, k line, task moverTask) (linkSamp
 }
 
 // over runs something over a new line, and counts.
-func (l *linkBench) over(_ context.Context, k line, do func(address string) (sample, error)) (linkSample, error) {
+func (l *linkBench) over(k line, do func(address string) (sample, error)) (linkSample, error) {
 	link, err := startLink(k, l.address)
 	if err != nil {
 		return linkSample{}, err
 	}
 	s, err := do(link.address)
 	err = errors.Join(err, link.close())
-	return linkSample{sample: s, requests: link.counts.requests.Load(), moved: max(link.counts.up.Load(), link.counts.down.Load())}, err
+	return linkSample{sample: s, requests: link.requests.Load(), moved: max(link.sent.Load(), link.received.Load())}, err
 }
 
 // connection is how stock kopia finds its repository, below a prefix.
@@ -314,19 +314,19 @@ func connection(verb, address, prefix string) []string {
 	return args
 }
 
-// stock runs stock kopia over the line, as a client that connects and has no caches, as a pod does.
-func (l *linkBench) stock(ctx context.Context, k line, stdin string, args ...string) (linkSample, []byte, error) {
+func (l *linkBench) tool() stock { return stock{binary: l.kopia, dir: l.kopiaDir} }
+
+// kopiaOver runs a command of stock kopia over the line, as a client that connects and has no caches, as a pod does.
+func (l *linkBench) kopiaOver(ctx context.Context, k line, c child) (linkSample, []byte, error) {
 	if err := os.RemoveAll(l.kopiaDir); err != nil {
 		return linkSample{}, nil, err
 	}
-	tool, out := stock{binary: l.kopia, dir: l.kopiaDir}, []byte(nil)
-	s, err := l.over(ctx, k, func(address string) (sample, error) {
-		connected, _, err := tool.child(connection("connect", address, stockPrefix)...).run(ctx)
+	var out []byte
+	s, err := l.over(k, func(address string) (sample, error) {
+		connected, _, err := l.tool().child(connection("connect", address, stockPrefix)...).run(ctx)
 		if err != nil {
 			return connected, err
 		}
-		c := tool.child(args...)
-		c.stdin = stdin
 		var s sample
 		s, out, err = c.run(ctx)
 		s.Seconds, s.CPUSeconds = s.Seconds+connected.Seconds, s.CPUSeconds+connected.CPUSeconds
@@ -337,15 +337,10 @@ func (l *linkBench) stock(ctx context.Context, k line, stdin string, args ...str
 
 // stockBackup backs up the device as a stream with stock kopia.
 func (l *linkBench) stockBackup(ctx context.Context, k line) (linkSample, string, error) {
-	s, out, err := l.stock(ctx, k, l.volume.path(), "snapshot", "create", "--json", "--no-progress", l.path("volume"), "--stdin-file", "disk.raw")
+	s, out, err := l.kopiaOver(ctx, k, l.tool().snapshotOf(l.path("volume"), l.volume.path()))
 	if err != nil {
 		return s, "", err
 	}
-	var snapshot struct {
-		ID string `json:"id"`
-	}
-	if err := json.Unmarshal(out, &snapshot); err != nil {
-		return s, "", fmt.Errorf("read result of kopia: %w", err)
-	}
-	return s, snapshot.ID, nil
+	id, err := snapshotID(out)
+	return s, id, err
 }

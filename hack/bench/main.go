@@ -76,7 +76,7 @@ func run(ctx context.Context) error {
 		return err
 	case *runs < 1 || *runs > 100:
 		return fmt.Errorf("%d runs, want 1 to 100", *runs)
-	case *binary == "" || *kopia == "":
+	case *kopia == "" || *binary == "" && *links == "":
 		return errors.New("--blockmover and --kopia are missing: run make bench")
 	}
 	corpus, err := readCorpus(*text)

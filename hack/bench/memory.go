@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+
+	"github.com/blockmover/blockmover/mover/heap"
 )
 
 const (
@@ -47,7 +49,7 @@ func memoryTable(ctx context.Context, binary, dir string) error {
 
 func memoryOf(ctx context.Context, binary, dir string, size int64) (peaks [3]int64, err error) {
 	volume, target, list := filepath.Join(dir, "volume"), filepath.Join(dir, "target"), filepath.Join(dir, "list")
-	o := ours{binary: binary, repo: filepath.Join(dir, "repo"), memoryLimit: podMemory / 10 * 9}
+	o := ours{binary: binary, repo: filepath.Join(dir, "repo"), memoryLimit: heap.Below(podMemory)}
 	defer func() {
 		for _, path := range []string{volume, target, list, o.repo} {
 			err = errors.Join(err, os.RemoveAll(path))

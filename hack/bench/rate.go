@@ -40,11 +40,7 @@ func rateOf(ctx context.Context, o ours, file string, rate int64) (err error) {
 	if err := sparseFile(file, size); err != nil {
 		return err
 	}
-	places := make([]int64, size/mib)
-	for i := range places {
-		places[i] = int64(i)
-	}
-	if _, err := change(file, places, mib, rand.Uint64()); err != nil {
+	if _, err := change(file, everyMiB(size), mib, rand.Uint64()); err != nil {
 		return fmt.Errorf("fill volume: %w", err)
 	}
 	volume, err := attachLoop(file)
@@ -58,6 +54,7 @@ func rateOf(ctx context.Context, o ours, file string, rate int64) (err error) {
 	limit := fmt.Sprint(rate)
 	var image backup
 	read, err := volume.during(countRead, func() error {
+		var err error
 		_, image, err = o.backup(ctx, volume.path(), "Full", "--rate-limit", limit)
 		return err
 	})
@@ -89,15 +86,15 @@ type count struct {
 
 // during counts what passes through a device while something runs, from the first byte on.
 func (d *loopDevice) during(counter int, do func() error) ([]count, error) {
+	before, err := d.counted(counter)
+	if err != nil {
+		return nil, err
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- do() }()
 	tick := time.NewTicker(rateEvery)
 	defer tick.Stop()
 	var counts []count
-	before, err := d.counted(counter)
-	if err != nil {
-		return nil, err
-	}
 	for {
 		select {
 		case err := <-ended:
@@ -106,7 +103,7 @@ func (d *loopDevice) during(counter int, do func() error) ([]count, error) {
 		}
 		n, err := d.counted(counter)
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, <-ended)
 		}
 		if n > before || len(counts) > 0 {
 			counts = append(counts, count{time.Now(), n - before})

@@ -30,10 +30,7 @@ func resumeTable(ctx context.Context, binary, dir string) error {
 	if err := sparseFile(volume, resumeSize); err != nil {
 		return err
 	}
-	places := make([]int64, resumeSize/mib)
-	for i := range places {
-		places[i] = int64(i)
-	}
+	places := everyMiB(resumeSize)
 	fmt.Printf("\nof %s, killed with SIGKILL; a checkpoint each %s\n%10s %22s %24s\n", formatBytes(resumeSize), formatBytes(resumeInterval),
 		"killed at", "backup: read again", "restore: fetched again")
 	for n, percent := range []int64{10, 50, 90} {

@@ -84,28 +84,42 @@ func (k stock) create(ctx context.Context) error { return k.createWith(ctx, hash
 
 // snapshot backs up a path, or a device that is standard input.
 func (k stock) snapshot(ctx context.Context, path, device string, work int64) (sample, string, error) {
+	before, err := diskUsage(k.repo())
+	if err != nil {
+		return sample{}, "", err
+	}
+	s, out, err := k.snapshotOf(path, device).run(ctx)
+	if err != nil {
+		return s, "", err
+	}
+	id, err := snapshotID(out)
+	if err != nil {
+		return s, "", err
+	}
+	after, err := diskUsage(k.repo())
+	s.Work, s.Grew = work, after-before
+	return s, id, err
+}
+
+// snapshotOf is the command that backs up a path, or a device that is standard input.
+func (k stock) snapshotOf(path, device string) child {
 	c := k.child("snapshot", "create", "--json", "--no-progress", path)
 	if device != "" {
 		c.args = append(c.args, "--stdin-file", "disk.raw")
 		c.stdin = device
 	}
-	before, err := diskUsage(k.repo())
-	if err != nil {
-		return sample{}, "", err
-	}
-	s, out, err := c.run(ctx)
-	if err != nil {
-		return s, "", err
-	}
+	return c
+}
+
+// snapshotID reads what that command prints.
+func snapshotID(out []byte) (string, error) {
 	var snapshot struct {
 		ID string `json:"id"`
 	}
 	if err := json.Unmarshal(out, &snapshot); err != nil {
-		return s, "", fmt.Errorf("read result of kopia: %w", err)
+		return "", fmt.Errorf("read result of kopia: %w", err)
 	}
-	after, err := diskUsage(k.repo())
-	s.Work, s.Grew = work, after-before
-	return s, snapshot.ID, err
+	return snapshot.ID, nil
 }
 
 // restore writes a snapshot of a directory into another one, as a client with empty caches.
