@@ -93,6 +93,9 @@ func (j *judge) allEnded(ctx context.Context) error {
 // server was away: it tries for a while to write the end, and never again, or it has panicked. When it starts,
 // it calls the operation Failed. The result notes it.
 func (j *judge) restartStuckVelero(ctx context.Context, o kit.Object) error {
+	if o.Kind != "Backup" && o.Kind != "Restore" {
+		return nil // those are not Velero's to end
+	}
 	log, err := j.kit.Kubectl(ctx, "-n", j.kit.VeleroNamespace, "logs", "deployment/velero", "-c", "velero")
 	if err != nil {
 		return err

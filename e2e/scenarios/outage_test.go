@@ -61,7 +61,7 @@ func TestObjectStoreAway(t *testing.T) {
 	s.deleteBackupInTheEnd(name)
 	_, err = s.kit.Velero(s.ctx, append([]string{"backup", "create", name}, append(perVolume.args(s), "--include-namespaces", namespace)...)...)
 	require.NoError(t, err)
-	uploads := []string{"datauploads.velero.io", "-l", "velero.io/backup-name=" + name}
+	uploads := []string{"datauploads.velero.io", "-l", kit.LabelBackup + "=" + name}
 	s.outageDuring(uploads, size, outage)
 	require.NoError(t, s.kit.CompleteBackup(s.ctx, name))
 	s.checkReadAgain(uploads, size)

@@ -176,7 +176,7 @@ spec:
 // fields of the spec, one line each.
 func (s *scenario) createUpload(d *driverUnderTest, name, namespace, pvc, volumeSnapshot string, more ...string) {
 	s.Helper()
-	_, err := s.kit.Kubectl(s.ctx, "-n", namespace, "label", "volumesnapshot", volumeSnapshot, "velero.io/backup-name="+name)
+	_, err := s.kit.Kubectl(s.ctx, "-n", namespace, "label", "volumesnapshot", volumeSnapshot, kit.LabelBackup+"="+name)
 	require.NoError(s, err)
 	require.NoError(s, s.kit.Apply(s.ctx, fmt.Sprintf(`apiVersion: velero.io/v2alpha1
 kind: DataUpload
