@@ -49,12 +49,12 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 	if meta.Kind == repository.Incremental {
 		b.partial, b.pageSize = read, meta.PageSize
 	}
-	b.frontier.window = semaphore.NewWeighted(window)
+	b.frontier.window = semaphore.NewWeighted(o.InFlight)
 	items := make(chan item)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(items)
-		return produce(ctx, touched(read, g, w.Resumed()), o.ReadSize, g.ChunkSize(), b.frontier.window, items)
+		return produce(ctx, touched(read, g, w.Resumed()), o, g.ChunkSize(), b.frontier.window, items)
 	})
 	for range o.Workers {
 		group.Go(func() error {
@@ -100,18 +100,16 @@ type item struct {
 	bytes int64
 }
 
-// window is how many bytes may be under way at once. A worker whose Put fills a pack waits for
-// its upload. The others fill the next packs meanwhile, and upload them beside it. Without a
-// bound, one slow read would let them run ahead of the frontier without end, and the writer
-// would have to hold what it knows of all that they put.
-const window = repository.MaxInFlight
-
-// produce joins neighbouring chunks into items of at most limit bytes. Each item takes its
-// bytes of the window. The frontier gives them back.
-func produce(ctx context.Context, chunks iter.Seq[int64], limit, chunkSize int64, places *semaphore.Weighted, items chan<- item) error {
+// produce joins neighbouring chunks into items of at most o.ReadSize bytes. Each item takes its
+// bytes of the window, which has o.InFlight. The frontier gives them back.
+//
+// A worker whose Put fills a pack waits for its upload. The others fill the next packs meanwhile,
+// and upload them beside it. Without a bound, one slow read would let them run ahead of the
+// frontier without end, and the writer would have to hold what it knows of all that they put.
+func produce(ctx context.Context, chunks iter.Seq[int64], o Options, chunkSize int64, window *semaphore.Weighted, items chan<- item) error {
 	send := func(it item) error {
-		it.bytes = min((it.end-it.first)*chunkSize, window)
-		if err := places.Acquire(ctx, it.bytes); err != nil {
+		it.bytes = min((it.end-it.first)*chunkSize, o.InFlight)
+		if err := window.Acquire(ctx, it.bytes); err != nil {
 			return err
 		}
 		select {
@@ -123,7 +121,7 @@ func produce(ctx context.Context, chunks iter.Seq[int64], limit, chunkSize int64
 	}
 	var it item
 	for c := range chunks {
-		if c == it.end && (it.end-it.first)*chunkSize < limit {
+		if c == it.end && (it.end-it.first)*chunkSize < o.ReadSize {
 			it.end++
 			continue
 		}

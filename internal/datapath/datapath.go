@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 
 	"github.com/blockmover/blockmover/internal/block"
+	"github.com/blockmover/blockmover/internal/repository"
 )
 
 // Defaults of Options.
@@ -41,6 +42,9 @@ type Options struct {
 	// ReadSize is the most bytes that an item has; default 4 MiB. It is rounded down to whole
 	// chunks, and is at least one chunk.
 	ReadSize int64
+	// InFlight is how many bytes of a Backup may be under way at once, from the first chunk that
+	// is not complete on; default repository.MaxInFlight, which is also the most.
+	InFlight int64
 	// Progress, if not nil, shows the progress of the call.
 	Progress *Progress
 	// Verify makes Restore read the whole device after Sync and compare it with what was
@@ -63,6 +67,9 @@ func (o Options) withDefaults(chunkSize int64) Options {
 	}
 	if o.ReadSize <= 0 {
 		o.ReadSize = defaultReadSize
+	}
+	if o.InFlight <= 0 || o.InFlight > repository.MaxInFlight {
+		o.InFlight = repository.MaxInFlight
 	}
 	o.Resume = o.Resume || o.Compare
 	o.ReadSize = max(1, o.ReadSize/chunkSize) * chunkSize

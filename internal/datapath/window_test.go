@@ -70,11 +70,15 @@ func TestWindow(t *testing.T) {
 		read     *block.Bitmap
 		readSize int64
 		item     int64
+		inFlight int64
+		want     int64
 	}{
-		"large items":     {everything, 4 << 20, 4 << 20},
-		"small items":     {everything, chunk, chunk},
-		"scattered items": {scattered, 4 << 20, chunk},
-		"very large ones": {everything, 2 * repository.MaxInFlight, 2 * repository.MaxInFlight},
+		"large items":     {everything, 4 << 20, 4 << 20, 0, repository.MaxInFlight},
+		"small items":     {everything, chunk, chunk, 0, repository.MaxInFlight},
+		"scattered items": {scattered, 4 << 20, chunk, 0, repository.MaxInFlight},
+		"very large ones": {everything, 2 * repository.MaxInFlight, 2 * repository.MaxInFlight, 0, repository.MaxInFlight},
+		"small window":    {everything, chunk, chunk, 8 * chunk, 8 * chunk},
+		"too large a one": {everything, chunk, chunk, 2 * repository.MaxInFlight, repository.MaxInFlight},
 	}
 	for name, tc := range tests {
 		for _, slowRead := range []bool{false, true} {
@@ -89,11 +93,13 @@ func TestWindow(t *testing.T) {
 					}
 					done := make(chan error)
 					go func() {
-						_, err := datapath.Backup(t.Context(), dev, tc.read, w, datapath.Options{Workers: 3, ReadSize: tc.readSize})
+						_, err := datapath.Backup(t.Context(), dev, tc.read, w, datapath.Options{
+							Workers: 3, ReadSize: tc.readSize, InFlight: tc.inFlight,
+						})
 						done <- err
 					}()
 					synctest.Wait()
-					require.Equal(t, max(0, repository.MaxInFlight-tc.item), w.put.Load())
+					require.Equal(t, max(0, tc.want-tc.item), w.put.Load())
 					close(gate)
 					require.NoError(t, <-done)
 					require.Equal(t, tc.read.CountChunks(whole)*chunk, w.put.Load())

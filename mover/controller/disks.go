@@ -379,6 +379,11 @@ func (b byVolume) complete(ctx context.Context, op *operation.View, report task.
 	return b.of(op).complete(ctx, op, report)
 }
 
+// finish names the image to Velero first, if its backup has failed: the backup may be deleted as soon as
+// the upload has ended.
 func (b byVolume) finish(ctx context.Context, op *operation.View) (ending, error) {
+	if err := b.snapshots.noteIfFailed(ctx, op.Upload); err != nil {
+		return ending{committed: true}, err
+	}
 	return b.of(op).finish(ctx, op)
 }

@@ -34,6 +34,7 @@ func hopsOfADeletion(c call) (hops []string) {
 		add(c.verb != "create" && !marks, "plugin: release the pair")
 	case c.by == plugin:
 		add(c.is("DataUpload", "patch") && c.touches(identity.AnnotationRetained), "plugin: release the pair")
+		add(c.is("DataUpload", "patch") && c.sets("cancel"), "plugin: cancel the upload")
 		add(c.is("PodVolumeBackup", "create", "update") || c.is("ConfigMap", "create", "update"), "plugin: name the repo snapshot")
 		add(c.is("VolumeSnapshot", "delete") || c.is("VolumeSnapshotContent", "patch"), "plugin: VolumeSnapshot")
 	}

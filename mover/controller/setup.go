@@ -119,6 +119,10 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	if err := sweep.setup(mgr); err != nil {
 		return fmt.Errorf("set up sweep: %w", err)
 	}
+	failed := &failedBackups{client: around.client, namespace: opts.Namespace}
+	if err := failed.setup(mgr); err != nil {
+		return fmt.Errorf("set up controller of failed backups: %w", err)
+	}
 	if err := addIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
 	}

@@ -59,8 +59,6 @@ type sweeper struct {
 	last time.Time
 	// again counts the sweeps in a row that left something.
 	again int
-	// noted are the DataUploads of failed backups whose repo snapshots Velero will forget with them.
-	noted map[types.UID]bool
 	// counted is what this sweep has counted, and before what the last one has.
 	counted, before map[string]bool
 }
@@ -132,7 +130,7 @@ func (s *sweeper) sweep(ctx context.Context) (left int, err error) {
 	if groupsErr == nil {
 		s.metrics.groups.Set(float64(len(groups)))
 	}
-	err = errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr, vmsErr, s.sweepCopies(ctx), s.noteFailed(ctx))
+	err = errors.Join(operationsErr, groupsErr, snapshotsErr, retainedErr, vmsErr, s.sweepCopies(ctx))
 	if len(operations)+len(groups)+len(snapshots)+len(retained)+len(vms) == 0 {
 		return 0, err
 	}

@@ -32,6 +32,7 @@ import (
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
+	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 	"github.com/blockmover/blockmover/plugins/internal/poll"
@@ -48,19 +49,26 @@ var backoff = wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 
 // know that it should wait.
 const cacheLag = 250 * time.Millisecond
 
+// A DataUpload that is canceled ends within 10 s if the manager runs.
+const (
+	endTimeout = 30 * time.Second
+	endPoll    = 500 * time.Millisecond
+)
+
 // DataUploadAction releases what a DataUpload of ours holds.
 type DataUploadAction struct {
-	log      logrus.FieldLogger
-	api      client.Client
-	backoff  wait.Backoff
-	cacheLag time.Duration
+	log                 logrus.FieldLogger
+	api                 client.Client
+	backoff             wait.Backoff
+	cacheLag            time.Duration
+	endTimeout, endPoll time.Duration
 }
 
 var _ velero.DeleteItemAction = (*DataUploadAction)(nil)
 
 // NewDataUploadAction returns the action.
 func NewDataUploadAction(log logrus.FieldLogger, api client.Client) *DataUploadAction {
-	return &DataUploadAction{log: log, api: api, backoff: backoff, cacheLag: cacheLag}
+	return &DataUploadAction{log: log, api: api, backoff: backoff, cacheLag: cacheLag, endTimeout: endTimeout, endPoll: endPoll}
 }
 
 // AppliesTo implements DeleteItemAction.
@@ -94,14 +102,22 @@ func (a *DataUploadAction) Execute(input *velero.DeleteItemActionExecuteInput) e
 }
 
 func (a *DataUploadAction) retry(ctx context.Context, do func() error) error {
-	return retry.OnError(a.backoff, func(error) bool { return ctx.Err() == nil }, do)
+	return retry.OnError(a.backoff, func(err error) bool { return ctx.Err() == nil && !errors.Is(err, errRuns) }, do)
 }
 
 // handOver names the repo snapshot to Velero's deletion controller. It does nothing for a
 // DataUpload without one.
+//
+// The DataUpload in the backup is as it was when Velero wrote it. Velero writes it before the
+// upload has ended if it could not ask our plugin for the progress. The DataUpload in the cluster
+// may have an image since, or still run.
 func (a *DataUploadAction) handOver(ctx context.Context, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) error {
 	if upload.Status.SnapshotID == "" {
-		return nil
+		live, err := a.ended(ctx, upload)
+		if err != nil || live == nil || live.Upload.Status.SnapshotID == "" {
+			return err
+		}
+		upload = live.Upload
 	}
 	if err := forget.Renew(ctx, a.api, forget.Note(upload, backup)); err != nil {
 		return err
@@ -111,6 +127,41 @@ func (a *DataUploadAction) handOver(ctx context.Context, upload *velerov2alpha1.
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// errRuns says that a DataUpload has not ended in time.
+var errRuns = errors.New("it does not end after it was canceled, so its image may stay in the repository: is the blockmover manager running?")
+
+// ended returns the DataUpload in the cluster, once it has ended. It cancels one that has not. It
+// returns nil if there is none, as in another cluster that uses the same backups, and for one that
+// had not begun, and never will.
+func (a *DataUploadAction) ended(ctx context.Context, upload *velerov2alpha1.DataUpload) (*operation.View, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.endTimeout)
+	defer cancel()
+	for asked := false; ; asked = true {
+		live, err := operation.Find(ctx, a.api, identity.KindDataUpload, client.ObjectKeyFromObject(upload))
+		switch {
+		case err != nil:
+			return nil, err
+		case live == nil || live.UID != string(upload.UID):
+			return nil, nil
+		case live.Status.Phase.Terminal():
+			return live, nil
+		case !asked:
+			a.log.Infof("Canceling DataUpload %s, which runs while its backup is being deleted", live.Key())
+			if err := operation.RequestCancel(ctx, a.api, live.Operation); err != nil {
+				return nil, fmt.Errorf("cancel DataUpload %s: %w", live.Key(), err)
+			}
+			if live.Status.Phase == phase.New {
+				return nil, nil
+			}
+		}
+		select {
+		case <-time.After(a.endPoll):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("cancel DataUpload %s: %w", live.Key(), errRuns)
+		}
+	}
 }
 
 // releaseRetained deletes the storage snapshot that was retained after the upload. The name

@@ -90,7 +90,7 @@ func (w *world) start(fault *faulty.Fault) *DataUploadAction {
 	var log *logrus.Logger
 	log, w.logs = logrustest.NewNullLogger()
 	action := NewDataUploadAction(log, fault.Client(w.api))
-	action.cacheLag = 0
+	action.cacheLag, action.endPoll = 0, time.Millisecond
 	action.backoff = wait.Backoff{Duration: time.Millisecond, Steps: 3}
 	return action
 }
@@ -165,6 +165,68 @@ func TestExecute(t *testing.T) {
 				require.NoError(t, w.execute(action))
 				w.requireForgotten()
 			}
+		})
+	}
+}
+
+// TestExecuteReadsTheCluster: the DataUpload in the backup may be older than its image.
+func TestExecuteReadsTheCluster(t *testing.T) {
+	const runs = velerov2alpha1.DataUploadPhaseInProgress
+	ends := func(as velerov2alpha1.DataUploadPhase, snapshotID string) func(*velerov2alpha1.DataUpload) {
+		return func(live *velerov2alpha1.DataUpload) { live.Status.Phase, live.Status.SnapshotID = as, snapshotID }
+	}
+	tests := map[string]struct {
+		live func(live *velerov2alpha1.DataUpload)
+		// manager is what the manager does once it is asked to cancel.
+		manager func(live *velerov2alpha1.DataUpload)
+		asked   bool
+		found   bool
+		err     string
+	}{
+		"completed since":      {live: ends(velerov2alpha1.DataUploadPhaseCompleted, "k123"), found: true},
+		"failed since":         {live: ends(velerov2alpha1.DataUploadPhaseFailed, "")},
+		"runs, and is stopped": {live: ends(runs, ""), manager: ends(velerov2alpha1.DataUploadPhaseCanceled, ""), asked: true},
+		"runs, too late":       {live: ends(runs, ""), manager: ends(velerov2alpha1.DataUploadPhaseCompleted, "k123"), asked: true, found: true},
+		"has not begun":        {live: ends(velerov2alpha1.DataUploadPhaseNew, ""), asked: true},
+		"does not end":         {live: ends(runs, ""), asked: true, err: "cancel DataUpload velero/blockmover-1: it does not end"},
+		"of another cluster": {live: func(live *velerov2alpha1.DataUpload) {
+			live.UID, live.Status.SnapshotID = "uid-here", "k-here"
+		}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			live := w.upload.DeepCopy()
+			w.upload.Status = velerov2alpha1.DataUploadStatus{Phase: runs}
+			tc.live(live)
+			action := w.start(&faulty.Fault{})
+			if tc.manager == nil {
+				action.endTimeout = 50 * time.Millisecond
+			}
+			require.NoError(t, w.api.Create(t.Context(), live))
+			key := client.ObjectKeyFromObject(live)
+			done := make(chan error)
+			go func() { done <- w.execute(action) }()
+			if tc.manager != nil {
+				require.Eventually(t, func() bool {
+					return w.api.Get(t.Context(), key, live) == nil && live.Spec.Cancel
+				}, 10*time.Second, time.Millisecond)
+				tc.manager(live)
+				require.NoError(t, w.api.Update(t.Context(), live))
+			}
+			err := <-done
+			if tc.err == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, tc.err)
+			}
+			if tc.found {
+				w.requireForgotten()
+			} else {
+				require.Empty(t, w.found())
+			}
+			require.NoError(t, w.api.Get(t.Context(), key, live))
+			require.Equal(t, tc.asked, live.Spec.Cancel)
 		})
 	}
 }

@@ -36,6 +36,7 @@ func (m *mortal) ReadAt(p []byte, off int64) (int, error) {
 func TestKilledBackupsGoOn(t *testing.T) {
 	const (
 		segment  = 16 << 10
+		inFlight = 2 * segment
 		interval = 5 * segment
 	)
 	dir := newRepository(t)
@@ -67,7 +68,9 @@ func TestKilledBackupsGoOn(t *testing.T) {
 			ctx, kill := context.WithCancel(t.Context())
 			dev := &mortal{Reader: device.NewMemory(data, 512), kill: kill}
 			dev.reads.Store(1 + rnd.Int64N(100))
-			_, err = datapath.Backup(ctx, dev, all, w, datapath.Options{Workers: 1 + rnd.IntN(2), ReadSize: 4 << 10})
+			_, err = datapath.Backup(ctx, dev, all, w, datapath.Options{
+				Workers: 1 + rnd.IntN(2), ReadSize: 4 << 10, InFlight: inFlight,
+			})
 			read += dev.bytes.Load()
 			if err != nil {
 				kill()
