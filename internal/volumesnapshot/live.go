@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -28,8 +30,13 @@ func EnsureLive(ctx context.Context, c client.Client, op identity.Operation, att
 	})
 }
 
+// sourceProtection is the finalizer by which the snapshot controller protects the PVC of a
+// VolumeSnapshot while the storage cuts the snapshot.
+const sourceProtection = "snapshot.storage.kubernetes.io/pvc-as-source-protection"
+
 // ReleaseLive deletes the VolumeSnapshots that EnsureLive took, with the snapshots in the storage,
-// and returns what is still there.
+// and returns what is still there. Without one, it lets go of the PVC of the operation if that is
+// being deleted.
 func ReleaseLive(ctx context.Context, c client.Client, reader client.Reader, op identity.Operation) ([]string, error) {
 	found := &snapshotv1.VolumeSnapshotList{}
 	if err := reader.List(ctx, found, client.InNamespace(op.Namespace), client.MatchingLabels{identity.LabelOperation: op.UID}); err != nil {
@@ -45,5 +52,33 @@ func ReleaseLive(ctx context.Context, c client.Client, reader client.Reader, op 
 		still, err := Release(ctx, c, reader, client.ObjectKeyFromObject(vs))
 		left, errs = append(left, still...), append(errs, err)
 	}
-	return left, errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil || len(left) > 0 {
+		return left, err
+	}
+	return nil, unprotect(ctx, c, reader, client.ObjectKey{Namespace: op.Namespace, Name: op.ObjectName()})
+}
+
+// unprotect removes the finalizer of the snapshot controller from a PVC that is being deleted, if
+// no VolumeSnapshot is of it. The controller does so when it looks at a VolumeSnapshot of the PVC. If
+// it could not, and there is none any more, nothing reminds it (external-snapshotter 8).
+func unprotect(ctx context.Context, c client.Client, reader client.Reader, key client.ObjectKey) error {
+	claim, err := kube.Find(ctx, reader, key, &corev1.PersistentVolumeClaim{})
+	if err != nil || claim == nil || claim.DeletionTimestamp == nil || !slices.Contains(claim.Finalizers, sourceProtection) {
+		return err
+	}
+	all := &snapshotv1.VolumeSnapshotList{}
+	if err := reader.List(ctx, all, client.InNamespace(key.Namespace)); err != nil {
+		return fmt.Errorf("list VolumeSnapshots of PVC %s: %w", key, err)
+	}
+	for i := range all.Items {
+		if of := all.Items[i].Spec.Source.PersistentVolumeClaimName; of != nil && *of == key.Name {
+			return nil
+		}
+	}
+	before := client.MergeFromWithOptions(claim.DeepCopy(), client.MergeFromWithOptimisticLock{})
+	claim.Finalizers = slices.DeleteFunc(claim.Finalizers, func(f string) bool { return f == sourceProtection })
+	if err := client.IgnoreNotFound(c.Patch(ctx, claim, before)); err != nil {
+		return fmt.Errorf("remove finalizer %s of PVC %s, which no VolumeSnapshot is of: %w", sourceProtection, key, err)
+	}
+	return nil
 }

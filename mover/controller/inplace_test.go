@@ -177,6 +177,33 @@ func TestSweepOfALiveSnapshot(t *testing.T) {
 	requireLiveVolume(t, w)
 }
 
+// TestSweepOfAForgottenFinalizer: the snapshot controller protects the PVC of a VolumeSnapshot that it makes.
+// If the API server is away when it lets go, and the VolumeSnapshot is deleted then, nothing reminds it.
+func TestSweepOfAForgottenFinalizer(t *testing.T) {
+	const protection = "snapshot.storage.kubernetes.io/pvc-as-source-protection"
+	w := cbtWorld(t)
+	w.podEnds = func(*corev1.Pod) bool { return false }
+	w.drive(w.downs, "dd", 20*time.Second)
+	claims := list[corev1.PersistentVolumeClaimList](w, client.InNamespace(veleroNamespace)).Items
+	require.Len(t, claims, 1)
+	claims[0].Finalizers = append(claims[0].Finalizers, protection)
+	w.update(&claims[0])
+	theirs := &snapshotv1.VolumeSnapshot{
+		ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "of-somebody"},
+		Spec:       snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: &claims[0].Name}},
+	}
+	require.NoError(t, w.c.Create(w.ctx, theirs))
+	require.NoError(t, w.c.Delete(w.ctx, get[velerov2alpha1.DataDownload](w, veleroNamespace, "dd")))
+	w.sweepUp()
+	left := list[corev1.PersistentVolumeClaimList](w, client.InNamespace(veleroNamespace)).Items
+	require.Len(t, left, 1, "a VolumeSnapshot of it is being made")
+	require.Contains(t, left[0].Finalizers, protection)
+	require.NoError(t, w.c.Delete(w.ctx, theirs))
+	w.sweepUp()
+	require.Empty(t, list[corev1.PersistentVolumeClaimList](w, client.InNamespace(veleroNamespace)).Items)
+	requireLiveVolume(t, w)
+}
+
 // TestInPlaceSurvivesAnyFault lets each call to the API server fail in turn.
 func TestInPlaceSurvivesAnyFault(t *testing.T) {
 	eachFault(t, inPlaceWorld, func(w *world) {
