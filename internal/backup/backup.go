@@ -89,6 +89,8 @@ type Result struct {
 	Resumed int64
 	Read    datapath.BackupStats
 	Written repository.WriteStats
+	// Saving is how long it took to commit the image and to save the repo snapshot.
+	Saving time.Duration
 	// Deleted are the repo snapshots of failed operations that were found.
 	Deleted []Deleted
 }
@@ -134,6 +136,7 @@ func Run(ctx context.Context, job Job) (result Result, err error) {
 	if err != nil {
 		return result, err
 	}
+	moved := job.Now()
 	image, written, err := run.Writer.Commit(ctx)
 	if err != nil {
 		return result, err
@@ -142,6 +145,7 @@ func Run(ctx context.Context, job Job) (result Result, err error) {
 	result.SnapshotID, err = job.Store.Save(ctx, repository.Snapshot{
 		Volume: job.Volume, Tags: job.tags(run.Reason), Start: start, End: job.Now(),
 	}, image)
+	result.Saving = job.Now().Sub(moved)
 	return result, err
 }
 

@@ -186,6 +186,21 @@ type Report struct {
 	VolumeHandle string `json:"volumeHandle,omitempty"`
 	// Untouched is set if a restore has written nothing.
 	Untouched bool `json:"untouched,omitempty"`
+	// Steps are parts of Duration.
+	Steps Steps `json:"steps,omitzero"`
+}
+
+// Steps are how long a mover pod took for what. A step to which it did not come is 0.
+type Steps struct {
+	// Open is the opening of the repository.
+	Open time.Duration `json:"open,omitempty"`
+	// Plan is the choice of what is read or written: the history of the volume, the image that is
+	// restored or inherited from, and what the storage says has changed.
+	Plan time.Duration `json:"plan,omitempty"`
+	// Move is the copying. A restore has flushed the device at its end.
+	Move time.Duration `json:"move,omitempty"`
+	// Save is the writing of the last packs, of the index and of the repo snapshot.
+	Save time.Duration `json:"save,omitempty"`
 }
 
 // Encode renders a valid request.
@@ -336,6 +351,7 @@ func DecodeReport(s string) (Report, error) {
 	for _, n := range []int64{
 		r.VolumeSize, r.BytesRead, r.BytesUploaded, r.BytesWritten, r.IncompressibleBytes, r.BytesFound, r.ZeroBytes, r.MetadataBytes,
 		r.ChunksWritten, r.ChunksInherited, int64(r.Duration), r.Resumptions, r.ChunksAudited, r.BytesAudited,
+		int64(r.Steps.Open), int64(r.Steps.Plan), int64(r.Steps.Move), int64(r.Steps.Save),
 	} {
 		if n < 0 || n > maxCount {
 			return Report{}, fmt.Errorf("decode task report: a count is %d, want 0 to %d", n, int64(maxCount))

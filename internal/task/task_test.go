@@ -185,6 +185,7 @@ func TestReportRoundTrip(t *testing.T) {
 		Version: Version, SnapshotID: "k1", Kind: repository.Incremental, Reason: "DeltaFailed", Detail: "rpc error",
 		Parent: "k0", VolumeSize: 1 << 40, BytesRead: 3, BytesUploaded: 2, BytesWritten: 1, ZeroBytes: 4, MetadataBytes: 5,
 		ChunksWritten: 6, ChunksInherited: 7, Duration: 3 * time.Second,
+		Steps: Steps{Open: 1, Plan: 2, Move: 3, Save: 4},
 	}
 	text, err := want.Encode()
 	if err != nil {
@@ -291,7 +292,7 @@ func FuzzDecodeReport(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, n := range []int64{r.VolumeSize, r.BytesRead, r.BytesUploaded, r.BytesWritten + r.ZeroBytes, r.BytesAudited, int64(r.Duration)} {
+		for _, n := range []int64{r.VolumeSize, r.BytesRead, r.BytesUploaded, r.BytesWritten + r.ZeroBytes, r.BytesAudited, int64(r.Duration), int64(r.Steps.Move)} {
 			if n < 0 {
 				t.Fatalf("a count is %d, and counters only increase", n)
 			}

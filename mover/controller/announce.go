@@ -49,6 +49,9 @@ func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Pha
 		logger.Info(strings.ToLower(action)+" fell back", "kind", report.Kind, "reason", report.Reason, "reasons", report.Reasons, "detail", report.Detail)
 		e.event(op, severity(report.Reason), report.Reason, action, what+": "+report.Detail)
 	}
+	if t.Outcome != nil && t.Outcome.Phase == phase.Completed && report != nil {
+		e.announceSteps(ctx, op, report)
+	}
 	e.announceInPlace(op, t, report)
 	if is.Terminal() {
 		e.announceEnd(op, t)

@@ -24,6 +24,7 @@ type metrics struct {
 	swept      *prometheus.CounterVec
 	groups     prometheus.Gauge
 	seconds    *prometheus.HistogramVec
+	steps      *prometheus.HistogramVec
 }
 
 // newMetrics registers the metrics.
@@ -67,8 +68,13 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Help:    "Time from the creation of an operation to its end.",
 			Buckets: []float64{5, 10, 20, 30, 60, 120, 300, 600, 1800, hour, 3 * hour, 10 * hour, 24 * hour},
 		}, []string{"operation", "phase"}),
+		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "blockmover_step_seconds",
+			Help:    "Time of the steps of operations that completed at their first attempt.",
+			Buckets: []float64{0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, hour, 10 * hour},
+		}, []string{"operation", "step"}),
 	}
-	for _, c := range []prometheus.Collector{m.operations, m.images, m.fallbacks, m.bytes, m.retries, m.suspicions, m.swept, m.groups, m.seconds} {
+	for _, c := range []prometheus.Collector{m.operations, m.images, m.fallbacks, m.bytes, m.retries, m.suspicions, m.swept, m.groups, m.seconds, m.steps} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -138,6 +144,9 @@ func (m *metrics) addBytes(kind, what string, n int64) {
 func (m *metrics) count(op *operation.View) {
 	ended := string(op.Status.Phase)
 	m.operations.WithLabelValues(op.Kind, ended).Inc()
+	if outcome := op.Status.Outcome; outcome != nil && op.Status.Phase == phase.Completed && op.Status.Attempt.Number <= 1 {
+		m.steps.WithLabelValues(op.Kind, stepRelease).Observe(op.Status.Completed.Sub(outcome.At).Seconds())
+	}
 	m.seconds.WithLabelValues(op.Kind, ended).Observe(op.Status.Completed.Sub(op.Created).Seconds())
 	if op.Status.Phase != phase.Completed {
 		return

@@ -321,6 +321,7 @@ func resultOf(report task.Report) (map[string]string, error) {
 	}
 	delete(fields, "version")
 	delete(fields, "snapshotID")
+	delete(fields, "steps")
 	result := make(map[string]string, len(fields))
 	for name, value := range fields {
 		result[name] = fmt.Sprint(value)

@@ -3,6 +3,7 @@ package exposer
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -58,6 +59,20 @@ func HasRun(pod *corev1.Pod) bool {
 		return !ended.StartedAt.IsZero()
 	}
 	return pod.Status.Phase == corev1.PodRunning
+}
+
+// Times returns when a mover pod got its node, when its program started, and when that ended. A time is
+// zero if it has not come to that.
+func Times(pod *corev1.Pod) (scheduled, started, ended time.Time) {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionTrue {
+			scheduled = c.LastTransitionTime.Time
+		}
+	}
+	if end := terminated(pod); end != nil {
+		started, ended = end.StartedAt.Time, end.FinishedAt.Time
+	}
+	return scheduled, started, ended
 }
 
 func terminated(pod *corev1.Pod) *corev1.ContainerStateTerminated {

@@ -19,10 +19,13 @@ import (
 
 // backup makes an image of the device and names it.
 func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Options) (task.Report, error) {
+	var steps task.Steps
+	lap := w.laps()
 	store, err := w.Environment.OpenStore(ctx)
 	if err != nil {
 		return task.Report{}, err
 	}
+	steps.Open = lap()
 	defer w.closeStore(ctx, store)
 	heap.Limit()
 	var dev device.Reader
@@ -55,6 +58,7 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 			return in, err
 		},
 		Begun: func(b backup.Result) error {
+			steps.Plan = lap()
 			w.Log.Info("Backup begins", "kind", b.Kind, "parent", b.Parent, "reason", b.Reason, "detail", b.Detail,
 				"size", b.Size, "resumedBytes", b.Resumed, "blocks", b.Source.Blocks,
 				"resumptions", b.Source.Resumptions, "bytesAudited", b.Audited.Bytes)
@@ -71,6 +75,10 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 		w.Log.Info("Deleted the repo snapshot of an upload that failed", "snapshotID", d.ID, "operation", d.Operation)
 	}
 	report := reportOf(result)
+	if err == nil {
+		steps.Move, steps.Save = max(0, lap()-result.Saving), result.Saving
+	}
+	report.Steps = steps
 	report.VolumeHandle = r.Backup.VolumeHandle
 	if err != nil {
 		return report, err

@@ -23,19 +23,23 @@ import (
 
 // restore makes the device equal to an image.
 func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.Options) (task.Report, error) {
+	report := task.Report{}
+	lap := w.laps()
 	store, err := w.Environment.OpenStore(ctx)
 	if err != nil {
 		return task.Report{Untouched: true}, err
 	}
+	report.Steps.Open = lap()
 	defer w.closeStore(ctx, store)
 	heap.Limit()
 	options.Resume = r.Restore.Resume
 	options.Compare = r.Restore.InPlace != nil
-	report := task.Report{}
 	var plan func(ctx context.Context, image repository.VolumeReader, dev device.Writer) (*block.Bitmap, error)
 	if live := r.Restore.InPlace; live != nil {
 		plan = func(ctx context.Context, image repository.VolumeReader, dev device.Writer) (*block.Bitmap, error) {
-			return w.rollback(ctx, store, r, image, dev, &report)
+			only, err := w.rollback(ctx, store, r, image, dev, &report)
+			report.Steps.Plan += lap()
+			return only, err
 		}
 	}
 	result, err := restore.Run(ctx, restore.Job{
@@ -49,6 +53,7 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 			return device.LimitWriter(ctx, livingWriter{dev, &w.life}, r.RateLimit), nil
 		},
 		Begun: func(image repository.VolumeReader, dev device.Writer) error {
+			report.Steps.Plan = lap()
 			report.SnapshotID = r.Restore.SnapshotID
 			if !r.Restore.DiskImage {
 				report.Filesystem = filesystemOf(image)
@@ -60,6 +65,7 @@ func (w *Worker) restore(ctx context.Context, r task.Request, options datapath.O
 		Plan:    plan,
 		Options: options,
 	})
+	report.Steps.Move = lap()
 	report.VolumeSize = result.Size
 	report.BytesWritten, report.BytesFound, report.ZeroBytes = result.BytesWritten, result.BytesFound, result.ZeroBytes
 	report.Untouched = errors.Is(err, restore.ErrUntouched) || result.BytesWritten+result.ZeroBytes == 0

@@ -119,6 +119,17 @@ func (w *Worker) Run(ctx context.Context, r task.Request) (task.Report, error) {
 	return report, err
 }
 
+// laps returns a function that returns how long ago it was called last.
+func (w *Worker) laps() func() time.Duration {
+	last := w.Now()
+	return func() time.Duration {
+		now := w.Now()
+		took := now.Sub(last)
+		last = now
+		return took
+	}
+}
+
 // closeStore closes a repository. Everything that matters is flushed by then.
 func (w *Worker) closeStore(ctx context.Context, store repository.Store) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
