@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"path"
 	"slices"
@@ -15,7 +14,7 @@ import (
 	"github.com/kopia/kopia/repo/manifest"
 	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
-	"github.com/kopia/kopia/snapshot/snapshotfs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/blockmover/blockmover/internal/repository"
 )
@@ -40,13 +39,8 @@ const (
 	description = "Blockmover volume image"
 )
 
-// The files of an image's directory.
-const (
-	diskName     = "disk.raw"
-	documentName = "volume.json"
-
-	directoryStream = "kopia:directory"
-)
+// parallelDescriptions is how many images are read at once for a list: each takes two small requests, one after the other.
+const parallelDescriptions = 16
 
 func sourceOf(v repository.VolumeKey) snapshot.SourceInfo {
 	return snapshot.SourceInfo{UserName: snapshotUser, Host: snapshotHost, Path: sourcePrefix + v.Namespace + "/" + v.PVC}
@@ -89,13 +83,18 @@ func (s *Store) save(ctx context.Context, snap repository.Snapshot, img reposito
 	if err != nil {
 		return "", fmt.Errorf("image %q: %w", img.Root, err)
 	}
-	saved, err := findOperation(ctx, s.rep, snap.Volume, snap.Tags[repository.TagOperation])
-	if err != nil || saved != "" {
+	// The image was committed just now, usually.
+	var (
+		saved repository.SnapshotID
+		holds []manifest.ID
+	)
+	if err := withIndex(ctx, s.rep, func() (err error) {
+		if saved, err = findOperation(ctx, s.rep, snap.Volume, snap.Tags[repository.TagOperation]); err == nil && saved == "" {
+			holds, err = findHolds(ctx, s.rep, snap.Volume, snap.Tags[repository.TagOperation])
+		}
+		return err
+	}); err != nil || saved != "" {
 		return saved, err
-	}
-	holds, err := findHolds(ctx, s.rep, snap.Volume, snap.Tags[repository.TagOperation])
-	if err != nil {
-		return "", err
 	}
 
 	dir, err := readDirectory(ctx, s.rep, root)
@@ -154,12 +153,8 @@ func findOperation(ctx context.Context, rep repo.Repository, v repository.Volume
 	return "", nil
 }
 
-// manifests loads the complete manifests of a volume, including those that other processes
-// have written since the repository was opened.
+// manifests loads the complete manifests of a volume, as the index has them.
 func manifests(ctx context.Context, rep repo.Repository, v repository.VolumeKey) ([]*snapshot.Manifest, error) {
-	if err := rep.Refresh(ctx); err != nil {
-		return nil, fmt.Errorf("refresh repository index: %w", err)
-	}
 	source := sourceOf(v)
 	ids, err := snapshot.ListSnapshotManifests(ctx, rep, &source, nil)
 	if err != nil {
@@ -183,23 +178,9 @@ func manifests(ctx context.Context, rep repo.Repository, v repository.VolumeKey)
 
 // List implements repository.Catalog.
 func (s *Store) List(ctx context.Context, v repository.VolumeKey) ([]repository.Snapshot, error) {
-	manifests, err := readableManifests(ctx, s.rep, v)
+	result, err := s.list(ctx, v)
 	if err != nil {
 		return nil, fmt.Errorf("list repo snapshots of %s: %w", v, mark(err))
-	}
-	result := make([]repository.Snapshot, 0, len(manifests))
-	for _, m := range manifests {
-		snap, _, err := describe(ctx, s.rep, m)
-		switch {
-		case err == nil:
-		case ctx.Err() != nil:
-			return nil, fmt.Errorf("list repo snapshots of %s: %w", v, ctx.Err())
-		case errors.Is(mark(err), repository.ErrUnavailable): // it says nothing about the image
-			return nil, fmt.Errorf("list repo snapshots of %s: %w", v, mark(err))
-		default:
-			snap.Damage = err
-		}
-		result = append(result, snap)
 	}
 	slices.SortStableFunc(result, func(a, b repository.Snapshot) int {
 		if (a.Damage == nil) != (b.Damage == nil) {
@@ -216,6 +197,37 @@ func (s *Store) List(ctx context.Context, v repository.VolumeKey) ([]repository.
 	return result, nil
 }
 
+func (s *Store) list(ctx context.Context, v repository.VolumeKey) ([]repository.Snapshot, error) {
+	// Other processes may have written some since.
+	if err := refresh(ctx, s.rep); err != nil {
+		return nil, err
+	}
+	manifests, err := readableManifests(ctx, s.rep, v)
+	if err != nil {
+		return nil, err
+	}
+	result := make([]repository.Snapshot, len(manifests))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(parallelDescriptions)
+	for i, m := range manifests {
+		group.Go(func() error {
+			snap, _, err := describe(ctx, s.rep, m)
+			switch {
+			case err == nil:
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case errors.Is(mark(err), repository.ErrUnavailable): // it says nothing about the image
+				return err
+			default:
+				snap.Damage = err
+			}
+			result[i] = snap
+			return nil
+		})
+	}
+	return result, group.Wait()
+}
+
 // Get implements repository.Catalog.
 func (s *Store) Get(ctx context.Context, id repository.SnapshotID) (repository.Snapshot, error) {
 	snap, _, err := s.load(ctx, id)
@@ -227,6 +239,15 @@ func (s *Store) Get(ctx context.Context, id repository.SnapshotID) (repository.S
 
 // load finds a repo snapshot and the image that it names.
 func (s *Store) load(ctx context.Context, id repository.SnapshotID) (repository.Snapshot, image, error) {
+	// Another process may have written it since, or maintenance may have moved it to another pack.
+	if err := refresh(ctx, s.rep); err != nil {
+		return repository.Snapshot{}, image{}, err
+	}
+	return s.loadKnown(ctx, id)
+}
+
+// loadKnown is load for a repo snapshot that was listed just now.
+func (s *Store) loadKnown(ctx context.Context, id repository.SnapshotID) (repository.Snapshot, image, error) {
 	m, err := readableManifest(ctx, s.rep, id)
 	switch {
 	case errors.Is(err, repository.ErrNotFound):
@@ -238,12 +259,8 @@ func (s *Store) load(ctx context.Context, id repository.SnapshotID) (repository.
 	return snap, img, s.explainImage(ctx, snap.Volume, err)
 }
 
+// loadManifest loads a complete manifest, as the index has it.
 func loadManifest(ctx context.Context, rep repo.Repository, id repository.SnapshotID) (*snapshot.Manifest, error) {
-	// Another process may have written it after this one opened the repository, or
-	// maintenance may have moved it to another pack.
-	if err := rep.Refresh(ctx); err != nil {
-		return nil, fmt.Errorf("refresh repository index: %w", err)
-	}
 	m, err := snapshot.LoadSnapshot(ctx, rep, manifest.ID(id))
 	switch {
 	case errors.Is(err, snapshot.ErrSnapshotNotFound):
@@ -279,8 +296,8 @@ func describe(ctx context.Context, rep repo.Repository, m *snapshot.Manifest) (r
 // Volumes implements repository.Catalog: by the labels of manifests, without
 // loading any.
 func (s *Store) Volumes(ctx context.Context) ([]repository.VolumeKey, error) {
-	if err := s.rep.Refresh(ctx); err != nil {
-		return nil, fmt.Errorf("refresh repository index: %w", err)
+	if err := refresh(ctx, s.rep); err != nil {
+		return nil, err
 	}
 	all, err := s.rep.FindManifests(ctx, map[string]string{
 		manifest.TypeLabelKey: snapshot.ManifestType, snapshot.UsernameLabel: snapshotUser, snapshot.HostnameLabel: snapshotHost,
@@ -304,6 +321,9 @@ func (s *Store) Volumes(ctx context.Context) ([]repository.VolumeKey, error) {
 
 // Delete implements repository.Catalog.
 func (s *Store) Delete(ctx context.Context, id repository.SnapshotID) error {
+	if err := refresh(ctx, s.rep); err != nil {
+		return fmt.Errorf("delete repo snapshot %s: %w", id, err)
+	}
 	m, err := loadManifest(ctx, s.rep, id)
 	if errors.Is(err, repository.ErrNotFound) {
 		return nil
@@ -321,75 +341,4 @@ func (s *Store) Delete(ctx context.Context, id repository.SnapshotID) error {
 		return fmt.Errorf("delete repo snapshot %s: %w", id, err)
 	}
 	return nil
-}
-
-// image is the directory of a written image.
-type image struct {
-	root     object.ID
-	manifest *snapshot.DirManifest
-	document document
-	disk     object.ID
-	// diskSize is less than that of the volume only in a checkpoint.
-	diskSize int64
-}
-
-// directoryCompressor is kopia's own choice for directories.
-const directoryCompressor = "zstd-fastest"
-
-// writeDirectory stores volume.json, and the directory that has it, the disk and the others.
-func writeDirectory(ctx context.Context, o *objectWriter, disk object.ID, diskSize int64, doc document, others ...*snapshot.DirEntry) (object.ID, *fs.DirectorySummary, error) {
-	text, err := doc.encode()
-	if err != nil {
-		return object.EmptyID, nil, err
-	}
-	id, _, err := o.write(ctx, "", text)
-	if err != nil {
-		return object.EmptyID, nil, err
-	}
-	modified := fs.UTCTimestampFromTime(doc.SnapshotTime)
-	var b snapshotfs.DirManifestBuilder
-	b.AddEntry(fileEntry(diskName, diskSize, disk, modified))
-	b.AddEntry(fileEntry(documentName, int64(len(text)), id, modified))
-	for _, e := range others {
-		b.AddEntry(e)
-	}
-	dir := b.Build(modified, "")
-	root, err := snapshotfs.WriteDirManifest(ctx, o.w, "", dir, directoryCompressor)
-	return root, dir.Summary, err
-}
-
-func fileEntry(name string, size int64, id object.ID, modified fs.UTCTimestamp) *snapshot.DirEntry {
-	return &snapshot.DirEntry{
-		Name: name, Type: snapshot.EntryTypeFile, Permissions: 0o600, FileSize: size, ModTime: modified, ObjectID: id,
-	}
-}
-
-// readDirectory reads a directory and the volume.json in it.
-func readDirectory(ctx context.Context, rep repo.Repository, root object.ID) (image, error) {
-	var dir snapshot.DirManifest
-	if err := readObject(ctx, rep, root, func(r io.Reader) error {
-		return decodeDirectory(r, &dir)
-	}); err != nil {
-		return image{}, fmt.Errorf("read directory %v: %w", root, err)
-	}
-	img := image{root: root, manifest: &dir}
-	var doc object.ID
-	for _, e := range dir.Entries {
-		switch {
-		case e.Name == diskName && e.Type == snapshot.EntryTypeFile:
-			img.disk, img.diskSize = e.ObjectID, e.FileSize
-		case e.Name == documentName && e.Type == snapshot.EntryTypeFile:
-			doc = e.ObjectID
-		}
-	}
-	if img.disk == object.EmptyID || doc == object.EmptyID {
-		return image{}, corrupt(fmt.Errorf("read directory %v: %s or %s is missing", root, diskName, documentName))
-	}
-	if err := readObject(ctx, rep, doc, func(r io.Reader) (err error) {
-		img.document, err = parseDocument(r)
-		return err
-	}); err != nil {
-		return image{}, fmt.Errorf("read %s in directory %v: %w", documentName, root, err)
-	}
-	return img, nil
 }

@@ -60,6 +60,7 @@ func TestKilledBackupsGoOn(t *testing.T) {
 		kills, resumptions, read := int64(0), 0, int64(0)
 		for done := false; !done; {
 			s := openStore(t, dir)
+			s.rep = remembering(s.rep) // as in a mover pod
 			w, err := s.NewWriter(t.Context(), meta, o)
 			require.NoError(t, err)
 			if w.Resumed() > 0 {
@@ -88,7 +89,7 @@ func TestKilledBackupsGoOn(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, int64(len(allChunks(t, meta))), again.Resumed(), "a commit is the last checkpoint")
 			require.NoError(t, again.Close(t.Context(), repository.Suspend))
-			id := save(t, s, img)
+			id := save(t, openStore(t, dir), img) // the other writer took the hold over a moment ago
 			requireImage(t, openStore(t, dir), id, data)
 			done = true
 		}

@@ -58,14 +58,13 @@ type hold struct {
 // newHold removes the holds of dead operations, and finds what earlier runs of this
 // one have left, without touching it.
 func newHold(ctx context.Context, rep repo.Repository, volume repository.VolumeKey, operation, basis string) (*hold, error) {
-	if err := rep.Refresh(ctx); err != nil {
-		return nil, fmt.Errorf("refresh repository index: %w", err)
-	}
-	if err := sweepHolds(ctx, rep); err != nil {
-		return nil, err
-	}
-	ids, err := findHolds(ctx, rep, volume, operation)
-	if err != nil {
+	var ids []manifest.ID
+	if err := withIndex(ctx, rep, func() (err error) {
+		if err = sweepHolds(ctx, rep); err == nil {
+			ids, err = findHolds(ctx, rep, volume, operation)
+		}
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	return &hold{volume: volume, operation: operation, basis: basis, start: rep.Time(), ids: ids}, nil

@@ -3,6 +3,7 @@ package kopia
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -58,10 +59,13 @@ func holdsIn(t *testing.T, s *Store) []*snapshot.Manifest {
 // TestParentIsDeletedWhileAnIncrementRuns is the worst case for a parent: its backup is
 // deleted, and maintenance runs, twice.
 func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
-	run := func(t *testing.T, protected bool) (*Store, repository.SnapshotID, []byte, error) {
+	run := func(t *testing.T, protected, remembers bool) (*Store, repository.SnapshotID, []byte, error) {
 		t.Helper()
 		dir := newRepository(t)
 		s := openStore(t, dir)
+		if remembers {
+			s.rep = remembering(s.rep)
+		}
 		meta := testMeta(200<<10, testTime)
 		data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
 		clear(data[100<<10 : 110<<10])
@@ -92,22 +96,24 @@ func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
 		maintain(t, dir)
 		return openStore(t, dir), id, data, nil
 	}
-	t.Run("protected", func(t *testing.T) {
-		s, id, data, err := run(t, true)
-		require.NoError(t, err)
-		requireImage(t, s, id, data)
-		require.Empty(t, holdsIn(t, s))
-	})
-	t.Run("not protected", func(t *testing.T) {
-		s, id, data, err := run(t, false)
-		if err == nil {
-			var r repository.VolumeReader
-			if r, err = s.OpenReader(t.Context(), id); err == nil {
-				_, err = r.ReadAt(make([]byte, len(data)), 0)
+	for _, remembers := range []bool{false, true} {
+		t.Run(fmt.Sprintf("protected, the store remembers when it has read the index: %t", remembers), func(t *testing.T) {
+			s, id, data, err := run(t, true, remembers)
+			require.NoError(t, err)
+			requireImage(t, s, id, data)
+			require.Empty(t, holdsIn(t, s))
+		})
+		t.Run(fmt.Sprintf("not protected, the store remembers when it has read the index: %t", remembers), func(t *testing.T) {
+			s, id, data, err := run(t, false, remembers)
+			if err == nil {
+				var r repository.VolumeReader
+				if r, err = s.OpenReader(t.Context(), id); err == nil {
+					_, err = r.ReadAt(make([]byte, len(data)), 0)
+				}
 			}
-		}
-		require.ErrorIs(t, err, repository.ErrNotFound, "without the hold, there is loss")
-	})
+			require.ErrorIs(t, err, repository.ErrNotFound, "without the hold, there is loss")
+		})
+	}
 }
 
 // TestUploadedPacksAreDeleted: without its safety delays, maintenance deletes what was

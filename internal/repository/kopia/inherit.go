@@ -29,8 +29,8 @@ type parentImage struct {
 // in the repository.
 func loadParent(ctx context.Context, rep repo.Repository, img image) (*parentImage, error) {
 	// What another process has deleted since the hold was looked for must be seen.
-	if err := rep.Refresh(ctx); err != nil {
-		return nil, fmt.Errorf("refresh repository index: %w", err)
+	if err := refresh(ctx, rep); err != nil {
+		return nil, err
 	}
 	l, err := repository.NewLayout(img.document.Meta)
 	if err != nil {
@@ -94,8 +94,8 @@ func (p *parentImage) load(ctx context.Context, id object.ID, length int64) (seg
 	if !errors.Is(err, repository.ErrNotFound) {
 		return s, err
 	}
-	if err := p.rep.Refresh(ctx); err != nil {
-		return segment{}, fmt.Errorf("refresh repository index: %w", err)
+	if err := refresh(ctx, p.rep); err != nil {
+		return segment{}, err
 	}
 	return loadSegment(ctx, p.rep, id, length, p.layout.ChunkSize())
 }

@@ -62,8 +62,8 @@ func findLosses(ctx context.Context, rep repo.DirectRepository) ([]repository.Lo
 	if err != nil {
 		return nil, fmt.Errorf("list sessions: %w", err)
 	}
-	if err := rep.Refresh(ctx); err != nil {
-		return nil, fmt.Errorf("refresh repository index: %w", err)
+	if err := refresh(ctx, rep); err != nil {
+		return nil, err
 	}
 	set, damaged, err := loadManifests(ctx, rep)
 	if err != nil {

@@ -1,9 +1,13 @@
 package kopia
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,15 +52,137 @@ func (s text) Reader() io.ReadSeekCloser { return nil }
 
 func TestPutSaysWhy(t *testing.T) {
 	inner := &fullStorage{full: true, time: time.Unix(42, 0)}
-	st := putStorage{inner}
+	st := newPutStorage(inner)
 	// So kopia writes the marker of a session and the blobs of its index.
-	_, err := blob.PutBlobAndGetMetadata(t.Context(), st, "s1", text("content"), blob.PutOptions{})
+	_, err := blob.PutBlobAndGetMetadata(t.Context(), st, "xn1", text("content"), blob.PutOptions{})
 	require.ErrorIs(t, err, errFull)
 	require.NotErrorIs(t, err, blob.ErrBlobNotFound)
 
 	inner.full = false
-	found, err := blob.PutBlobAndGetMetadata(t.Context(), st, "s1", text("content"), blob.PutOptions{})
+	found, err := blob.PutBlobAndGetMetadata(t.Context(), st, "xn1", text("content"), blob.PutOptions{})
 	require.NoError(t, err)
 	require.Equal(t, inner.time, found.Timestamp)
 	require.NoError(t, st.PutBlob(t.Context(), "p1", text("content"), blob.PutOptions{}))
+}
+
+// slowDeletes is a storage in memory whose deletions wait until they may go on. It counts what it is asked.
+type slowDeletes struct {
+	memoryPacks
+	gate    chan struct{}
+	err     error
+	asked   int
+	mu      sync.Mutex
+	deleted []blob.ID
+}
+
+func (s *slowDeletes) PutBlob(_ context.Context, id blob.ID, data blob.Bytes, _ blob.PutOptions) error {
+	var buf bytes.Buffer
+	_, err := data.WriteTo(&buf)
+	s.packs[id] = buf.Bytes()
+	return err
+}
+
+func (s *slowDeletes) GetMetadata(context.Context, blob.ID) (blob.Metadata, error) {
+	s.asked++
+	return blob.Metadata{Timestamp: time.Unix(42, 0)}, nil
+}
+
+func (s *slowDeletes) DeleteBlob(_ context.Context, id blob.ID) error {
+	<-s.gate
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deleted = append(s.deleted, id)
+	return s.err
+}
+
+func (*slowDeletes) Close(context.Context) error { return nil }
+
+func newSlowDeletes() *slowDeletes {
+	return &slowDeletes{memoryPacks: memoryPacks{packs: map[blob.ID][]byte{}}, gate: make(chan struct{})}
+}
+
+func TestSessionsEndInTheBackground(t *testing.T) {
+	for name, failure := range map[string]error{"deleted": nil, "gone": blob.ErrBlobNotFound, "full": errFull} {
+		t.Run(name, func(t *testing.T) {
+			inner := newSlowDeletes()
+			inner.err = failure
+			st := newPutStorage(inner)
+			_, err := blob.PutBlobAndGetMetadata(t.Context(), st, "s1", text("marker"), blob.PutOptions{})
+			require.NoError(t, err)
+			require.Zero(t, inner.asked, "the time of a marker is of no use")
+			ctx, cancel := context.WithCancel(t.Context())
+			require.NoError(t, st.DeleteBlob(ctx, "s1"), "nobody waits for it")
+			cancel()
+			closed := make(chan error)
+			go func() { closed <- st.Close(t.Context()) }()
+			select {
+			case <-closed:
+				t.Fatal("the marker is not deleted yet")
+			case <-time.After(20 * time.Millisecond):
+			}
+			close(inner.gate)
+			err = <-closed
+			require.Equal(t, []blob.ID{"s1"}, inner.deleted)
+			if errors.Is(failure, errFull) {
+				require.ErrorIs(t, err, errFull)
+			} else {
+				require.NoError(t, err)
+			}
+		})
+	}
+	t.Run("the storage hangs", func(t *testing.T) {
+		inner := newSlowDeletes()
+		defer close(inner.gate)
+		st := newPutStorage(inner)
+		require.NoError(t, st.DeleteBlob(t.Context(), "s1"))
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, st.Close(ctx), context.DeadlineExceeded)
+	})
+	t.Run("clocks are compared", func(t *testing.T) {
+		t.Setenv(checkClock, "true")
+		inner := newSlowDeletes()
+		found, err := blob.PutBlobAndGetMetadata(t.Context(), newPutStorage(inner), "s1", text("marker"), blob.PutOptions{})
+		require.NoError(t, err)
+		require.Equal(t, time.Unix(42, 0), found.Timestamp)
+	})
+}
+
+func TestSmallPacksAreRemembered(t *testing.T) {
+	inner := newSlowDeletes()
+	close(inner.gate)
+	st := newPutStorage(inner)
+	put := func(id blob.ID, content string) {
+		t.Helper()
+		require.NoError(t, st.PutBlob(t.Context(), id, text(content), blob.PutOptions{}))
+	}
+	read := func(id blob.ID, offset, length int64, want string) (requests int) {
+		t.Helper()
+		before := inner.reads
+		var buf rangeBuffer
+		require.NoError(t, st.GetBlob(t.Context(), id, offset, length, &buf))
+		require.Equal(t, want, string(buf))
+		return inner.reads - before
+	}
+	put("q1", "manifests")
+	put("p1", "directory")
+	put("xn0_1", "index")
+	put("p2", strings.Repeat("x", maxRemembered+1))
+	require.Zero(t, read("q1", 0, -1, "manifests"))
+	require.Zero(t, read("p1", 3, 4, "ecto"))
+	require.Zero(t, read("p1", 3, -1, "ectory"))
+	require.Equal(t, 1, read("xn0_1", 0, -1, "index"))
+	require.Equal(t, 1, read("p2", 5, 3, "xxx"))
+	inner.packs["p3"] = []byte("another")
+	require.Equal(t, 1, read("p3", 0, -1, "another"))
+	require.Equal(t, 1, read("p3", 2, 3, "oth"))
+	var buf rangeBuffer
+	require.ErrorIs(t, st.GetBlob(t.Context(), "p1", 5, 40, &buf), errRange, "the storage has the better error")
+	require.NoError(t, st.DeleteBlob(t.Context(), "p1"))
+	require.Equal(t, 1, read("p1", 0, 2, "di"), "what is deleted is not remembered")
+	for i := range 2 * remembered {
+		put(blob.ID(fmt.Sprint("p", 10+i)), "more")
+	}
+	require.Len(t, st.packs, remembered)
+	require.Equal(t, 1, read("q1", 0, -1, "manifests"))
 }

@@ -82,17 +82,23 @@ func connectVelero(ctx context.Context, c client.Client, o VeleroOptions) (*Stor
 	if err != nil {
 		return nil, err
 	}
-	connection, err := connect(ctx, options, o.ReadOnly, log)
+	connection, done, err := connect(ctx, options, o.ReadOnly, log)
 	if err != nil {
 		return nil, err
 	}
-	return open(ctx, options.ConfigFilePath, connection, options.RepoPassword, &repo.Options{
+	defer done()
+	store, err := open(ctx, options.ConfigFilePath, connection, options.RepoPassword, &repo.Options{
 		ContentLogWriter: velerokopia.RepositoryLogger(log),
 		// The log has a line for each content, which is 8 % of the CPU time of a backup. It
 		// also needs a repository that can be written.
 		DisableRepositoryLog: true,
 		OnFatalError:         o.OnFatal,
 	})
+	if err != nil {
+		return nil, err
+	}
+	store.rep = remembering(store.rep)
+	return store, nil
 }
 
 // checkVelero reads the objects, and fails if the repository cannot be opened for this
@@ -183,30 +189,47 @@ var backends = map[string]func() backend.Store{
 
 // connect writes the connection file, as repo.Connect does, with cache sizes of our own. repo.Connect opens the repository
 // once to see whether that works, which takes as long as the work of a small increment: half a second of CPU time for the key,
-// and everything that the index needs.
-func connect(ctx context.Context, options *udmrepo.RepoOptions, readOnly bool, log logrus.FieldLogger) (connection repo.LocalConfig, err error) {
+// and everything that the index needs. done is called when the repository is open, or cannot be opened.
+func connect(ctx context.Context, options *udmrepo.RepoOptions, readOnly bool, log logrus.FieldLogger) (connection repo.LocalConfig, done func(), err error) {
 	newStore := backends[options.StorageType]
 	if newStore == nil {
-		return connection, fmt.Errorf("connect to storage: its type is %q, want one of %s", options.StorageType, strings.Join(slices.Sorted(maps.Keys(backends)), ", "))
+		return connection, nil, fmt.Errorf("connect to storage: its type is %q, want one of %s", options.StorageType, strings.Join(slices.Sorted(maps.Keys(backends)), ", "))
 	}
 	store := newStore()
 	if err := store.Setup(ctx, options.StorageOptions, log); err != nil {
-		return connection, fmt.Errorf("connect to storage: %w", err)
+		return connection, nil, fmt.Errorf("connect to storage: %w", err)
 	}
 	st, err := store.Connect(ctx, false, log)
 	if err != nil {
-		return connection, fmt.Errorf("connect to storage: %w", err)
+		return connection, nil, fmt.Errorf("connect to storage: %w", err)
 	}
-	defer func() { _ = st.Close(ctx) }()
 	var format rangeBuffer
-	switch err := st.GetBlob(ctx, kopiaformat.KopiaRepositoryBlobID, 0, -1, &format); {
-	case errors.Is(err, blob.ErrBlobNotFound):
-		return connection, repo.ErrRepositoryNotInitialized
-	case err != nil:
-		return connection, fmt.Errorf("read format blob: %w", err)
+	err = st.GetBlob(ctx, kopiaformat.KopiaRepositoryBlobID, 0, -1, &format)
+	if err != nil {
+		_ = st.Close(ctx) // the other error counts
 	}
+	switch {
+	case errors.Is(err, blob.ErrBlobNotFound):
+		return connection, nil, repo.ErrRepositoryNotInitialized
+	case err != nil:
+		return connection, nil, fmt.Errorf("read format blob: %w", err)
+	}
+	ahead, stop := askAhead(ctx, st, format)
+	storage, drop := handOver(ctx, ahead)
+	done = func() {
+		stop()
+		drop()
+	}
+	connection, err = configure(ctx, options, storage, readOnly)
+	if err != nil {
+		done()
+	}
+	return connection, done, err
+}
+
+// configure writes the connection file of a storage.
+func configure(ctx context.Context, options *udmrepo.RepoOptions, storage blob.ConnectionInfo, readOnly bool) (connection repo.LocalConfig, err error) {
 	velero := backend.SetupConnectOptions(ctx, *options)
-	storage := st.ConnectionInfo()
 	connection = repo.LocalConfig{Storage: &storage, ClientOptions: velero.ClientOptions}
 	connection.ReadOnly = readOnly
 	if err := os.MkdirAll(filepath.Dir(options.ConfigFilePath), 0o700); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
 	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/manifest"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
@@ -288,7 +289,14 @@ func TestConnectIsVeleros(t *testing.T) {
 	f.open(t)
 	got, err := repo.LoadConfigFromFile(file)
 	require.NoError(t, err)
-	require.Equal(t, putting(*want.Storage), got.Storage)
+	inner, ok := got.Storage.Config.(*blob.ConnectionInfo)
+	require.True(t, ok)
+	handed, ok := inner.Config.(*handedOver)
+	require.True(t, ok)
+	require.Equal(t, *want.Storage, handed.Inner)
+	require.Equal(t, putting(blob.ConnectionInfo{Type: handedOverType, Config: handed}), got.Storage)
+	_, left := handedOverStorages.Load(handed.Handle)
+	require.False(t, left, "kopia has taken it")
 	require.Equal(t, want.ClientOptions, got.ApplyDefaults(t.Context(), want.Description))
 	require.Equal(t, want.Caching.MaxListCacheDuration, got.Caching.MaxListCacheDuration)
 }

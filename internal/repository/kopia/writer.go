@@ -107,12 +107,21 @@ func (s *Store) inherit(ctx context.Context, meta repository.Meta, parent reposi
 		return meta.WithDefaults(), image{}, nil
 	}
 	meta.Kind = repository.Incremental
-	_, from, err := s.load(ctx, parent)
+	from, err := s.loadParent(ctx, parent)
 	if err != nil {
 		return meta, image{}, fmt.Errorf("load parent %s: %w", parent, err)
 	}
 	meta, err = meta.InheritLayout(from.document.Meta)
 	return meta.WithDefaults(), from, err
+}
+
+// loadParent loads the repo snapshot of a parent, which was listed before it was chosen.
+func (s *Store) loadParent(ctx context.Context, id repository.SnapshotID) (from image, err error) {
+	err = withIndex(ctx, s.rep, func() error {
+		_, from, err = s.loadKnown(ctx, id)
+		return err
+	})
+	return from, err
 }
 
 // begin continues from the checkpoint of an earlier run, if there is one. It makes the hold

@@ -46,8 +46,8 @@ var errLost = errors.New("the repository has lost it: maintenance without its sa
 // checkWritten checks that everything written since the last call is in the repository: in
 // its index, and in a pack that exists. It runs after a hold refers to it all.
 func (o *objectWriter) checkWritten(ctx context.Context) error {
-	if err := o.committed.Refresh(ctx); err != nil {
-		return fmt.Errorf("refresh repository index: %w", err)
+	if err := refresh(ctx, o.committed); err != nil {
+		return err
 	}
 	packs := map[blob.ID]struct{}{}
 	for _, id := range o.written.take() {
