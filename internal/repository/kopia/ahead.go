@@ -210,6 +210,16 @@ func (s *aheadStorage) ListBlobs(ctx context.Context, prefix blob.ID, each func(
 	return nil
 }
 
+// failure is the error of an answer, if it is done.
+func (a *answer) failure() error {
+	select {
+	case <-a.done:
+		return a.err
+	default:
+		return nil
+	}
+}
+
 // wait reports whether there is an answer without an error.
 func (a *answer) wait(ctx context.Context) bool {
 	if a == nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -31,18 +32,21 @@ func putting(inner blob.ConnectionInfo) *blob.ConnectionInfo {
 // there: the words of the object store are lost, nothing is tried again, and it looks as if the repository had lost something. For the
 // marker of a session it does not ask. kopia only compares that time with its own if checkClock is set.
 //
-// It deletes the markers of sessions in the background, and waits for that when it is closed. A marker that stays is of no importance:
-// the session has ended, and maintenance deletes it.
+// It writes and deletes the markers of sessions in the background. A marker says that the packs of its session are not garbage although no
+// index has them, so it is there before the index is written. When it is deleted, the index is there. One that stays is of no
+// importance: maintenance deletes it.
 //
 // It remembers the small packs that it wrote last. kopia reads the manifests again that it has just written, and so do we.
 type putStorage struct {
 	blob.Storage
 
-	deleting sync.WaitGroup
+	background sync.WaitGroup
 
 	mu    sync.Mutex
 	packs map[blob.ID][]byte
 	order []blob.ID
+	// markers are those that are or were written, since the last index.
+	markers map[blob.ID]*answer
 	// errs are of deletions.
 	errs []error
 }
@@ -58,20 +62,29 @@ const (
 )
 
 func newPutStorage(st blob.Storage) *putStorage {
-	return &putStorage{Storage: st, packs: map[blob.ID][]byte{}}
+	return &putStorage{Storage: st, packs: map[blob.ID][]byte{}, markers: map[blob.ID]*answer{}}
 }
 
 // PutBlob implements blob.Storage.
 func (s *putStorage) PutBlob(ctx context.Context, id blob.ID, data blob.Bytes, opts blob.PutOptions) error {
 	modTime := opts.GetModTime
 	opts.GetModTime = nil
+	_, check := os.LookupEnv(checkClock)
+	switch {
+	case isSession(id) && !check:
+		return s.putMarker(ctx, id, data, opts)
+	case strings.HasPrefix(string(id), indexBlobs):
+		if err := s.waitForMarkers(ctx); err != nil {
+			return err
+		}
+	}
 	if err := s.Storage.PutBlob(ctx, id, data, opts); err != nil {
 		return err
 	}
 	if err := s.remember(id, data); err != nil {
 		return err
 	}
-	if _, check := os.LookupEnv(checkClock); modTime == nil || isSession(id) && !check {
+	if modTime == nil {
 		return nil
 	}
 	found, err := s.GetMetadata(ctx, id)
@@ -79,6 +92,38 @@ func (s *putStorage) PutBlob(ctx context.Context, id blob.ID, data blob.Bytes, o
 		return err
 	}
 	*modTime = found.Timestamp
+	return nil
+}
+
+// putMarker writes the marker of a session in the background.
+func (s *putStorage) putMarker(ctx context.Context, id blob.ID, data blob.Bytes, opts blob.PutOptions) error {
+	var marker bytes.Buffer // kopia uses the memory again
+	if _, err := data.WriteTo(&marker); err != nil {
+		return fmt.Errorf("copy session marker %s: %w", id, err)
+	}
+	written := newAnswer()
+	s.mu.Lock()
+	s.markers[id] = written
+	s.mu.Unlock()
+	s.background.Go(func() {
+		defer close(written.done)
+		if written.err = s.Storage.PutBlob(ctx, id, blobBytes(marker.Bytes()), opts); written.err != nil {
+			written.err = fmt.Errorf("write session marker %s: %w", id, written.err)
+		}
+	})
+	return nil
+}
+
+func (s *putStorage) waitForMarkers(ctx context.Context) error {
+	s.mu.Lock()
+	markers := s.markers
+	s.markers = map[blob.ID]*answer{}
+	s.mu.Unlock()
+	for _, written := range markers {
+		if !written.wait(ctx) {
+			return errors.Join(ctx.Err(), written.failure())
+		}
+	}
 	return nil
 }
 
@@ -139,7 +184,14 @@ func (s *putStorage) DeleteBlob(ctx context.Context, id blob.ID) error {
 		s.mu.Unlock()
 		return s.Storage.DeleteBlob(ctx, id)
 	}
-	s.deleting.Go(func() {
+	s.mu.Lock()
+	written := s.markers[id]
+	delete(s.markers, id)
+	s.mu.Unlock()
+	s.background.Go(func() {
+		if written != nil {
+			<-written.done
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
 		if err := s.Storage.DeleteBlob(ctx, id); err != nil && !errors.Is(err, blob.ErrBlobNotFound) {
@@ -151,17 +203,37 @@ func (s *putStorage) DeleteBlob(ctx context.Context, id blob.ID) error {
 	return nil
 }
 
+// blobBytes are the bytes of a small blob. They implement blob.Bytes.
+type blobBytes []byte
+
+// WriteTo implements io.WriterTo.
+func (b blobBytes) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(b)
+	return int64(n), err
+}
+
+// Length implements blob.Bytes.
+func (b blobBytes) Length() int { return len(b) }
+
+// Reader implements blob.Bytes.
+func (b blobBytes) Reader() io.ReadSeekCloser { return readSeekNopCloser{bytes.NewReader(b)} }
+
+type readSeekNopCloser struct{ *bytes.Reader }
+
+// Close implements io.Closer.
+func (readSeekNopCloser) Close() error { return nil }
+
 // Close implements blob.Storage.
 func (s *putStorage) Close(ctx context.Context) error {
-	deleted := make(chan struct{})
+	ended := make(chan struct{})
 	go func() {
-		s.deleting.Wait()
-		close(deleted)
+		s.background.Wait()
+		close(ended)
 	}()
 	select {
-	case <-deleted:
+	case <-ended:
 	case <-ctx.Done(): // the storage hangs
-		return errors.Join(fmt.Errorf("delete session markers: %w", ctx.Err()), s.Storage.Close(ctx))
+		return errors.Join(fmt.Errorf("write and delete session markers: %w", ctx.Err()), s.Storage.Close(ctx))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

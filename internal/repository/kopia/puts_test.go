@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,13 +23,23 @@ type fullStorage struct {
 	blob.Storage
 	full bool
 	time time.Time
+	puts atomic.Int64
+}
+
+// waitForPut waits until something was put.
+func (s *fullStorage) waitForPut() {
+	for s.puts.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func (s *fullStorage) PutBlob(_ context.Context, _ blob.ID, _ blob.Bytes, opts blob.PutOptions) error {
+	full := s.full
+	s.puts.Add(1)
 	switch {
-	case s.full && opts.GetModTime != nil:
+	case full && opts.GetModTime != nil:
 		return blob.ErrBlobNotFound
-	case s.full:
+	case full:
 		return errFull
 	}
 	return nil
@@ -53,7 +64,7 @@ func (s text) Reader() io.ReadSeekCloser { return nil }
 func TestPutSaysWhy(t *testing.T) {
 	inner := &fullStorage{full: true, time: time.Unix(42, 0)}
 	st := newPutStorage(inner)
-	// So kopia writes the marker of a session and the blobs of its index.
+	// So kopia writes the blobs of its index.
 	_, err := blob.PutBlobAndGetMetadata(t.Context(), st, "xn1", text("content"), blob.PutOptions{})
 	require.ErrorIs(t, err, errFull)
 	require.NotErrorIs(t, err, blob.ErrBlobNotFound)
@@ -78,6 +89,8 @@ type slowDeletes struct {
 func (s *slowDeletes) PutBlob(_ context.Context, id blob.ID, data blob.Bytes, _ blob.PutOptions) error {
 	var buf bytes.Buffer
 	_, err := data.WriteTo(&buf)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.packs[id] = buf.Bytes()
 	return err
 }
@@ -109,6 +122,8 @@ func TestSessionsEndInTheBackground(t *testing.T) {
 			st := newPutStorage(inner)
 			_, err := blob.PutBlobAndGetMetadata(t.Context(), st, "s1", text("marker"), blob.PutOptions{})
 			require.NoError(t, err)
+			require.NoError(t, st.PutBlob(t.Context(), "xn1", text("index"), blob.PutOptions{}))
+			require.Equal(t, "marker", string(inner.packs["s1"]), "it is there before the index")
 			require.Zero(t, inner.asked, "the time of a marker is of no use")
 			ctx, cancel := context.WithCancel(t.Context())
 			require.NoError(t, st.DeleteBlob(ctx, "s1"), "nobody waits for it")
@@ -130,6 +145,15 @@ func TestSessionsEndInTheBackground(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a marker cannot be written", func(t *testing.T) {
+		inner := &fullStorage{full: true}
+		st := newPutStorage(inner)
+		_, err := blob.PutBlobAndGetMetadata(t.Context(), st, "s1", text("marker"), blob.PutOptions{})
+		require.NoError(t, err)
+		inner.waitForPut()
+		inner.full = false
+		require.ErrorIs(t, st.PutBlob(t.Context(), "xn1", text("index"), blob.PutOptions{}), errFull, "no index without it")
+	})
 	t.Run("the storage hangs", func(t *testing.T) {
 		inner := newSlowDeletes()
 		defer close(inner.gate)
