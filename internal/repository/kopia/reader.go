@@ -31,6 +31,7 @@ type reader struct {
 	root    []object.ID
 	zero    map[object.ID]bool
 	ranges  *rangeReader
+	walk    *walk
 
 	mu    sync.Mutex
 	cache map[object.ID]segment
@@ -64,6 +65,7 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 		layout:  l,
 		zero:    map[object.ID]bool{},
 		ranges:  newRangeReader(s.rep),
+		walk:    newWalk(),
 		cache:   map[object.ID]segment{},
 	}
 	if r.root, err = loadRoot(ctx, s.rep, img.disk, l); err != nil {
@@ -92,13 +94,18 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 func (r *reader) Meta() repository.Meta { return r.meta }
 
 // Close implements repository.VolumeReader.
-func (r *reader) Close() error { return nil }
+func (r *reader) Close() error {
+	r.walk.loading.Wait()
+	return nil
+}
 
 // IsZero implements repository.VolumeReader.
 func (r *reader) IsZero(ctx context.Context, chunk int64) (bool, error) {
 	if err := r.layout.CheckChunk(chunk); err != nil {
 		return false, fmt.Errorf("look up chunk: %w", err)
 	}
+	index, _ := r.layout.SegmentAt(chunk)
+	r.walk.reach(ctx, r, index)
 	entries, err := r.chunk(ctx, chunk)
 	if err != nil {
 		return false, fmt.Errorf("look up chunk %d of %s: %w", chunk, r.name, r.explain(mark(err)))
