@@ -143,7 +143,7 @@ spec:
   template:
     metadata: {labels: {app: app}}
     spec:
-      terminationGracePeriodSeconds: 0
+      terminationGracePeriodSeconds: 1 # with 0, the pod is gone before its volumes are unmounted
       containers:
       - name: app
         image: %s

@@ -23,6 +23,8 @@ type Result struct {
 	Wrong   []string `json:"wrong,omitempty"`
 	// LeftByVelero is what Velero's own action has left of backups that are gone.
 	LeftByVelero []string `json:"leftByVelero,omitempty"`
+	// EndedByVelero are the backups that Velero has called Completed while their uploads ran.
+	EndedByVelero []string `json:"endedByVelero,omitempty"`
 	// StuckInVelero are the operations for which Velero's server had to be restarted.
 	StuckInVelero []string `json:"stuckInVelero,omitempty"`
 }

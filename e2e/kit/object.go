@@ -94,15 +94,17 @@ type Container struct {
 
 // Status is the union of the fields of the kinds that the scenarios read.
 type Status struct {
-	Phase            string            `json:"phase"`
-	Message          string            `json:"message"`
-	FailureReason    string            `json:"failureReason"`
-	ValidationErrors []string          `json:"validationErrors"`
-	Errors           int               `json:"errors"`
-	Warnings         int               `json:"warnings"`
-	SnapshotID       string            `json:"snapshotID"`
-	DataMoverResult  map[string]string `json:"dataMoverResult"`
-	Progress         struct {
+	Phase         string `json:"phase"`
+	Message       string `json:"message"`
+	FailureReason string `json:"failureReason"`
+	// CompletionTimestamp is of Velero's kinds.
+	CompletionTimestamp time.Time         `json:"completionTimestamp"`
+	ValidationErrors    []string          `json:"validationErrors"`
+	Errors              int               `json:"errors"`
+	Warnings            int               `json:"warnings"`
+	SnapshotID          string            `json:"snapshotID"`
+	DataMoverResult     map[string]string `json:"dataMoverResult"`
+	Progress            struct {
 		TotalBytes int64 `json:"totalBytes"`
 		BytesDone  int64 `json:"bytesDone"`
 	} `json:"progress"`
