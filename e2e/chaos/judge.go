@@ -149,10 +149,8 @@ func (j *judge) ended(ctx context.Context, resource, kind, name string) (Ended, 
 	}
 	for _, name := range slices.Sorted(maps.Keys(volumes)) {
 		v := volumes[name]
-		// Velero 1.18 takes an operation for failed when its action cannot reach the API server, and forgets that if it cannot write it
-		// then: the Backup is Completed, and has the DataUpload as it was at that time.
-		if kind == Backup && e.Phase == "Completed" && v.Status.CompletionTimestamp.After(o.Status.CompletionTimestamp) && !slices.Contains(j.result.EndedByVelero, e.Name) {
-			j.result.EndedByVelero = append(j.result.EndedByVelero, e.Name)
+		if kind == Backup && e.Phase == "Completed" {
+			j.noteEarly(o, v)
 		}
 		ev := EndedVolume{Name: name, Phase: v.Status.Phase, Message: v.Status.Message, Kind: v.Status.DataMoverResult["kind"], Reason: v.Status.DataMoverResult["reason"]}
 		var attempt struct {
@@ -176,6 +174,16 @@ func (j *judge) ended(ctx context.Context, resource, kind, name string) (Ended, 
 	j.kit.Log("%s %s is %s: %+v %q", kind, e.Name, e.Phase, e.Volumes, e.Why)
 	j.result.Ended = append(j.result.Ended, e)
 	return e, nil
+}
+
+// noteEarly notes a Completed backup that has ended before one of its uploads. Velero 1.18 takes an operation for failed when its action
+// cannot reach the API server, and forgets that if it cannot write it then: the Backup is Completed, and has the DataUpload as it was at
+// that time.
+func (j *judge) noteEarly(backup, upload kit.Object) {
+	name := backup.Metadata.Name
+	if upload.Status.CompletionTimestamp.After(backup.Status.CompletionTimestamp) && !slices.Contains(j.result.EndedByVelero, name) {
+		j.result.EndedByVelero = append(j.result.EndedByVelero, name)
+	}
 }
 
 // why collects what Velero says about an operation that has not completed.
