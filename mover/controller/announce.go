@@ -54,6 +54,7 @@ func (e *engine) announce(ctx context.Context, op *operation.View, was phase.Pha
 	}
 	e.announceInPlace(op, t, report)
 	if is.Terminal() {
+		e.announceRelease(ctx, op)
 		e.announceEnd(op, t)
 	}
 }

@@ -144,9 +144,6 @@ func (m *metrics) addBytes(kind, what string, n int64) {
 func (m *metrics) count(op *operation.View) {
 	ended := string(op.Status.Phase)
 	m.operations.WithLabelValues(op.Kind, ended).Inc()
-	if outcome := op.Status.Outcome; outcome != nil && op.Status.Phase == phase.Completed && op.Status.Attempt.Number <= 1 {
-		m.steps.WithLabelValues(op.Kind, stepRelease).Observe(op.Status.Completed.Sub(outcome.At).Seconds())
-	}
 	m.seconds.WithLabelValues(op.Kind, ended).Observe(op.Status.Completed.Sub(op.Created).Seconds())
 	if op.Status.Phase != phase.Completed {
 		return

@@ -8,6 +8,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/blockmover/blockmover/internal/operation"
+	"github.com/blockmover/blockmover/internal/phase"
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/mover/exposer"
 )
@@ -75,4 +76,15 @@ func (e *engine) announceSteps(ctx context.Context, op *operation.View, report *
 		}
 	}
 	log.FromContext(ctx).Info("steps", fields...)
+}
+
+// announceRelease does that for the last step.
+func (e *engine) announceRelease(ctx context.Context, op *operation.View) {
+	outcome := op.Status.Outcome
+	if outcome == nil || op.Status.Phase != phase.Completed || op.Status.Attempt.Number > 1 {
+		return
+	}
+	took := op.Status.Completed.Sub(outcome.At)
+	e.metrics.steps.WithLabelValues(op.Kind, stepRelease).Observe(took.Seconds())
+	log.FromContext(ctx).Info("steps", stepRelease, took.Round(time.Millisecond).String())
 }

@@ -95,7 +95,8 @@ func (s *putStorage) PutBlob(ctx context.Context, id blob.ID, data blob.Bytes, o
 	return nil
 }
 
-// putMarker writes the marker of a session in the background.
+// putMarker writes the marker of a session in the background. kopia ends the context with the pack that needed the marker, which may be
+// earlier.
 func (s *putStorage) putMarker(ctx context.Context, id blob.ID, data blob.Bytes, opts blob.PutOptions) error {
 	var marker bytes.Buffer // kopia uses the memory again
 	if _, err := data.WriteTo(&marker); err != nil {
@@ -107,6 +108,8 @@ func (s *putStorage) putMarker(ctx context.Context, id blob.ID, data blob.Bytes,
 	s.mu.Unlock()
 	s.background.Go(func() {
 		defer close(written.done)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
 		if written.err = s.Storage.PutBlob(ctx, id, blobBytes(marker.Bytes()), opts); written.err != nil {
 			written.err = fmt.Errorf("write session marker %s: %w", id, written.err)
 		}

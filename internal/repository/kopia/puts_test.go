@@ -79,14 +79,22 @@ func TestPutSaysWhy(t *testing.T) {
 // slowDeletes is a storage in memory whose deletions wait until they may go on. It counts what it is asked.
 type slowDeletes struct {
 	memoryPacks
-	gate    chan struct{}
+	gate chan struct{}
+	// hold, if not nil, keeps blobs from being put until it is closed.
+	hold    chan struct{}
 	err     error
 	asked   int
 	mu      sync.Mutex
 	deleted []blob.ID
 }
 
-func (s *slowDeletes) PutBlob(_ context.Context, id blob.ID, data blob.Bytes, _ blob.PutOptions) error {
+func (s *slowDeletes) PutBlob(ctx context.Context, id blob.ID, data blob.Bytes, _ blob.PutOptions) error {
+	if s.hold != nil {
+		<-s.hold
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	var buf bytes.Buffer
 	_, err := data.WriteTo(&buf)
 	s.mu.Lock()
@@ -145,6 +153,29 @@ func TestSessionsEndInTheBackground(t *testing.T) {
 			}
 		})
 	}
+	t.Run("kopia ends the context of the pack that needs the marker", func(t *testing.T) {
+		inner := newSlowDeletes()
+		inner.hold = make(chan struct{})
+		st := newPutStorage(inner)
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := blob.PutBlobAndGetMetadata(ctx, st, "s1", text("marker"), blob.PutOptions{})
+		require.NoError(t, err)
+		cancel()
+		close(inner.hold)
+		require.NoError(t, st.PutBlob(t.Context(), "xn1", text("index"), blob.PutOptions{}))
+		require.Equal(t, "marker", string(inner.packs["s1"]))
+	})
+	t.Run("the index is given up", func(t *testing.T) {
+		inner := newSlowDeletes()
+		inner.hold = make(chan struct{})
+		defer close(inner.hold)
+		st := newPutStorage(inner)
+		_, err := blob.PutBlobAndGetMetadata(t.Context(), st, "s1", text("marker"), blob.PutOptions{})
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.ErrorIs(t, st.PutBlob(ctx, "xn1", text("index"), blob.PutOptions{}), context.Canceled)
+	})
 	t.Run("a marker cannot be written", func(t *testing.T) {
 		inner := &fullStorage{full: true}
 		st := newPutStorage(inner)
