@@ -51,6 +51,7 @@ func hopsOfABackup(c call) (hops []string) {
 			add(c.sets(identity.AnnotationRetained), "manager: retain")
 			add(c.touches("phase", "message", identity.AnnotationAttempt, identity.AnnotationSecured), "manager: phase")
 		}
+		add(c.is("PodVolumeBackup", "create") || c.is("ConfigMap", "create"), "manager: name the image, if the backup has failed")
 		add(c.is("Secret", "create", "patch"), "manager: copies, if configured")
 		add(c.is("Secret", "delete"), "manager: release")
 		isSnapshot, isContent := c.kind == "VolumeSnapshot", c.kind == "VolumeSnapshotContent"
