@@ -46,7 +46,7 @@ func ReleaseLive(ctx context.Context, c client.Client, reader client.Reader, op 
 	var errs []error
 	for i := range found.Items {
 		vs := &found.Items[i]
-		if claim := vs.Spec.Source.PersistentVolumeClaimName; claim == nil || *claim != op.ObjectName() {
+		if !isOf(vs, op.ObjectName()) {
 			continue // a pair, which was re-homed
 		}
 		still, err := Release(ctx, c, reader, client.ObjectKeyFromObject(vs))
@@ -56,6 +56,12 @@ func ReleaseLive(ctx context.Context, c client.Client, reader client.Reader, op 
 		return left, err
 	}
 	return nil, unprotect(ctx, c, reader, client.ObjectKey{Namespace: op.Namespace, Name: op.ObjectName()})
+}
+
+// isOf reports whether a VolumeSnapshot is taken of a PVC of its namespace.
+func isOf(vs *snapshotv1.VolumeSnapshot, claim string) bool {
+	of := vs.Spec.Source.PersistentVolumeClaimName
+	return of != nil && *of == claim
 }
 
 // unprotect removes the finalizer of the snapshot controller from a PVC that is being deleted, if
@@ -70,10 +76,8 @@ func unprotect(ctx context.Context, c client.Client, reader client.Reader, key c
 	if err := reader.List(ctx, all, client.InNamespace(key.Namespace)); err != nil {
 		return fmt.Errorf("list VolumeSnapshots of PVC %s: %w", key, err)
 	}
-	for i := range all.Items {
-		if of := all.Items[i].Spec.Source.PersistentVolumeClaimName; of != nil && *of == key.Name {
-			return nil
-		}
+	if slices.ContainsFunc(all.Items, func(vs snapshotv1.VolumeSnapshot) bool { return isOf(&vs, key.Name) }) {
+		return nil
 	}
 	before := client.MergeFromWithOptions(claim.DeepCopy(), client.MergeFromWithOptimisticLock{})
 	claim.Finalizers = slices.DeleteFunc(claim.Finalizers, func(f string) bool { return f == sourceProtection })

@@ -3,6 +3,7 @@ package kopia
 import (
 	"context"
 	"crypto/rand"
+	"slices"
 	"strings"
 	"sync"
 
@@ -161,12 +162,7 @@ func uncompacted(index []blob.Metadata) []blob.ID {
 }
 
 func covers(all []epochs, of epochs) bool {
-	for _, e := range all {
-		if e.first <= of.first && of.last <= e.last {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(all, func(e epochs) bool { return e.first <= of.first && of.last <= e.last })
 }
 
 // GetBlob implements blob.Reader.
@@ -208,16 +204,6 @@ func (s *aheadStorage) ListBlobs(ctx context.Context, prefix blob.ID, each func(
 		}
 	}
 	return nil
-}
-
-// failure is the error of an answer, if it is done.
-func (a *answer) failure() error {
-	select {
-	case <-a.done:
-		return a.err
-	default:
-		return nil
-	}
 }
 
 // wait reports whether there is an answer without an error.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -123,8 +124,13 @@ func (s *putStorage) waitForMarkers(ctx context.Context) error {
 	s.markers = map[blob.ID]*answer{}
 	s.mu.Unlock()
 	for _, written := range markers {
-		if !written.wait(ctx) {
-			return errors.Join(ctx.Err(), written.failure())
+		select {
+		case <-written.done:
+			if written.err != nil {
+				return written.err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 	return nil
@@ -135,12 +141,7 @@ func isSession(id blob.ID) bool {
 }
 
 func isPack(id blob.ID) bool {
-	for _, prefix := range content.PackBlobIDPrefixes {
-		if strings.HasPrefix(string(id), string(prefix)) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(content.PackBlobIDPrefixes, func(prefix blob.ID) bool { return strings.HasPrefix(string(id), string(prefix)) })
 }
 
 func (s *putStorage) remember(id blob.ID, data blob.Bytes) error {

@@ -116,8 +116,9 @@ func (s *Store) inherit(ctx context.Context, meta repository.Meta, parent reposi
 }
 
 // loadParent loads the repo snapshot of a parent, which was listed before it was chosen.
-func (s *Store) loadParent(ctx context.Context, id repository.SnapshotID) (from image, err error) {
-	err = withIndex(ctx, s.rep, func() error {
+func (s *Store) loadParent(ctx context.Context, id repository.SnapshotID) (image, error) {
+	var from image
+	err := withIndex(ctx, s.rep, func() (err error) {
 		_, from, err = s.loadKnown(ctx, id)
 		return err
 	})
