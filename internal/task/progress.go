@@ -6,8 +6,12 @@ import (
 	"strings"
 )
 
-// progressMessage marks the lines of a worker's log that are a Progress.
-const progressMessage = "Progress"
+// progressMessage and reportMessage mark the lines of a worker's log that are a Progress and a
+// Report.
+const (
+	progressMessage = "Progress"
+	reportMessage   = "Report"
+)
 
 // Progress is a line in the log of a mover pod. The manager reads the last one. So a mover pod
 // needs no right to write to the API.
@@ -54,4 +58,24 @@ func LastProgress(log string) (p Progress, ok bool) {
 		p, ok = l.Progress, true
 	}
 	return p, ok
+}
+
+// ReportLine renders the line of the log that has a report, without a line feed. The text is that of
+// Report.Encode.
+func ReportLine(text string) string { return reportPrefix + text + "}" }
+
+const reportPrefix = `{"msg":"` + reportMessage + `","report":`
+
+// LastReport returns the last report in a log. ok is false if there is none.
+func LastReport(log string) (report Report, ok bool) {
+	for line := range strings.SplitSeq(log, "\n") {
+		text, is := strings.CutPrefix(line, reportPrefix)
+		if !is {
+			continue
+		}
+		if r, err := DecodeReport(strings.TrimSuffix(text, "}")); err == nil {
+			report, ok = r, true
+		}
+	}
+	return report, ok
 }

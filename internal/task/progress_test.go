@@ -1,6 +1,7 @@
 package task_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -55,5 +56,59 @@ func FuzzLastProgress(f *testing.F) {
 		again, ok := task.LastProgress(line)
 		require.True(t, ok)
 		require.Equal(t, p, again)
+	})
+}
+
+func TestLastReport(t *testing.T) {
+	line := func(r task.Report) string {
+		text, err := r.Encode()
+		require.NoError(t, err)
+		return task.ReportLine(text) + "\n"
+	}
+	report := task.Report{Version: task.Version, BytesRead: 7, SnapshotID: "a", Detail: `quo"tes and } braces`}
+	progress, err := task.Progress{Done: 1, Total: 2}.Line()
+	require.NoError(t, err)
+	for name, c := range map[string]struct {
+		log string
+		ok  bool
+	}{
+		"nothing":            {},
+		"progress":           {log: progress + "\n"},
+		"the last line":      {log: progress + "\n" + line(report), ok: true},
+		"a line after it":    {log: line(report) + "{\"msg\":\"x\"}\n", ok: true},
+		"cut off":            {log: line(report)[:40]},
+		"without its end":    {log: strings.TrimSuffix(line(report), "}\n")},
+		"not a line":         {log: "text " + line(report)},
+		"another version":    {log: task.ReportLine(`{"version":99}`)},
+		"no report":          {log: task.ReportLine(`"text"`)},
+		"a count without it": {log: task.ReportLine(`{"version":1,"bytesRead":-1}`)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, ok := task.LastReport(c.log)
+			require.Equal(t, c.ok, ok)
+			if c.ok {
+				require.Equal(t, report, got)
+			} else {
+				require.Zero(t, got)
+			}
+		})
+	}
+	// Neither is taken for the other.
+	_, ok := task.LastProgress(line(report))
+	require.False(t, ok)
+}
+
+func FuzzLastReport(f *testing.F) {
+	f.Add(task.ReportLine(`{"version":1,"bytesRead":5}`) + "\n")
+	f.Fuzz(func(t *testing.T, log string) {
+		var r task.Report
+		var ok bool
+		fuzztest.Document(t, len(log), func() { r, ok = task.LastReport(log) })
+		if !ok {
+			require.Zero(t, r)
+			return
+		}
+		require.Equal(t, task.Version, r.Version)
+		require.GreaterOrEqual(t, r.BytesRead, int64(0))
 	})
 }

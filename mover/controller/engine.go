@@ -53,6 +53,7 @@ type engine struct {
 	recorder events.EventRecorder
 	metrics  *metrics
 	now      func() time.Time
+	listener *listener
 	grants   grants
 }
 
@@ -121,9 +122,6 @@ func (e *engine) pollAfter(op *operation.View, t phase.Transition) time.Duration
 	}
 	if e.looksOften(op) {
 		after = min(after, vmPollInterval)
-	}
-	if _, ok := e.inPlace(op); ok && op.Status.Phase == phase.InProgress && op.Status.BytesTotal == 0 {
-		after = min(after, heldPollInterval)
 	}
 	return after
 }
@@ -265,7 +263,8 @@ func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *
 		if err != nil && report == nil {
 			return work, nil, err
 		}
-		progress := e.follow(ctx, op, pod, &work)
+		var progress *task.Progress
+		work, report, progress = e.follow(ctx, op, pod, work, report)
 		if live, ok := e.inPlace(op); ok && report == nil {
 			if work, err = e.lookBeside(ctx, live, progress, work); err != nil {
 				return work, nil, err
@@ -284,25 +283,31 @@ func (e *engine) advance(ctx context.Context, op *operation.View) (phase.Work, *
 }
 
 // follow writes the progress of a mover pod into the status, as far as the pod tells it, and returns
-// it. A log that cannot be read is no reason to do anything else.
-func (e *engine) follow(ctx context.Context, op *operation.View, pod *corev1.Pod, work *phase.Work) task.Progress {
+// it. The log of a pod that runs may have its report already. A log that cannot be read is no reason to do
+// anything else.
+func (e *engine) follow(ctx context.Context, op *operation.View, pod *corev1.Pod, work phase.Work, report *task.Report) (phase.Work, *task.Report, *task.Progress) {
 	if work.State != phase.Running && work.State != phase.Lost && work.State != phase.Suspended {
-		return task.Progress{}
+		return work, report, nil
 	}
-	p, ok, err := e.exposer.Progress(ctx, pod)
+	said, err := e.exposer.Said(ctx, pod)
+	if work.State == phase.Running && said.Report == nil {
+		e.listener.listen(ctx, op, pod)
+	}
 	if err != nil {
 		log.FromContext(ctx).V(1).Info("progress is not known", "error", err.Error())
-		return task.Progress{}
+		return work, report, nil
 	}
-	if !ok {
-		return task.Progress{}
+	if p := said.Progress; p != nil {
+		op.Status.BytesDone, op.Status.BytesTotal = p.Done, p.Total
+		op.Status.Attempt.BytesRead = p.Read
+		if work.State == phase.Running {
+			work.Detail = p.Waiting
+		}
 	}
-	op.Status.BytesDone, op.Status.BytesTotal = p.Done, p.Total
-	op.Status.Attempt.BytesRead = p.Read
-	if work.State == phase.Running {
-		work.Detail = p.Waiting
+	if work.State == phase.Running && said.Report != nil {
+		return phase.Work{State: phase.Succeeded}, said.Report, said.Progress
 	}
-	return p
+	return work, report, said.Progress
 }
 
 // record writes the decision into the operation.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
@@ -283,13 +282,10 @@ func (l *liveTarget) conclude(o phase.Outcome, wrote bool, report *task.Report) 
 	return o.Message + "; " + unchanged
 }
 
-// heldPollInterval is how often the log of a worker is read that may wait for its VolumeSnapshot.
-const heldPollInterval = time.Second
-
 // lookBeside takes the VolumeSnapshot that a mover pod waits for, and looks for pods that want the
 // volume while the mover pod has it.
-func (e *engine) lookBeside(ctx context.Context, l *liveTarget, p task.Progress, work phase.Work) (phase.Work, error) {
-	if p.Held {
+func (e *engine) lookBeside(ctx context.Context, l *liveTarget, p *task.Progress, work phase.Work) (phase.Work, error) {
+	if p != nil && p.Held {
 		if err := l.takeSnapshot(ctx); err != nil {
 			return work, err
 		}

@@ -85,6 +85,41 @@ func TestProgressComesFromTheLog(t *testing.T) {
 	require.Equal(t, "waits for the service", op.Status.Message)
 }
 
+// TestReportComesFromTheLog: the manager does not wait until the kubelet knows that a mover pod has ended. Only
+// a report of success is taken from the log: what an end without success means, the status of the pod says as well.
+func TestReportComesFromTheLog(t *testing.T) {
+	for _, kind := range []string{identity.KindDataUpload, identity.KindDataDownload} {
+		t.Run(kind, func(t *testing.T) {
+			w, name := uploadWorld(t), "du"
+			e, left := w.uploads, []string{"volume-src"}
+			if kind == identity.KindDataDownload {
+				w, name = downloadWorld(t), "dd"
+				e, left = w.downs, nil
+			}
+			w.podEnds = func(*corev1.Pod) bool { return false }
+			failed := w.report
+			failed.Error = "input/output error"
+			text, err := failed.Encode()
+			require.NoError(t, err)
+			w.log = task.ReportLine(text) + "\n"
+			op := w.drive(e, name, time.Minute)
+			require.Equal(t, phase.InProgress, op.Status.Phase)
+			require.Nil(t, op.Status.Outcome)
+
+			text, err = w.report.Encode()
+			require.NoError(t, err)
+			w.log = task.ReportLine(text) + "\n"
+			op = w.drive(e, name, time.Minute)
+			require.Equal(t, phase.Completed, op.Status.Phase, op.Status.Message)
+			require.Equal(t, 1, w.pods)
+			if kind == identity.KindDataUpload {
+				require.Equal(t, "repo-snapshot-1", w.dataUpload().Status.SnapshotID)
+				w.requireNothingLeft(left, nil)
+			}
+		})
+	}
+}
+
 // TestOneErrorEndsNothing: a queued operation that is hours old meets one failed request.
 func TestOneErrorEndsNothing(t *testing.T) {
 	for _, kind := range []string{identity.KindDataUpload, identity.KindDataDownload} {

@@ -4,7 +4,7 @@
 //
 // Who writes what of a DataUpload or DataDownload: Velero and the plugins write
 // the spec, and the status is written here. A mover pod writes nothing: its progress
-// is read from its log. There is no status subresource and there are no conditions,
+// and its report are read from its log. There is no status subresource and there are no conditions,
 // so everything is a patch of the object, of disjoint fields, and phases change
 // under an optimistic lock.
 //
@@ -14,6 +14,7 @@
 //	uploads    re-home the VolumeSnapshot, expose it, release
 //	disks      the same for a disk of a running VM, which KubeVirt backs up (package vmbackup)
 //	downloads  expose an empty volume, hand it over, release
+//	listener   wakes an engine up when a mover pod has said what does not wait
 //	grants     who gets the next slot
 //	sweeper    releases what ended operations and backups left, and retained snapshots
 //	           that no backup needs any more
@@ -136,6 +137,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 			recorder: mgr.GetEventRecorder("blockmover"),
 			metrics:  counters,
 			now:      time.Now,
+			listener: newListener(around.exposer),
 		}
 	}
 	snapshots := &uploads{surroundings: around, rehomer: rehomer}
@@ -194,5 +196,6 @@ func watch(mgr ctrl.Manager, e *engine, object client.Object) *builder.Builder {
 		Watches(&corev1.PersistentVolumeClaim{}, owner).
 		Watches(&corev1.PersistentVolume{}, owner).
 		Watches(&velerov1.BackupRepository{}, handler.EnqueueRequestsFromMapFunc(e.underway)).
-		WatchesRawSource(source.Channel(changed, waiting))
+		WatchesRawSource(source.Channel(changed, waiting)).
+		WatchesRawSource(source.Channel(e.listener.heard, &handler.EnqueueRequestForObject{}))
 }

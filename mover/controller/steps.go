@@ -24,7 +24,7 @@ const (
 	stepPlan     = "plan"     // it is known what is read and written
 	stepMove     = "move"     // the data is copied
 	stepSave     = "save"     // the image is in the repository
-	stepReport   = "report"   // the pod has ended, and the manager has seen the report
+	stepReport   = "report"   // the manager has seen the report
 	stepRelease  = "release"  // the result is delivered, and everything else is gone
 )
 
@@ -48,13 +48,13 @@ func stepsOf(op *operation.View, pod *corev1.Pod, report *task.Report, now time.
 			last = at
 		}
 	}
-	scheduled, started, ended := exposer.Times(pod)
+	scheduled, started := exposer.Times(pod)
 	reach(stepQueue, op.Status.Accepted)
 	reach(stepPrepare, pod.CreationTimestamp.Time)
 	reach(stepSchedule, scheduled)
 	reach(stepStart, started)
-	if !ended.IsZero() {
-		last = ended
+	if !started.IsZero() {
+		last = started.Add(report.Duration)
 		reach(stepReport, now)
 	}
 	return steps

@@ -21,7 +21,7 @@ func TestSteps(t *testing.T) {
 	at := func(seconds int) metav1.Time { return metav1.NewTime(start.Add(time.Duration(seconds) * time.Second)) }
 	op := &operation.View{}
 	op.Created, op.Status.Accepted = start, at(2).Time
-	report := &task.Report{Steps: task.Steps{Open: 300 * time.Millisecond, Plan: time.Second, Move: 5 * time.Second, Save: 200 * time.Millisecond}}
+	report := &task.Report{Duration: 7 * time.Second, Steps: task.Steps{Open: 300 * time.Millisecond, Plan: time.Second, Move: 5 * time.Second, Save: 200 * time.Millisecond}}
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{CreationTimestamp: at(5)},
 		Status: corev1.PodStatus{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -110,6 +111,11 @@ func (l podLogs) Tail(context.Context, *corev1.Pod) (text string, err error) {
 		return nil
 	})
 	return text, err
+}
+
+// Follow implements exposer.Logs. The world has no time in which something could be said.
+func (l podLogs) Follow(context.Context, *corev1.Pod) (io.ReadCloser, error) {
+	return nil, errors.New("nothing is followed in this world")
 }
 
 // faults makes calls of the controllers fail: one of them, or some at random, before or after
@@ -312,6 +318,7 @@ func (w *world) restart() {
 		return &engine{
 			flow: f, kind: kind, client: w.narrow, exposer: x, live: w.settings,
 			recorder: events.NewFakeRecorder(1000), metrics: counters, now: func() time.Time { return w.clock },
+			listener: newListener(x),
 		}
 	}
 	snapshots := &uploads{surroundings: around, rehomer: rehomer}

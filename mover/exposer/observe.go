@@ -61,26 +61,32 @@ func HasRun(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodRunning
 }
 
-// Times returns when a mover pod got its node, when its program started, and when that ended. A time is
-// zero if it has not come to that.
-func Times(pod *corev1.Pod) (scheduled, started, ended time.Time) {
+// Times returns when a mover pod got its node, and when its program started. A time is zero if it has not
+// come to that.
+func Times(pod *corev1.Pod) (scheduled, started time.Time) {
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionTrue {
 			scheduled = c.LastTransitionTime.Time
 		}
 	}
-	if end := terminated(pod); end != nil {
-		started, ended = end.StartedAt.Time, end.FinishedAt.Time
+	state := stateOf(pod)
+	switch {
+	case state.Terminated != nil:
+		started = state.Terminated.StartedAt.Time
+	case state.Running != nil:
+		started = state.Running.StartedAt.Time
 	}
-	return scheduled, started, ended
+	return scheduled, started
 }
 
-func terminated(pod *corev1.Pod) *corev1.ContainerStateTerminated {
+func terminated(pod *corev1.Pod) *corev1.ContainerStateTerminated { return stateOf(pod).Terminated }
+
+func stateOf(pod *corev1.Pod) corev1.ContainerState {
 	i := slices.IndexFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == ContainerName })
 	if i < 0 {
-		return nil
+		return corev1.ContainerState{}
 	}
-	return pod.Status.ContainerStatuses[i].State.Terminated
+	return pod.Status.ContainerStatuses[i].State
 }
 
 func whyEnded(pod *corev1.Pod) string {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -74,11 +75,12 @@ func (o *options) run(parent context.Context) error {
 	defer cancel(nil)
 	defer cancelOnSignal(cancel)()
 	report, err := supervise(ctx, log, stopGrace, func() (task.Report, error) { return o.work(ctx, cancel, log) })
-	return o.conclude(log, report, err)
+	return o.conclude(log, os.Stdout, report, err)
 }
 
-// conclude writes the report, unless the worker was told to stop.
-func (o *options) conclude(log logr.Logger, report task.Report, err error) error {
+// conclude writes the report, unless the worker was told to stop. A report of success is also the
+// last line of the log.
+func (o *options) conclude(log logr.Logger, out io.Writer, report task.Report, err error) error {
 	if errors.Is(err, errStopped) {
 		log.Info("Stopped without a result", "cause", err.Error())
 		return ErrReported
@@ -87,22 +89,20 @@ func (o *options) conclude(log logr.Logger, report task.Report, err error) error
 		report.Error, report.Class = err.Error(), fault.Of(err)
 		log.Error(err, "Operation failed", "class", report.Class)
 	}
-	if err := o.writeReport(report); err != nil {
-		return err
-	}
-	if report.Error != "" {
-		return ErrReported
-	}
-	return nil
-}
-
-func (o *options) writeReport(report task.Report) error {
 	text, err := report.Encode()
 	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(o.terminationLog, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("write report: %w", err)
+	}
+	if report.Error != "" {
+		return ErrReported
+	}
+	// The manager reads this line at once. The kubelet tells of the termination log when it looks
+	// at its containers, each second, and then it takes two more of its rounds to take the pod away.
+	if _, err := io.WriteString(out, task.ReportLine(text)+"\n"); err != nil {
+		log.Info("Cannot write the report to the log", "severity", "warning", "error", err.Error())
 	}
 	return nil
 }

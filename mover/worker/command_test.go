@@ -152,12 +152,24 @@ func TestCommandCannotReport(t *testing.T) {
 	require.NotErrorIs(t, err, ErrReported)
 }
 
-// A pod that is told to stop leaves no report. The manager decides what that means.
-func TestNoReportWhenToldToStop(t *testing.T) {
+// A pod that is told to stop leaves no report. The manager decides what that means. The log has the report
+// of a success alone, so that the manager need not wait for the end of the pod.
+func TestConclude(t *testing.T) {
 	o := options{terminationLog: filepath.Join(t.TempDir(), "termination-log")}
-	err := o.conclude(logr.Discard(), task.Report{BytesRead: 1}, fmt.Errorf("%w: terminated", errStopped))
+	var out bytes.Buffer
+	err := o.conclude(logr.Discard(), &out, task.Report{BytesRead: 1}, fmt.Errorf("%w: terminated", errStopped))
 	require.ErrorIs(t, err, ErrReported)
 	require.NoFileExists(t, o.terminationLog)
-	require.NoError(t, o.conclude(logr.Discard(), task.Report{BytesRead: 1}, nil))
+	require.ErrorIs(t, o.conclude(logr.Discard(), &out, task.Report{BytesRead: 1}, errors.New("input/output error")), ErrReported)
 	require.FileExists(t, o.terminationLog)
+	require.Empty(t, out.String())
+
+	require.NoError(t, o.conclude(logr.Discard(), &out, task.Report{BytesRead: 1}, nil))
+	text, err := os.ReadFile(o.terminationLog)
+	require.NoError(t, err)
+	want, err := task.DecodeReport(string(text))
+	require.NoError(t, err)
+	got, ok := task.LastReport(out.String())
+	require.True(t, ok)
+	require.Equal(t, want, got)
 }

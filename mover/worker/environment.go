@@ -112,7 +112,7 @@ const (
 	// snapshotPatience is for how long a restore waits for a VolumeSnapshot. Storage takes one
 	// within seconds. Some uploads it before it is ready: then comparing takes no longer.
 	snapshotPatience = 2 * time.Minute
-	snapshotInterval = 300 * time.Millisecond
+	snapshotInterval = 200 * time.Millisecond
 )
 
 // LiveSource implements Environment.

@@ -13,13 +13,9 @@ import (
 // progressInterval is shorter than the interval at which the manager looks.
 const progressInterval = 2 * time.Second
 
-// heldInterval is that of a restore in place, which waits until the manager sees that it has the
-// device.
-const heldInterval = 500 * time.Millisecond
-
-// publish writes what read returns to the log of the pod: at each interval if it has changed,
-// and a last time when ctx ends.
-func publish(ctx context.Context, log logr.Logger, out io.Writer, interval time.Duration, read func() task.Progress) {
+// publish writes what read returns to the log of the pod: at each interval and after each now, if it
+// has changed, and a last time when ctx ends.
+func publish(ctx context.Context, log logr.Logger, out io.Writer, interval time.Duration, now <-chan struct{}, read func() task.Progress) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	var published task.Progress
@@ -43,6 +39,8 @@ func publish(ctx context.Context, log logr.Logger, out io.Writer, interval time.
 		case <-ctx.Done():
 			write()
 			return
+		case <-now:
+			write()
 		case <-ticker.C:
 			write()
 		}

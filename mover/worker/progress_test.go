@@ -53,14 +53,19 @@ func TestPublish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var done atomic.Int64
 		out := &output{}
+		now := make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
-		go publish(ctx, logr.Discard(), out, time.Second, func() task.Progress { return task.Progress{Done: done.Load(), Total: 100} })
+		go publish(ctx, logr.Discard(), out, time.Second, now, func() task.Progress { return task.Progress{Done: done.Load(), Total: 100} })
 		time.Sleep(5500 * time.Millisecond)
 		require.Equal(t, task.Progress{Total: 100}, out.last())
 		require.Equal(t, 1, out.lines(), "progress that has not changed is published once")
 		done.Store(40)
 		time.Sleep(time.Second)
 		require.Equal(t, task.Progress{Done: 40, Total: 100}, out.last())
+		done.Store(50)
+		now <- struct{}{}
+		synctest.Wait()
+		require.Equal(t, task.Progress{Done: 50, Total: 100}, out.last(), "it is published when asked for")
 		done.Store(100)
 		cancel()
 		synctest.Wait()
@@ -75,7 +80,7 @@ func TestPublishFailures(t *testing.T) {
 		out := &output{}
 		out.failing.Store(true)
 		ctx, cancel := context.WithCancel(t.Context())
-		go publish(ctx, log, out, time.Second, func() task.Progress { return task.Progress{Done: 1, Total: 2} })
+		go publish(ctx, log, out, time.Second, nil, func() task.Progress { return task.Progress{Done: 1, Total: 2} })
 		time.Sleep(3500 * time.Millisecond)
 		out.failing.Store(false)
 		time.Sleep(time.Second)

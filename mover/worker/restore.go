@@ -144,6 +144,7 @@ func (w *Worker) liveSource(ctx context.Context, live *task.InPlace) (cbt.Source
 		return nil, errors.New(live.MetadataUnavailable)
 	}
 	w.held.Store(true)
+	w.now <- struct{}{}
 	defer w.held.Store(false)
 	source, err := w.Environment.LiveSource(ctx)
 	if err != nil {

@@ -72,23 +72,22 @@ type Worker struct {
 	life life
 	// waiting is what the operation waits for, or "".
 	waiting atomic.Pointer[string]
-	// held is set while the VolumeSnapshot of a live volume is waited for.
+	// held is set while the VolumeSnapshot of a live volume is waited for. The manager, which takes it,
+	// is told now.
 	held atomic.Bool
+	now  chan struct{}
 }
 
 // Run does what the request asks for. With an error, the report says how far it came.
 func (w *Worker) Run(ctx context.Context, r task.Request) (task.Report, error) {
 	start := w.Now()
 	progress := &datapath.Progress{}
-	interval := progressInterval
-	if r.Restore != nil && r.Restore.InPlace != nil {
-		interval = heldInterval
-	}
+	w.now = make(chan struct{}, 1)
 	publishing, stop := context.WithCancel(ctx)
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
-		publish(publishing, w.Log, w.Out, interval, func() task.Progress {
+		publish(publishing, w.Log, w.Out, progressInterval, w.now, func() task.Progress {
 			p := task.Progress{Done: progress.Done(), Total: progress.Total(), Read: progress.Read(), Held: w.held.Load()}
 			if waiting := w.waiting.Load(); waiting != nil {
 				p.Waiting = *waiting
