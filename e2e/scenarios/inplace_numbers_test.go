@@ -21,6 +21,7 @@ func TestInPlaceNumbers(t *testing.T) {
 		t.Skip("BLOCKMOVER_IN_PLACE_GIB is not set")
 	}
 	s := newScenario(t)
+	s.overLink()
 	namespace := s.namespace("numbers")
 	mebis := gib << 10
 	require.NoError(t, s.kit.Apply(s.ctx, fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n---\n%s\n---\n%s\n", namespace,

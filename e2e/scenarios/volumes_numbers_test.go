@@ -25,6 +25,7 @@ func TestVolumesNumbers(t *testing.T) {
 		t.Skip("BLOCKMOVER_VOLUMES is not set")
 	}
 	s := newScenario(t)
+	s.overLink()
 	for i, set := range strings.Fields(sets) {
 		count, size, ok := strings.Cut(set, "x")
 		require.True(t, ok, set)
