@@ -45,7 +45,10 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 	o.Progress.total.Store(all)
 	o.Progress.done.Store(all - chunkBytes(touched(read, g, w.Resumed()), g))
 
-	b := backupRun{dev: dev, w: w, geometry: g, pageSize: g.ChunkSize(), progress: o.Progress}
+	b := backupRun{
+		dev: dev, w: w, geometry: g, pageSize: g.ChunkSize(), progress: o.Progress,
+		buffers: newBuffers(o.memory()), puts: semaphore.NewWeighted(int64(o.Workers)),
+	}
 	if meta.Kind == repository.Incremental {
 		b.partial, b.pageSize = read, meta.PageSize
 	}
@@ -54,13 +57,12 @@ func backup(ctx context.Context, dev device.Reader, read *block.Bitmap, w reposi
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(items)
-		return produce(ctx, touched(read, g, w.Resumed()), o, g.ChunkSize(), b.frontier.window, items)
+		return b.produce(ctx, touched(read, g, w.Resumed()), o, items)
 	})
-	for range o.Workers {
+	for range o.Depth {
 		group.Go(func() error {
-			buf := device.NewBuffer(int(o.ReadSize))
 			for it := range items {
-				if err := b.move(ctx, it, buf); err != nil {
+				if err := b.move(ctx, it); err != nil {
 					return err
 				}
 			}
@@ -91,25 +93,29 @@ func chunkBytes(chunks iter.Seq[int64], g block.Geometry) int64 {
 	return n
 }
 
-// item is a run of consecutive chunks.
+// item is a run of consecutive chunks that are put whole, or one chunk of which pages have changed.
 type item struct {
 	// seq counts items from 0.
 	seq        int64
 	first, end int64
+	// pages are the runs of pages that have changed, relative to the chunk.
+	pages []block.Extent
 	// bytes is what it takes of the window.
 	bytes int64
 }
 
-// produce joins neighbouring chunks into items of at most o.ReadSize bytes. Each item takes its
-// bytes of the window, which has o.InFlight. The frontier gives them back.
+// produce joins neighbouring chunks into items of at most o.ReadSize bytes. Those of which pages have changed stay
+// alone, so that they wait for the device side by side. Each item takes its bytes of the window, which
+// has o.InFlight. The frontier gives them back.
 //
 // A worker whose Put fills a pack waits for its upload. The others fill the next packs meanwhile,
 // and upload them beside it. Without a bound, one slow read would let them run ahead of the
 // frontier without end, and the writer would have to hold what it knows of all that they put.
-func produce(ctx context.Context, chunks iter.Seq[int64], o Options, chunkSize int64, window *semaphore.Weighted, items chan<- item) error {
+func (b *backupRun) produce(ctx context.Context, chunks iter.Seq[int64], o Options, items chan<- item) error {
+	chunkSize := b.geometry.ChunkSize()
 	send := func(it item) error {
 		it.bytes = min((it.end-it.first)*chunkSize, o.InFlight)
-		if err := window.Acquire(ctx, it.bytes); err != nil {
+		if err := b.frontier.window.Acquire(ctx, it.bytes); err != nil {
 			return err
 		}
 		select {
@@ -121,7 +127,8 @@ func produce(ctx context.Context, chunks iter.Seq[int64], o Options, chunkSize i
 	}
 	var it item
 	for c := range chunks {
-		if c == it.end && (it.end-it.first)*chunkSize < o.ReadSize {
+		pages := b.changedPages(c)
+		if c == it.end && it.pages == nil && pages == nil && (it.end-it.first)*chunkSize < o.ReadSize {
 			it.end++
 			continue
 		}
@@ -131,7 +138,7 @@ func produce(ctx context.Context, chunks iter.Seq[int64], o Options, chunkSize i
 			}
 			it.seq++
 		}
-		it.first, it.end = c, c+1
+		it.first, it.end, it.pages = c, c+1, pages
 	}
 	if it.end > it.first {
 		return send(it)
@@ -149,29 +156,26 @@ type backupRun struct {
 	pageSize int64
 	progress *Progress
 	read     atomic.Int64
+	buffers  *buffers
+	// puts bounds how many goroutines put something at once: that takes a core, not the device.
+	puts     *semaphore.Weighted
 	frontier frontier
 }
 
 // move reads one item and puts its chunks.
-func (b *backupRun) move(ctx context.Context, it item, buf []byte) error {
-	for c := it.first; c < it.end; {
-		runs := b.changedPages(c)
-		if runs != nil {
-			if err := b.movePages(ctx, c, runs, buf); err != nil {
-				return err
-			}
-			c++
-			continue
-		}
-		// Whole chunks are read together.
-		end := c + 1
-		for end < it.end && b.changedPages(end) == nil {
-			end++
-		}
-		if err := b.moveChunks(ctx, c, end, buf); err != nil {
-			return err
-		}
-		c = end
+func (b *backupRun) move(ctx context.Context, it item) error {
+	buf, err := b.buffers.get(ctx, (it.end-it.first)*b.geometry.ChunkSize())
+	if err != nil {
+		return err
+	}
+	defer b.buffers.put(buf)
+	if it.pages != nil {
+		err = b.movePages(ctx, it.first, it.pages, buf)
+	} else {
+		err = b.moveChunks(ctx, it.first, it.end, buf)
+	}
+	if err != nil {
+		return err
 	}
 	if reached, ok := b.frontier.pass(it); ok {
 		return b.w.Advance(ctx, reached)
@@ -186,10 +190,8 @@ func (b *backupRun) moveChunks(ctx context.Context, first, end int64, buf []byte
 	if err := b.fill(data, first*chunkSize); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := b.w.Put(ctx, first, data); err != nil {
+	err := b.put(ctx, func() error { return b.w.Put(ctx, first, data) })
+	if err != nil {
 		return err
 	}
 	last := b.geometry.Extent(end - 1)
@@ -218,11 +220,19 @@ func (b *backupRun) movePages(ctx context.Context, chunk int64, runs []block.Ext
 		}
 		pages[i] = repository.Pages{Offset: r.Offset, Data: data}
 	}
-	if err := b.w.PutPages(ctx, chunk, pages); err != nil {
+	if err := b.put(ctx, func() error { return b.w.PutPages(ctx, chunk, pages) }); err != nil {
 		return err
 	}
 	b.progress.done.Add(b.geometry.Extent(chunk).Length)
 	return nil
+}
+
+func (b *backupRun) put(ctx context.Context, do func() error) error {
+	if err := b.puts.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer b.puts.Release(1)
+	return do()
 }
 
 // fill reads from the device, and fills with zeros beyond its end.

@@ -2,9 +2,11 @@
 // from an image onto a device (Restore).
 //
 // Both are pipelines. One producer walks through the volume in ascending order and cuts the
-// work into items of at most ReadSize bytes. Workers take one item each, read it and write
-// it. So memory is Workers * ReadSize, whatever the size of the volume. A call returns when
-// all goroutines have ended. The first error, or the end of the context, stops them all.
+// work into items of at most ReadSize bytes. Each of Depth goroutines takes an item, waits for a
+// buffer, reads it and writes it. The buffers have room for two large items of each worker, whatever
+// the size of the volume: one is read while the other one is written. Of small items, Depth are in
+// flight, each of which may wait for a device with a long latency. A call returns when all goroutines have ended. The first error,
+// or the end of the context, stops them all.
 //
 // After an error of Restore, the device holds a mixture of old and new bytes. It has to be
 // restored again before it can be used.
@@ -27,8 +29,10 @@ const (
 	minWorkers = 4
 	maxWorkers = 16
 	// defaultReadSize is large enough that the number of requests slows no storage down: at
-	// least 4 * 4 MiB are in flight.
-	defaultReadSize = 4 << 20
+	// least 2 * 4 * 2 MiB are in flight.
+	defaultReadSize = 2 << 20
+	// defaultDepth is what a volume of a cloud takes at once. More adds nothing.
+	defaultDepth = 32
 )
 
 // DefaultWorkers returns twice the cores, from 4 to 16: each core has work while as many items
@@ -37,9 +41,12 @@ func DefaultWorkers() int { return min(max(minWorkers, 2*runtime.GOMAXPROCS(0)),
 
 // Options of both pipelines. The zero value of each field means its default.
 type Options struct {
-	// Workers is how many items are in flight; default twice the cores, from 4 to 16.
+	// Workers is how many items are put into an image at once, and half of how many of ReadSize are
+	// in flight; default twice the cores, from 4 to 16.
 	Workers int
-	// ReadSize is the most bytes that an item has; default 4 MiB. It is rounded down to whole
+	// Depth is how many items of any size are in flight; default 32, or Workers if that is set.
+	Depth int
+	// ReadSize is the most bytes that an item has; default 2 MiB. It is rounded down to whole
 	// chunks, and is at least one chunk.
 	ReadSize int64
 	// InFlight is how many bytes of a Backup may be under way at once, from the first chunk that
@@ -62,9 +69,17 @@ type Options struct {
 }
 
 func (o Options) withDefaults(chunkSize int64) Options {
+	switch {
+	case o.Depth > 0:
+	case o.Workers > 0:
+		o.Depth = o.Workers
+	default:
+		o.Depth = defaultDepth
+	}
 	if o.Workers <= 0 {
 		o.Workers = DefaultWorkers()
 	}
+	o.Depth = max(o.Depth, o.Workers)
 	if o.ReadSize <= 0 {
 		o.ReadSize = defaultReadSize
 	}
@@ -78,6 +93,9 @@ func (o Options) withDefaults(chunkSize int64) Options {
 	}
 	return o
 }
+
+// memory is what the buffers have together.
+func (o Options) memory() int64 { return 2 * int64(o.Workers) * o.ReadSize }
 
 // Progress is how much of the work is done, in bytes. What need not be read or written does
 // not count. What earlier runs of the operation have finished is done from the start. It is

@@ -52,7 +52,10 @@ func restore(ctx context.Context, r repository.VolumeReader, dev device.Writer, 
 		return RestoreStats{}, fmt.Errorf("%w: %d bytes, want %d", ErrTooSmall, dev.Size(), g.Size())
 	}
 	o = o.withDefaults(g.ChunkSize())
-	run := restoreRun{reader: r, dev: dev, geometry: g, options: o}
+	run := restoreRun{reader: r, dev: dev, geometry: g, options: o, buffers: newBuffers(o.memory())}
+	if o.Compare {
+		run.buffers = newBuffers(2 * o.memory()) // the device's bytes, and the image's
+	}
 	if run.device, err = block.NewGeometry(dev.Size(), g.ChunkSize()); err != nil {
 		return RestoreStats{}, err
 	}
@@ -84,6 +87,7 @@ type restoreRun struct {
 	// device is the whole device, in chunks of the image.
 	device  block.Geometry
 	options Options
+	buffers *buffers
 	sums    *checksums
 
 	found, written, zeroed atomic.Int64
@@ -126,15 +130,10 @@ func (r *restoreRun) write(ctx context.Context) (RestoreStats, error) {
 			}
 		})
 	})
-	for range r.options.Workers {
+	for range r.options.Depth {
 		group.Go(func() error {
-			buf := device.NewBuffer(int(r.options.ReadSize))
-			var fresh []byte
-			if r.options.Compare {
-				fresh = device.NewBuffer(len(buf))
-			}
 			for p := range pieces {
-				if err := r.move(ctx, p, buf, fresh); err != nil {
+				if err := r.move(ctx, p); err != nil {
 					return err
 				}
 			}
@@ -208,15 +207,12 @@ func (r *restoreRun) plan(ctx context.Context, send func(piece) error) error {
 	return flush()
 }
 
-// move writes one piece. fresh is a second buffer, for Compare.
-func (r *restoreRun) move(ctx context.Context, p piece, buf, fresh []byte) error {
+// move writes one piece.
+func (r *restoreRun) move(ctx context.Context, p piece) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	switch {
-	case p.zero && r.options.Compare:
-		return r.clear(ctx, p.Extent, buf)
-	case p.zero:
+	if p.zero && !r.options.Compare {
 		r.zeroed.Add(p.Length)
 		if err := device.Zero(ctx, r.dev, p.Extent); err != nil {
 			return err
@@ -225,6 +221,27 @@ func (r *restoreRun) move(ctx context.Context, p piece, buf, fresh []byte) error
 		r.options.Progress.done.Add(p.Length)
 		return nil
 	}
+	// Whole chunks have room for the zeros that the sums want.
+	chunk := r.geometry.ChunkSize()
+	size := min((p.Length+chunk-1)/chunk*chunk, r.options.ReadSize)
+	need := size
+	if r.options.Compare {
+		need = 2 * size
+	}
+	all, err := r.buffers.get(ctx, need)
+	if err != nil {
+		return err
+	}
+	defer r.buffers.put(all)
+	buf, fresh := all[:size], all[size:]
+	if p.zero {
+		return r.clear(ctx, p.Extent, buf)
+	}
+	return r.fill(ctx, p, buf, fresh)
+}
+
+// fill writes a piece of data. fresh is a second buffer, for Compare.
+func (r *restoreRun) fill(ctx context.Context, p piece, buf, fresh []byte) error {
 	runs := []block.Extent{p.Extent}
 	if r.options.Resume {
 		var err error
