@@ -169,6 +169,15 @@ bench-link: ## as root: over links to an object store, against stock kopia (BENC
 	@$(BENCH)/bench --link $(BENCH)/versitygw --kopia $(BENCH)/kopia \
 		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS)
 
+.PHONY: bench-slow
+bench-slow: ## as root: devices whose accesses take 0, 1 and 5 ms, against the bare device (BENCH_SIZE=4Gi BENCH_RUNS=3)
+	@mkdir -p $(BENCH)
+	@go build -o $(BENCH)/blockmover ./mover
+	@go build -o $(BENCH)/bench ./hack/bench
+	@cd e2e/velero && go build -o $(BENCH)/kopia github.com/kopia/kopia
+	@$(BENCH)/bench --slow --blockmover $(BENCH)/blockmover --kopia $(BENCH)/kopia \
+		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS) --out $(BENCH)/bench-slow.json
+
 .PHONY: bench-limits
 bench-limits: ## peak memory of volumes of 1 GiB to 10 TiB, and what is done again after a kill
 	@mkdir -p $(BENCH)

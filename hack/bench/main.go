@@ -64,6 +64,7 @@ func run(ctx context.Context) error {
 		text   = flag.String("text", "", "directory of Go files")
 		memory = flag.String("memory", "/dev/shm", "directory in memory")
 		only   = flag.Bool("limits", false, "measure only peak memory, and what is done again after a kill")
+		slow   = flag.Bool("slow", false, "measure only devices with a latency")
 		links  = flag.String("link", "", "path of versitygw: measure only what goes over a link to it")
 	)
 	flag.Parse()
@@ -87,10 +88,7 @@ func run(ctx context.Context) error {
 	if err := b.prepare(*memory); err != nil {
 		return errors.Join(err, b.cleanUp())
 	}
-	measure := b.measure
-	if *links != "" {
-		measure = func(ctx context.Context, runs int) error { return b.linkTables(ctx, *links, runs) }
-	}
+	measure, ratios := b.choose(*links, *slow)
 	err = errors.Join(measure(ctx, *runs), b.cleanUp())
 	if ctx.Err() != nil {
 		return errors.New("interrupted")
@@ -98,7 +96,7 @@ func run(ctx context.Context) error {
 	if err != nil || *links != "" {
 		return err
 	}
-	b.report.conclude()
+	b.report.conclude(ratios)
 	if err := b.report.print(os.Stdout); err != nil {
 		return err
 	}
@@ -107,6 +105,17 @@ func run(ctx context.Context) error {
 	}
 	fmt.Printf("\nreport: %s\n", *out)
 	return nil
+}
+
+// choose returns what is measured, and what is compared then.
+func (b *bench) choose(links string, slow bool) (measure func(ctx context.Context, runs int) error, ratios func()) {
+	switch {
+	case links != "":
+		return func(ctx context.Context, runs int) error { return b.linkTables(ctx, links, runs) }, nil
+	case slow:
+		return b.slow, b.report.concludeSlow
+	}
+	return b.measure, b.report.concludeMix
 }
 
 // minSize has room for all patterns of change.

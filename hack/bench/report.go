@@ -118,11 +118,16 @@ func (r *report) note(name string, value float64) {
 }
 
 // conclude computes medians, and the ratios that matter.
-func (r *report) conclude() {
+func (r *report) conclude(ratios func()) {
 	r.LoadEnd = load()
 	for _, s := range r.Steps {
 		s.Median = medians(s.Samples)
 	}
+	ratios()
+}
+
+// concludeMix compares all but slow devices.
+func (r *report) concludeMix() {
 	m := func(name string) sample { return r.step(name).Median }
 
 	for _, full := range []struct{ name, step string }{{"full", stepFull}, {stepPlain, stepPlain}} {
