@@ -71,7 +71,7 @@ func (j *judge) checkImages(a *application, images []kit.KopiaSnapshot, uploads 
 		operation := operationOf(image)
 		upload, known := byUID[operation]
 		if image.IncompleteReason != "" {
-			if known && upload.Status.Phase == "Completed" {
+			if known && upload.Status.Phase == "Completed" && startedAfter(uploads, upload) {
 				j.check(fmt.Errorf("namespace %s: incomplete image %s of %s, which is Completed", a.namespace, image.ID, upload))
 			}
 			continue
@@ -84,6 +84,15 @@ func (j *judge) checkImages(a *application, images []kit.KopiaSnapshot, uploads 
 			j.check(fmt.Errorf("namespace %s: image %s (%v) is of no DataUpload", a.namespace, image.ID, image.Tags))
 		}
 	}
+}
+
+// startedAfter reports whether an upload of the same namespace began after another one had ended. kopia can bring an
+// incomplete image back when two backups compact the manifests of a repository at once. The next one removes it.
+func startedAfter(uploads []kit.Object, ended kit.Object) bool {
+	return slices.ContainsFunc(uploads, func(u kit.Object) bool {
+		return u.Spec.SourceNamespace == ended.Spec.SourceNamespace && u.Status.Phase == "Completed" &&
+			u.Status.StartTimestamp.After(ended.Status.CompletionTimestamp)
+	})
 }
 
 // operationOf is the tag of an image that names its DataUpload.

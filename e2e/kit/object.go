@@ -39,10 +39,11 @@ type Spec struct {
 		VolumeHandle string `json:"volumeHandle"`
 	} `json:"csi"`
 	// DataUpload and DataDownload.
-	DataMover  string `json:"datamover"`
-	SourcePVC  string `json:"sourcePVC"`
-	SnapshotID string `json:"snapshotID"`
-	Cancel     bool   `json:"cancel"`
+	DataMover       string `json:"datamover"`
+	SourcePVC       string `json:"sourcePVC"`
+	SourceNamespace string `json:"sourceNamespace"`
+	SnapshotID      string `json:"snapshotID"`
+	Cancel          bool   `json:"cancel"`
 
 	TargetVolume struct {
 		PVC string `json:"pvc"`
@@ -97,7 +98,8 @@ type Status struct {
 	Phase         string `json:"phase"`
 	Message       string `json:"message"`
 	FailureReason string `json:"failureReason"`
-	// CompletionTimestamp is of Velero's kinds.
+	// StartTimestamp and CompletionTimestamp are of Velero's kinds.
+	StartTimestamp      time.Time         `json:"startTimestamp"`
 	CompletionTimestamp time.Time         `json:"completionTimestamp"`
 	ValidationErrors    []string          `json:"validationErrors"`
 	Errors              int               `json:"errors"`

@@ -168,17 +168,27 @@ func deleteManifests(ctx context.Context, w repo.RepositoryWriter, ids []manifes
 }
 
 // sweepHolds removes the holds of dead operations, of all volumes: a volume
-// that is not backed up any more has nobody else to do it.
+// that is not backed up any more has nobody else to do it. An operation that has saved its image
+// is dead, too. Its hold was deleted then, but kopia brings it back if two processes compact the
+// manifests at once: one writes it anew, since its index is from before, while the other one has done
+// with what said that it was deleted.
 func sweepHolds(ctx context.Context, rep repo.Repository) error {
-	all, err := rep.FindManifests(ctx, map[string]string{manifest.TypeLabelKey: snapshot.ManifestType, tagHold: holdValue})
+	all, err := rep.FindManifests(ctx, map[string]string{manifest.TypeLabelKey: snapshot.ManifestType})
 	if isDamage(ctx, err) {
 		return corrupt(fmt.Errorf("find holds: %w: %s", err, adviseManifest))
 	}
 	if err != nil {
 		return fmt.Errorf("find holds: %w", err)
 	}
+	saved := map[string]bool{}
+	for _, m := range all {
+		if m.Labels[tagHold] == "" {
+			saved[m.Labels[repository.TagOperation]] = true
+		}
+	}
+	delete(saved, "") // what others have saved has no operation
 	dead := slices.DeleteFunc(all, func(m *manifest.EntryMetadata) bool {
-		return rep.Time().Sub(m.ModTime) < holdLife
+		return m.Labels[tagHold] != holdValue || !saved[m.Labels[repository.TagOperation]] && rep.Time().Sub(m.ModTime) < holdLife
 	})
 	if len(dead) == 0 {
 		return nil

@@ -258,6 +258,39 @@ func TestDeadOperationsAreSwept(t *testing.T) {
 	require.Equal(t, 0, next(time.Now().Add(holdLife+time.Minute)))
 }
 
+// TestHoldsOfSavedImagesAreSwept: a compaction of kopia can bring back a hold that was deleted when its image was saved.
+func TestHoldsOfSavedImagesAreSwept(t *testing.T) {
+	dir := newRepository(t)
+	s := openStore(t, dir)
+	meta := testMeta(20<<10, testTime)
+	data := bytes.Repeat([]byte{7}, int(meta.Size))
+	w, err := s.NewWriter(t.Context(), meta, nextOperation(""))
+	require.NoError(t, err)
+	for c := range meta.Size / meta.ChunkSize {
+		require.NoError(t, w.Put(t.Context(), c, chunkOf(meta, data, c)))
+	}
+	img, _, err := w.Commit(t.Context())
+	require.NoError(t, err)
+	hold, err := snapshot.LoadSnapshot(t.Context(), s.rep, holdsIn(t, s)[0].ID)
+	require.NoError(t, err)
+	id := save(t, s, img)
+	require.Empty(t, holdsIn(t, s))
+
+	require.NoError(t, repo.WriteSession(t.Context(), s.rep, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {
+		_, err := snapshot.SaveSnapshot(ctx, w, hold)
+		return err
+	}))
+	require.Len(t, holdsIn(t, s), 1)
+
+	other, err := openStore(t, dir).NewWriter(t.Context(), meta, repository.WriterOptions{
+		Volume: repository.VolumeKey{Namespace: "shop", PVC: "log"}, Operation: "another",
+	})
+	require.NoError(t, err)
+	require.Empty(t, holdsIn(t, s))
+	require.NoError(t, other.Close(t.Context(), repository.Discard))
+	requireImage(t, s, id, data)
+}
+
 // clockRepository is a repository at another time.
 type clockRepository struct {
 	repo.Repository
