@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 
@@ -38,10 +39,23 @@ type packRange struct {
 	buf         *rangeBuffer
 }
 
-// fetched are the ranges that a context carries, in order of pack and offset. They do not overlap.
+// fetched are ranges in order of pack and offset. They do not overlap.
 type fetched []*packRange
 
+// several are those that a context carries.
+type several []fetched
+
 type fetchedKey struct{}
+
+// find returns the bytes of a part of a pack.
+func (s several) find(pack blob.ID, offset, length int64) ([]byte, bool) {
+	for _, f := range s {
+		if data, ok := f.find(pack, offset, length); ok {
+			return data, true
+		}
+	}
+	return nil, false
+}
 
 // find returns the bytes of a part of a pack.
 func (f fetched) find(pack blob.ID, offset, length int64) ([]byte, bool) {
@@ -116,9 +130,20 @@ func newRangeReader(rep repo.Repository) *rangeReader {
 // until release is called. A content that cannot be looked up is left to the read of it,
 // which has the better error.
 func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Context, release func(), _ error) {
-	release = func() {}
-	if f == nil || len(ids) < 2 {
-		return ctx, release, nil
+	if len(ids) < 2 {
+		return ctx, func() {}, nil
+	}
+	found, release, err := f.get(ctx, ids, math.MaxInt64)
+	if err != nil || found == nil {
+		return ctx, func() {}, err
+	}
+	return context.WithValue(ctx, fetchedKey{}, several{found}), release, nil
+}
+
+// get gets contents in large requests. It returns nothing if they take more bytes than the limit.
+func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_ fetched, release func(), _ error) {
+	if f == nil {
+		return nil, nil, nil
 	}
 	infos := make([]content.Info, 0, len(ids))
 	for _, id := range ids {
@@ -127,8 +152,12 @@ func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Co
 		}
 	}
 	ranges := planRanges(infos)
-	if len(ranges) == 0 {
-		return ctx, release, nil
+	var total int64
+	for _, r := range ranges {
+		total += r.end - r.offset
+	}
+	if total == 0 || total > limit {
+		return nil, nil, nil
 	}
 	release = func() {
 		for _, r := range ranges {
@@ -156,7 +185,7 @@ func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Co
 		release()
 		return nil, nil, err
 	}
-	return context.WithValue(ctx, fetchedKey{}, fetched(ranges)), release, nil
+	return ranges, release, nil
 }
 
 // buffer returns an empty buffer with room for so many bytes.
@@ -202,7 +231,7 @@ type rangedStorage struct{ blob.Storage }
 
 // GetBlob implements blob.Reader.
 func (s rangedStorage) GetBlob(ctx context.Context, id blob.ID, offset, length int64, output blob.OutputBuffer) error {
-	if f, ok := ctx.Value(fetchedKey{}).(fetched); ok {
+	if f, ok := ctx.Value(fetchedKey{}).(several); ok {
 		if data, ok := f.find(id, offset, length); ok {
 			output.Reset()
 			_, err := output.Write(data)

@@ -32,6 +32,7 @@ type reader struct {
 	zero    map[object.ID]bool
 	ranges  *rangeReader
 	walk    *walk
+	regions *regions
 
 	mu    sync.Mutex
 	cache map[object.ID]segment
@@ -66,6 +67,7 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 		zero:    map[object.ID]bool{},
 		ranges:  newRangeReader(s.rep),
 		walk:    newWalk(),
+		regions: newRegions(),
 		cache:   map[object.ID]segment{},
 	}
 	if r.root, err = loadRoot(ctx, s.rep, img.disk, l); err != nil {
@@ -96,6 +98,7 @@ func (r *reader) Meta() repository.Meta { return r.meta }
 // Close implements repository.VolumeReader.
 func (r *reader) Close() error {
 	r.walk.loading.Wait()
+	r.regions.fetching.Wait()
 	return nil
 }
 
@@ -155,11 +158,16 @@ func (r *reader) read(p []byte, off int64) error {
 	for i, part := range parts {
 		ids[i], _, _ = part.Object.ContentID()
 	}
-	ctx, release, err := r.ranges.fetch(r.ctx, ids)
-	if err != nil {
-		return err
+	ahead := r.regions.enter(r, off, int64(len(p)))
+	defer r.regions.leave(ahead)
+	ctx, ok := r.regions.wait(r.ctx, ahead)
+	if !ok {
+		var release func()
+		if ctx, release, err = r.ranges.fetch(r.ctx, ids); err != nil {
+			return err
+		}
+		defer release()
 	}
-	defer release()
 	for _, part := range parts {
 		if err := r.readContent(ctx, part.to, part.skip, part.entry); err != nil {
 			return err
