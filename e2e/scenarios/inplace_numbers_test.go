@@ -65,9 +65,7 @@ func TestInPlaceNumbers(t *testing.T) {
 		name := s.name("r" + fmt.Sprint(byBlocks))
 		s.measure(how, func() { require.NoError(t, s.kit.MustRestore(s.ctx, name, backup, inPlaceArgs("true", "")...)) })
 		took := s.report(name, how, places<<20)
-		if byBlocks {
-			require.LessOrEqual(t, took.Seconds(), full.Seconds()/5, "of %s", full)
-		}
+		s.Logf("NUMBERS %s: %.2f of the restore to a new volume", how, took.Seconds()/full.Seconds())
 		require.NoError(t, app.Start(s.ctx))
 		require.Equal(t, want, sum(app))
 	}
