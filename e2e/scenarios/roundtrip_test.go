@@ -122,9 +122,15 @@ func (s *scenario) checkIncremental(backup string, parents map[string]kit.Object
 // uploads returns the two DataUploads of the backup of an App, both Completed.
 func (s *scenario) uploads(backup string) map[string]kit.Object {
 	s.Helper()
+	return s.nUploads(backup, 2)
+}
+
+// nUploads returns the DataUploads of a backup of n volumes, all Completed.
+func (s *scenario) nUploads(backup string, n int) map[string]kit.Object {
+	s.Helper()
 	uploads, err := s.kit.DataUploads(s.ctx, backup)
 	require.NoError(s, err)
-	require.Len(s, uploads, 2)
+	require.Len(s, uploads, n)
 	for pvc, upload := range uploads {
 		require.Equal(s, "blockmover", upload.Spec.DataMover, pvc)
 		require.Equal(s, "Completed", upload.Status.Phase, pvc)

@@ -73,7 +73,7 @@ func (s *scenario) measureVolumes(base, set string, n int, size int64) {
 	increment := s.name(base + "-increment")
 	s.deleteBackupInTheEnd(increment)
 	s.measure(set+" incremental", func() { require.NoError(s, s.kit.MustBackup(s.ctx, increment, args...)) })
-	for name, upload := range s.uploads(increment) {
+	for name, upload := range s.nUploads(increment, n) {
 		require.Equal(s, "Incremental", upload.Status.DataMoverResult["kind"], name)
 	}
 	target := s.namespace(base + "-copy")
