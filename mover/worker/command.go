@@ -99,8 +99,8 @@ func (o *options) conclude(log logr.Logger, out io.Writer, report task.Report, e
 	if report.Error != "" {
 		return ErrReported
 	}
-	// The manager reads this line at once. The kubelet tells of the termination log when it looks
-	// at its containers, each second, and then it takes two more of its rounds to take the pod away.
+	// The manager reads this line at once. The kubelet would tell of the termination log up to a second
+	// later, and then need two more seconds to remove the pod.
 	if _, err := io.WriteString(out, task.ReportLine(text)+"\n"); err != nil {
 		log.Info("Cannot write the report to the log", "severity", "warning", "error", err.Error())
 	}

@@ -169,9 +169,9 @@ func deleteManifests(ctx context.Context, w repo.RepositoryWriter, ids []manifes
 
 // sweepHolds removes the holds of dead operations, of all volumes: a volume
 // that is not backed up any more has nobody else to do it. An operation that has saved its image
-// is dead, too. Its hold was deleted then, but kopia brings it back if two processes compact the
-// manifests at once: one writes it anew, since its index is from before, while the other one has done
-// with what said that it was deleted.
+// is dead, too. Its hold was deleted at that time, but kopia can bring it back if two processes compact the
+// manifests at once. One has read the index before the deletion, and writes the hold anew. The other
+// one drops the entry that says that the hold is deleted.
 func sweepHolds(ctx context.Context, rep repo.Repository) error {
 	all, err := rep.FindManifests(ctx, map[string]string{manifest.TypeLabelKey: snapshot.ManifestType})
 	if isDamage(ctx, err) {
