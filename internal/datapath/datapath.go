@@ -5,8 +5,8 @@
 // work into items of at most ReadSize bytes. Each of Depth goroutines takes an item, waits for a
 // buffer, reads it and writes it. The buffers have room for two large items of each worker, whatever
 // the size of the volume: one is read while the other one is written. Of small items, Depth are in
-// flight, each of which may wait for a device with a long latency. A call returns when all goroutines have ended. The first error,
-// or the end of the context, stops them all.
+// flight, each of which may wait for a device with a long latency. A call returns when all
+// goroutines have ended. The first error, or the end of the context, stops them all.
 //
 // After an error of Restore, the device holds a mixture of old and new bytes. It has to be
 // restored again before it can be used.
@@ -94,8 +94,14 @@ func (o Options) withDefaults(chunkSize int64) Options {
 	return o
 }
 
-// memory is what the buffers have together.
-func (o Options) memory() int64 { return 2 * int64(o.Workers) * o.ReadSize }
+// memory is what the buffers have together. Compare holds the device's bytes and the image's.
+func (o Options) memory() int64 {
+	m := 2 * int64(o.Workers) * o.ReadSize
+	if o.Compare {
+		m *= 2
+	}
+	return m
+}
 
 // Progress is how much of the work is done, in bytes. What need not be read or written does
 // not count. What earlier runs of the operation have finished is done from the start. It is

@@ -53,9 +53,6 @@ func restore(ctx context.Context, r repository.VolumeReader, dev device.Writer, 
 	}
 	o = o.withDefaults(g.ChunkSize())
 	run := restoreRun{reader: r, dev: dev, geometry: g, options: o, buffers: newBuffers(o.memory())}
-	if o.Compare {
-		run.buffers = newBuffers(2 * o.memory()) // the device's bytes, and the image's
-	}
 	if run.device, err = block.NewGeometry(dev.Size(), g.ChunkSize()); err != nil {
 		return RestoreStats{}, err
 	}

@@ -154,14 +154,14 @@ func (r *reader) read(p []byte, off int64) error {
 	if err != nil {
 		return err
 	}
-	ids := make([]content.ID, len(parts))
-	for i, part := range parts {
-		ids[i], _, _ = part.Object.ContentID()
-	}
 	ahead := r.regions.enter(r, off, int64(len(p)))
 	defer r.regions.leave(ahead)
 	ctx, ok := r.regions.wait(r.ctx, ahead)
 	if !ok {
+		ids := make([]content.ID, len(parts))
+		for i, part := range parts {
+			ids[i], _, _ = part.Object.ContentID()
+		}
 		var release func()
 		if ctx, release, err = r.ranges.fetch(r.ctx, ids); err != nil {
 			return err
