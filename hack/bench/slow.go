@@ -165,19 +165,23 @@ func (b *bench) slowRound(ctx context.Context, latency time.Duration, seed uint6
 		b.report.add(slowStep(latency, step), s)
 		return err
 	}
-	s, err := readAtDepth(ctx, source, allocated, mib)
-	if err := add(slowFull+bare, s, err); err != nil {
-		return err
+	// besideBare backs up, and before that reads the same extents in pieces without doing anything with them.
+	besideBare := func(step string, extents []block.Extent, piece int64, kind string, args ...string) (backup, error) {
+		s, err := readAtDepth(ctx, source, extents, piece)
+		if err := add(step+bare, s, err); err != nil {
+			return backup{}, err
+		}
+		s, image, err := o.backup(ctx, source, kind, args...)
+		return image, add(step, s, err)
 	}
-	s, _, err = o.backup(ctx, source, "Full", "--allocated", b.path("allocated"))
-	if err := add(slowFull, s, err); err != nil {
+	if _, err := besideBare(slowFull, allocated, mib, "Full", "--allocated", b.path("allocated")); err != nil {
 		return err
 	}
 	k := stock{b.kopia, b.path("kopia")}
 	if err := k.create(ctx); err != nil {
 		return err
 	}
-	s, _, err = k.snapshot(ctx, source, "", total(allocated))
+	s, _, err := k.snapshot(ctx, source, "", total(allocated))
 	if err := errors.Join(add(slowFull+byKopia, s, err), os.RemoveAll(k.dir)); err != nil {
 		return err
 	}
@@ -188,13 +192,7 @@ func (b *bench) slowRound(ctx context.Context, latency time.Duration, seed uint6
 		if err := errors.Join(err, b.volume.forget(), writeList(b.path("changed"), changed)); err != nil {
 			return err
 		}
-		step := slowIncrement(length)
-		s, err := readAtDepth(ctx, source, changed, length)
-		if err := add(step+bare, s, err); err != nil {
-			return err
-		}
-		s, last, err = o.backup(ctx, source, "Incremental", "--changed", b.path("changed"))
-		if err := add(step, s, err); err != nil {
+		if last, err = besideBare(slowIncrement(length), changed, length, "Incremental", "--changed", b.path("changed")); err != nil {
 			return err
 		}
 	}
