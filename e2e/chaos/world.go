@@ -98,8 +98,7 @@ func (w *world) standBetween(ctx context.Context) error {
 	if w.store, err = startStoreProxy(storeAddress, os.Getenv("BLOCKMOVER_S3_URL")); err != nil {
 		return err
 	}
-	if _, err := w.kit.Kubectl(ctx, "-n", w.kit.VeleroNamespace, "patch", "backupstoragelocations.velero.io", "default", "--type=merge",
-		"-p", fmt.Sprintf(`{"spec":{"config":{"s3Url":"http://%s"}}}`, storeAddress)); err != nil {
+	if err := w.kit.UseStore(ctx, storeAddress); err != nil {
 		return err
 	}
 	for i, d := range w.drivers {

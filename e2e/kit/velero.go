@@ -102,6 +102,13 @@ func (k *Kit) Describe(ctx context.Context, kind, name string) (string, error) {
 	return k.Velero(ctx, kind, "describe", name, "--details")
 }
 
+// UseStore makes Velero and Blockmover reach the object store of the default storage location at another address.
+func (k *Kit) UseStore(ctx context.Context, address string) error {
+	_, err := k.Kubectl(ctx, "-n", k.VeleroNamespace, "patch", "backupstoragelocations.velero.io", "default", "--type=merge",
+		"-p", fmt.Sprintf(`{"spec":{"config":{"s3Url":"http://%s"}}}`, address))
+	return err
+}
+
 // DataUploads returns the DataUploads of a backup by the name of their source
 // PVC.
 func (k *Kit) DataUploads(ctx context.Context, backup string) (map[string]Object, error) {

@@ -1,7 +1,6 @@
 package scenarios
 
 import (
-	"fmt"
 	"net/url"
 	"os"
 	"time"
@@ -22,14 +21,9 @@ func (s *scenario) overLink() {
 	require.NoError(s, err)
 	link, err := kit.StartLink(store.Hostname(), store.Host, 20*time.Millisecond, 125e6)
 	require.NoError(s, err)
-	use := func(address string) error {
-		_, err := s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "patch", "backupstoragelocations.velero.io", "default", "--type=merge",
-			"-p", fmt.Sprintf(`{"spec":{"config":{"s3Url":"http://%s"}}}`, address))
-		return err
-	}
 	s.Cleanup(func() {
-		require.NoError(s, use(store.Host))
+		require.NoError(s, s.kit.UseStore(s.ctx, store.Host))
 		require.NoError(s, link.Close())
 	})
-	require.NoError(s, use(link.Address))
+	require.NoError(s, s.kit.UseStore(s.ctx, link.Address))
 }
