@@ -56,7 +56,9 @@ func TestKopiaCrashesWithoutCache(t *testing.T) {
 	meta := testMeta(64<<10, testTime)
 	backup(t, openStore(t, dir), meta, "", make([]byte, meta.Size), allChunks(t, meta))
 	child := exec.Command(os.Args[0], "-test.run=^TestKopiaCrashesWithoutCache$")
-	child.Env = append(os.Environ(), envDir+"="+dir, "KOPIA_CACHE_DIRECTORY="+filepath.Join(t.TempDir(), "cache"))
+	// The child crashes, so nothing but this test removes its files.
+	child.Env = append(os.Environ(), envDir+"="+dir, "TMPDIR="+t.TempDir(),
+		"KOPIA_CACHE_DIRECTORY="+filepath.Join(t.TempDir(), "cache"))
 	out, err := child.CombinedOutput()
 	require.Error(t, err)
 	require.Contains(t, string(out), "fetchBlobInternal")
