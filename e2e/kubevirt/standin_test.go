@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/md5"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -72,9 +70,12 @@ type standinGuest struct {
 }
 
 func (g *standinGuest) nbd(_ context.Context, claim string) (string, error) {
-	_, socket, err := g.world.Machine(g.namespace, "vm1")
-	i := slices.IndexFunc(disks, func(d disk) bool { return d.claim == claim })
-	return fmt.Sprintf("nbd+unix:///%s?socket=%s", disks[i].volume, socket), err
+	return g.world.Address(g.namespace, "vm1", volumeOf(claim))
+}
+
+// volumeOf is the name in the VM of the disk of a PVC.
+func volumeOf(claim string) string {
+	return disks[slices.IndexFunc(disks, func(d disk) bool { return d.claim == claim })].volume
 }
 
 func (g *standinGuest) process() (int, error) {
@@ -87,37 +88,11 @@ func (g *standinGuest) forget(context.Context) error {
 }
 
 func (g *standinGuest) fill(ctx context.Context, claim string, kib, blocks, first int) error {
-	address, err := g.nbd(ctx, claim)
-	if err != nil {
-		return err
-	}
-	data := make([]byte, kib*blocks<<10)
-	_, _ = rand.Read(data)
-	file := filepath.Join(g.world.directory, "data")
-	if err := os.WriteFile(file, data, 0o600); err != nil {
-		return err
-	}
-	return qemu(ctx, "qemu-io", "-f", "raw", "-c", fmt.Sprintf("write -q -s %s %dk %dk", file, kib*first, kib*blocks), "-c", "flush", address)
+	return g.world.Fill(ctx, g.namespace, "vm1", volumeOf(claim), int64(kib*first)<<10, int64(kib*blocks)<<10)
 }
 
 func (g *standinGuest) sum(ctx context.Context, claim string) (string, error) {
-	address, err := g.nbd(ctx, claim)
-	if err != nil {
-		return "", err
-	}
-	file := filepath.Join(g.world.directory, "copy")
-	defer func() { _ = os.Remove(file) }()
-	if err := qemu(ctx, "qemu-img", "convert", "-f", "raw", "-O", "raw", address, file); err != nil {
-		return "", err
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = f.Close() }()
-	hash := md5.New()
-	_, err = io.Copy(hash, f)
-	return hex.EncodeToString(hash.Sum(nil)), err
+	return g.world.Sum(ctx, g.namespace, "vm1", volumeOf(claim), md5.New())
 }
 
 // count has one qemu-io for each disk.
@@ -209,13 +184,4 @@ func (w *writer) write(file string) error {
 			return errors.New(line)
 		}
 	}
-}
-
-// qemu runs one of QEMU's tools.
-func qemu(ctx context.Context, name string, args ...string) error {
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("run %s %s: %w: %s", name, strings.Join(args, " "), err, out)
-	}
-	return nil
 }

@@ -96,11 +96,7 @@ func TestTraps(t *testing.T) {
 	next(nil, "")
 
 	t.Log("the VM is stopped")
-	s.setStrategy(g.namespace, "Halted")
-	require.NoError(t, s.kit.Wait(s.ctx, "VM to stop", time.Minute, func(ctx context.Context) (bool, string, error) {
-		status, err := s.kit.Kubectl(ctx, "-n", g.namespace, "get", "vm", "vm1", "-o", "jsonpath={.status.printableStatus}")
-		return status == "Stopped", status, err
-	}))
+	s.stop(g.namespace)
 	for claim, result := range s.backUp("trap-stopped-"+s.suffix, g.namespace) {
 		require.Equal(t, "VMNotRunning", result["vmReason"], claim)
 	}
@@ -108,6 +104,15 @@ func TestTraps(t *testing.T) {
 	s.running(g.namespace)
 	last := next(nil, "", "CheckpointUnknown", "NoParent")
 	s.requireEqual(s.restoreDisks(last, g.namespace, "trapped"), g)
+}
+
+func (s *scenario) stop(namespace string) {
+	s.Helper()
+	s.setStrategy(namespace, "Halted")
+	require.NoError(s, s.kit.Wait(s.ctx, "VM to stop", time.Minute, func(ctx context.Context) (bool, string, error) {
+		status, err := s.kit.Kubectl(ctx, "-n", namespace, "get", "vm", "vm1", "-o", "jsonpath={.status.printableStatus}")
+		return status == "Stopped", status, err
+	}))
 }
 
 // kill kills QEMU, and waits until the VM runs again.

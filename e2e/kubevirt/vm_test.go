@@ -324,3 +324,29 @@ func (s *scenario) testRestoredVM() {
 		}
 	}
 }
+
+// TestDisksRestoredInPlace restores disks in place while the VM is stopped. QEMU does not see that, so the next
+// backup is full, and has what the guest saw. The one after it is an increment again.
+func TestDisksRestoredInPlace(t *testing.T) {
+	s := newScenario(t)
+	g := s.start()
+	s.fill(g, 1024, 6, 3)
+	name := func(n int) string { return fmt.Sprintf("vm-in-place-%d-%s", n, s.suffix) }
+	s.backUp(name(1), g.namespace)
+	s.fill(g, 64, 3, 50)
+	s.backUp(name(2), g.namespace)
+	s.stop(g.namespace)
+	require.NoError(t, s.kit.MustRestore(s.ctx, "vm-in-place-"+s.suffix, name(1), "--annotations", "blockmover.io/in-place=true",
+		"--include-resources", "persistentvolumeclaims", "--selector", "disk=block"))
+	s.setStrategy(g.namespace, "Always")
+	g = s.running(g.namespace)
+	for claim, result := range s.backUp(name(3), g.namespace) {
+		require.Equal(t, "Full DiskRestored", result["kind"]+" "+result["reason"], "%s: %s", claim, result["detail"])
+	}
+	s.requireEqual(s.restoreDisks(name(3), g.namespace, "restored-in-place"), g)
+	s.fill(g, 64, 1, 70)
+	for claim, result := range s.backUp(name(4), g.namespace) {
+		require.Equal(t, "Incremental ", result["kind"]+" "+result["reason"], "%s: %s", claim, result["detail"])
+	}
+	s.requireEqual(s.restoreDisks(name(4), g.namespace, "restored-again"), g)
+}

@@ -42,6 +42,9 @@ const (
 	CheckpointLost Reason = "CheckpointLost"
 	// DisksChanged: a VM has got or lost a disk.
 	DisksChanged Reason = "DisksChanged"
+	// DiskRestored: a restore in place has written the disk of a VM since its newest image, and QEMU, which did not run, has
+	// not seen it.
+	DiskRestored Reason = "DiskRestored"
 	// IncrementalStuck: KubeVirt did not begin to write what changed, or failed to.
 	IncrementalStuck Reason = "IncrementalStuck"
 	// AuditFailed: a block has changed that the storage called unchanged.
@@ -51,7 +54,7 @@ const (
 // Reasons are all of them.
 var Reasons = []Reason{
 	ForcedFull, NoParent, FullDue, ParentGone, ParentDamaged, ParentNotOlder, MoverChanged, VolumeReplaced, NoChangeID, ChunkSizeChanged,
-	CBTUnavailable, DeltaFailed, AllocatedFailed, CheckpointUnknown, CheckpointLost, DisksChanged, IncrementalStuck, AuditFailed,
+	CBTUnavailable, DeltaFailed, AllocatedFailed, CheckpointUnknown, CheckpointLost, DisksChanged, DiskRestored, IncrementalStuck, AuditFailed,
 }
 
 // Step is one thing that went wrong on the way.

@@ -5,7 +5,7 @@
 // again before it exposes the volume; the worker compares the volume with the image before it
 // writes.
 //
-// A volume is the one that an image is of if driver and handle are the same. A PVC that was
+// A volume is the one that an image is of if driver and handle are the same, or if KubeVirt has backed up the disk of the same PVC. A PVC that was
 // deleted and created again, also by an earlier restore, has another volume. To write one
 // volume over another takes AnyVolume, so that nobody does it by mistake.
 //
@@ -97,7 +97,7 @@ func Check(v Volume, w Wanted) error {
 	case v.Capacity < w.Size:
 		return fmt.Errorf("the volume of PVC %s has %d bytes and the image %d: expand the PVC first", v.Claim, v.Capacity, w.Size)
 	}
-	if err := CheckHandle(w.Mode, v.Claim, v.Handle, w.Handle); err != nil {
+	if err := CheckHandle(w.Mode, v, w.Handle); err != nil {
 		return err
 	}
 	if len(v.Pods) > 0 {
@@ -107,11 +107,13 @@ func Check(v Volume, w Wanted) error {
 }
 
 // CheckHandle returns an error if the image is of another volume than the live one, and the
-// mode does not allow that. An image whose handle is not known fits.
-func CheckHandle(mode Mode, claim, live, image string) error {
-	if mode == AnyVolume || image == "" || live == image {
+// mode does not allow that. An image whose handle is not known fits. Of the live volume, Claim, UID and Handle count.
+func CheckHandle(mode Mode, live Volume, image string) error {
+	// KubeVirt knows no handles. The image of a disk that it has backed up names the VM and the UID of the PVC.
+	sameClaim := live.UID != "" && strings.HasSuffix(image, "/"+live.UID)
+	if mode == AnyVolume || image == "" || live.Handle == image || sameClaim {
 		return nil
 	}
 	return fmt.Errorf("PVC %s has volume %q, and the image is of volume %q: to overwrite another volume than the one that was backed up, set the annotation %s of the Restore to %s",
-		claim, live, image, identity.AnnotationInPlace, AnyVolume)
+		live.Claim, live.Handle, image, identity.AnnotationInPlace, AnyVolume)
 }

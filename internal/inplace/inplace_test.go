@@ -43,6 +43,13 @@ func TestCheck(t *testing.T) {
 			change: func(_ *inplace.Volume, w *inplace.Wanted) { w.Handle = "volume-2" },
 			want:   `has volume "volume-1", and the image is of volume "volume-2": to overwrite another volume than the one that was backed up, set the annotation blockmover.io/in-place of the Restore to any-volume`,
 		},
+		"the same disk of a VM": {change: func(v *inplace.Volume, w *inplace.Wanted) {
+			v.UID, w.UID, w.Handle = "1234-5678", "1234-5678", "9abc-def0/1234-5678"
+		}},
+		"the disk of a VM, and the PVC is another one": {
+			change: func(_ *inplace.Volume, w *inplace.Wanted) { w.Handle = "9abc-def0/1234-5678" },
+			want:   `has volume "volume-1", and the image is of volume "9abc-def0/1234-5678"`,
+		},
 		"another volume, as asked for": {change: func(_ *inplace.Volume, w *inplace.Wanted) { w.Handle, w.Mode = "volume-2", inplace.AnyVolume }},
 		"in use": {
 			change: func(v *inplace.Volume, _ *inplace.Wanted) { v.Pods = []string{"app-0", "app-1"} },

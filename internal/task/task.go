@@ -126,8 +126,9 @@ type Restore struct {
 
 // InPlace describes the live volume that a restore writes into.
 type InPlace struct {
-	// Claim is namespace/name of its PVC, for messages.
-	Claim string `json:"claim"`
+	// Claim is namespace/name of its PVC, for messages, and ClaimUID the UID.
+	Claim    string `json:"claim"`
+	ClaimUID string `json:"claimUID,omitempty"`
 	// Mode is SameVolume or AnyVolume.
 	Mode         inplace.Mode `json:"mode"`
 	Driver       string       `json:"driver"`

@@ -36,8 +36,11 @@ type disks struct {
 }
 
 // resultCheckpoint is the key of DataUpload.status.dataMoverResult with the checkpoint that an
-// image shows.
-const resultCheckpoint = "checkpoint"
+// image shows, and resultRestored that with the DataDownload that had restored the disk in place last.
+const (
+	resultCheckpoint = "checkpoint"
+	resultRestored   = "restoredInPlace"
+)
 
 // isDisk reports whether KubeVirt backs up the volume.
 func isDisk(op *operation.View) bool { return vmBackupOf(op) != "" }
@@ -91,6 +94,9 @@ func (d *disks) secure(ctx context.Context, op *operation.View) (phase.Work, err
 	state, work, err := d.progress(ctx, op)
 	if err != nil || !state.Ready {
 		return work, err
+	}
+	if err := d.refuseMixture(ctx, op, state.Files.At, state.Files.At); err != nil {
+		return phase.Work{}, err
 	}
 	if _, _, err := d.repositoryFor(ctx, op.Upload.Spec.SourceNamespace, op.Upload.Spec.BackupStorageLocation); err != nil {
 		return phase.Work{}, err
@@ -225,7 +231,7 @@ func imagesOf(vm, location string, all []*operation.View) map[string]vmbackup.Im
 		}
 		result := op.Result()
 		image := images[claimUID(du)]
-		image.Checkpoint = result[resultCheckpoint]
+		image.Checkpoint, image.Restored = result[resultCheckpoint], result[resultRestored]
 		if result["kind"] == string(repository.Full) {
 			image.Full = op.Created
 		}
@@ -330,6 +336,9 @@ func (d *disks) complete(ctx context.Context, op *operation.View, report task.Re
 		return err
 	}
 	result[resultCheckpoint] = state.Files.Checkpoint
+	if restored := state.Restored[op.Upload.Spec.DataMoverConfig[identity.ConfigVMVolume]]; restored != "" {
+		result[resultRestored] = restored
+	}
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,6 +19,7 @@ import (
 	"github.com/blockmover/blockmover/internal/chain"
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/inplace"
 	"github.com/blockmover/blockmover/internal/kubevirt"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
@@ -46,6 +48,55 @@ func requirePhase(t *testing.T, want phase.Phase, ended map[string]*operation.Vi
 	for _, op := range ended {
 		require.Equal(t, want, op.Status.Phase, "%s: %s", op.Name, op.Status.Message)
 	}
+}
+
+// restoredInPlace labels the PVC of a disk as a restore in place does.
+func (h *hypervisor) restoredInPlace(by string) {
+	claim := get[corev1.PersistentVolumeClaim](h.world, appNamespace, "data")
+	claim.Labels = map[string]string{identity.LabelRestored: by}
+	h.update(claim)
+}
+
+// TestDiskRestoredInPlace: QEMU does not see what a restore in place writes. The first backup after it is full, and the next one builds on that.
+func TestDiskRestoredInPlace(t *testing.T) {
+	h := vmWorld(t)
+	tasks := h.tasks()
+	requirePhase(t, phase.Completed, h.runAll("backup-1"))
+	h.restoredInPlace("dd-1")
+	for _, want := range []repository.Kind{repository.Full, repository.Incremental} {
+		clear(tasks)
+		name := "backup-" + string(want)
+		h.backUp(name)
+		ended := h.runAll(name)
+		requirePhase(t, phase.Completed, ended)
+		for volume, op := range ended {
+			require.Equal(t, want == repository.Incremental, tasks[volume].Backup.DiskFile.Since != "", "%s: %v", volume, tasks[volume].Backup.DiskFile)
+			require.Equal(t, volume == "data-1", (*op.Upload.Status.DataMoverResult)[resultRestored] == "dd-1")
+		}
+	}
+}
+
+// TestHalfRestoredDisk: a disk that a restore has left half written is not backed up. The other one is.
+func TestHalfRestoredDisk(t *testing.T) {
+	h := vmWorld(t)
+	long := &metav1.Time{Time: h.clock.Add(-time.Hour)}
+	require.NoError(t, h.c.Create(h.ctx, &velerov2alpha1.DataDownload{
+		ObjectMeta: metav1.ObjectMeta{Namespace: veleroNamespace, Name: "half"},
+		Spec: velerov2alpha1.DataDownloadSpec{
+			TargetVolume: velerov2alpha1.TargetVolumeSpec{Namespace: appNamespace, PVC: "data"}, DataMover: identity.DataMover,
+			DataMoverConfig: map[string]string{identity.ConfigInPlace: "uid-of-data", identity.ConfigInPlaceVolume: string(inplace.SameVolume)},
+		},
+		Status: velerov2alpha1.DataDownloadStatus{
+			Phase: velerov2alpha1.DataDownloadPhaseFailed, Message: "killed; " + halfRestored, AcceptedTimestamp: long, CompletionTimestamp: long,
+		},
+	}))
+	h.tasks()
+	ended := h.runAll("backup-1")
+	require.Equal(t, phase.Completed, ended["root"].Status.Phase, ended["root"].Status.Message)
+	require.Equal(t, phase.Failed, ended["data-1"].Status.Phase)
+	require.Contains(t, ended["data-1"].Status.Message, "PVC app/data may hold a mixture of old and restored data, because DataDownload/velero/half restored it in place")
+	h.sweepVMs()
+	h.requireClean()
 }
 
 func TestDisks(t *testing.T) {
@@ -231,6 +282,15 @@ func TestDiskTraps(t *testing.T) {
 				require.NoError(h.t, unstructured.SetNestedSlice(vm.Object, volumes, "spec", "template", "spec", "volumes"))
 			})
 		}, phase.Completed, "DisksChanged", ""},
+		"a disk was restored in place": {func(h *hypervisor) { h.restoredInPlace("dd-1") }, phase.Completed, "DiskRestored", ""},
+		"a disk is restored in place after the decision": {func(h *hypervisor) {
+			h.stuck = func(vmb *unstructured.Unstructured) bool {
+				if nth(vmb.GetName(), "1") && vmb.Object["status"] != nil {
+					h.restoredInPlace("dd-1")
+				}
+				return false
+			}
+		}, phase.Completed, "IncrementalStuck", ""},
 		"KubeVirt makes a full": {func(h *hypervisor) {
 			h.end = func(vmb *unstructured.Unstructured) string {
 				status, _ := vmb.Object["status"].(map[string]any)

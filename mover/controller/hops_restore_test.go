@@ -50,6 +50,7 @@ func hopsOfADownload(c call, inPlace bool) (hops []string) {
 		add(c.is("Secret", "create", "patch"), "manager: copies, if configured")
 		add(c.is("VolumeSnapshot", "create"), "manager: VolumeSnapshot")
 		add((isClaim || isPod || alias) && c.verb == "create", "manager: expose")
+		add(isClaim && c.verb == "patch" && c.sets(identity.LabelRestored), "manager: mark")
 		add(isVolume && c.verb == "patch" && c.sets("persistentVolumeReclaimPolicy") && !rebind, "manager: protect")
 		add(isVolume && !rebind && c.verb == "patch" && c.sets(identity.LabelOperation), "manager: expose")
 		add(rebind && c.verb == "create", "manager: park")
@@ -192,7 +193,7 @@ func TestHopsInPlace(t *testing.T) {
 			require.True(h.t, slices.Equal(h.data["as backed up"], h.data["volume-of-data"]))
 			require.Equal(h.t, map[string]string{"data": "first"}, h.retained())
 			h.requireNoOperation()
-			h.requireAppAsItWas(nil, "data")
+			h.requireAppAsItWas(map[string]string{identity.LabelRestored: string(downloads[0].UID)}, "data")
 		},
 	}.killEach(t, seen)
 	requireTable(t, wayInPlace, 0, seen)

@@ -140,6 +140,9 @@ func (l *liveTarget) expose(ctx context.Context) (phase.Work, error) {
 	if err != nil || pv == nil {
 		return work, err
 	}
+	if err := l.mark(ctx); err != nil {
+		return phase.Work{}, err
+	}
 	bound, err := l.exposer.EnsureAlias(ctx, l.op.Operation, pv)
 	switch {
 	case err != nil:
@@ -153,13 +156,32 @@ func (l *liveTarget) expose(ctx context.Context) (phase.Work, error) {
 		Relabel:      true,
 		StorageClass: pv.Spec.StorageClassName,
 	}
-	live := &task.InPlace{Claim: volume.Claim, Mode: l.wanted.Mode, Driver: volume.Driver, VolumeHandle: volume.Handle, Audit: policy.DefaultAudit.String()}
+	live := &task.InPlace{Claim: volume.Claim, ClaimUID: volume.UID, Mode: l.wanted.Mode, Driver: volume.Driver, VolumeHandle: volume.Handle, Audit: policy.DefaultAudit.String()}
 	if err := l.askStorage(ctx, live, &plan); err != nil {
 		return phase.Work{}, err
 	}
 	request := l.request(l.op, repositoryName)
 	request.Restore.InPlace = live
 	return l.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
+}
+
+// mark notes on the live PVC who writes its volume, before anybody does. If it is the disk of a VM, QEMU does not know that it changes.
+func (l *liveTarget) mark(ctx context.Context) error {
+	key := targetOf(l.op.Download)
+	claim, err := kube.Find(ctx, l.reader, key, &corev1.PersistentVolumeClaim{})
+	uid := l.op.UID
+	if err != nil || claim == nil || claim.Labels[identity.LabelRestored] == uid {
+		return err
+	}
+	before := claim.DeepCopy()
+	if claim.Labels == nil {
+		claim.Labels = map[string]string{}
+	}
+	claim.Labels[identity.LabelRestored] = uid
+	if err := l.client.Patch(ctx, claim, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("label PVC %s: %w", key, err)
+	}
+	return nil
 }
 
 // askStorage makes the worker ask the storage what has changed, or says why it cannot.

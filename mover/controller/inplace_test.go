@@ -92,7 +92,7 @@ func TestInPlace(t *testing.T) {
 		request, err := task.DecodeRequest(pod.Spec.Containers[0].Env[0].Value)
 		require.NoError(t, err)
 		require.Equal(t, &task.InPlace{
-			Claim: "app/data", Mode: inplace.SameVolume, Driver: driver, VolumeHandle: "live", Audit: "1%",
+			Claim: "app/data", ClaimUID: string(get[corev1.PersistentVolumeClaim](w, appNamespace, "data").UID), Mode: inplace.SameVolume, Driver: driver, VolumeHandle: "live", Audit: "1%",
 			MetadataUnavailable: "driver " + driver + " has no VolumeSnapshotClass",
 		}, request.Restore.InPlace)
 		claim := get[corev1.PersistentVolumeClaim](w, veleroNamespace, pod.Name)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -13,12 +14,12 @@ import (
 	"github.com/blockmover/blockmover/internal/kube"
 	"github.com/blockmover/blockmover/internal/operation"
 	"github.com/blockmover/blockmover/internal/phase"
-	"github.com/blockmover/blockmover/internal/volumesnapshot/rehome"
 )
 
 // refuseMixture returns an error if the snapshot of an upload may show the volume while a restore wrote into it
-// in place, or after one that did not come to its end. Such a backup would be Completed, and worth nothing.
-func (u *uploads) refuseMixture(ctx context.Context, op *operation.View, pair rehome.Rehomed) error {
+// in place, or after one that did not come to its end. Such a backup would be Completed, and worth nothing. taken is the time of the
+// snapshot by the clock of whoever took it, and later one of our own that is not before it.
+func (u *uploads) refuseMixture(ctx context.Context, op *operation.View, taken, later time.Time) error {
 	restores, err := u.restoresInPlace(ctx, op.Claim())
 	if err != nil {
 		return err
@@ -26,9 +27,8 @@ func (u *uploads) refuseMixture(ctx context.Context, op *operation.View, pair re
 	var half *operation.View
 	for _, r := range restores {
 		s := r.Status
-		// The clock of the storage may be another. The snapshot was taken before the upload was created.
-		before := s.Accepted.IsZero() || s.Accepted.After(op.Object().GetCreationTimestamp().Time)
-		after := s.Phase.Terminal() && s.Completed.Before(pair.SnapshotTime)
+		before := s.Accepted.IsZero() || s.Accepted.After(later)
+		after := s.Phase.Terminal() && s.Completed.Before(taken)
 		switch {
 		case before || strings.Contains(s.Message, unchanged):
 		case !after:

@@ -103,7 +103,8 @@ func (u *uploads) expose(ctx context.Context, op *operation.View) (phase.Work, e
 	if !pair.Ready {
 		return phase.Work{Detail: pair.Waiting}, nil
 	}
-	if err := u.refuseMixture(ctx, op, pair); err != nil {
+	// The clock of the storage may be another. The snapshot was taken before the upload was created.
+	if err := u.refuseMixture(ctx, op, pair.SnapshotTime, op.Object().GetCreationTimestamp().Time); err != nil {
 		return phase.Work{}, err
 	}
 	class := du.Spec.CSISnapshot.StorageClass

@@ -139,10 +139,13 @@ func (m *Maker) decide(ctx context.Context, r Request, s *State, vm *unstructure
 		return Progress{Waiting: fmt.Sprintf("KubeVirt tells QEMU of VM %s/%s of its checkpoints", r.Namespace, r.VM)}, nil
 	}
 	checkpoint := kubevirt.CheckpointOf(tracker)
+	if s.Restored, err = m.restoresOf(ctx, r); err != nil {
+		return Progress{}, err
+	}
 	s.Attempt++
 	s.Decided, s.Begun, s.Since = true, false, ""
 	if s.Full = s.Forced; len(s.Full) == 0 {
-		s.Full = whyFull(r.Disks, trackedDisks(vm), checkpoint, m.Now())
+		s.Full = whyFull(r.Disks, trackedDisks(vm), checkpoint, s.Restored, m.Now())
 	}
 	if len(s.Full) == 0 {
 		s.Since = checkpoint.Name
@@ -299,26 +302,6 @@ func againUnless(err error, s *State, why string) (Progress, error) {
 		return Progress{}, err
 	}
 	return again(s, why, true)
-}
-
-// checkpointMoved says why the files do not hold what changed since the checkpoint that was read
-// before the attempt, or returns "". While the attempt runs, only its own end moves the checkpoint.
-func (m *Maker) checkpointMoved(ctx context.Context, r Request, s *State, vmb *unstructured.Unstructured) (string, error) {
-	if s.Since == "" {
-		return "", nil
-	}
-	tracker, err := m.find(ctx, kubevirt.Tracker, r.key(identity.VMTrackerName(r.UID, r.Location)))
-	if err != nil {
-		return "", err
-	}
-	now := ""
-	if tracker != nil {
-		now = kubevirt.CheckpointOf(tracker).Name
-	}
-	if now == s.Since || strings.HasPrefix(now, vmb.GetName()+"-") {
-		return "", nil
-	}
-	return fmt.Sprintf("the checkpoint of VM %s/%s was %s, and is %q now", r.Namespace, r.VM, s.Since, now), nil
 }
 
 // succeeded records the files.

@@ -21,6 +21,8 @@ type State struct {
 	Full  []chain.Step `json:"full,omitempty"`
 	// Forced are reasons for a full that come from an earlier attempt.
 	Forced []chain.Step `json:"forced,omitempty"`
+	// Restored has the UIDs of the DataDownloads that wrote disks in place last, by the name of the disk in the VM.
+	Restored map[string]string `json:"restored,omitempty"`
 	// Begun is set once the objects of the attempt were created.
 	Begun bool `json:"begun,omitempty"`
 	// NoSpace counts the attempts whose volume was too small.

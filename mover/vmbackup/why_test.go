@@ -1,6 +1,7 @@
 package vmbackup
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +18,8 @@ func TestWhyFull(t *testing.T) {
 		return Disk{Disk: kubevirt.Disk{Volume: volume}, Image: Image{Checkpoint: checkpoint, Full: noon.Add(-time.Hour)}}
 	}
 	both := []Disk{disk("a", "c1"), disk("b", "c1")}
+	restored := disk("b", "c1")
+	restored.Image.Restored = "dd-1"
 	c1 := kubevirt.Checkpoint{Name: "c1", Volumes: []string{"a", "b"}}
 	for name, tc := range map[string]struct {
 		disks      []Disk
@@ -38,7 +41,9 @@ func TestWhyFull(t *testing.T) {
 			[]string{"CheckpointUnknown", "CheckpointUnknown"},
 			"the newest image of disk a shows checkpoint c1, and KubeVirt knows what changed since c2",
 		},
-		"one disk is behind": {[]Disk{disk("a", "c1"), disk("b", "c0")}, []string{"a", "b"}, c1, []string{"CheckpointUnknown"}, "of disk b shows checkpoint c0"},
+		"one disk is behind":        {[]Disk{disk("a", "c1"), disk("b", "c0")}, []string{"a", "b"}, c1, []string{"CheckpointUnknown"}, "of disk b shows checkpoint c0"},
+		"restored before the image": {[]Disk{both[0], restored}, []string{"a", "b"}, c1, nil, ""},
+		"restored since":            {both, []string{"a", "b"}, c1, []string{"DiskRestored"}, "a restore has written disk b in place since"},
 		"due": {
 			[]Disk{{Disk: kubevirt.Disk{Volume: "a"}, Image: both[0].Image, FullEvery: time.Hour}, both[1]},
 			[]string{"a", "b"},
@@ -51,7 +56,11 @@ func TestWhyFull(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var reasons []string
-			got := whyFull(tc.disks, tc.present, tc.checkpoint, noon)
+			var by map[string]string
+			if strings.HasPrefix(name, "restored") {
+				by = map[string]string{"b": "dd-1"}
+			}
+			got := whyFull(tc.disks, tc.present, tc.checkpoint, by, noon)
 			for _, r := range got {
 				reasons = append(reasons, string(r.Reason))
 			}

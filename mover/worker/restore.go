@@ -90,7 +90,7 @@ func fits(live *task.InPlace, image repository.Meta) error {
 	if handle != "" && image.Driver != "" && image.Driver != live.Driver {
 		handle = image.Driver + "/" + handle // one driver's handle says nothing to another
 	}
-	if err := inplace.CheckHandle(live.Mode, live.Claim, live.VolumeHandle, handle); err != nil {
+	if err := inplace.CheckHandle(live.Mode, inplace.Volume{Claim: live.Claim, UID: live.ClaimUID, Handle: live.VolumeHandle}, handle); err != nil {
 		return fault.Mark(fmt.Errorf("refuse to write in place: %w", err))
 	}
 	return nil
