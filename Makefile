@@ -151,6 +151,7 @@ soak-short:
 BENCH := $(CACHE)/bench
 BENCH_SIZE ?= 4Gi
 BENCH_RUNS ?= 3
+BENCH_LINES ?= 3
 
 .PHONY: bench
 bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4Gi BENCH_RUNS=3)
@@ -162,11 +163,11 @@ bench: ## as root: against stock kopia and the bare device (BENCH_SIZE=4Gi BENCH
 		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS) --out $(BENCH)/bench.json
 
 .PHONY: bench-link
-bench-link: ## as root: over links to an object store, against stock kopia (BENCH_SIZE=4Gi BENCH_RUNS=3)
+bench-link: ## as root: over links to an object store, against stock kopia (BENCH_SIZE=4Gi BENCH_RUNS=3 BENCH_LINES=3)
 	@mkdir -p $(BENCH)
 	@go build -o $(BENCH)/bench ./hack/bench
 	@cd e2e/velero && go build -o $(BENCH) github.com/kopia/kopia github.com/versity/versitygw/cmd/versitygw
-	@$(BENCH)/bench --link $(BENCH)/versitygw --kopia $(BENCH)/kopia \
+	@$(BENCH)/bench --link $(BENCH)/versitygw --lines $(BENCH_LINES) --kopia $(BENCH)/kopia \
 		--text "$$(go env GOROOT)/src" --size $(BENCH_SIZE) --runs $(BENCH_RUNS)
 
 .PHONY: bench-slow

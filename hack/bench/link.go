@@ -17,7 +17,8 @@ import (
 )
 
 // line is a connection to an object store: how long a request and its answer are on the way, and how many bytes pass in a
-// second, each way, all requests together. Of each cutEvery requests one is cut, if that is not 0.
+// second, each way, all requests together. A new connection takes two ways there and back more, as one of TCP with TLS does. Of each
+// cutEvery requests one is cut, if that is not 0.
 type line struct {
 	name     string
 	rtt      time.Duration
@@ -35,7 +36,7 @@ type link struct {
 	address  string
 	up, down *rate.Limiter
 	// What has passed.
-	requests, sent, received atomic.Int64
+	requests, connections, sent, received atomic.Int64
 }
 
 // startLink makes a link to the object store at an address.
@@ -66,11 +67,40 @@ func startLink(l line, store string) (*link, error) {
 		r.Body = &pacedBody{ReadCloser: r.Body, ctx: r.Context(), limiter: k.up, count: &k.sent}
 		proxy.ServeHTTP(w, r)
 	})}
-	go func() { _ = k.server.Serve(listener) }()
+	go func() { _ = k.server.Serve(slowListener{listener, k}) }()
 	return k, nil
 }
 
 func (k *link) close() error { return k.server.Close() }
+
+// slowListener is that of a link.
+type slowListener struct {
+	net.Listener
+	link *link
+}
+
+// Accept implements net.Listener.
+func (l slowListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	l.link.connections.Add(1)
+	return &slowConn{Conn: c, handshake: handshakes * l.link.rtt}, err
+}
+
+// handshakes are the ways there and back until a connection of TCP with TLS 1.3 has its first request under way.
+const handshakes = 2
+
+// slowConn is a connection whose other side is far away.
+type slowConn struct {
+	net.Conn
+	handshake time.Duration
+}
+
+// Read implements net.Conn. Only one goroutine reads.
+func (c *slowConn) Read(p []byte) (int, error) {
+	time.Sleep(c.handshake)
+	c.handshake = 0
+	return c.Conn.Read(p)
+}
 
 // takes returns how long the line alone needs for so many bytes.
 func (l line) takes(bytes int64) time.Duration {

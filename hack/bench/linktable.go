@@ -41,16 +41,25 @@ type linkBench struct {
 
 // linkTables measures each line.
 func (b *bench) linkTables(ctx context.Context, versitygw string, runs int) (err error) {
+	if b.links < 1 || b.links > len(lines) {
+		return fmt.Errorf("%d links, want 1 to %d", b.links, len(lines))
+	}
 	l := &linkBench{bench: b, kopiaDir: b.path("kopia"), storeDir: b.path("store")}
 	if err := l.startStore(ctx, versitygw); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.stopStore()) }()
-	for _, k := range lines {
-		t := &linkTable{line: k}
+	for i, k := range lines[:b.links] {
+		t := &linkTable{line: k, old: i == 0}
 		for run := range runs {
 			b.say("%s, run %d of %d", k.name, run+1, runs)
 			if err := l.round(ctx, t, uint64(run)); err != nil {
+				return err
+			}
+		}
+		if t.old {
+			b.say("%s, many small backups", k.name)
+			if err := l.nights(ctx, t, runs); err != nil {
 				return err
 			}
 		}
@@ -95,7 +104,10 @@ func (l *linkBench) stopStore() error {
 // linkTable has the samples of one line.
 type linkTable struct {
 	line
-	rows []*linkRow
+	// old is set if repositories that have grown old are measured, too.
+	old   bool
+	rows  []*linkRow
+	notes []string
 }
 
 // linkRow is a step: what the link alone needs for the bytes that passed, and what the two tools did.
@@ -106,7 +118,7 @@ type linkRow struct {
 
 type linkSample struct {
 	sample
-	requests, moved int64
+	requests, connections, moved int64
 }
 
 const (
@@ -128,12 +140,15 @@ func (t *linkTable) add(name string, side int, s linkSample) {
 // String is the table: for each step the medians of both tools. The share is that of the time in which the link alone would
 // have moved the same bytes.
 func (t *linkTable) String() string {
-	text := fmt.Sprintf("\n%s\n%-34s %9s %6s %9s %10s %10s | %9s %6s %9s %10s\n", t.name,
-		"", "ours", "share", "requests", "link alone", "memory", "kopia", "share", "requests", "link alone")
+	text := fmt.Sprintf("\n%s\n%-54s %9s %6s %7s %9s %6s %10s %10s | %9s %6s %7s %9s %6s %10s\n", t.name,
+		"", "ours", "share", "CPU", "requests", "conns", "link alone", "memory", "kopia", "share", "CPU", "requests", "conns", "link alone")
 	for _, r := range t.rows {
-		text += fmt.Sprintf("%-34s %s", r.name, t.cells(r.sides[sideOurs]))
+		text += fmt.Sprintf("%-54s %s", r.name, t.cells(r.sides[sideOurs]))
 		text += fmt.Sprintf(" %10s | ", formatBytes(median(r.sides[sideOurs], func(s linkSample) int64 { return s.PeakRSS })))
 		text += t.cells(r.sides[sideKopia]) + "\n"
+	}
+	for _, note := range t.notes {
+		text += note + "\n"
 	}
 	return text
 }
@@ -144,8 +159,10 @@ func (t *linkTable) cells(samples []linkSample) string {
 	}
 	seconds := median(samples, func(s linkSample) float64 { return s.Seconds })
 	requests := median(samples, func(s linkSample) int64 { return s.requests })
+	connections := median(samples, func(s linkSample) int64 { return s.connections })
 	alone := t.takes(median(samples, func(s linkSample) int64 { return s.moved })).Seconds()
-	return fmt.Sprintf("%7.1f s %6.2f %9d %8.1f s", seconds, alone/seconds, requests, alone)
+	cpu := median(samples, func(s linkSample) float64 { return s.CPUSeconds })
+	return fmt.Sprintf("%7.1f s %6.2f %5.1f s %9d %6d %8.1f s", seconds, alone/seconds, cpu, requests, connections, alone)
 }
 
 // linkRound is one measurement of all steps, on a new repository for each tool.
@@ -189,8 +206,14 @@ func (l *linkBench) round(ctx context.Context, t *linkTable, seed uint64) error 
 		return err
 	}
 	s, _, err := l.mover(ctx, t.line, moverTask{})
+	if err != nil {
+		return err
+	}
 	t.add("open and list", sideOurs, s)
-	return err
+	if !t.old {
+		return nil
+	}
+	return r.grow(ctx, len(steps), seed)
 }
 
 // create makes both repositories anew.
@@ -268,7 +291,10 @@ func (r *linkRound) restores(ctx context.Context, name string) error {
 
 // mover runs a mover over the line.
 func (l *linkBench) mover(ctx context.Context, k line, task moverTask) (linkSample, moverResult, error) {
-	task.Dir, task.Volume = l.path("mover"), "volume"
+	task.Dir = l.path("mover")
+	if task.Volume == "" {
+		task.Volume = "volume"
+	}
 	defer func() { _ = os.RemoveAll(task.Dir) }() // the next one makes its own
 	var r moverResult
 	s, err := l.over(k, func(address string) (sample, error) {
@@ -299,7 +325,7 @@ func (l *linkBench) over(k line, do func(address string) (sample, error)) (linkS
 	}
 	s, err := do(link.address)
 	err = errors.Join(err, link.close())
-	return linkSample{sample: s, requests: link.requests.Load(), moved: max(link.sent.Load(), link.received.Load())}, err
+	return linkSample{sample: s, requests: link.requests.Load(), connections: link.connections.Load(), moved: max(link.sent.Load(), link.received.Load())}, err
 }
 
 // connection is how stock kopia finds its repository, below a prefix.

@@ -49,6 +49,8 @@ type bench struct {
 	kopia  string
 	report *report
 	start  time.Time
+	// links is how many of lines to measure.
+	links int
 
 	volume *loopDevice
 	target *loopDevice
@@ -66,6 +68,7 @@ func run(ctx context.Context) error {
 		only   = flag.Bool("limits", false, "measure only peak memory, and what is done again after a kill")
 		slow   = flag.Bool("slow", false, "measure only devices with a latency")
 		links  = flag.String("link", "", "path of versitygw: measure only what goes over a link to it")
+		first  = flag.Int("lines", len(lines), "over how many of the links")
 	)
 	flag.Parse()
 	if *only {
@@ -84,7 +87,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b := &bench{size: bytes, corpus: corpus, binary: *binary, kopia: *kopia, report: newReport(bytes, *runs), start: time.Now()}
+	b := &bench{size: bytes, corpus: corpus, binary: *binary, kopia: *kopia, report: newReport(bytes, *runs), start: time.Now(), links: *first}
 	if err := b.prepare(*memory); err != nil {
 		return errors.Join(err, b.cleanUp())
 	}

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -234,8 +235,9 @@ func TestFilesOfDamagedRepository(t *testing.T) {
 	require.Len(t, copied, 21-len(named), "20 files and lost+found, without those")
 }
 
-// slowStore is a read-only S3 server over a repository in a directory, behind a link on which everything takes latency.
-func slowStore(t *testing.T, repo string, latency time.Duration) (address string, requests *sync.Map) {
+// slowStore is a read-only S3 server over a repository in a directory, behind a link on which everything takes latency. It counts
+// connections.
+func slowStore(t *testing.T, repo string, latency time.Duration) (address string, requests *sync.Map, connections *atomic.Int64) {
 	t.Helper()
 	blobs := map[string]string{}
 	require.NoError(t, filepath.WalkDir(repo, func(path string, d fs.DirEntry, err error) error {
@@ -245,7 +247,7 @@ func slowStore(t *testing.T, repo string, latency time.Duration) (address string
 		}
 		return err
 	}))
-	requests = &sync.Map{}
+	requests, connections = &sync.Map{}, &atomic.Int64{}
 	type object struct {
 		Key          string
 		LastModified string
@@ -279,9 +281,14 @@ func slowStore(t *testing.T, repo string, latency time.Duration) (address string
 		http.ServeFile(w, r, blobs[key])
 	}))
 	server.Listener = slowListener{server.Listener, latency}
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			connections.Add(1)
+		}
+	}
 	server.Start()
 	t.Cleanup(server.Close)
-	return "s3://velero/kopia/shop?region=r&endpoint=" + server.URL, requests
+	return "s3://velero/kopia/shop?region=r&endpoint=" + server.URL, requests, connections
 }
 
 // slowListener makes the first bytes of a connection late by latency: the handshake.
@@ -318,9 +325,8 @@ func TestFilesOverSlowLink(t *testing.T) {
 			allocated := filepath.Join(t.TempDir(), "allocated")
 			require.NoError(t, os.WriteFile(allocated, dataOf(t, image), 0o600))
 			b := newFiles(t, image, "--allocated", allocated)
-			address, requests := slowStore(t, b.repo, 20*time.Millisecond)
-			credentials := filepath.Join(b.dir, "credentials")
-			require.NoError(t, os.WriteFile(credentials, []byte("[default]\naws_access_key_id=a\naws_secret_access_key=b\n"), 0o600))
+			address, requests, _ := slowStore(t, b.repo, 20*time.Millisecond)
+			credentials := b.credentials()
 			// On a machine that has time, most is kept with ease. The number of requests does not depend on it.
 			measure := func(most time.Duration, mostRequests int, args ...string) string {
 				t.Helper()
@@ -342,6 +348,46 @@ func TestFilesOverSlowLink(t *testing.T) {
 			require.Equal(t, string(want), measure(3*time.Second, 55, "cat", "/tree/d3/one"))
 		})
 	}
+}
+
+func (b *workbench) credentials() string {
+	b.t.Helper()
+	file := filepath.Join(b.dir, "credentials")
+	require.NoError(b.t, os.WriteFile(file, []byte("[default]\naws_access_key_id=a\naws_secret_access_key=b\n"), 0o600))
+	return file
+}
+
+// TestConnectionsStayOpen: on a real link, a new connection takes longer than a request. A restore makes its requests in bursts, and
+// the next burst uses the connections of the one before it.
+func TestConnectionsStayOpen(t *testing.T) {
+	b := newWorkbench(t)
+	const volumeMiB, increments = 48, 12
+	b.data = make([]byte, volumeMiB*mib)
+	b.random(0, volumeMiB*mib)
+	b.write()
+	image := b.backup("")
+	for n := range increments {
+		var changed strings.Builder
+		for m := range volumeMiB {
+			at := m*mib + n*64<<10
+			b.random(at, 4096)
+			changed.WriteString(line(at, 4096))
+		}
+		b.write()
+		image = b.backup(changed.String(), "--changed", "-")
+	}
+	address, requests, connections := slowStore(t, b.repo, 10*time.Millisecond)
+	target := filepath.Join(b.dir, "target")
+	require.NoError(t, os.WriteFile(target, make([]byte, len(b.data)), 0o600))
+	r := b.command("", "image", "restore", "--snapshot", image.SnapshotID, "--device", target, "--repo", address, "--credentials-file", b.credentials())
+	require.NoError(t, r.err, r.messages)
+	got, err := os.ReadFile(target)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(b.data, got))
+	made := 0
+	requests.Range(func(_, _ any) bool { made++; return true })
+	t.Logf("%d requests on %d connections", made, connections.Load())
+	require.Less(t, int(connections.Load()), made/8)
 }
 
 // dataOf lists the ranges of a file that hold data.

@@ -12,8 +12,11 @@ import (
 // some contents of every region, side by side in a pack: the larger a region, the fewer requests.
 const regionSize = 8 << 20
 
+// regionsAhead is how many regions are on their way while one is used.
+const regionsAhead = 2
+
 // regions fetches whole regions of an image ahead, for who reads all of it in ascending order, as a restore
-// does. While one region is used, the next one is on its way. Who reads here and there gets no regions.
+// does. While one region is used, the next ones are on their way. Who reads here and there gets no regions.
 type regions struct {
 	size int64
 
@@ -70,7 +73,7 @@ func (s *regions) enter(r *reader, off, length int64) []*region {
 	return all
 }
 
-// move makes a region the last one. If what is behind was read as a whole, it and the next one are fetched. Those who
+// move makes a region the last one. If what is behind was read as a whole, it and the next ones are fetched. Those who
 // read side by side may not all have come to the region before it yet, but to the one before that.
 func (s *regions) move(r *reader, n int64) {
 	s.recent = append(s.recent, n)
@@ -91,7 +94,7 @@ func (s *regions) move(r *reader, n int64) {
 	if !whole {
 		return
 	}
-	for _, next := range []int64{n, n + 1} {
+	for next := n; next <= n+regionsAhead; next++ {
 		if s.known[next] != nil || next*s.size >= r.meta.Size {
 			continue
 		}

@@ -195,6 +195,7 @@ func connect(ctx context.Context, options *udmrepo.RepoOptions, readOnly bool, l
 	if newStore == nil {
 		return connection, nil, fmt.Errorf("connect to storage: its type is %q, want one of %s", options.StorageType, strings.Join(slices.Sorted(maps.Keys(backends)), ", "))
 	}
+	keepConnections()
 	store := newStore()
 	if err := store.Setup(ctx, options.StorageOptions, log); err != nil {
 		return connection, nil, fmt.Errorf("connect to storage: %w", err)
