@@ -14,6 +14,9 @@ import (
 type application struct {
 	namespace string
 	volumes   []volume
+	// vm is set if it is a VM. sums are then those of its disks in this round.
+	vm   bool
+	sums map[string]string
 }
 
 type volume struct {
@@ -24,7 +27,7 @@ type volume struct {
 	mib   int64
 }
 
-// applications are those of every run: both drivers, both modes, a group.
+// applications are those of every run: both drivers, both modes, a group, a VM.
 func applications(k *kit.Kit) []*application {
 	return []*application{
 		{namespace: "chaos-a", volumes: []volume{
@@ -38,6 +41,10 @@ func applications(k *kit.Kit) []*application {
 		{namespace: "chaos-c", volumes: []volume{
 			{name: "vol-disk", class: k.OtherStorageClass, block: true, mib: 48},
 			{name: "vol-late", class: k.WaitStorageClass, block: true, mib: 16},
+		}},
+		{namespace: "chaos-vm", vm: true, volumes: []volume{
+			{name: "root", class: k.StorageClass, block: true, mib: 48},
+			{name: "data", class: k.OtherStorageClass, block: true, mib: 32},
 		}},
 	}
 }
@@ -115,6 +122,9 @@ func (w *world) writeScripts() error {
 
 // install makes an application and fills it.
 func (a *application) install(ctx context.Context, w *world) error {
+	if a.vm {
+		return a.installVM(ctx, w)
+	}
 	manifest := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", a.namespace)
 	var mounts, devices []string
 	volumes := make([]string, 0, len(a.volumes))
@@ -168,8 +178,14 @@ spec:
 	return err
 }
 
-// writes lets the application write, or not.
-func (w *world) writes(a *application, on bool) error {
+// writes lets the application write, or not. A VM writes for a moment, before anything happens.
+func (w *world) writes(ctx context.Context, a *application, on bool, seed uint64) error {
+	switch {
+	case a.vm && on:
+		return w.writeVM(ctx, a, seed)
+	case a.vm:
+		return nil
+	}
 	file := w.dir("writes", a.namespace)
 	if on {
 		return os.WriteFile(file, nil, 0o600)
@@ -180,8 +196,11 @@ func (w *world) writes(a *application, on bool) error {
 	return nil
 }
 
-// sums reads what an application has, by volume.
-func (w *world) sums(ctx context.Context, namespace string) (map[string]string, error) {
+// sums reads what an application has in a namespace, by volume.
+func (w *world) sums(ctx context.Context, a *application, namespace string) (map[string]string, error) {
+	if a.vm {
+		return w.vmSums(ctx, a, namespace)
+	}
 	app, err := w.kit.AppIn(ctx, namespace)
 	if err != nil {
 		return nil, err
@@ -190,9 +209,12 @@ func (w *world) sums(ctx context.Context, namespace string) (map[string]string, 
 	return parseSums(out), err
 }
 
-// ledger has what the hook of a backup saw. It is nil if no hook has come to its end.
-func (w *world) ledger(backup string) (map[string]string, error) {
-	text, err := os.ReadFile(w.dir("ledger", backup))
+// ledger has what the hook of a backup saw, or what a VM had in its round. It is nil if no hook has come to its end.
+func (w *world) ledger(b *backup) (map[string]string, error) {
+	if b.app.vm {
+		return b.sums, nil
+	}
+	text, err := os.ReadFile(w.dir("ledger", b.name))
 	if os.IsNotExist(err) {
 		return nil, nil
 	}

@@ -71,6 +71,8 @@ func init() { //nolint:gochecknoinits // the plan asks for names and weights, an
 		{"driver-resizer", 1, holdOfDriver("csi-resizer")},
 		{"driver-metadata", 2, holdOfDriver("csi-snapshot-metadata")},
 		{"driver-controller", 2, hold("snapshot-controller")},
+		{"vm-kill", 2, killVM},
+		{"vm-controllers", 2, holdKubeVirt},
 		{"metadata-cut", 2, metadata((*tunnel).cut)},
 		{"metadata-stall", 2, metadata((*tunnel).stall)},
 	}
@@ -159,6 +161,11 @@ func reboot(_ context.Context, w *world, _ Fault) (string, healer, error) {
 		return "", nil, err
 	}
 	n, err := killContainers()
+	for _, a := range w.apps { // QEMU runs beside them, and not in them
+		if pid, _, notRunning := w.vms.Machine(a.namespace, vmName); a.vm && notRunning == nil {
+			n, err = n+1, errors.Join(err, cluster.Signal(pid, syscall.SIGKILL))
+		}
+	}
 	return fmt.Sprintf("%d processes", n), func(context.Context) error {
 		return errors.Join(cluster.Release(w.state, "containerd"), cluster.Release(w.state, "kubelet"))
 	}, err

@@ -265,14 +265,14 @@ func (j *judge) restored(ctx context.Context, r *restore, e Ended) error {
 
 // equal compares the content of a restored application with what the hook saw.
 func (j *judge) equal(ctx context.Context, b *backup, namespace string) error {
-	want, err := j.ledger(b.name)
+	want, err := j.ledger(b)
 	if err != nil {
 		return err
 	}
 	if want == nil {
 		return fmt.Errorf("backup %s is Completed, and its hook has not come to its end", b.name)
 	}
-	have, err := j.sums(ctx, namespace)
+	have, err := j.sums(ctx, b.app, namespace)
 	if err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ func (w *world) round(ctx context.Context, r Round) Result {
 		return err != nil
 	}
 	for _, a := range w.apps {
-		if wrong(w.writes(a, true)) {
+		if wrong(w.writes(ctx, a, true, r.Seed)) {
 			return result
 		}
 	}
@@ -114,12 +114,15 @@ func (w *world) round(ctx context.Context, r Round) Result {
 		return result
 	}
 	for _, a := range w.apps {
-		if wrong(w.writes(a, false)) {
+		if wrong(w.writes(ctx, a, false, r.Seed)) {
 			return result
 		}
 	}
 	j.judge(ctx)
 	for _, a := range w.apps { // a backup that failed leaves its hook's pause
+		if a.vm {
+			continue
+		}
 		_, err := w.kit.Kubectl(ctx, "-n", a.namespace, "exec", "deploy/app", "--", "rm", "-f", "/ctl/pause")
 		wrong(err)
 	}
@@ -149,7 +152,7 @@ func (j *judge) begin(ctx context.Context, name string, o Operation) error {
 	a := j.apps[o.App]
 	switch o.Kind {
 	case Backup:
-		b := &backup{name: name, app: a}
+		b := &backup{name: name, app: a, sums: a.sums}
 		j.mu.Lock()
 		j.started = append(j.started, b)
 		j.mu.Unlock()

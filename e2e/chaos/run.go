@@ -30,7 +30,7 @@ type Options struct {
 }
 
 // Run runs rounds, and returns an error if something was wrong in one.
-func Run(ctx context.Context, k *kit.Kit, o Options) error {
+func Run(ctx context.Context, k *kit.Kit, o Options) (err error) {
 	before, err := readLog(o.Log)
 	if err != nil {
 		return err
@@ -46,7 +46,7 @@ func Run(ctx context.Context, k *kit.Kit, o Options) error {
 	if err != nil {
 		return err
 	}
-	defer w.stop()
+	defer func() { err = errors.Join(err, w.stop()) }()
 	var results []Result
 	end := time.Now().Add(o.Duration)
 	for ; ctx.Err() == nil && time.Now().Before(end) && (o.Rounds == 0 || len(results) < o.Rounds); seed++ {

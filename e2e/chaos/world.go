@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/blockmover/blockmover/e2e/kit"
+	"github.com/blockmover/blockmover/e2e/kubevirt/standin"
 )
 
 // world is the cluster, with what stands between its parts.
@@ -24,8 +26,16 @@ type world struct {
 	storage        map[string]csi.ControllerClient
 	store          *storeProxy
 	tunnels        []*tunnel
+	vms            *standin.Standin
+	vmHolds        holds
 	apps           []*application
 	backups        []*backup
+}
+
+// holds counts the faults that keep something away.
+type holds struct {
+	sync.Mutex
+	n int
 }
 
 // backup is a backup that the judge knows.
@@ -35,6 +45,8 @@ type backup struct {
 	// sound is set when the judge has restored it, used while a restore reads it, and deleting when
 	// its deletion was asked for.
 	sound, used, deleting bool
+	// sums are those of the disks of a VM.
+	sums map[string]string
 }
 
 // scratchMiB is the scratch space of a mover pod. It is small, so that it can be filled.
@@ -61,35 +73,43 @@ func newWorld(ctx context.Context, k *kit.Kit) (*world, error) {
 	if w.state == "" {
 		return nil, errors.New("BLOCKMOVER_CLUSTER_STATE is not set: run it with `make chaos`")
 	}
-	if err := k.Install(ctx); err != nil {
+	if err := w.prepareVMs(ctx); err != nil {
 		return nil, err
 	}
+	if err := w.fill(ctx); err != nil {
+		return nil, errors.Join(err, w.stopVMs())
+	}
+	return w, nil
+}
+
+// fill installs Blockmover and the applications.
+func (w *world) fill(ctx context.Context) error {
+	if err := w.kit.Install(ctx); err != nil {
+		return err
+	}
 	if err := w.standBetween(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	for _, d := range w.drivers {
 		connection, err := grpc.NewClient("unix://"+filepath.Join(w.kubelet, "plugins", d, "csi.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
-			return nil, fmt.Errorf("connect to driver %s: %w", d, err)
+			return fmt.Errorf("connect to driver %s: %w", d, err)
 		}
 		w.storage[d] = csi.NewControllerClient(connection)
 	}
 	if err := w.configure(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	if err := w.writeScripts(); err != nil {
-		return nil, err
+		return err
 	}
-	w.apps = applications(k)
+	w.apps = applications(w.kit)
 	for _, a := range w.apps {
 		if err := a.install(ctx, w); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := w.settle(ctx); err != nil {
-		return nil, err
-	}
-	return w, nil
+	return w.settle(ctx)
 }
 
 // standBetween starts the proxies, and has everybody use them.
@@ -129,24 +149,35 @@ func (w *world) configure(ctx context.Context) error {
 	}
 	if err := w.kit.Apply(ctx, fmt.Sprintf(`apiVersion: v1
 kind: ConfigMap
-metadata: {name: %s, namespace: %s}
+metadata: {name: %[1]s, namespace: %[2]s}
 data:
   policy.yaml: |
     version: v1
     volumePolicies:
     - conditions: {csi: {}}
       action: {type: custom, parameters: {mover: blockmover}}
-`, policyName, w.kit.VeleroNamespace)); err != nil {
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: %[3]s, namespace: %[2]s}
+data:
+  policy.yaml: |
+    version: v1
+    volumePolicies:
+    - conditions: {csi: {}}
+      action: {type: custom, parameters: {mover: blockmover-kubevirt}}
+`, policyName, w.kit.VeleroNamespace, vmPolicy)); err != nil {
 		return err
 	}
 	return w.kit.RestartMover(ctx)
 }
 
-func (w *world) stop() {
+func (w *world) stop() error {
 	w.store.stop()
 	for _, t := range w.tunnels {
 		t.stop()
 	}
+	return w.stopVMs()
 }
 
 // create makes an object, however long the API server is away. An object that is there was made
@@ -167,6 +198,10 @@ func (w *world) createBackup(ctx context.Context, name string, a *application, o
 	if o.PerVolume || a.volumes[0].group {
 		choice = "resourcePolicy: {kind: configmap, name: " + policyName + "}"
 	}
+	if a.vm {
+		choice = "csiSnapshotTimeout: 1m\n  resourcePolicy: {kind: configmap, name: " + vmPolicy + "}"
+	}
+	// A VM has no pod with the label.
 	return w.create(ctx, "backup "+name, fmt.Sprintf(`apiVersion: velero.io/v1
 kind: Backup
 metadata: {name: %[1]s, namespace: %[2]s, annotations: %[3]s}
@@ -214,6 +249,9 @@ spec:
 
 // scale starts or stops an application.
 func (w *world) scale(ctx context.Context, a *application, replicas int) error {
+	if a.vm {
+		return w.runVM(ctx, a, replicas > 0)
+	}
 	return w.wait(ctx, fmt.Sprintf("%d pods of %s", replicas, a.namespace), 3*time.Minute, func(ctx context.Context) (string, error) {
 		if _, err := w.kit.Kubectl(ctx, "-n", a.namespace, "scale", "deployment/app", fmt.Sprintf("--replicas=%d", replicas)); err != nil {
 			return "", err
