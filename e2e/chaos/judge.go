@@ -279,7 +279,7 @@ func (j *judge) equal(ctx context.Context, b *backup, namespace string) error {
 	if !maps.Equal(want, have) {
 		return fmt.Errorf("WRONG RESTORE of backup %s in namespace %s: there is %v, want %v", b.name, namespace, have, want)
 	}
-	return j.kit.CheckStamps(ctx, namespace)
+	return j.kit.CheckStamps(ctx, namespace, b.app.disksIn(namespace)...)
 }
 
 // deletions waits until the backups are gone whose deletion was asked for. What a fault has kept

@@ -148,7 +148,7 @@ func (j *judge) nothingLeft(ctx context.Context) error {
 		return seen, err
 	})
 	for _, a := range j.apps {
-		j.check(j.kit.CheckStamps(ctx, a.namespace))
+		j.check(j.kit.CheckStamps(ctx, a.namespace, a.disksIn(a.namespace)...))
 	}
 	return err
 }

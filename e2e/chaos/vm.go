@@ -89,6 +89,16 @@ spec:
 	return nil
 }
 
+// disksIn names the disks that may have been restored in place.
+func (a *application) disksIn(namespace string) (names []string) {
+	if a.vm && namespace == a.namespace {
+		for _, v := range a.volumes {
+			names = append(names, v.name)
+		}
+	}
+	return names
+}
+
 // vmRuns waits until the VM of a namespace runs.
 func (w *world) vmRuns(ctx context.Context, namespace string) error {
 	return w.wait(ctx, "VM of "+namespace+" to run", 4*time.Minute, func(ctx context.Context) (string, error) {

@@ -88,9 +88,12 @@ func (k *Kit) WaitNoLeftovers(ctx context.Context) error {
 	})
 }
 
-// CheckStamps returns an error if an object of a namespace still has a label or annotation of
-// Blockmover.
-func (k *Kit) CheckStamps(ctx context.Context, namespace string) error {
+// restoredInPlace is the label of the disk of a VM that was restored in place. It stays.
+const restoredInPlace = "blockmover.io/restored-in-place"
+
+// CheckStamps returns an error if a PVC of a namespace still has a label or annotation of
+// Blockmover. disks are those of VMs that were restored in place.
+func (k *Kit) CheckStamps(ctx context.Context, namespace string, disks ...string) error {
 	items, err := k.List(ctx, "-n", namespace, "persistentvolumeclaims")
 	if err != nil {
 		return err
@@ -98,6 +101,9 @@ func (k *Kit) CheckStamps(ctx context.Context, namespace string) error {
 	for _, o := range items {
 		for _, m := range []map[string]string{o.Metadata.Labels, o.Metadata.Annotations} {
 			for key := range m {
+				if key == restoredInPlace && slices.Contains(disks, o.Metadata.Name) {
+					continue
+				}
 				if strings.HasPrefix(key, "blockmover.io/") {
 					return fmt.Errorf("%s still carries %s", o, key)
 				}

@@ -119,7 +119,7 @@ var Keys = []Key{
 	{AnnotationVerified, "DataUploads", "kubectl blockmover verify", "JSON operation.Verified: when the image was read completely, and what could not be read", "until the image is verified again"},
 	{AnnotationInPlace, "Restores", "user", "true, false or any-volume: the restore writes into PVCs that exist", "the user's"},
 	{LabelAlias, "label of alias PVs", "manager", "UID of the DataDownload that writes the volume of a live PVC through this PV", "as long as the PV; the sweep deletes it when the operation is gone, and never the volume"},
-	{LabelRestored, "label of live PVCs", "manager", "UID of the DataDownload that wrote their volume in place last, for the next backup of the disk of a VM", "until the next restore in place"},
+	{LabelRestored, "label of the live PVCs of disks that KubeVirt tracks", "manager", "UID of the DataDownload that wrote the disk in place last: QEMU has not seen it", "until the next restore in place; it is not restored"},
 	{AnnotationTested, "DataUploads", "kubectl blockmover verify --restore-test", "JSON operation.Tested: when the image was restored onto a scratch volume, and how its file system was", "until the image is tested again"},
 	{AnnotationCopies, "DataUploads, DataDownloads", "manager", "kinds and names of what is copied for the driver of the volume, separated by commas", "from before the first copy until they are released"},
 	{LabelCopy, "label of Secrets and ConfigMaps", "manager", "true: a copy that the manager has made for operations", "as long as an operation needs it"},

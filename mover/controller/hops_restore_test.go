@@ -12,11 +12,14 @@ import (
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/blockmover/blockmover/internal/config"
 	"github.com/blockmover/blockmover/internal/identity"
+	"github.com/blockmover/blockmover/internal/kubevirt"
 	restoreplugin "github.com/blockmover/blockmover/plugins/restore"
 )
 
@@ -173,6 +176,21 @@ func TestHopsOfARestore(t *testing.T) {
 	requireTable(t, wayOfARestore, 0, seen)
 }
 
+// isDisk makes a PVC the disk of a VM that KubeVirt tracks.
+func (h *hopWorld) isDisk(claim string) {
+	h.mapper.Add(kubevirt.Tracker, meta.RESTScopeNamespace)
+	h.mapper.Add(kubevirt.VirtualMachine, meta.RESTScopeNamespace)
+	vm, tracker := kubevirt.New(kubevirt.VirtualMachine), kubevirt.NewTracker("vm")
+	vm.Object["spec"] = map[string]any{"template": map[string]any{"spec": map[string]any{"volumes": []any{
+		map[string]any{"name": "disk", "persistentVolumeClaim": map[string]any{"claimName": claim}},
+	}}}}
+	for _, object := range []*unstructured.Unstructured{vm, tracker} {
+		object.SetNamespace(appNamespace)
+		object.SetName("vm")
+		require.NoError(h.t, h.c.Create(h.ctx, object))
+	}
+}
+
 // TestHopsInPlace kills the processes that restore a volume in place. The user keeps the PVC and the
 // volume, which has the data of the backup in the end.
 func TestHopsInPlace(t *testing.T) {
@@ -181,6 +199,7 @@ func TestHopsInPlace(t *testing.T) {
 		hopsOf: hopsOfARestore(true),
 		world: func(t *testing.T) *hopWorld {
 			h := restoredWorld(t)
+			h.isDisk("data")
 			h.data["as backed up"] = append([]byte(nil), h.data["volume-of-data"]...)
 			h.write("volume-of-data")
 			return h

@@ -23,6 +23,7 @@ import (
 	"github.com/blockmover/blockmover/internal/task"
 	"github.com/blockmover/blockmover/internal/volumesnapshot"
 	"github.com/blockmover/blockmover/mover/exposer"
+	"github.com/blockmover/blockmover/mover/vmbackup"
 )
 
 // liveTarget is a download that writes into the volume of a live PVC:
@@ -165,9 +166,12 @@ func (l *liveTarget) expose(ctx context.Context) (phase.Work, error) {
 	return l.createPod(ctx, plan, request, dd.Spec.BackupStorageLocation)
 }
 
-// mark notes on the live PVC who writes its volume, before anybody does. If it is the disk of a VM, QEMU does not know that it changes.
+// mark notes on the live PVC of the disk of a VM who writes the disk, before anybody does: QEMU does not know that it changes.
 func (l *liveTarget) mark(ctx context.Context) error {
 	key := targetOf(l.op.Download)
+	if is, err := vmbackup.HasDisk(ctx, l.reader, key); err != nil || !is {
+		return err
+	}
 	claim, err := kube.Find(ctx, l.reader, key, &corev1.PersistentVolumeClaim{})
 	uid := l.op.UID
 	if err != nil || claim == nil || claim.Labels[identity.LabelRestored] == uid {

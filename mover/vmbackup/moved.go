@@ -6,7 +6,9 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/blockmover/blockmover/internal/identity"
 	"github.com/blockmover/blockmover/internal/kube"
@@ -52,4 +54,33 @@ func (m *Maker) restoresOf(ctx context.Context, r Request) (map[string]string, e
 		}
 	}
 	return restored, nil
+}
+
+// HasDisk reports whether KubeVirt may know what has changed on a PVC: it is a disk of a VM that has a tracker. Who may not ask has to
+// assume so.
+func HasDisk(ctx context.Context, reader client.Reader, key client.ObjectKey) (bool, error) {
+	trackers := kubevirt.NewList(kubevirt.Tracker)
+	err := reader.List(ctx, trackers, client.InNamespace(key.Namespace))
+	switch {
+	case err != nil && notServed(err):
+		return false, nil
+	case apierrors.IsForbidden(err):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("list %ss: %w", kubevirt.Tracker.Kind, err)
+	}
+	for i := range trackers.Items {
+		_, name := kubevirt.SourceOf(&trackers.Items[i])
+		vm, err := kube.Find(ctx, reader, client.ObjectKey{Namespace: key.Namespace, Name: name}, kubevirt.New(kubevirt.VirtualMachine))
+		if err != nil {
+			return false, err
+		}
+		if vm == nil {
+			continue
+		}
+		if _, is := kubevirt.DiskOf(vm, key.Name); is {
+			return true, nil
+		}
+	}
+	return false, nil
 }

@@ -79,6 +79,7 @@ func (a *PVCAction) Execute(input *velero.RestoreItemActionExecuteInput) (*veler
 		return velero.NewRestoreItemActionExecuteOutput(input.Item), nil
 	}
 	delete(pvc.Annotations, identity.AnnotationDataUpload)
+	delete(pvc.Labels, identity.LabelRestored) // it is of the volume, which will be another one
 	if owner := kube.PodOf(&fromBackup); owner != "" {
 		// Kubernetes makes the PVC of a generic ephemeral volume for its pod, and lets the pod
 		// use no other. A restored one would keep the pod from starting.
@@ -183,6 +184,9 @@ func (a *PVCAction) sayNotRestored(ctx context.Context, live, pvc *corev1.Persis
 	text := fmt.Sprintf("PVC %s/%s already exists: its data is not restored. Delete it first, or restore into another namespace with --namespace-mappings, "+
 		"or into the PVC itself with --annotations %s=%s", live.Namespace, live.Name, identity.AnnotationInPlace, inplace.SameVolume)
 	a.log.Warn(text)
+	if restored := live.Labels[identity.LabelRestored]; restored != "" { // nor may Velero take it from the live PVC
+		metav1.SetMetaDataLabel(&pvc.ObjectMeta, identity.LabelRestored, restored)
+	}
 	if restore.Spec.ExistingResourcePolicy != velerov1.PolicyTypeUpdate {
 		kube.SetAnnotation(pvc, identity.AnnotationDataUpload, uploadName)
 	}

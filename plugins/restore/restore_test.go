@@ -61,7 +61,7 @@ func newWorld(t *testing.T) *world {
 		pvc: &corev1.PersistentVolumeClaim{
 			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PersistentVolumeClaim"},
 			ObjectMeta: metav1.ObjectMeta{
-				Namespace: appNS, Name: "data", UID: "pvc-uid",
+				Namespace: appNS, Name: "data", UID: "pvc-uid", Labels: map[string]string{identity.LabelRestored: "uid-of-an-old-restore"},
 				Annotations: map[string]string{
 					identity.AnnotationDataUpload:        veleroNS + "/" + upload,
 					"pv.kubernetes.io/bind-completed":    "yes",
@@ -170,6 +170,7 @@ func TestExecute(t *testing.T) {
 	require.Empty(t, pvc.Spec.VolumeName)
 	require.Nil(t, pvc.Spec.DataSource)
 	require.Equal(t, "1Gi", pvc.Spec.Resources.Requests.Storage().String())
+	require.Empty(t, pvc.Labels)
 	require.Equal(t, map[string]string{velerov1.DynamicPVRestoreLabel: pvc.Spec.Selector.MatchLabels[velerov1.DynamicPVRestoreLabel]}, pvc.Spec.Selector.MatchLabels)
 	value := pvc.Spec.Selector.MatchLabels[velerov1.DynamicPVRestoreLabel]
 	require.Contains(t, value, "app.data.")
@@ -266,12 +267,14 @@ func TestExecuteOverLivePVC(t *testing.T) {
 	}{{"", true}, {velerov1.PolicyTypeNone, true}, {velerov1.PolicyTypeUpdate, false}} {
 		w := newWorld(t)
 		w.restore.Spec.ExistingResourcePolicy = tc.policy
-		w.more = append(w.more, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: appNS, Name: "data"}})
+		live := map[string]string{identity.LabelRestored: "uid-of-a-restore"}
+		w.more = append(w.more, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: appNS, Name: "data", Labels: live}})
 		pvc, operationID, err := w.execute(w.start(&faulty.Fault{}))
 		require.NoError(t, err)
 		require.Empty(t, operationID)
 		require.Empty(t, w.downloads())
 		require.Equal(t, "pv-1", pvc.Spec.VolumeName)
+		require.Equal(t, live, pvc.Labels, "with the policy update, Velero writes the labels to the live PVC")
 		_, marked := pvc.Annotations[identity.AnnotationDataUpload]
 		require.Equal(t, tc.marked, marked, "policy %q", tc.policy)
 		events := &corev1.EventList{}
