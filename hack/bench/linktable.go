@@ -57,13 +57,15 @@ func (b *bench) linkTables(ctx context.Context, versitygw string, runs int) (err
 				return err
 			}
 		}
+		fmt.Print(t)
 		if t.old {
 			b.say("%s, many small backups", k.name)
-			if err := l.nights(ctx, t, runs); err != nil {
+			nights := &linkTable{line: k}
+			if err := l.nights(ctx, nights, runs); err != nil {
 				return err
 			}
+			fmt.Print(nights)
 		}
-		fmt.Print(t)
 	}
 	return nil
 }

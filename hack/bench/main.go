@@ -258,6 +258,9 @@ func (b *bench) round(ctx context.Context, seed uint64) error {
 		return err
 	}
 	o := ours{binary: b.binary, repo: b.path("ours")}
+	if err := b.cores(ctx, o); err != nil {
+		return err
+	}
 	if err := b.full(ctx, o); err != nil {
 		return err
 	}

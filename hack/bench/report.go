@@ -143,6 +143,7 @@ func (r *report) concludeMix() {
 	r.note("full, zstd: repository, ours / kopia", divide(float64(m(stepZstd).Grew), float64(m(stepKopiaFile).Grew)))
 	r.note("full: repository, ours / kopia", divide(float64(m(stepFull).Grew), float64(m(stepKopiaFile).Grew)))
 	r.concludeHMAC()
+	r.concludeCores()
 	r.atLeast("restore: speed, ours / raw write", divide(m(stepRestore).speed(), m(stepRawWrite).speed()), 3*0.09)
 	r.note("restore: wall, ours / kopia", divide(m(stepRestore).Seconds, m(stepKopiaRestore).Seconds))
 	r.atMost("restore: peak RSS", float64(m(stepRestore).PeakRSS)/mib, 256, "MiB")

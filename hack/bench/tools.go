@@ -13,6 +13,8 @@ type ours struct {
 	binary, repo string
 	// memoryLimit, if not 0, is what the garbage collector keeps to.
 	memoryLimit int64
+	// cores, if not 0, is how many it is told that it has.
+	cores int
 }
 
 const password = "benchmark"
@@ -21,6 +23,9 @@ func (o ours) child(args ...string) child {
 	env := []string{"BLOCKMOVER_REPO_PASSWORD=" + password}
 	if o.memoryLimit > 0 {
 		env = append(env, fmt.Sprintf("GOMEMLIMIT=%d", o.memoryLimit))
+	}
+	if o.cores > 0 {
+		env = append(env, fmt.Sprintf("GOMAXPROCS=%d", o.cores))
 	}
 	return child{args: append(append([]string{o.binary}, args...), "--repo", o.repo), env: env}
 }
