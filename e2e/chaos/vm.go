@@ -3,19 +3,14 @@ package chaos
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"syscall"
 	"time"
 
-	"k8s.io/client-go/tools/clientcmd"
-
 	"github.com/blockmover/blockmover/e2e/cluster"
 	"github.com/blockmover/blockmover/e2e/kit"
-	"github.com/blockmover/blockmover/e2e/kubevirt/standin"
 )
 
 // vmName is that of the VM of an application that is one. Its disks have the names of their PVCs.
@@ -23,36 +18,6 @@ const vmName = "vm"
 
 // vmPolicy gives the disks of VMs to KubeVirt.
 const vmPolicy = "chaos-vm"
-
-// prepareVMs makes the cluster one with KubeVirt, or what stands in for it, before Blockmover is installed.
-func (w *world) prepareVMs(ctx context.Context) error {
-	if err := w.kit.Apply(ctx, standin.CRDs); err != nil {
-		return err
-	}
-	if _, err := w.kit.Kubectl(ctx, "wait", "crd", "-l", "standin", "--for=condition=Established", "--timeout=60s"); err != nil {
-		return err
-	}
-	w.kit.Components = append(w.kit.Components, "kubevirt")
-	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
-	if err != nil {
-		return fmt.Errorf("read KUBECONFIG: %w", err)
-	}
-	config.QPS, config.Burst = 100, 200
-	directory, err := os.MkdirTemp("", "standin-") // the names of sockets must be short
-	if err != nil {
-		return fmt.Errorf("make directory for VMs: %w", err)
-	}
-	w.vms, err = standin.New(config, standin.Options{Kubelet: w.kubelet, Directory: directory, Image: w.kit.ToolsImage, Log: w.kit.Log})
-	if err != nil {
-		return errors.Join(err, os.RemoveAll(directory))
-	}
-	w.vms.Start() //nolint:contextcheck // until Stop
-	return nil
-}
-
-func (w *world) stopVMs() error {
-	return errors.Join(w.vms.Close(), os.RemoveAll(w.vms.Directory))
-}
 
 // installVM makes an application that is a VM.
 func (a *application) installVM(ctx context.Context, w *world) error {

@@ -73,11 +73,13 @@ func newWorld(ctx context.Context, k *kit.Kit) (*world, error) {
 	if w.state == "" {
 		return nil, errors.New("BLOCKMOVER_CLUSTER_STATE is not set: run it with `make chaos`")
 	}
-	if err := w.prepareVMs(ctx); err != nil {
+	var err error
+	if w.vms, err = standin.Install(ctx, k); err != nil {
 		return nil, err
 	}
+	k.Components = append(k.Components, "kubevirt")
 	if err := w.fill(ctx); err != nil {
-		return nil, errors.Join(err, w.stopVMs())
+		return nil, errors.Join(err, w.vms.Remove())
 	}
 	return w, nil
 }
@@ -177,7 +179,7 @@ func (w *world) stop() error {
 	for _, t := range w.tunnels {
 		t.stop()
 	}
-	return w.stopVMs()
+	return w.vms.Remove()
 }
 
 // create makes an object, however long the API server is away. An object that is there was made

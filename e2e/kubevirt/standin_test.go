@@ -13,41 +13,19 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/client-go/tools/clientcmd"
-
 	"github.com/blockmover/blockmover/e2e/kit"
 	"github.com/blockmover/blockmover/e2e/kubevirt/standin"
 )
 
 // standinWorld is what stands in for KubeVirt, in this process.
-type standinWorld struct {
-	*standin.Standin
-	directory string
-}
+type standinWorld struct{ *standin.Standin }
 
 func (w *standinWorld) install(ctx context.Context, k *kit.Kit) (func() error, error) {
-	if err := k.Apply(ctx, standin.CRDs); err != nil {
+	var err error
+	if w.Standin, err = standin.Install(ctx, k); err != nil {
 		return nil, err
 	}
-	if _, err := k.Kubectl(ctx, "wait", "crd", "-l", "standin", "--for=condition=Established", "--timeout=60s"); err != nil {
-		return nil, err
-	}
-	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
-	if err != nil {
-		return nil, err
-	}
-	config.QPS, config.Burst = 100, 200
-	if w.directory, err = os.MkdirTemp("", "standin-"); err != nil {
-		return nil, err
-	}
-	w.Standin, err = standin.New(config, standin.Options{
-		Kubelet: os.Getenv("BLOCKMOVER_KUBELET_ROOT"), Directory: w.directory, Image: k.ToolsImage, Log: k.Log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	w.Start()
-	return func() error { return errors.Join(w.Close(), os.RemoveAll(w.directory)) }, nil
+	return w.Remove, nil
 }
 
 func (w *standinWorld) guest(_ *kit.Kit, namespace string) guest {
@@ -97,7 +75,7 @@ func (g *standinGuest) sum(ctx context.Context, claim string) (string, error) {
 
 // count has one qemu-io for each disk.
 func (g *standinGuest) count(ctx context.Context) error {
-	file := filepath.Join(g.world.directory, "number")
+	file := filepath.Join(g.world.Directory, "number")
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var writers []*writer
 	for _, d := range disks {

@@ -24,16 +24,8 @@ func (b *bench) cores(ctx context.Context, o ours) error {
 			return err
 		}
 		b.report.add(stepFullOn(n), s)
-		if err := b.clear(); err != nil {
+		if err := b.restored(ctx, o, stepRestoreOn(n), image.SnapshotID); err != nil {
 			return err
-		}
-		if s, _, err = o.child("image", "restore", "--snapshot", image.SnapshotID, "--device", b.target.path()).run(ctx); err != nil {
-			return err
-		}
-		s.Work = b.size
-		b.report.add(stepRestoreOn(n), s)
-		if err := sameBytes(ctx, b.volume.path(), b.target.path(), b.size); err != nil {
-			return fmt.Errorf("check restore as on %d cores: %w", n, err)
 		}
 	}
 	return nil

@@ -348,13 +348,19 @@ func (b *bench) full(ctx context.Context, o ours) error {
 		return err
 	}
 	b.report.add(stepStart, s)
-	if s, _, err = o.child("image", "restore", "--snapshot", last.SnapshotID, "--device", b.target.path()).run(ctx); err != nil {
+	return b.restored(ctx, o, stepRestore, last.SnapshotID)
+}
+
+// restored restores an image, and compares it with the volume.
+func (b *bench) restored(ctx context.Context, o ours, step, id string) error {
+	s, _, err := o.child("image", "restore", "--snapshot", id, "--device", b.target.path()).run(ctx)
+	if err != nil {
 		return err
 	}
 	s.Work = b.size
-	b.report.add(stepRestore, s)
+	b.report.add(step, s)
 	if err := sameBytes(ctx, b.volume.path(), b.target.path(), b.size); err != nil {
-		return fmt.Errorf("check restore: %w", err)
+		return fmt.Errorf("check %s: %w", step, err)
 	}
 	return b.clear()
 }

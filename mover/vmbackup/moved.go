@@ -33,12 +33,15 @@ func (m *Maker) checkpointMoved(ctx context.Context, r Request, s *State, vmb *u
 		return fmt.Sprintf("the checkpoint of VM %s/%s was %s, and is %q now", r.Namespace, r.VM, s.Since, now), nil
 	}
 	restored, err := m.restoresOf(ctx, r)
+	if err != nil {
+		return "", err
+	}
 	for _, d := range r.Disks {
-		if restored[d.Volume] != s.Restored[d.Volume] && err == nil {
+		if restored[d.Volume] != s.Restored[d.Volume] {
 			return fmt.Sprintf("DataDownload %s has restored disk %s in place meanwhile", restored[d.Volume], d.Volume), nil
 		}
 	}
-	return "", err
+	return "", nil
 }
 
 // restoresOf reads which restores have written the disks of a VM in place. A VM that runs keeps them away.
