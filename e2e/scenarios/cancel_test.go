@@ -63,6 +63,7 @@ var cancellations = []cancellation{
 func TestCancelAtOnce(t *testing.T) {
 	s := newScenario(t)
 	s.harness()
+	s.storeAvailableInTheEnd()
 	driver := s.driver()
 	velero := s.kit.VeleroNamespace
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
@@ -118,6 +119,7 @@ func TestCancelAtOnce(t *testing.T) {
 func (s *scenario) cancelIn(c cancellation, kind, name string, start []string) time.Duration {
 	s.Helper()
 	velero := []string{"-n", s.kit.VeleroNamespace}
+	s.storeAvailable(s.ctx) // the case before may have taken it away
 	_, err := s.kit.Velero(s.ctx, start...)
 	require.NoError(s, err)
 	operation := s.waitOperation(c, kind, name)
@@ -159,9 +161,9 @@ func (s *scenario) cancelIn(c cancellation, kind, name string, start []string) t
 // waitOperation waits until an operation of a backup or a restore is where it shall be canceled.
 func (s *scenario) waitOperation(c cancellation, kind, name string) kit.Object {
 	s.Helper()
-	list := s.kit.DataUploads
+	list, owner := s.kit.DataUploads, "backups.velero.io"
 	if kind == "DataDownload" {
-		list = s.kit.DataDownloads
+		list, owner = s.kit.DataDownloads, "restores.velero.io"
 	}
 	var found kit.Object
 	s.wait(kind+" in "+c.phase+" that "+c.name, func(ctx context.Context) (bool, string, error) {
@@ -174,6 +176,9 @@ func (s *scenario) waitOperation(c cancellation, kind, name string) kit.Object {
 				return true, "", nil
 			}
 			seen += fmt.Sprintf("%s %s %s, ", o.Metadata.Name, o.Status.Phase, o.Status.Message)
+		}
+		if len(operations) == 0 && err == nil {
+			seen, err = s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "get", owner, name, "-o", "jsonpath={.status.phase} {.status.validationErrors}")
 		}
 		return false, seen, err
 	})

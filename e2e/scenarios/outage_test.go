@@ -66,11 +66,7 @@ func TestObjectStoreAway(t *testing.T) {
 	require.NoError(t, s.kit.CompleteBackup(s.ctx, name))
 	s.checkReadAgain(uploads, size)
 
-	// Velero validates a location once a minute, and restores from none that was away.
-	_, err = s.kit.Kubectl(s.ctx, "-n", s.kit.VeleroNamespace, "wait", "backupstoragelocations.velero.io/default",
-		"--for=jsonpath={.status.phase}=Available", "--timeout=150s")
-	require.NoError(t, err)
-
+	s.storeAvailable(s.ctx)
 	target := s.namespace("away-copy")
 	restore := s.name("away-restore")
 	_, err = s.kit.Velero(s.ctx, "restore", "create", restore, "--from-backup", name, "--namespace-mappings", namespace+":"+target)
@@ -130,12 +126,31 @@ func (s *scenario) outageDuring(operation []string, size int64, outage time.Dura
 		}
 		return false, out, err
 	})
+	s.storeAvailableInTheEnd()
 	restart := s.kill("versitygw")
 	time.Sleep(outage)
 	out, err := s.kit.Kubectl(s.ctx, append(get, "-o", `jsonpath={range .items[*]}{.status.phase} {.status.progress.bytesDone}/{.status.progress.totalBytes} {.metadata.annotations.blockmover\.io/attempt}{"\n"}{end}`)...)
 	require.NoError(s, err)
 	s.Logf("after %s without the object store:\n%s", outage, out)
 	restart()
+}
+
+// storeAvailable waits until Velero knows that the object store is there. Velero validates a location once a minute. It backs up to none that
+// was away then, and restores from none.
+func (s *scenario) storeAvailable(ctx context.Context) {
+	s.Helper()
+	_, err := s.kit.Kubectl(ctx, "-n", s.kit.VeleroNamespace, "wait", "backupstoragelocations.velero.io/default",
+		"--for=jsonpath={.status.phase}=Available", "--timeout=150s")
+	require.NoError(s, err)
+}
+
+// storeAvailableInTheEnd is for who takes the object store away afterwards: the next test shall find it.
+func (s *scenario) storeAvailableInTheEnd() {
+	s.Cleanup(func() {
+		ctx, cancel := cleanupContext()
+		defer cancel()
+		s.storeAvailable(ctx)
+	})
 }
 
 // kill kills a component of the harness's cluster, and returns what lets it start again.
