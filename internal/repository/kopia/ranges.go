@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -39,11 +40,15 @@ type packRange struct {
 	buf         *rangeBuffer
 }
 
-// fetched are ranges in order of pack and offset. They do not overlap.
-type fetched []*packRange
+// fetched are the contents of some ranges.
+type fetched struct {
+	// ranges are in order of pack and offset. They do not overlap.
+	ranges []*packRange
+	infos  map[content.ID]content.Info
+}
 
 // several are those that a context carries.
-type several []fetched
+type several []*fetched
 
 type fetchedKey struct{}
 
@@ -57,18 +62,29 @@ func (s several) find(pack blob.ID, offset, length int64) ([]byte, bool) {
 	return nil, false
 }
 
+// content returns what its pack has of a content.
+func (s several) content(id content.ID) (info content.Info, packed []byte, ok bool) {
+	for _, f := range s {
+		if info, ok := f.infos[id]; ok {
+			packed, ok := f.find(info.PackBlobID, int64(info.PackOffset), int64(info.PackedLength))
+			return info, packed, ok
+		}
+	}
+	return content.Info{}, nil, false
+}
+
 // find returns the bytes of a part of a pack.
-func (f fetched) find(pack blob.ID, offset, length int64) ([]byte, bool) {
-	i, found := slices.BinarySearchFunc(f, offset, func(r *packRange, offset int64) int {
+func (f *fetched) find(pack blob.ID, offset, length int64) ([]byte, bool) {
+	i, found := slices.BinarySearchFunc(f.ranges, offset, func(r *packRange, offset int64) int {
 		return cmp.Or(cmp.Compare(r.pack, pack), cmp.Compare(r.offset, offset))
 	})
 	if !found {
 		i-- // the last one that begins before
 	}
-	if i < 0 || f[i].pack != pack || offset+length > f[i].end {
+	if i < 0 || f.ranges[i].pack != pack || offset+length > f.ranges[i].end {
 		return nil, false
 	}
-	return (*f[i].buf)[offset-f[i].offset:][:length], true
+	return (*f.ranges[i].buf)[offset-f.ranges[i].offset:][:length], true
 }
 
 // rangeBuffer is a blob.OutputBuffer.
@@ -111,6 +127,7 @@ func planRanges(infos []content.Info) []*packRange {
 type rangeReader struct {
 	rep   repo.Repository
 	blobs blob.Reader
+	unpack
 	// requests has room for those that are under way.
 	requests *semaphore.Weighted
 	// buffers are free for reuse.
@@ -123,7 +140,12 @@ func newRangeReader(rep repo.Repository) *rangeReader {
 	if !ok {
 		return nil
 	}
-	return &rangeReader{rep: rep, blobs: direct.BlobReader(), requests: semaphore.NewWeighted(maxRequests)}
+	return &rangeReader{
+		rep:      rep,
+		blobs:    direct.BlobReader(),
+		unpack:   newUnpack(direct.ContentReader().ContentFormat().Encryptor().Decrypt),
+		requests: semaphore.NewWeighted(maxRequests),
+	}
 }
 
 // fetch gets contents in large requests. It returns a context in which kopia finds them,
@@ -141,17 +163,17 @@ func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Co
 }
 
 // get gets contents in large requests. It returns nothing if they take more bytes than the limit.
-func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_ fetched, release func(), _ error) {
+func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_ *fetched, release func(), _ error) {
 	if f == nil {
 		return nil, nil, nil
 	}
-	infos := make([]content.Info, 0, len(ids))
+	infos := make(map[content.ID]content.Info, len(ids))
 	for _, id := range ids {
 		if info, err := f.rep.ContentInfo(ctx, id); err == nil {
-			infos = append(infos, info)
+			infos[id] = info
 		}
 	}
-	ranges := planRanges(infos)
+	ranges := planRanges(slices.Collect(maps.Values(infos)))
 	var total int64
 	for _, r := range ranges {
 		total += r.end - r.offset
@@ -185,7 +207,17 @@ func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_
 		release()
 		return nil, nil, err
 	}
-	return ranges, release, nil
+	return &fetched{ranges, infos}, release, nil
+}
+
+// read fills p with a whole content, if it was fetched. It leaves what cannot be read to kopia, which has the better error.
+func (f *rangeReader) read(ctx context.Context, id content.ID, p []byte) bool {
+	s, ok := ctx.Value(fetchedKey{}).(several)
+	if !ok {
+		return false
+	}
+	info, packed, ok := s.content(id)
+	return ok && f.unpack(info, packed, p) == nil
 }
 
 // buffer returns an empty buffer with room for so many bytes.

@@ -68,7 +68,7 @@ func TestFindInRanges(t *testing.T) {
 			buf[i] = byte(r.offset) + byte(i)
 		}
 		r.buf = &buf
-		ranges = append(ranges, &r)
+		ranges.ranges = append(ranges.ranges, &r)
 	}
 	for _, c := range []struct {
 		pack           blob.ID
@@ -98,7 +98,7 @@ func TestFindInRanges(t *testing.T) {
 			require.Equal(t, byte(c.offset), data[0])
 		}
 	}
-	_, found := fetched(nil).find("p1", 0, 1)
+	_, found := new(fetched).find("p1", 0, 1)
 	require.False(t, found)
 }
 

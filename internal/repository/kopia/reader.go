@@ -169,11 +169,20 @@ func (r *reader) read(p []byte, off int64) error {
 		defer release()
 	}
 	for _, part := range parts {
+		if r.readFetched(ctx, part) {
+			continue
+		}
 		if err := r.readContent(ctx, part.to, part.skip, part.entry); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// readFetched fills a part that is a whole content which was fetched.
+func (r *reader) readFetched(ctx context.Context, p part) bool {
+	id, compressed, direct := p.Object.ContentID()
+	return direct && !compressed && int64(len(p.to)) == p.Length && r.ranges != nil && r.ranges.read(ctx, id, p.to)
 }
 
 // parts divides a read among entries, and fills in zeros at once.

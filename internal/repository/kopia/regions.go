@@ -34,7 +34,7 @@ type regions struct {
 type region struct {
 	done chan struct{}
 	// found has its contents once done is closed. It is nil if they could not be fetched.
-	found   fetched
+	found   *fetched
 	release func()
 	// users are those who use found now. Nobody begins to after it was dropped.
 	users   int
@@ -167,7 +167,7 @@ func (r *reader) isMost(n, read int64) bool {
 
 // fetchRegion returns nil if there is nothing to fetch, or too much, or if that fails: the reads of it have the
 // better error.
-func (r *reader) fetchRegion(n int64) (fetched, func()) {
+func (r *reader) fetchRegion(n int64) (*fetched, func()) {
 	ids, _, err := r.regionContents(n)
 	if err != nil {
 		return nil, nil
