@@ -25,7 +25,8 @@ const (
 // near is a line on which nothing takes time. What only prepares a measurement goes over it.
 var near = line{rate: 1 << 40}
 
-// grow makes increments until there are oldIncrements, and restores the last one.
+// grow makes increments until there are oldIncrements, and restores the last one. Beside it, a full image of the same volume is
+// restored: the random bytes of the increments have made it larger than the first one.
 func (r *linkRound) grow(ctx context.Context, made int, seed uint64) error {
 	for n := made; n < oldIncrements; n++ {
 		if err := r.write(4*kib, seed+uint64(n)); err != nil { //nolint:gosec // a small number
@@ -44,7 +45,18 @@ func (r *linkRound) grow(ctx context.Context, made int, seed uint64) error {
 	if _, r.id, err = r.stockBackup(ctx, near); err != nil {
 		return err
 	}
-	return r.restores(ctx, fmt.Sprintf("restore after %d incrementals", oldIncrements))
+	if err := r.restores(ctx, fmt.Sprintf("restore after %d incrementals", oldIncrements)); err != nil {
+		return err
+	}
+	if err := r.create(ctx); err != nil {
+		return err
+	}
+	_, result, err := r.mover(ctx, near, moverTask{Device: r.volume.path()})
+	if err != nil {
+		return err
+	}
+	r.image = result.SnapshotID
+	return r.restore(ctx, "restore of a full image of the same")
 }
 
 // nights backs up many small volumes, one night after the other, in new repositories of both tools, and measures what the next backup and a

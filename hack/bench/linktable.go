@@ -269,8 +269,19 @@ func (l *linkBench) write(length int64, seed uint64) error {
 	return writeList(l.path("changed"), changed)
 }
 
-// restores restores the newest image of each tool, and compares ours with the volume.
+// restores restores the newest image of each tool.
 func (r *linkRound) restores(ctx context.Context, name string) error {
+	if err := errors.Join(r.restore(ctx, name), r.clear()); err != nil {
+		return err
+	}
+	target := r.path("target", "kopia")
+	s, _, err := r.kopiaOver(ctx, r.table.line, r.tool().child("snapshot", "restore", "--no-progress", r.id, target))
+	r.table.add(name, sideKopia, s)
+	return errors.Join(err, os.RemoveAll(target))
+}
+
+// restore restores our newest image, and compares it with the volume.
+func (r *linkRound) restore(ctx context.Context, name string) error {
 	if err := r.clear(); err != nil {
 		return err
 	}
@@ -282,13 +293,7 @@ func (r *linkRound) restores(ctx context.Context, name string) error {
 	if err := sameBytes(ctx, r.volume.path(), r.target.path(), r.size); err != nil {
 		return fmt.Errorf("check restore: %w", err)
 	}
-	if err := r.clear(); err != nil {
-		return err
-	}
-	target := r.path("target", "kopia")
-	s, _, err = r.kopiaOver(ctx, r.table.line, r.tool().child("snapshot", "restore", "--no-progress", r.id, target))
-	r.table.add(name, sideKopia, s)
-	return errors.Join(err, os.RemoveAll(target))
+	return nil
 }
 
 // mover runs a mover over the line.

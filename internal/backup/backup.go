@@ -7,8 +7,7 @@
 //	open the device
 //	choose the parent and what to read             package chain
 //	read and put                                   package datapath
-//	commit the image
-//	save the repo snapshot
+//	commit the image, which saves the repo snapshot
 //
 // # Crashes
 //
@@ -21,8 +20,8 @@
 //	by a kill, or canceled         its checkpoint      resumes from it
 //	by an error                    its checkpoint      resumes from it
 //	by an error that is final      nothing             starts over
-//	by an error after the commit   its checkpoint      resumes from it
-//	after the last step            the repo snapshot   returns it
+//	while it commits               the repo snapshot   checks that nothing of it is lost, and returns it
+//	after the last step            the repo snapshot   the same
 //
 // A run that fails with an error that is final (see package fault) discards its checkpoint:
 // what failed may be what it recorded. Package repository says which runs can resume: the
@@ -91,16 +90,19 @@ type Result struct {
 	Written repository.WriteStats
 	// Saving is how long it took to commit the image and to save the repo snapshot.
 	Saving time.Duration
-	// Deleted are the repo snapshots of failed operations that were found.
+	// Deleted are the repo snapshots that were found of failed operations, and of earlier runs that were killed while maintenance, or the
+	// storage, took away a part of what they had saved.
 	Deleted []Deleted
 }
 
-// Deleted is a repo snapshot of a failed operation. Err is nil if it was deleted. A later
+// Deleted is a repo snapshot that is none. Err is nil if it was deleted. A later
 // run tries again, so the error is not one of the run.
 type Deleted struct {
 	ID        repository.SnapshotID
 	Operation string
 	Err       error
+	// Lost says what is gone of a repo snapshot that an earlier run of this operation saved.
+	Lost error
 }
 
 // Run makes the backup.
@@ -110,10 +112,12 @@ func Run(ctx context.Context, job Job) (result Result, err error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if saved, ok := repository.FindOperation(history, job.Operation); ok {
-		return job.savedBefore(saved)
+	history, saved, err := job.savedBefore(ctx, history)
+	if err != nil || saved.SavedBefore {
+		return saved, err
 	}
-	history, result.Deleted = job.deleteFailed(ctx, history)
+	history, failed := job.deleteFailed(ctx, history)
+	result.Deleted = slices.Concat(saved.Deleted, failed)
 	dev, err := job.Open()
 	if err != nil {
 		return result, err
@@ -137,14 +141,7 @@ func Run(ctx context.Context, job Job) (result Result, err error) {
 		return result, err
 	}
 	moved := job.Now()
-	image, written, err := run.Writer.Commit(ctx)
-	if err != nil {
-		return result, err
-	}
-	result.Written = written
-	result.SnapshotID, err = job.Store.Save(ctx, repository.Snapshot{
-		Volume: job.Volume, Tags: job.tags(run.Reason), Start: start, End: job.Now(),
-	}, image)
+	result.SnapshotID, result.Written, err = run.Writer.Commit(ctx, repository.Snapshot{Tags: tags(run.Reason), Start: start, End: moved})
 	result.Saving = job.Now().Sub(moved)
 	return result, err
 }
@@ -158,14 +155,33 @@ func ending(ctx context.Context, err error) repository.Ending {
 	return repository.Discard
 }
 
-// savedBefore returns the result of an earlier run.
-func (j Job) savedBefore(saved repository.Snapshot) (Result, error) {
+// savedBefore returns the result of an earlier run that saved the repo snapshot. That run may have ended before it could check what it had
+// saved. If it lacks something, or may do so, savedBefore deletes it, and returns the history without it.
+func (j Job) savedBefore(ctx context.Context, history []repository.Snapshot) ([]repository.Snapshot, Result, error) {
+	saved, ok := repository.FindOperation(history, j.Operation)
+	if !ok {
+		return history, Result{}, nil
+	}
 	switch {
 	case saved.Damage != nil:
-		return Result{}, fmt.Errorf("read repo snapshot %s, which an earlier run of operation %s saved: %w", saved.ID, j.Operation, saved.Damage)
+		return nil, Result{}, fmt.Errorf("read repo snapshot %s, which an earlier run of operation %s saved: %w", saved.ID, j.Operation, saved.Damage)
 	case j.Size != 0 && saved.Meta.Size != j.Size:
-		return Result{}, fmt.Errorf("an earlier run of operation %s saved repo snapshot %s of %d bytes, and the device has %d",
+		return nil, Result{}, fmt.Errorf("an earlier run of operation %s saved repo snapshot %s of %d bytes, and the device has %d",
 			j.Operation, saved.ID, saved.Meta.Size, j.Size)
+	}
+	is := func(id repository.SnapshotID) func(repository.Snapshot) bool {
+		return func(s repository.Snapshot) bool { return s.ID == id }
+	}
+	err := j.Store.Check(ctx, saved.ID)
+	if parent := saved.Meta.Parent; err == nil && parent != "" && !slices.ContainsFunc(history, is(parent)) {
+		err = fmt.Errorf("look for parent %s: %w", parent, repository.ErrNotFound)
+	}
+	switch {
+	case errors.Is(err, repository.ErrNotFound):
+		rest := slices.DeleteFunc(slices.Clone(history), is(saved.ID))
+		return rest, Result{Deleted: []Deleted{{ID: saved.ID, Operation: j.Operation, Lost: err}}}, j.Store.Delete(ctx, saved.ID)
+	case err != nil:
+		return nil, Result{}, err
 	}
 	result := Result{
 		SnapshotID:  saved.ID,
@@ -177,7 +193,7 @@ func (j Job) savedBefore(saved repository.Snapshot) (Result, error) {
 	if result.Reason != "" {
 		result.Reasons = []chain.Reason{result.Reason}
 	}
-	return result, nil
+	return history, result, nil
 }
 
 // deleteFailed deletes the repo snapshots of failed operations: those were canceled, or
@@ -190,7 +206,7 @@ func (j Job) deleteFailed(ctx context.Context, history []repository.Snapshot) (r
 			rest = append(rest, s)
 			continue
 		}
-		deleted = append(deleted, Deleted{s.ID, operation, j.Store.Delete(ctx, s.ID)})
+		deleted = append(deleted, Deleted{ID: s.ID, Operation: operation, Err: j.Store.Delete(ctx, s.ID)})
 	}
 	return rest, deleted
 }
@@ -204,10 +220,9 @@ func (j Job) begin(ctx context.Context, dev device.Reader, history []repository.
 	return chain.Begin(ctx, in)
 }
 
-func (j Job) tags(reason chain.Reason) map[string]string {
-	tags := map[string]string{repository.TagOperation: j.Operation}
-	if reason != "" {
-		tags[repository.TagReason] = string(reason)
+func tags(reason chain.Reason) map[string]string {
+	if reason == "" {
+		return nil
 	}
-	return tags
+	return map[string]string{repository.TagReason: string(reason)}
 }

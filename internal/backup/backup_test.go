@@ -138,8 +138,9 @@ type faulty struct {
 	cancel context.CancelFunc
 	// checkpoints counts the calls of Advance that had an effect.
 	checkpoints int
-	committed   bool
 	dead        bool
+	// checked is what Check returns, if it is not nil.
+	checked error
 }
 
 func (f *faulty) call(do func() error) error {
@@ -172,9 +173,11 @@ func (f *faulty) List(ctx context.Context, v repository.VolumeKey) (list []repos
 	return list, err
 }
 
-func (f *faulty) Save(ctx context.Context, s repository.Snapshot, img repository.Image) (id repository.SnapshotID, err error) {
-	err = f.call(func() error { id, err = f.Memory.Save(ctx, s, img); return err })
-	return id, err
+func (f *faulty) Check(ctx context.Context, id repository.SnapshotID) error {
+	if f.checked != nil {
+		return f.checked
+	}
+	return f.call(func() error { return f.Memory.Check(ctx, id) })
 }
 
 func (f *faulty) NewWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (w repository.VolumeWriter, err error) {
@@ -204,13 +207,9 @@ func (w *faultyWriter) Advance(ctx context.Context, chunk int64) error {
 	})
 }
 
-func (w *faultyWriter) Commit(ctx context.Context) (img repository.Image, stats repository.WriteStats, err error) {
-	err = w.f.call(func() error {
-		w.f.committed = true
-		img, stats, err = w.VolumeWriter.Commit(ctx)
-		return err
-	})
-	return img, stats, err
+func (w *faultyWriter) Commit(ctx context.Context, s repository.Snapshot) (id repository.SnapshotID, stats repository.WriteStats, err error) {
+	err = w.f.call(func() error { id, stats, err = w.VolumeWriter.Commit(ctx, s); return err })
+	return id, stats, err
 }
 
 func (w *faultyWriter) Close(ctx context.Context, how repository.Ending) error {
@@ -260,7 +259,7 @@ func interruptEach(t *testing.T, kind repository.Kind, f fault, after bool) {
 			require.True(t, bytes.Equal(w.data, w.image(t, result.SnapshotID)))
 			continue
 		}
-		checkpoints, committed := w.store.checkpoints, w.store.committed
+		checkpoints := w.store.checkpoints
 		saved := w.saved(t, "second")
 
 		*w.store = faulty{Memory: w.store.Memory}
@@ -274,7 +273,7 @@ func interruptEach(t *testing.T, kind repository.Kind, f fault, after bool) {
 		case result.SavedBefore:
 			savedBefore++
 			require.EqualValues(t, volumeSize, result.Resumed)
-		case f == refuse && !committed:
+		case f == refuse:
 			require.Zero(t, result.Resumed, "a run that was refused leaves nothing")
 		default:
 			require.Equal(t, checkpoints > 0, result.Resumed > 0, "interrupted at call %d", at)
@@ -283,8 +282,8 @@ func interruptEach(t *testing.T, kind repository.Kind, f fault, after bool) {
 			}
 		}
 	}
-	require.Positive(t, resumed)
-	require.Equal(t, after, savedBefore > 0, "only what Save did counts")
+	require.Equal(t, f != refuse, resumed > 0)
+	require.Equal(t, after, savedBefore > 0, "only what Commit did counts")
 }
 
 // TestSavedBefore: the device is not opened again.
@@ -307,6 +306,45 @@ func TestSavedBefore(t *testing.T) {
 	job.Size = volumeSize + 512
 	_, err = backup.Run(t.Context(), job)
 	require.ErrorContains(t, err, "and the device has 1053184")
+}
+
+// TestSavedBeforeAndLost: what an earlier run saved is gone, or may be, and is made again.
+func TestSavedBeforeAndLost(t *testing.T) {
+	run := func(t *testing.T, break_ func(w *world, parent repository.SnapshotID)) (w *world, before, after backup.Result, err error) {
+		t.Helper()
+		w = newWorld()
+		first, err := backup.Run(t.Context(), w.job("first"))
+		require.NoError(t, err)
+		w.changed["first"] = nil
+		before, err = backup.Run(t.Context(), w.job("second"))
+		require.NoError(t, err)
+		require.Equal(t, first.SnapshotID, before.Parent)
+		break_(w, first.SnapshotID)
+		after, err = backup.Run(t.Context(), w.job("second"))
+		return w, before, after, err
+	}
+	for name, break_ := range map[string]func(w *world, parent repository.SnapshotID){
+		"a part of it is gone": func(w *world, _ repository.SnapshotID) {
+			w.store.checked = fmt.Errorf("look up: %w", repository.ErrNotFound)
+		},
+		"its parent is gone": func(w *world, parent repository.SnapshotID) { require.NoError(t, w.store.Delete(t.Context(), parent)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, before, after, err := run(t, break_)
+			require.NoError(t, err)
+			require.False(t, after.SavedBefore)
+			require.Len(t, after.Deleted, 1)
+			require.ErrorIs(t, after.Deleted[0].Lost, repository.ErrNotFound)
+			require.Equal(t, before.SnapshotID, after.Deleted[0].ID)
+			require.Equal(t, 1, w.saved(t, "second"))
+			require.True(t, bytes.Equal(w.data, w.image(t, after.SnapshotID)))
+		})
+	}
+	t.Run("nobody knows", func(t *testing.T) {
+		w, _, _, err := run(t, func(w *world, _ repository.SnapshotID) { w.store.checked = repository.ErrUnavailable })
+		require.ErrorIs(t, err, repository.ErrUnavailable)
+		require.Equal(t, 1, w.saved(t, "second"))
+	})
 }
 
 // damaged lists each repo snapshot with damage.

@@ -195,13 +195,6 @@ func FindOperation(snapshots []Snapshot, operationID string) (Snapshot, bool) {
 	return Snapshot{}, false
 }
 
-// Image is a written image that no repo snapshot names yet. Root is the adapter's name for
-// it.
-type Image struct {
-	Root string
-	Meta Meta
-}
-
 // Pages is a run of pages of one chunk. Offset is relative to the chunk; it and
 // the length of Data are multiples of Meta.PageSize.
 type Pages struct {
@@ -306,8 +299,13 @@ type VolumeWriter interface {
 	// have returned. The writer then finishes what it can, so that its memory does not grow
 	// with the volume. Advance is optional. It may run beside Puts of later chunks.
 	Advance(ctx context.Context, chunk int64) error
-	// Commit completes the image and makes it durable, without naming it.
-	Commit(ctx context.Context) (Image, WriteStats, error)
+	// Commit completes the image and saves it as a repo snapshot, which makes it a backup. The operation
+	// then holds nothing else. Tags, Start and End come from s. Commit is idempotent: if the volume has a
+	// repo snapshot of the same operation, Commit returns that one and saves nothing.
+	//
+	// If Commit fails with an error of the storage, or never returns, the repo snapshot may be there all the
+	// same. Whoever finds it calls Catalog.Check before it counts on it.
+	Commit(ctx context.Context, s Snapshot) (SnapshotID, WriteStats, error)
 	// Close ends a writer whose image is not committed. It does nothing after Commit or after
 	// another Close. It works with a context that is over.
 	Close(ctx context.Context, how Ending) error
@@ -340,11 +338,6 @@ type VolumeReader interface {
 
 // Catalog is the set of repo snapshots.
 type Catalog interface {
-	// Save names an image, which makes it a backup. The operation then holds nothing else.
-	// Volume, Tags, Start and End come from s, everything else from img. Save is idempotent:
-	// if the volume has a repo snapshot with the same TagOperation, Save returns that one and
-	// writes nothing.
-	Save(ctx context.Context, s Snapshot, img Image) (SnapshotID, error)
 	// Get returns one repo snapshot, or an error that wraps ErrNotFound. If the repo snapshot is
 	// there and damaged, its ID and Volume are set beside the error.
 	Get(ctx context.Context, id SnapshotID) (Snapshot, error)
@@ -356,6 +349,9 @@ type Catalog interface {
 	// Losses returns what hides repo snapshots from List and Volumes, as far as the repository can
 	// tell. Get and OpenReader say it of an image that is not there.
 	Losses(ctx context.Context) ([]Loss, error)
+	// Check looks up all that an image consists of, in the index and in the list of packs, without reading
+	// the data. The error wraps ErrNotFound if something is gone.
+	Check(ctx context.Context, id SnapshotID) error
 	// Delete deletes a repo snapshot. It is no error if it is gone.
 	Delete(ctx context.Context, id SnapshotID) error
 }
@@ -363,8 +359,8 @@ type Catalog interface {
 // Store is an open repository.
 type Store interface {
 	Catalog
-	// NewWriter starts an image. What the image inherits stays in the repository until the
-	// image is saved or discarded, even if the parent is deleted. A ChunkSize or SegmentSize
+	// NewWriter starts an image. If the parent is deleted before the image is saved, that may make the
+	// writer fail in its first minute. After that, what the image inherits stays in the repository. A ChunkSize or SegmentSize
 	// of 0 in meta means that of the parent, or the default; another one than the parent's is
 	// an error. A PageSize of 0 means the default, or the chunk size if that is less. The
 	// writer sets Version, Kind and Parent in meta. The error wraps ErrNotFound or ErrCorrupt

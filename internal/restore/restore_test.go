@@ -40,9 +40,7 @@ func image(t *testing.T) (*repositorytest.Memory, repository.SnapshotID) {
 	w, err := store.NewWriter(t.Context(), meta, repository.WriterOptions{Volume: volume, Operation: "first"})
 	require.NoError(t, err)
 	require.NoError(t, w.Put(t.Context(), 0, random(1)))
-	img, _, err := w.Commit(t.Context())
-	require.NoError(t, err)
-	id, err := store.Save(t.Context(), repository.Snapshot{Volume: volume, Tags: map[string]string{repository.TagOperation: "first"}}, img)
+	id, _, err := w.Commit(t.Context(), repository.Snapshot{})
 	require.NoError(t, err)
 	return store, id
 }

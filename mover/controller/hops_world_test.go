@@ -432,11 +432,6 @@ func (s held) NewWriter(ctx context.Context, meta repository.Meta, o repository.
 	return heldWriter{w, s.p}, err
 }
 
-func (s held) Save(ctx context.Context, snapshot repository.Snapshot, image repository.Image) (id repository.SnapshotID, err error) {
-	err = s.p.do("repo snapshot", func() error { id, err = s.Memory.Save(ctx, snapshot, image); return err })
-	return id, err
-}
-
 type heldWriter struct {
 	repository.VolumeWriter
 	p *hands
@@ -454,9 +449,9 @@ func (w heldWriter) Advance(ctx context.Context, chunk int64) error {
 	return w.p.do(verb, func() error { return w.VolumeWriter.Advance(ctx, chunk) })
 }
 
-func (w heldWriter) Commit(ctx context.Context) (image repository.Image, stats repository.WriteStats, err error) {
-	err = w.p.do("", func() error { image, stats, err = w.VolumeWriter.Commit(ctx); return err })
-	return image, stats, err
+func (w heldWriter) Commit(ctx context.Context, s repository.Snapshot) (id repository.SnapshotID, stats repository.WriteStats, err error) {
+	err = w.p.do("repo snapshot", func() error { id, stats, err = w.VolumeWriter.Commit(ctx, s); return err })
+	return id, stats, err
 }
 
 func (w heldWriter) Close(ctx context.Context, how repository.Ending) error {

@@ -68,7 +68,11 @@ func (w *Worker) backup(ctx context.Context, r task.Request, options datapath.Op
 		Now:     w.Now,
 	})
 	for _, d := range result.Deleted {
-		if d.Err != nil {
+		switch {
+		case d.Lost != nil:
+			w.warn(fmt.Sprintf("Deleted repo snapshot %s, which an earlier mover pod saved, and began again", d.ID), d.Lost)
+			continue
+		case d.Err != nil:
 			w.warn(fmt.Sprintf("Cannot delete repo snapshot %s of upload %s, which failed", d.ID, d.Operation), d.Err)
 			continue
 		}

@@ -47,7 +47,7 @@ type fixture struct {
 	volume  cbttest.Volume
 	out     *output
 	// The faults of the environment.
-	storeErr, readerErr, writerErr, sourceErr, listErr, deleteErr, saveErr, commitErr error
+	storeErr, readerErr, writerErr, sourceErr, listErr, deleteErr, commitErr error
 	// cuts are the numbers of messages after which a stream of block metadata breaks.
 	cuts []int
 	// before is called before each Put.
@@ -128,13 +128,6 @@ func (s *spoiled) Delete(ctx context.Context, id repository.SnapshotID) error {
 	return s.Memory.Delete(ctx, id)
 }
 
-func (s *spoiled) Save(ctx context.Context, snap repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
-	if s.f.saveErr != nil {
-		return "", s.f.saveErr
-	}
-	return s.Memory.Save(ctx, snap, img)
-}
-
 func (s *spoiled) Close(ctx context.Context) error {
 	s.f.closed.Add(1)
 	return ctx.Err()
@@ -157,11 +150,11 @@ func (w *spoiledWriter) Put(ctx context.Context, chunk int64, data []byte) error
 	return w.VolumeWriter.Put(ctx, chunk, data)
 }
 
-func (w *spoiledWriter) Commit(ctx context.Context) (repository.Image, repository.WriteStats, error) {
+func (w *spoiledWriter) Commit(ctx context.Context, s repository.Snapshot) (repository.SnapshotID, repository.WriteStats, error) {
 	if w.f.commitErr != nil {
-		return repository.Image{}, repository.WriteStats{}, w.f.commitErr
+		return "", repository.WriteStats{}, w.f.commitErr
 	}
-	return w.VolumeWriter.Commit(ctx)
+	return w.VolumeWriter.Commit(ctx, s)
 }
 
 var volume = repository.VolumeKey{Namespace: "app", PVC: "data"}
@@ -384,7 +377,6 @@ func TestBackupFailures(t *testing.T) {
 		"device": func(f *fixture) { f.readerErr = broken },
 		"read":   func(f *fixture) { f.device.Fail(devicetest.Read, 0, broken) },
 		"commit": func(f *fixture) { f.commitErr = broken },
-		"save":   func(f *fixture) { f.saveErr = broken },
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)

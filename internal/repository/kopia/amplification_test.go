@@ -65,9 +65,8 @@ func TestAmplification(t *testing.T) {
 				require.NoError(t, err)
 				moved, err := datapath.Backup(t.Context(), device.NewMemory(data, 512), bitmap, w, datapath.Options{})
 				require.NoError(t, err)
-				img, stats, err := w.Commit(t.Context())
-				require.NoError(t, err)
-				o = nextOperation(save(t, s, img))
+				id, stats := commit(t, w)
+				o = nextOperation(id)
 				if run == 0 {
 					continue
 				}

@@ -65,9 +65,8 @@ func benchBackup(b *testing.B, s *Store, data []byte, c repository.Compression) 
 	require.NoError(b, err)
 	_, err = datapath.Backup(b.Context(), device.NewMemory(data, 4096), all, w, datapath.Options{})
 	require.NoError(b, err)
-	img, _, err := w.Commit(b.Context())
-	require.NoError(b, err)
-	return save(b, s, img)
+	id, _ := commit(b, w)
+	return id
 }
 
 func BenchmarkRestore(b *testing.B) {

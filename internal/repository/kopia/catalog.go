@@ -63,80 +63,35 @@ func checkVolume(v repository.VolumeKey) error {
 	return nil
 }
 
-// Save implements repository.Catalog.
-func (s *Store) Save(ctx context.Context, snap repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
-	id, err := s.save(ctx, snap, img)
-	if err != nil {
-		return "", fmt.Errorf("save repo snapshot of %s: %w", snap.Volume, markWrite(err))
+// newManifest is that of a complete image.
+func newManifest(s repository.Snapshot, h *hold, meta repository.Meta, dir object.ID, summary *fs.DirectorySummary) *snapshot.Manifest {
+	tags := maps.Clone(s.Tags)
+	if tags == nil {
+		tags = map[string]string{}
 	}
-	return id, nil
-}
-
-func (s *Store) save(ctx context.Context, snap repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
-	if err := checkVolume(snap.Volume); err != nil {
-		return "", err
-	}
-	if snap.Tags[repository.TagOperation] == "" {
-		return "", errNoOperation
-	}
-	root, err := object.ParseID(img.Root)
-	if err != nil {
-		return "", fmt.Errorf("image %q: %w", img.Root, err)
-	}
-	// The image was committed just now, usually.
-	var (
-		saved repository.SnapshotID
-		holds []manifest.ID
-	)
-	if err := withIndex(ctx, s.rep, func() (err error) {
-		if saved, err = findOperation(ctx, s.rep, snap.Volume, snap.Tags[repository.TagOperation]); err == nil && saved == "" {
-			holds, err = findHolds(ctx, s.rep, snap.Volume, snap.Tags[repository.TagOperation])
-		}
-		return err
-	}); err != nil || saved != "" {
-		return saved, err
-	}
-
-	dir, err := readDirectory(ctx, s.rep, root)
-	if err != nil {
-		return "", err
-	}
-
-	tags := maps.Clone(snap.Tags)
+	tags[repository.TagOperation] = h.operation
 	tags[tagRequester] = requester
 	tags[tagUploader] = uploader
 	m := &snapshot.Manifest{
-		Source:      sourceOf(snap.Volume),
+		Source:      sourceOf(h.volume),
 		Description: description,
-		StartTime:   fs.UTCTimestampFromTime(snap.Start),
-		EndTime:     fs.UTCTimestampFromTime(snap.End),
+		StartTime:   fs.UTCTimestampFromTime(s.Start),
+		EndTime:     fs.UTCTimestampFromTime(s.End),
 		RootEntry: &snapshot.DirEntry{
-			Name:        snap.Volume.PVC,
+			Name:        h.volume.PVC,
 			Type:        snapshot.EntryTypeDirectory,
 			Permissions: 0o700,
-			ModTime:     fs.UTCTimestampFromTime(img.Meta.SnapshotTime),
-			ObjectID:    root,
-			DirSummary:  dir.manifest.Summary,
+			ModTime:     fs.UTCTimestampFromTime(meta.SnapshotTime),
+			ObjectID:    dir,
+			DirSummary:  summary,
 		},
 		Tags: tags,
 		Pins: []string{pin},
 	}
-	m.Stats.TotalFileSize = dir.manifest.Summary.TotalFileSize
-	m.Stats.TotalFileCount = int32(dir.manifest.Summary.TotalFileCount) //nolint:gosec // it is 2
+	m.Stats.TotalFileSize = summary.TotalFileSize
+	m.Stats.TotalFileCount = int32(summary.TotalFileCount) //nolint:gosec // it is 2
 	m.Stats.TotalDirectoryCount = 1
-
-	var id manifest.ID
-	err = repo.WriteSession(ctx, s.rep, repo.WriteSessionOptions{Purpose: "Blockmover save"},
-		func(ctx context.Context, w repo.RepositoryWriter) error {
-			if id, err = snapshot.SaveSnapshot(ctx, w, m); err != nil {
-				return err
-			}
-			return deleteManifests(ctx, w, holds)
-		})
-	if err != nil {
-		return "", err
-	}
-	return repository.SnapshotID(id), nil
+	return m
 }
 
 // findOperation returns the repo snapshot that an operation saved, or "".

@@ -72,14 +72,11 @@ func (c *chained) input(t *testing.T, operation string) chain.Input {
 }
 
 // finish makes the image of a run that has begun and checks what it holds.
-func (c *chained) finish(t *testing.T, run chain.Run, operation string) repository.SnapshotID {
+func (c *chained) finish(t *testing.T, run chain.Run) repository.SnapshotID {
 	t.Helper()
 	_, err := datapath.Backup(t.Context(), device.NewMemory(c.data, 512), run.Read, run.Writer, datapath.Options{})
 	require.NoError(t, err)
-	img, _, err := run.Writer.Commit(t.Context())
-	require.NoError(t, err)
-	id, err := c.Save(t.Context(), repository.Snapshot{Volume: testVolume, Tags: map[string]string{repository.TagOperation: operation}}, img)
-	require.NoError(t, err)
+	id, _ := commit(t, run.Writer)
 	requireImage(t, c.Store, id, c.data)
 	return id
 }
@@ -88,7 +85,7 @@ func (c *chained) backup(t *testing.T, operation string) (chain.Decision, reposi
 	t.Helper()
 	run, err := chain.Begin(t.Context(), c.input(t, operation))
 	require.NoError(t, err)
-	return run.Decision, c.finish(t, run, operation)
+	return run.Decision, c.finish(t, run)
 }
 
 // segmentOf is one segment of an image.
@@ -172,9 +169,9 @@ func TestBackupsOfOneVolumeAtOnce(t *testing.T) {
 		require.Empty(t, d.Reason)
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { c.finish(t, earlier, "op-2") })
+	wg.Go(func() { c.finish(t, earlier) })
 	var newest repository.SnapshotID
-	wg.Go(func() { newest = later.finish(t, run, "op-3") })
+	wg.Go(func() { newest = later.finish(t, run) })
 	wg.Wait()
 	d, _ := later.backup(t, "op-4")
 	require.Equal(t, newest, d.Parent)

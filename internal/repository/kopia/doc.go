@@ -62,13 +62,21 @@
 //
 // An incremental image refers to contents that it does not write. kopia sees that they
 // are in use only when a manifest refers to them, and the image has none before it is
-// saved. So the operation has an incomplete manifest until then, the hold. NewWriter
-// writes it before it looks at the segments of the parent, with the directory of the
-// parent as its root. Commit makes it refer to the new image. Save replaces it by the
-// real one in one flush. Discarding the image deletes it. Stock kopia takes a hold for
-// one of its own checkpoints: it hides the hold from its lists, and its garbage
-// collection keeps what the hold refers to. A hold is never a repo snapshot of the
-// Catalog.
+// saved. Until then the manifest of the parent keeps them. If somebody deletes it, nothing
+// does. So Commit looks for the parent once it has saved the image. If the parent is gone,
+// maintenance may have looked for manifests when there was neither, and Commit fails and
+// deletes what it saved.
+//
+// An operation that runs for longer than a minute would lose too much that way. So it
+// has an incomplete manifest from then on, the hold, with the directory of the parent as its
+// root. From checkpoint to checkpoint, the hold refers to more of the new image. After
+// the first one is written, the parent must still be there, and may go later. Commit
+// replaces the hold by the real manifest in one flush. Discarding the image deletes it.
+// Stock kopia takes a hold for one of its own checkpoints: it hides the hold from its lists,
+// and its garbage collection keeps what the hold refers to. A hold is never a repo snapshot
+// of the Catalog.
+//
+// Most operations need less than a minute. They flush once, and leave one index blob.
 //
 // A hold belongs to one operation. Two operations on one volume have two, and neither
 // touches that of the other. A later run of the same operation takes over the hold that
@@ -89,13 +97,14 @@
 //
 // A later run of the operation continues after the end of disk.raw if it makes the same
 // image: its volume.json differs in snapshotTime at most. The last two entries are there
-// for garbage collection alone. An image that is committed and not saved is a checkpoint
-// too: one with all segments.
+// for garbage collection alone.
 //
 // # What is not promised
 //
 // Contents that are uploaded and that no manifest refers to are protected by the safety
 // delays of kopia's maintenance, as with every kopia client. Maintenance without them may
 // delete packs while a backup writes them. So the writer looks for its packs at each
-// checkpoint and at Commit. Where one is gone, it fails, and there is no image.
+// checkpoint and at Commit. Where one is gone, it fails, and there is no image. Commit
+// looks after it has saved the image: a run that is killed in between leaves an image
+// that nobody has looked at. The next run of the operation does so, with Check.
 package kopia

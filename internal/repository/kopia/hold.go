@@ -1,6 +1,7 @@
 package kopia
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,10 @@ const (
 	// a hundred of them must fail to come.
 	holdLife    = 24 * time.Hour
 	holdRenewal = holdLife / 100
+
+	// holdDelay is how long an operation runs without a hold. Most are over by then, and save the two
+	// flushes that a hold takes, and their blobs.
+	holdDelay = time.Minute
 )
 
 var errNoOperation = errors.New("operation ID is missing")
@@ -42,10 +47,17 @@ var errNoOperation = errors.New("operation ID is missing")
 // hold is the incomplete manifest by which a running operation keeps what it
 // refers to from garbage collection; see the package comment.
 type hold struct {
+	rep       repo.Repository
 	volume    repository.VolumeKey
 	operation string
 	basis     string
 	start     time.Time
+	// delay is after what time the parent gets a hold.
+	delay time.Duration
+	// parent is the image that the new one inherits from, or "".
+	parent repository.SnapshotID
+	// held is set while a manifest of the operation keeps the parent.
+	held bool
 	// ids are the manifests that the next one replaces: its own last one, or what
 	// an earlier run of the operation has left.
 	ids []manifest.ID
@@ -57,17 +69,17 @@ type hold struct {
 
 // newHold removes the holds of dead operations, and finds what earlier runs of this
 // one have left, without touching it.
-func newHold(ctx context.Context, rep repo.Repository, volume repository.VolumeKey, operation, basis string) (*hold, error) {
+func newHold(ctx context.Context, rep repo.Repository, o repository.WriterOptions, delay time.Duration) (*hold, error) {
 	var ids []manifest.ID
 	if err := withIndex(ctx, rep, func() (err error) {
 		if err = sweepHolds(ctx, rep); err == nil {
-			ids, err = findHolds(ctx, rep, volume, operation)
+			ids, err = findHolds(ctx, rep, o.Volume, o.Operation)
 		}
 		return err
 	}); err != nil {
 		return nil, err
 	}
-	return &hold{volume: volume, operation: operation, basis: basis, start: rep.Time(), ids: ids}, nil
+	return &hold{rep: rep, volume: o.Volume, operation: o.Operation, basis: o.Basis, parent: o.Parent, start: rep.Time(), delay: cmp.Or(delay, holdDelay), ids: ids}, nil
 }
 
 // findHolds lists the holds of an operation, oldest first.
@@ -117,6 +129,35 @@ func (h *hold) take(ctx context.Context, w repo.RepositoryWriter, root object.ID
 		return fmt.Errorf("flush hold: %w", err)
 	}
 	h.ids, h.root, h.summary, h.taken = []manifest.ID{id}, root, summary, now.ToTime()
+	if !h.held && h.parent != "" {
+		if err := refresh(ctx, h.rep); err != nil {
+			return err
+		}
+		if err := h.checkParent(ctx); err != nil {
+			return errors.Join(err, h.release(ctx, h.rep))
+		}
+	}
+	h.held = true
+	return nil
+}
+
+// errParentDeleted is Passing: another attempt finds another parent, or none.
+var errParentDeleted = errors.New("it was deleted while the backup ran, and maintenance may have deleted what it consists of: another attempt does without it")
+
+// checkParent fails if the parent was deleted before the operation had a hold. While the parent is there, it keeps what the
+// image inherits. Once it is gone, a maintenance that has looked for manifests in between keeps nothing of it. The
+// manifest that shall keep it instead is flushed, and the index is read after that.
+func (h *hold) checkParent(ctx context.Context) error {
+	if h.held || h.parent == "" {
+		return nil
+	}
+	_, err := loadManifest(ctx, h.rep, h.parent)
+	if errors.Is(err, repository.ErrNotFound) {
+		err = errParentDeleted
+	}
+	if err != nil {
+		return fmt.Errorf("look for parent %s: %w", h.parent, err)
+	}
 	return nil
 }
 
@@ -129,14 +170,18 @@ func (h *hold) keep(ctx context.Context, objects *objectWriter, dir object.ID, s
 	}
 	err := objects.checkWritten(ctx)
 	if errors.Is(err, errLost) {
-		err = errors.Join(err, h.release(ctx, objects.committed))
+		err = errors.Join(err, h.release(ctx, h.rep))
 	}
 	return err
 }
 
-// renew shows that the operation is alive, where it is time.
+// renew takes the first hold, where it is time, and shows later that the operation is alive.
 func (h *hold) renew(ctx context.Context, w repo.RepositoryWriter) error {
-	if h.root == object.EmptyID || w.Time().Sub(h.taken) < holdRenewal {
+	since, wait := h.taken, holdRenewal
+	if h.taken.IsZero() {
+		since, wait = h.start, h.delay
+	}
+	if h.root == object.EmptyID || w.Time().Sub(since) < wait {
 		return nil
 	}
 	return h.take(ctx, w, h.root, h.summary)
@@ -146,6 +191,10 @@ func (h *hold) renew(ctx context.Context, w repo.RepositoryWriter) error {
 func (h *hold) release(ctx context.Context, rep repo.Repository) error {
 	if len(h.ids) == 0 {
 		return nil
+	}
+	// Maintenance may have moved the manifests meanwhile, all of which kopia reads to delete one.
+	if err := refresh(ctx, rep); err != nil {
+		return err
 	}
 	err := repo.WriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "Blockmover release"},
 		func(ctx context.Context, w repo.RepositoryWriter) error {

@@ -3,6 +3,7 @@ package kopia
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -59,60 +60,125 @@ func holdsIn(t *testing.T, s *Store) []*snapshot.Manifest {
 // TestParentIsDeletedWhileAnIncrementRuns is the worst case for a parent: its backup is
 // deleted, and maintenance runs, twice.
 func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
-	run := func(t *testing.T, protected, remembers bool) (*Store, repository.SnapshotID, []byte, error) {
+	// run deletes the parent after so many steps of the increment, which looks for it in the end.
+	run := func(t *testing.T, deleteAfter int, begun func(s *Store), looks bool) (*Store, repository.SnapshotID, []byte, error) {
 		t.Helper()
 		dir := newRepository(t)
 		s := openStore(t, dir)
-		if remembers {
-			s.rep = remembering(s.rep)
-		}
+		begun(s)
 		meta := testMeta(200<<10, testTime)
 		data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
-		clear(data[100<<10 : 110<<10])
+		if looks {
+			clear(data[100<<10 : 110<<10])
+		} else {
+			// Another volume keeps the zeros, which are looked for because every writer puts them.
+			other, err := s.NewWriter(t.Context(), testMeta(4<<10, testTime), repository.WriterOptions{
+				Volume: repository.VolumeKey{Namespace: "shop", PVC: "log"}, Operation: "zeros",
+			})
+			require.NoError(t, err)
+			commit(t, other)
+		}
 		full, _ := backup(t, s, meta, "", data, allChunks(t, meta))
 
-		o := nextOperation(full)
-		w, err := s.NewWriter(t.Context(), meta, o)
+		w, err := s.NewWriter(t.Context(), meta, nextOperation(full))
 		require.NoError(t, err)
 		defer w.Close(t.Context(), repository.Discard) //nolint:errcheck // it may be committed
 		inner, ok := w.(*writer)
 		require.True(t, ok)
-		if !protected {
-			require.NoError(t, inner.hold.release(t.Context(), s.rep))
-		}
-		require.NoError(t, s.Delete(t.Context(), full))
-		maintain(t, dir)
 		data[5000]++
-		require.NoError(t, w.Put(t.Context(), 1, chunkOf(meta, data, 1)))
-		clear(data[60<<10 : 64<<10])
-		require.NoError(t, w.Put(t.Context(), 15, chunkOf(meta, data, 15)))
-		maintain(t, dir)
-		img, _, err := w.Commit(t.Context())
-		if err != nil {
-			return nil, "", nil, err
+		if looks {
+			clear(data[60<<10 : 64<<10])
+		} else {
+			inner.hold.parent = ""
+			data[60<<10]++
 		}
-		maintain(t, dir)
-		id := save(t, s, img)
-		maintain(t, dir)
+		var id repository.SnapshotID
+		for i, step := range []func() error{
+			func() error { return w.Put(t.Context(), 1, chunkOf(meta, data, 1)) },
+			func() error { return w.Put(t.Context(), 15, chunkOf(meta, data, 15)) },
+			func() error { return w.Advance(t.Context(), 16) },
+			func() error { return w.Advance(t.Context(), meta.Size/meta.ChunkSize) },
+			func() (err error) { id, _, err = w.Commit(t.Context(), named); return err },
+		} {
+			if i == deleteAfter {
+				require.NoError(t, openStore(t, dir).Delete(t.Context(), full))
+			}
+			if i == deleteAfter || i == deleteAfter+1 {
+				maintain(t, dir)
+			}
+			if err := step(); err != nil {
+				require.NoError(t, w.Close(t.Context(), repository.Discard))
+				return openStore(t, dir), "", nil, err
+			}
+		}
+		if looks {
+			maintain(t, dir)
+		}
 		return openStore(t, dir), id, data, nil
 	}
 	for _, remembers := range []bool{false, true} {
-		t.Run(fmt.Sprintf("protected, the store remembers when it has read the index: %t", remembers), func(t *testing.T) {
-			s, id, data, err := run(t, true, remembers)
-			require.NoError(t, err)
-			requireImage(t, s, id, data)
-			require.Empty(t, holdsIn(t, s))
-		})
-		t.Run(fmt.Sprintf("not protected, the store remembers when it has read the index: %t", remembers), func(t *testing.T) {
-			s, id, data, err := run(t, false, remembers)
-			if err == nil {
-				var r repository.VolumeReader
-				if r, err = s.OpenReader(t.Context(), id); err == nil {
-					_, err = r.ReadAt(make([]byte, len(data)), 0)
-				}
+		remember := func(s *Store) {
+			if remembers {
+				s.rep = remembering(s.rep) // as in a mover pod
 			}
-			require.ErrorIs(t, err, repository.ErrNotFound, "without the hold, there is loss")
-		})
+		}
+		for _, deleteAfter := range []int{0, 3, 4} {
+			t.Run(fmt.Sprintf("after %d steps, the store remembers when it has read the index: %t", deleteAfter, remembers), func(t *testing.T) {
+				s, id, data, err := run(t, deleteAfter, func(s *Store) { s.holdDelay = 1; remember(s) }, true)
+				require.NoError(t, err, "held")
+				requireImage(t, s, id, data)
+				require.Empty(t, holdsIn(t, s))
+
+				s, _, _, err = run(t, deleteAfter, remember, true)
+				require.True(t, errors.Is(err, errParentDeleted) || errors.Is(err, errLost), "not held yet: %v", err)
+				require.NotErrorIs(t, err, repository.ErrNotFound, "another attempt does without the parent")
+				list, err := s.List(t.Context(), testVolume)
+				require.NoError(t, err)
+				require.Empty(t, list)
+				require.Empty(t, holdsIn(t, s))
+
+				if deleteAfter == 4 {
+					return // maintenance runs only once before the image is saved, which is not enough to lose anything
+				}
+				s, id, data, err = run(t, deleteAfter, remember, false)
+				if err == nil {
+					var r repository.VolumeReader
+					if r, err = s.OpenReader(t.Context(), id); err == nil {
+						_, err = r.ReadAt(make([]byte, len(data)), 0)
+					}
+				}
+				require.ErrorIs(t, err, repository.ErrNotFound, "without a look for the parent, there is loss")
+				require.Equal(t, deleteAfter > 2, id != "", "which nothing notices before a restore, once all is sealed")
+			})
+		}
+	}
+}
+
+// TestFirstHold: an operation has a hold once it has run for some time.
+func TestFirstHold(t *testing.T) {
+	s := newStore(t)
+	meta := testMeta(40<<10, testTime)
+	data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
+	full, _ := backup(t, s, meta, "", data, allChunks(t, meta))
+	for _, deleted := range []bool{false, true} {
+		w, err := s.NewWriter(t.Context(), meta, nextOperation(full))
+		require.NoError(t, err)
+		inner, ok := w.(*writer)
+		require.True(t, ok)
+		require.NoError(t, w.Advance(t.Context(), 4))
+		require.Empty(t, holdsIn(t, s), "not yet")
+		inner.hold.start = inner.hold.start.Add(-holdDelay)
+		if deleted {
+			require.NoError(t, s.Delete(t.Context(), full))
+			require.ErrorIs(t, w.Advance(t.Context(), 8), errParentDeleted)
+			require.NoError(t, w.Close(t.Context(), repository.Discard))
+			require.Empty(t, holdsIn(t, s))
+			continue
+		}
+		require.NoError(t, w.Advance(t.Context(), 8))
+		require.Len(t, holdsIn(t, s), 1)
+		require.NoError(t, w.Close(t.Context(), repository.Discard))
+		require.Empty(t, holdsIn(t, s))
 	}
 }
 
@@ -146,11 +212,16 @@ func TestUploadedPacksAreDeleted(t *testing.T) {
 			if c.interval > 0 {
 				err = w.Advance(t.Context(), 48)
 			} else {
-				_, _, err = w.Commit(t.Context())
+				_, _, err = w.Commit(t.Context(), named)
 			}
 			require.ErrorIs(t, err, errLost)
+			require.NotErrorIs(t, err, repository.ErrNotFound, "another attempt stores it again")
 			require.ErrorContains(t, err, c.when)
-			require.Empty(t, holdsIn(t, openStore(t, dir)), "nobody goes on from there")
+			after := openStore(t, dir)
+			require.Empty(t, holdsIn(t, after), "nobody goes on from there")
+			list, err := after.List(t.Context(), testVolume)
+			require.NoError(t, err)
+			require.Empty(t, list)
 		})
 	}
 }
@@ -180,9 +251,7 @@ func TestZerosThatNobodyUses(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, w.Put(t.Context(), 0, chunkOf(meta, data, 0)))
 	require.NoError(t, w.PutPages(t.Context(), 1, []repository.Pages{{Data: chunkOf(meta, data, 1)}}))
-	next, _, err := w.Commit(t.Context())
-	require.NoError(t, err)
-	id = save(t, again, next)
+	id, _ = commit(t, w)
 	maintain(t, dir)
 	requireImage(t, openStore(t, dir), id, data)
 }
@@ -194,6 +263,7 @@ func TestHoldsComeAndGo(t *testing.T) {
 	data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
 	full, _ := backup(t, s, meta, "", data, allChunks(t, meta))
 	require.Empty(t, holdsIn(t, s))
+	s.holdDelay = 1
 
 	o := nextOperation(full)
 	w, err := s.NewWriter(t.Context(), meta, o)
@@ -216,17 +286,16 @@ func TestHoldsComeAndGo(t *testing.T) {
 	require.Len(t, holdsIn(t, s), 1, "discarded")
 
 	// A second run of the operation takes over what the first has left.
-	again, err := openStore(t, dir).NewWriter(t.Context(), meta, o)
+	next := openStore(t, dir)
+	next.holdDelay = 1
+	again, err := next.NewWriter(t.Context(), meta, o)
 	require.NoError(t, err)
 	require.Len(t, holdsIn(t, s), 1)
 	require.NoError(t, again.Close(t.Context(), repository.Discard))
 	require.Empty(t, holdsIn(t, s))
 
-	img, _, err := w.Commit(t.Context())
-	require.NoError(t, err)
-	require.Len(t, holdsIn(t, s), 1, "an image that is not saved yet")
-	id := save(t, s, img)
-	require.Empty(t, holdsIn(t, s), "replaced at Save")
+	id, _ := commit(t, w)
+	require.Empty(t, holdsIn(t, s), "replaced")
 	requireImage(t, s, id, data)
 
 	bad := meta
@@ -243,6 +312,7 @@ func TestDeadOperationsAreSwept(t *testing.T) {
 	s := openStore(t, dir)
 	meta := testMeta(20<<10, testTime)
 	full, _ := backup(t, s, meta, "", make([]byte, meta.Size), allChunks(t, meta))
+	s.holdDelay = 1
 	_, err := s.NewWriter(t.Context(), meta, nextOperation(full)) // and it never continues
 	require.NoError(t, err)
 
@@ -264,16 +334,17 @@ func TestHoldsOfSavedImagesAreSwept(t *testing.T) {
 	s := openStore(t, dir)
 	meta := testMeta(20<<10, testTime)
 	data := bytes.Repeat([]byte{7}, int(meta.Size))
-	w, err := s.NewWriter(t.Context(), meta, nextOperation(""))
+	o := nextOperation("")
+	o.CheckpointInterval = 1
+	w, err := s.NewWriter(t.Context(), meta, o)
 	require.NoError(t, err)
 	for c := range meta.Size / meta.ChunkSize {
 		require.NoError(t, w.Put(t.Context(), c, chunkOf(meta, data, c)))
 	}
-	img, _, err := w.Commit(t.Context())
-	require.NoError(t, err)
+	require.NoError(t, w.Advance(t.Context(), 4))
 	hold, err := snapshot.LoadSnapshot(t.Context(), s.rep, holdsIn(t, s)[0].ID)
 	require.NoError(t, err)
-	id := save(t, s, img)
+	id, _ := commit(t, w)
 	require.Empty(t, holdsIn(t, s))
 
 	require.NoError(t, repo.WriteSession(t.Context(), s.rep, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {

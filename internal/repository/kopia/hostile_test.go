@@ -384,7 +384,7 @@ func TestLostChunksAreFoundInTouchedSegments(t *testing.T) {
 	require.NoError(t, err)
 	defer w.Close(t.Context(), repository.Discard) //nolint:errcheck // it may be committed
 	require.NoError(t, w.Put(t.Context(), 4, chunkOf(meta, data, 4)))
-	_, _, err = w.Commit(t.Context())
+	_, _, err = w.Commit(t.Context(), named)
 	require.ErrorIs(t, err, repository.ErrNotFound)
 }
 
@@ -434,15 +434,10 @@ func TestFilesystemRepositories(t *testing.T) {
 	require.NoError(t, openStore(t, dir).rep.Refresh(t.Context()))
 }
 
-func TestSaveChecksTheVolume(t *testing.T) {
+func TestNewWriterChecksTheVolume(t *testing.T) {
 	s := newStore(t)
-	meta := testMeta(1, testTime)
-	w, err := s.NewWriter(t.Context(), meta, nextOperation(""))
-	require.NoError(t, err)
-	img, _, err := w.Commit(t.Context())
-	require.NoError(t, err)
 	for _, v := range []repository.VolumeKey{{}, {Namespace: "a"}, {PVC: "a"}, {Namespace: "a/b", PVC: "c"}, {Namespace: "a", PVC: ".."}, {Namespace: ".", PVC: "a"}} {
-		_, err := s.Save(t.Context(), repository.Snapshot{Volume: v, Tags: map[string]string{repository.TagOperation: "op"}}, img)
+		_, err := s.NewWriter(t.Context(), testMeta(1, testTime), repository.WriterOptions{Volume: v, Operation: "op"})
 		require.Error(t, err, fmt.Sprintf("%+v", v))
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/content/index"
 	"github.com/kopia/kopia/repo/manifest"
 	"github.com/kopia/kopia/snapshot"
 	"github.com/stretchr/testify/require"
@@ -172,13 +173,21 @@ func TestNoLoss(t *testing.T) {
 	requireNoLoss(t, openStore(t, dir))
 }
 
-// damageManifest damages the newest pack with manifests.
+// damageManifest damages the newest content of manifests.
 func damageManifest(t *testing.T, dir string) {
 	t.Helper()
 	pack := last(blobFiles(t, dir, "q"))
+	var found content.Info
+	prefix := content.IterateOptions{Range: index.PrefixRange(manifest.ContentPrefix)}
+	require.NoError(t, direct(t, openStore(t, dir)).ContentReader().IterateContents(t.Context(), prefix, func(i content.Info) error {
+		if strings.HasSuffix(strings.ReplaceAll(pack, "/", ""), string(i.PackBlobID)+".f") {
+			found = i
+		}
+		return nil
+	}))
 	text, err := os.ReadFile(pack)
 	require.NoError(t, err)
-	text[40] ^= 1 // behind 32 random bytes
+	text[found.PackOffset+8] ^= 1
 	require.NoError(t, os.WriteFile(pack, text, 0o600))
 }
 

@@ -45,10 +45,12 @@ type objectWriter struct {
 // Beyond it, such contents are counted twice.
 const maxFresh = 1 << 20
 
+var errNoStorage = errors.New("the repository is behind a server of kopia's: images need its storage")
+
 func newObjectWriter(committed repo.Repository, w repo.RepositoryWriter, c repository.Compression) (*objectWriter, error) {
 	direct, ok := w.(repo.DirectRepositoryWriter)
 	if !ok {
-		return nil, errors.New("the repository is behind a server of kopia's: images need its storage")
+		return nil, errNoStorage
 	}
 	method, err := compressionMethod(c)
 	if err != nil {

@@ -59,9 +59,7 @@ func TestCompression(t *testing.T) {
 		for chunk := range int64(size >> 16) {
 			require.NoError(t, w.Put(t.Context(), chunk, chunkOf(meta, data, chunk)))
 		}
-		img, _, err := w.Commit(t.Context())
-		require.NoError(t, err)
-		id := save(t, s, img)
+		id, _ := commit(t, w)
 		r, err := s.OpenReader(t.Context(), id)
 		require.NoError(t, err)
 		got := make([]byte, size)

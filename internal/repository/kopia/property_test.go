@@ -14,7 +14,6 @@ import (
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
-	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
 	"github.com/kopia/kopia/snapshot/snapshotfs"
 	"github.com/stretchr/testify/require"
@@ -259,17 +258,13 @@ func (h *history) backup() {
 	options := datapath.Options{Workers: 1 + h.rnd.IntN(4), ReadSize: int64(1+h.rnd.IntN(3)) * h.cut.ChunkSize}
 	_, err = datapath.Backup(h.t.Context(), device.NewMemory(bytes.Clone(h.data), 512), run.Read, run.Writer, options)
 	require.NoError(h.t, err)
-	img, _, err := run.Writer.Commit(h.t.Context())
-	require.NoError(h.t, err)
-	h.countPages(img)
-	h.snapshots = append(h.snapshots, savedVolume{save(h.t, h.store, img), cbt.ChangeID(meta.ChangeID), bytes.Clone(h.data)})
+	id, _ := commit(h.t, run.Writer)
+	h.countPages(id)
+	h.snapshots = append(h.snapshots, savedVolume{id, cbt.ChangeID(meta.ChangeID), bytes.Clone(h.data)})
 }
 
-func (h *history) countPages(img repository.Image) {
-	id, err := object.ParseID(img.Root)
-	require.NoError(h.t, err)
-	require.NoError(h.t, h.store.rep.Refresh(h.t.Context()))
-	dir, err := readDirectory(h.t.Context(), h.store.rep, id)
+func (h *history) countPages(id repository.SnapshotID) {
+	_, dir, err := h.store.load(h.t.Context(), id)
 	require.NoError(h.t, err)
 	l := mustLayout(h.t, dir.document.Meta)
 	root, err := loadRoot(h.t.Context(), h.store.rep, dir.disk, l)

@@ -139,9 +139,7 @@ func TestReadFetchesRanges(t *testing.T) {
 	w, err := s.NewWriter(t.Context(), meta, nextOperation(full))
 	require.NoError(t, err)
 	require.NoError(t, w.PutPages(t.Context(), 0, []repository.Pages{{Data: data[:meta.ChunkSize]}}))
-	img, _, err := w.Commit(t.Context())
-	require.NoError(t, err)
-	id := save(t, s, img)
+	id, _ := commit(t, w)
 
 	r, err := s.openReader(t.Context(), id)
 	require.NoError(t, err)

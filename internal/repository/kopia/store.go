@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
@@ -22,6 +23,8 @@ import (
 // Store is an open kopia repository. It is safe for concurrent use.
 type Store struct {
 	rep repo.Repository
+	// holdDelay is after what time a writer takes its first hold, if it is not the default.
+	holdDelay time.Duration
 	// damagedIndex are the index blobs that the store does without, because they cannot be read.
 	damagedIndex []error
 }
@@ -134,18 +137,23 @@ func corrupt(err error) error {
 }
 
 // checkPresent fails if the content that an object starts with is not in the repository. The
-// error wraps repository.ErrNotFound. A content that garbage collection has marked counts as
-// gone.
+// error wraps repository.ErrNotFound.
 func checkPresent(ctx context.Context, rep repo.Repository, id object.ID) error {
-	cid := firstContent(id)
-	info, err := rep.ContentInfo(ctx, cid)
+	_, err := findContent(ctx, rep, firstContent(id))
+	return err
+}
+
+// findContent finds a content in the index. A content that garbage collection has marked counts as
+// gone.
+func findContent(ctx context.Context, rep repo.Repository, id content.ID) (content.Info, error) {
+	info, err := rep.ContentInfo(ctx, id)
 	switch {
 	case err != nil:
-		return fmt.Errorf("look up content %v: %w", cid, translate(err))
+		return info, fmt.Errorf("look up content %v: %w", id, translate(err))
 	case info.Deleted:
-		return fmt.Errorf("content %v is marked for deletion: %w", cid, repository.ErrNotFound)
+		return info, fmt.Errorf("content %v is marked for deletion: %w", id, repository.ErrNotFound)
 	}
-	return nil
+	return info, nil
 }
 
 // firstContent returns the content of an object ID: the bytes of a direct object, or the

@@ -94,30 +94,25 @@ func backup(t testing.TB, s *Store, meta repository.Meta, parent repository.Snap
 	for _, c := range chunks {
 		require.NoError(t, w.Put(t.Context(), c, chunkOf(meta, data, c)))
 	}
-	img, stats, err := w.Commit(t.Context())
-	require.NoError(t, err)
-	return save(t, s, img), stats
+	return commit(t, w)
 }
 
 var operations int
 
-// nextOperation returns the options of the writer whose image save will save.
+// nextOperation returns the options of the writer of a new operation.
 func nextOperation(parent repository.SnapshotID) repository.WriterOptions {
 	operations++
-	return repository.WriterOptions{Volume: testVolume, Operation: operation(), Parent: parent}
+	return repository.WriterOptions{Volume: testVolume, Operation: fmt.Sprintf("op-%d", operations), Parent: parent}
 }
 
-func operation() string { return fmt.Sprintf("op-%d", operations) }
+// named is what images are committed with.
+var named = repository.Snapshot{Start: testTime, End: testTime.Add(time.Minute)}
 
-func save(t testing.TB, s *Store, img repository.Image) repository.SnapshotID {
+func commit(t testing.TB, w repository.VolumeWriter) (repository.SnapshotID, repository.WriteStats) {
 	t.Helper()
-	id, err := s.Save(t.Context(), repository.Snapshot{
-		Volume: testVolume,
-		Tags:   map[string]string{repository.TagOperation: operation()},
-		Start:  testTime, End: testTime.Add(time.Minute),
-	}, img)
+	id, stats, err := w.Commit(t.Context(), named)
 	require.NoError(t, err)
-	return id
+	return id, stats
 }
 
 // chunkOf is one chunk of the volume, padded with zeros.

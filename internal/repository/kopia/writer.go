@@ -54,7 +54,6 @@ func (s *Store) NewWriter(ctx context.Context, meta repository.Meta, o repositor
 	return w, nil
 }
 
-// newWriter writes the hold first, so that nothing that is checked after it can go.
 func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repository.WriterOptions) (_ *writer, err error) {
 	if err := checkVolume(o.Volume); err != nil {
 		return nil, err
@@ -70,7 +69,7 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 	if err != nil {
 		return nil, err
 	}
-	h, err := newHold(ctx, s.rep, o.Volume, o.Operation, o.Basis)
+	h, err := newHold(ctx, s.rep, o, s.holdDelay)
 	if err != nil {
 		return nil, err
 	}
@@ -125,8 +124,8 @@ func (s *Store) loadParent(ctx context.Context, id repository.SnapshotID) (image
 	return from, err
 }
 
-// begin continues from the checkpoint of an earlier run, if there is one. It makes the hold
-// refer to the checkpoint, or else to the parent.
+// begin continues from the checkpoint of an earlier run, if there is one. Its hold refers to the checkpoint then, or else, later, to the
+// parent.
 func (w *writer) begin(ctx context.Context, from image, interval int64) error {
 	earlier, finished, err := resume(ctx, w.rep, w.hold, w.doc.Meta, w.layout)
 	if err != nil {
@@ -135,9 +134,11 @@ func (w *writer) begin(ctx context.Context, from image, interval int64) error {
 	switch {
 	case len(finished) > 0:
 		w.doc.Zero = earlier.document.Zero
+		w.hold.held = true // the checkpoint has the parent in its directory
 		err = w.hold.take(ctx, w.objects.w, earlier.root, earlier.manifest.Summary)
 	case from.root != object.EmptyID:
-		err = w.hold.take(ctx, w.objects.w, from.root, from.manifest.Summary)
+		w.hold.root, w.hold.summary = from.root, from.manifest.Summary
+		err = w.hold.renew(ctx, w.objects.w)
 	default:
 		err = w.hold.release(ctx, w.rep) // what an earlier run left is of no use
 	}
@@ -151,7 +152,7 @@ func (w *writer) begin(ctx context.Context, from image, interval int64) error {
 			return fmt.Errorf("load parent %s: %w", w.doc.Parent, err)
 		}
 	}
-	// This comes after the hold is taken, which flushes: nothing refers to the zeros yet.
+	// This comes after the hold, which may flush: nothing refers to the zeros yet.
 	if w.sealer.zero, err = storeZeros(ctx, w.objects, w.layout); err != nil {
 		return err
 	}
@@ -220,7 +221,7 @@ func (w *writer) Paged(ctx context.Context, chunk int64) (bool, error) {
 	}
 	paged, err := w.paged(ctx, chunk)
 	if err != nil {
-		return false, w.ledger.Fail(fmt.Errorf("look up chunk %d: %w", chunk, mark(err)))
+		return false, w.ledger.Fail(fmt.Errorf("look up chunk %d: %w", chunk, mark(w.explain(ctx, err))))
 	}
 	return paged, nil
 }
@@ -235,7 +236,7 @@ func (w *writer) paged(ctx context.Context, chunk int64) (bool, error) {
 // PutPages implements repository.VolumeWriter.
 func (w *writer) PutPages(ctx context.Context, chunk int64, runs []repository.Pages) error {
 	if err := w.putPages(ctx, chunk, runs); err != nil {
-		return w.ledger.Fail(fmt.Errorf("put pages of chunk %d: %w", chunk, markWrite(err)))
+		return w.ledger.Fail(fmt.Errorf("put pages of chunk %d: %w", chunk, markWrite(w.explain(ctx, err))))
 	}
 	return nil
 }
@@ -300,10 +301,10 @@ func (w *writer) Advance(ctx context.Context, chunk int64) error {
 			err = fmt.Errorf("record what is finished: %w", err)
 		}
 	default:
-		err = w.hold.renew(ctx, w.objects.w) // shows that the operation is alive
+		err = w.hold.renew(ctx, w.objects.w)
 	}
 	if err != nil {
-		return w.ledger.Fail(fmt.Errorf("advance to chunk %d: %w", chunk, markWrite(err)))
+		return w.ledger.Fail(fmt.Errorf("advance to chunk %d: %w", chunk, markWrite(w.explain(ctx, err))))
 	}
 	return nil
 }
@@ -321,45 +322,6 @@ func (w *writer) sealUpTo(ctx context.Context, chunk int64) error {
 		}
 		w.ledger.Sealed(add)
 	}
-}
-
-// Commit implements repository.VolumeWriter.
-func (w *writer) Commit(ctx context.Context) (repository.Image, repository.WriteStats, error) {
-	img, err := w.commit(ctx)
-	if err != nil {
-		return repository.Image{}, repository.WriteStats{}, w.ledger.Fail(fmt.Errorf("commit image: %w", markWrite(err)))
-	}
-	stats := w.ledger.Stats()
-	stats.IncompressibleBytes = min(w.objects.incompressible.Load(), stats.BytesUploaded)
-	return img, stats, nil
-}
-
-func (w *writer) commit(ctx context.Context) (repository.Image, error) {
-	w.sealing.Lock()
-	defer w.sealing.Unlock()
-	if err := w.sealUpTo(ctx, w.layout.Chunks()); err != nil {
-		return repository.Image{}, err
-	}
-	disk, fresh, err := w.sealer.writeRoot(ctx, w.layout.Segments())
-	if err != nil {
-		return repository.Image{}, err
-	}
-	w.ledger.Add(repository.WriteStats{MetadataBytes: fresh})
-	dir, summary, err := writeDirectory(ctx, w.objects, disk, w.layout.PaddedSize(), w.doc)
-	if err != nil {
-		return repository.Image{}, err
-	}
-	// Until the repo snapshot is saved, the hold alone refers to the image.
-	if err := w.hold.keep(ctx, w.objects, dir, summary); err != nil {
-		return repository.Image{}, err
-	}
-	if err := w.ledger.Finish(); err != nil {
-		return repository.Image{}, err
-	}
-	if err := w.objects.w.Close(ctx); err != nil {
-		return repository.Image{}, err
-	}
-	return repository.Image{Root: dir.String(), Meta: w.doc.Meta}, nil
 }
 
 // Close implements repository.VolumeWriter. What was stored already stays until the

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/content"
 	"golang.org/x/sync/errgroup"
@@ -44,33 +45,47 @@ var errLost = errors.New("the repository has lost it: maintenance without its sa
 	"or the storage has; if another backup fails likewise, `kopia content verify` lists what is gone")
 
 // checkWritten checks that everything written since the last call is in the repository: in
-// its index, and in a pack that exists. It runs after a hold refers to it all.
+// its index, and in a pack that exists. It runs after a manifest refers to it all.
 func (o *objectWriter) checkWritten(ctx context.Context) error {
 	if err := refresh(ctx, o.committed); err != nil {
 		return err
 	}
-	packs := map[blob.ID]struct{}{}
+	packs := packSet{}
+	var err error
 	for _, id := range o.written.take() {
-		info, err := o.committed.ContentInfo(ctx, id)
-		switch {
-		case err == nil && !info.Deleted:
-			packs[info.PackBlobID] = struct{}{}
-		case err == nil || errors.Is(translate(err), repository.ErrNotFound):
-			return fmt.Errorf("look up content %v: %w", id, errLost)
-		default:
-			return fmt.Errorf("look up content %v: %w", id, err)
+		if err = packs.add(ctx, o.committed, id); err != nil {
+			break
 		}
 	}
+	if err == nil {
+		err = packs.check(ctx, o.w.BlobReader())
+	}
+	if errors.Is(err, repository.ErrNotFound) {
+		return fmt.Errorf("%w: %v", errLost, err) //nolint:errorlint // another attempt stores it again
+	}
+	return err
+}
+
+// packSet is a set of packs.
+type packSet map[blob.ID]struct{}
+
+// add adds the pack that a content is in, as the index has it.
+func (s packSet) add(ctx context.Context, rep repo.Repository, id content.ID) error {
+	info, err := findContent(ctx, rep, id)
+	if err == nil {
+		s[info.PackBlobID] = struct{}{}
+	}
+	return err
+}
+
+// check fails if the storage does not have one of them.
+func (s packSet) check(ctx context.Context, storage blob.Reader) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelChecks)
-	for pack := range packs {
+	for pack := range s {
 		group.Go(func() error {
-			_, err := o.w.BlobReader().GetMetadata(ctx, pack)
-			if errors.Is(err, blob.ErrBlobNotFound) {
-				err = errLost
-			}
-			if err != nil {
-				return fmt.Errorf("look up pack %s: %w", pack, err)
+			if _, err := storage.GetMetadata(ctx, pack); err != nil {
+				return fmt.Errorf("look up pack %s: %w", pack, translate(err))
 			}
 			return nil
 		})

@@ -299,12 +299,26 @@ func (l *Ledger[ID]) Fail(err error) error {
 	return err
 }
 
+// Complete fails unless the image is complete. Nothing may be put any more.
+func (l *Ledger[ID]) Complete() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.complete()
+}
+
+func (l *Ledger[ID]) complete() error {
+	if l.state != writing || l.frontier < l.layout.Segments() || l.sealing {
+		return ErrOver
+	}
+	return nil
+}
+
 // Finish ends a ledger whose image is complete. It fails in every state but Writing.
 func (l *Ledger[ID]) Finish() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.state != writing || l.frontier < l.layout.Segments() || l.sealing {
-		return ErrOver
+	if err := l.complete(); err != nil {
+		return err
 	}
 	l.state = ended
 	return nil

@@ -2,9 +2,11 @@ package repositorytest
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,7 +48,7 @@ func Contract(t *testing.T, open func(t *testing.T) repository.Store) {
 		{"misuse of a writer", suite.misuse},
 		{"misuse of pages", suite.misuseOfPages},
 		{"parents", suite.parents},
-		{"a parent that is deleted", suite.held},
+		{"a parent that is deleted", suite.deletedParent},
 		{"catalog", suite.catalog},
 		{"volumes", suite.volumes},
 		{"differences", suite.differences},
@@ -65,8 +67,11 @@ func meta(size int64, at time.Time) repository.Meta {
 	}
 }
 
+var operations atomic.Int64
+
+// options are those of an operation of its own.
 func options(parent repository.SnapshotID) repository.WriterOptions {
-	return repository.WriterOptions{Volume: shopDB, Operation: "op", Parent: parent}
+	return repository.WriterOptions{Volume: shopDB, Operation: fmt.Sprintf("operation-%d", operations.Add(1)), Parent: parent}
 }
 
 func random(seed uint64, n int64) []byte {
@@ -99,33 +104,33 @@ func end(t *testing.T, w repository.VolumeWriter, how repository.Ending) {
 }
 
 // write commits an image from the given chunks of data.
-func (s suite) write(t *testing.T, m repository.Meta, parent repository.SnapshotID, data []byte, put []int64) (repository.Image, repository.WriteStats) {
+func (s suite) write(t *testing.T, o repository.WriterOptions, m repository.Meta, data []byte, put []int64) (repository.SnapshotID, repository.WriteStats) {
 	t.Helper()
-	w, err := s.NewWriter(t.Context(), m, options(parent))
+	w, err := s.NewWriter(t.Context(), m, o)
 	require.NoError(t, err)
 	for _, c := range put {
 		require.NoError(t, w.Put(t.Context(), c, padded(data, c)))
 	}
-	img, stats, err := w.Commit(t.Context())
-	require.NoError(t, err)
+	id, stats := commit(t, w)
 	end(t, w, repository.Discard) // does nothing now
-	return img, stats
+	return id, stats
 }
 
-func (s suite) save(t *testing.T, v repository.VolumeKey, operation string, img repository.Image) repository.SnapshotID {
+// named is what images are committed with.
+var named = repository.Snapshot{Tags: map[string]string{"color": "red"}, Start: instant, End: instant.Add(time.Minute)}
+
+func commit(t *testing.T, w repository.VolumeWriter) (repository.SnapshotID, repository.WriteStats) {
 	t.Helper()
-	id, err := s.Save(t.Context(), repository.Snapshot{
-		Volume: v, Tags: map[string]string{repository.TagOperation: operation, "color": "red"}, Start: instant, End: instant.Add(time.Minute),
-	}, img)
+	id, stats, err := w.Commit(t.Context(), named)
 	require.NoError(t, err)
 	require.NotEmpty(t, id)
-	return id
+	return id, stats
 }
 
 func (s suite) backup(t *testing.T, operation string, m repository.Meta, parent repository.SnapshotID, data []byte, put []int64) repository.SnapshotID {
 	t.Helper()
-	img, _ := s.write(t, m, parent, data, put)
-	return s.save(t, shopDB, operation, img)
+	id, _ := s.write(t, repository.WriterOptions{Volume: shopDB, Operation: operation, Parent: parent}, m, data, put)
+	return id
 }
 
 func (s suite) holds(t *testing.T, id repository.SnapshotID, want []byte) {
@@ -152,12 +157,11 @@ func (s suite) full(t *testing.T) {
 	data := random(1, size)
 	clear(data[2*chunk : 6*chunk])
 	// Chunks 2 and 3 are put as zeros, 4 and 5 not at all.
-	img, stats := s.write(t, meta(size, instant), "", data, []int64{0, 1, 2, 3, 6, 7, 8, 9, 10})
+	id, stats := s.write(t, options(""), meta(size, instant), data, []int64{0, 1, 2, 3, 6, 7, 8, 9, 10})
 	require.Equal(t, int64(9), stats.ChunksWritten)
 	require.Zero(t, stats.ChunksInherited)
 	require.Equal(t, int64(7*chunk), stats.BytesUploaded)
 	require.Equal(t, int64(2*chunk), stats.ZeroBytes)
-	id := s.save(t, shopDB, "op", img)
 	s.holds(t, id, data)
 
 	got, err := s.Get(t.Context(), id)
@@ -181,12 +185,11 @@ func (s suite) incremental(t *testing.T) {
 	v2[size-1]++                // the padded chunk
 	put := []int64{0, 1, 9, 20, // 20 is as it was
 		40}
-	img, stats := s.write(t, meta(size, instant.Add(time.Hour)), first, v2, put)
+	second, stats := s.write(t, options(first), meta(size, instant.Add(time.Hour)), v2, put)
 	require.Equal(t, int64(5), stats.ChunksWritten)
 	require.Equal(t, int64(36), stats.ChunksInherited)
 	require.Equal(t, int64(2*chunk+512), stats.BytesUploaded, "padding is not the volume's")
 	require.Equal(t, int64(chunk), stats.ZeroBytes)
-	second := s.save(t, shopDB, "op-2", img)
 	s.holds(t, first, v1)
 	s.holds(t, second, v2)
 
@@ -215,7 +218,7 @@ func (s suite) sizes(t *testing.T) {
 			if from != to && smaller%chunk != 0 {
 				w, err := s.NewWriter(t.Context(), m, options(parent))
 				require.NoError(t, err)
-				_, _, err = w.Commit(t.Context())
+				_, _, err = w.Commit(t.Context(), named)
 				require.Error(t, err, "%d to %d without the tail", from, to)
 				end(t, w, repository.Discard)
 			}
@@ -286,10 +289,9 @@ func (s suite) concurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	img, stats, err := w.Commit(t.Context())
-	require.NoError(t, err)
+	id, stats := commit(t, w)
 	require.Equal(t, int64(n), stats.ChunksWritten)
-	s.holds(t, s.save(t, shopDB, "op", img), data)
+	s.holds(t, id, data)
 }
 
 // together puts runs of chunks, with zeros among them and padding at the end, into
@@ -309,24 +311,21 @@ func (s suite) together(t *testing.T) {
 	require.NoError(t, err)
 	put(w, 12, n)
 	put(w, 0, 12)
-	img, stats, err := w.Commit(t.Context())
-	require.NoError(t, err)
+	parent, stats := commit(t, w)
 	require.Equal(t, repository.WriteStats{
 		BytesUploaded: int64(len(data)) - 4*chunk, ChunksWritten: n, ZeroBytes: 4 * chunk, MetadataBytes: stats.MetadataBytes,
 		IncompressibleBytes: stats.IncompressibleBytes, // whether there is compression is the store's
 	}, stats)
 	require.LessOrEqual(t, stats.IncompressibleBytes, stats.BytesUploaded)
-	parent := s.save(t, shopDB, "op-1", img)
 	s.holds(t, parent, data)
 
 	copy(padding[3*chunk:], random(2, 10*chunk))
 	w, err = s.NewWriter(t.Context(), meta(int64(len(data)), instant.Add(time.Hour)), options(parent))
 	require.NoError(t, err)
 	put(w, 3, 13)
-	img, stats, err = w.Commit(t.Context())
-	require.NoError(t, err)
+	id, stats := commit(t, w)
 	require.EqualValues(t, 10*chunk, stats.BytesUploaded)
-	s.holds(t, s.save(t, shopDB, "op-2", img), padding[:len(data)])
+	s.holds(t, id, padding[:len(data)])
 }
 
 func (s suite) parents(t *testing.T) {
@@ -351,9 +350,8 @@ func (s suite) parents(t *testing.T) {
 	end(t, w, repository.Discard)
 }
 
-// held: a parent that is deleted while an image is written on it is whole to
-// the end.
-func (s suite) held(t *testing.T) {
+// deletedParent: a parent that is deleted while an image is written on it is whole to the end, or there is no image.
+func (s suite) deletedParent(t *testing.T) {
 	t.Helper()
 	const size = 20 * chunk
 	data := random(1, size)
@@ -366,9 +364,17 @@ func (s suite) held(t *testing.T) {
 	require.Empty(t, list, "what holds the parent is no backup")
 	data[0]++
 	require.NoError(t, w.Put(t.Context(), 0, padded(data, 0)))
-	img, _, err := w.Commit(t.Context())
+	id, _, err := w.Commit(t.Context(), named)
+	if err == nil {
+		s.holds(t, id, data)
+		return
+	}
+	require.NotErrorIs(t, err, repository.ErrNotFound, "another attempt does without the parent")
+	require.NotErrorIs(t, err, repository.ErrCorrupt)
+	end(t, w, repository.Discard)
+	list, err = s.List(t.Context(), shopDB)
 	require.NoError(t, err)
-	s.holds(t, s.save(t, shopDB, "op", img), data)
+	require.Empty(t, list)
 }
 
 func (s suite) defaults(t *testing.T) {

@@ -14,15 +14,19 @@ import (
 
 func (s suite) catalog(t *testing.T) {
 	t.Helper()
-	img, _ := s.write(t, meta(chunk, instant.Add(time.Hour)), "", random(1, chunk), []int64{0})
-	newer := s.save(t, shopDB, "op-1", img)
-	require.Equal(t, newer, s.save(t, shopDB, "op-1", img), "the operation has saved it")
-	other := s.save(t, shopLog, "op-1", img)
+	first := repository.WriterOptions{Volume: shopDB, Operation: "op-1"}
+	newer, _ := s.write(t, first, meta(chunk, instant.Add(time.Hour)), random(1, chunk), []int64{0})
+	again, _ := s.write(t, first, meta(chunk, instant.Add(2*time.Hour)), random(3, chunk), []int64{0})
+	require.Equal(t, newer, again, "the operation has saved it")
+	first.Volume = shopLog
+	other, _ := s.write(t, first, meta(chunk, instant.Add(time.Hour)), random(1, chunk), []int64{0})
 	require.NotEqual(t, newer, other)
+	for _, id := range []repository.SnapshotID{newer, other} {
+		require.NoError(t, s.Check(t.Context(), id))
+	}
 	m := meta(chunk, instant)
 	m.SnapshotHandle = "older"
-	img, _ = s.write(t, m, "", random(2, chunk), []int64{0})
-	older := s.save(t, shopDB, "op-2", img)
+	older := s.backup(t, "op-2", m, "", random(2, chunk), []int64{0})
 
 	list, err := s.List(t.Context(), shopDB)
 	require.NoError(t, err)
@@ -48,6 +52,7 @@ func (s suite) catalog(t *testing.T) {
 	require.ErrorIs(t, err, repository.ErrNotFound)
 	require.NoError(t, s.Delete(t.Context(), newer))
 	require.NoError(t, s.Delete(t.Context(), newer), "gone already")
+	require.ErrorIs(t, s.Check(t.Context(), newer), repository.ErrNotFound)
 	_, err = s.Get(t.Context(), newer)
 	require.ErrorIs(t, err, repository.ErrNotFound)
 	list, err = s.List(t.Context(), shopDB)
@@ -59,11 +64,6 @@ func (s suite) catalog(t *testing.T) {
 	list, err = s.List(t.Context(), repository.VolumeKey{Namespace: "shop", PVC: "none"})
 	require.NoError(t, err)
 	require.Empty(t, list)
-
-	_, err = s.Save(t.Context(), repository.Snapshot{Volume: shopDB}, img)
-	require.Error(t, err, "no operation ID")
-	_, err = s.Save(t.Context(), repository.Snapshot{Tags: map[string]string{repository.TagOperation: "op"}}, img)
-	require.Error(t, err, "no volume")
 }
 
 func (s suite) volumes(t *testing.T) {
@@ -74,8 +74,8 @@ func (s suite) volumes(t *testing.T) {
 	for i, v := range []repository.VolumeKey{last, shopLog, shopDB, shopLog} {
 		m := meta(chunk, instant)
 		m.SnapshotHandle = string(rune('a' + i)) // nothing to go on from
-		img, _ := s.write(t, m, "", random(1, chunk), []int64{0})
-		ids = append(ids, s.save(t, v, "op-"+string(rune('a'+i)), img))
+		id, _ := s.write(t, repository.WriterOptions{Volume: v, Operation: "op-" + string(rune('a'+i))}, m, random(1, chunk), []int64{0})
+		ids = append(ids, id)
 	}
 	require.Equal(t, []repository.VolumeKey{shopDB, shopLog, last}, s.listVolumes(t))
 	require.NoError(t, s.Delete(t.Context(), ids[1]))
@@ -115,9 +115,7 @@ func (s suite) differences(t *testing.T) {
 	other.ChunkSize, other.SegmentSize = 2*chunk, 4*chunk
 	w, err := s.NewWriter(t.Context(), other, options(""))
 	require.NoError(t, err)
-	img, _, err := w.Commit(t.Context())
-	require.NoError(t, err)
-	zeros := s.save(t, shopDB, "op-5", img)
+	zeros, _ := commit(t, w)
 
 	want := []block.Extent{{Offset: 2 * chunk, Length: 2 * chunk}, {Offset: 7 * chunk, Length: chunk}, {Offset: 30 * chunk, Length: 100}}
 	require.Equal(t, want, s.compare(t, old, next))

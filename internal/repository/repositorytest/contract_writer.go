@@ -26,9 +26,8 @@ func (s suite) advancing(t *testing.T) {
 		require.NoError(t, w.Advance(t.Context(), c/2))
 	}
 	require.NoError(t, w.Advance(t.Context(), n))
-	img, _, err := w.Commit(t.Context())
-	require.NoError(t, err)
-	s.holds(t, s.save(t, shopDB, "op", img), data)
+	id, _ := commit(t, w)
+	s.holds(t, id, data)
 
 	w, err = s.NewWriter(t.Context(), meta(n*chunk, instant), options(""))
 	require.NoError(t, err)
@@ -90,9 +89,8 @@ func (s suite) resuming(t *testing.T) {
 		w = s.begin(t, m, o)
 		require.Equal(t, int64(28), w.Resumed())
 		part(t, w, data, n)
-		img, _, err := w.Commit(t.Context())
-		require.NoError(t, err)
-		s.holds(t, s.save(t, shopDB, o.Operation, img), data)
+		id, _ := commit(t, w)
+		s.holds(t, id, data)
 	}
 }
 
@@ -159,7 +157,7 @@ func (s suite) misuse(t *testing.T) {
 		require.NoError(t, w.Put(t.Context(), 1, zeros), name)
 		require.Error(t, wrong(t.Context(), w), name)
 		require.Error(t, w.Put(t.Context(), 0, zeros), "%s: after an error", name)
-		_, _, err = w.Commit(t.Context())
+		_, _, err = w.Commit(t.Context(), named)
 		require.Error(t, err, "%s: after an error", name)
 		end(t, w, repository.Discard)
 		end(t, w, repository.Discard)
@@ -168,18 +166,18 @@ func (s suite) misuse(t *testing.T) {
 	require.NoError(t, err)
 	end(t, w, repository.Discard)
 	require.Error(t, w.Put(t.Context(), 0, zeros))
-	_, _, err = w.Commit(t.Context())
+	_, _, err = w.Commit(t.Context(), named)
 	require.Error(t, err)
 
 	w, err = s.NewWriter(t.Context(), meta(size, instant), options(""))
 	require.NoError(t, err)
-	_, _, err = w.Commit(t.Context())
+	_, _, err = w.Commit(t.Context(), named)
 	require.NoError(t, err)
 	require.Error(t, w.Put(t.Context(), 0, zeros))
-	_, _, err = w.Commit(t.Context())
+	_, _, err = w.Commit(t.Context(), named)
 	require.Error(t, err)
 
-	for _, o := range []repository.WriterOptions{{Volume: shopDB}, {Operation: "op"}} {
+	for _, o := range []repository.WriterOptions{{Volume: shopDB}, {Operation: "op"}} { // no operation, no volume
 		_, err := s.NewWriter(t.Context(), meta(size, instant), o)
 		require.Error(t, err, "%+v", o)
 	}
@@ -189,5 +187,5 @@ func (s suite) misuse(t *testing.T) {
 	}
 	list, err := s.List(t.Context(), shopDB)
 	require.NoError(t, err)
-	require.Empty(t, list, "what is not saved is not seen")
+	require.Len(t, list, 1, "what is not committed is not seen")
 }

@@ -18,7 +18,6 @@ import (
 type Memory struct {
 	mu        sync.Mutex
 	next      int
-	images    map[string]*volume
 	snapshots map[repository.SnapshotID]entry
 	// unfinished is what operations have recorded in Advance.
 	unfinished map[operation]checkpoint
@@ -38,7 +37,7 @@ type checkpoint struct {
 
 type entry struct {
 	repository.Snapshot
-	root string
+	image *volume
 }
 
 // volume is one image. It does not change once a store has it.
@@ -62,37 +61,26 @@ var _ repository.Store = (*Memory)(nil)
 
 // NewMemory returns an empty Store.
 func NewMemory() *Memory {
-	return &Memory{images: map[string]*volume{}, snapshots: map[repository.SnapshotID]entry{}, unfinished: map[operation]checkpoint{}}
+	return &Memory{snapshots: map[repository.SnapshotID]entry{}, unfinished: map[operation]checkpoint{}}
 }
 
-func (m *Memory) name(kind string) string {
-	m.next++
-	return kind + "-" + strconv.Itoa(m.next)
-}
-
-// Save implements repository.Catalog.
-func (m *Memory) Save(_ context.Context, s repository.Snapshot, img repository.Image) (repository.SnapshotID, error) {
+// save saves an image.
+func (m *Memory) save(op operation, s repository.Snapshot, image *volume) repository.SnapshotID {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	op := operation{s.Volume, s.Tags[repository.TagOperation]}
-	if err := op.check(); err != nil {
-		return "", err
-	}
-	if m.images[img.Root] == nil {
-		return "", fmt.Errorf("image %q: %w", img.Root, repository.ErrNotFound)
-	}
+	delete(m.unfinished, op)
 	for id, e := range m.snapshots {
-		if e.Volume == s.Volume && e.Tags[repository.TagOperation] == op.id {
-			return id, nil
+		if e.Volume == op.volume && e.Tags[repository.TagOperation] == op.id {
+			return id
 		}
 	}
-	s.ID = repository.SnapshotID(m.name("snapshot"))
-	s.Meta = m.images[img.Root].meta
-	s.Tags = maps.Clone(s.Tags)
-	s.Damage = nil
-	delete(m.unfinished, op)
-	m.snapshots[s.ID] = entry{s, img.Root}
-	return s.ID, nil
+	tags := map[string]string{}
+	maps.Copy(tags, s.Tags)
+	tags[repository.TagOperation] = op.id
+	m.next++
+	id := repository.SnapshotID("snapshot-" + strconv.Itoa(m.next))
+	m.snapshots[id] = entry{repository.Snapshot{ID: id, Volume: op.volume, Tags: tags, Start: s.Start, End: s.End, Meta: image.meta}, image}
+	return id
 }
 
 func (o operation) check() error {
@@ -118,7 +106,7 @@ func (m *Memory) find(id repository.SnapshotID) (repository.Snapshot, *volume, e
 	if !ok {
 		return repository.Snapshot{}, nil, fmt.Errorf("repo snapshot %s: %w", id, repository.ErrNotFound)
 	}
-	return e.Snapshot, m.images[e.root], nil
+	return e.Snapshot, e.image, nil
 }
 
 // List implements repository.Catalog.
@@ -148,6 +136,12 @@ func (m *Memory) Volumes(context.Context) ([]repository.VolumeKey, error) {
 
 // Losses implements repository.Catalog: memory loses nothing.
 func (m *Memory) Losses(context.Context) ([]repository.Loss, error) { return nil, nil }
+
+// Check implements repository.Catalog.
+func (m *Memory) Check(ctx context.Context, id repository.SnapshotID) error {
+	_, err := m.Get(ctx, id)
+	return err
+}
 
 // Delete implements repository.Catalog.
 func (m *Memory) Delete(_ context.Context, id repository.SnapshotID) error {

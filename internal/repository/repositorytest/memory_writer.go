@@ -218,7 +218,7 @@ func (w *memoryWriter) seal(put ledger.Segment[string]) int64 {
 }
 
 // Commit implements repository.VolumeWriter.
-func (w *memoryWriter) Commit(context.Context) (repository.Image, repository.WriteStats, error) {
+func (w *memoryWriter) Commit(_ context.Context, s repository.Snapshot) (repository.SnapshotID, repository.WriteStats, error) {
 	w.sealing.Lock()
 	defer w.sealing.Unlock()
 	err := w.sealUpTo(w.layout.Chunks())
@@ -226,13 +226,9 @@ func (w *memoryWriter) Commit(context.Context) (repository.Image, repository.Wri
 		err = w.ledger.Finish()
 	}
 	if err != nil {
-		return repository.Image{}, repository.WriteStats{}, w.failed("commit", err)
+		return "", repository.WriteStats{}, w.failed("commit", err)
 	}
-	w.store.mu.Lock()
-	defer w.store.mu.Unlock()
-	root := w.store.name("image")
-	w.store.images[root] = w.image
-	return repository.Image{Root: root, Meta: w.image.meta}, w.ledger.Stats(), nil
+	return w.store.save(w.operation, s, w.image), w.ledger.Stats(), nil
 }
 
 // failed ends the ledger where there is an error, and wraps it.
