@@ -345,16 +345,19 @@ func (s *soak) predict(v *volume, asked string) outcome {
 	history := s.of(v.key)
 	slices.Reverse(history)
 	var parents []*saved
+	named := asked != identity.ParentAuto && asked != identity.ParentNone
 	switch {
 	case asked == identity.ParentNone:
 		note(chain.ForcedFull)
 		history = nil
-	case len(history) == 0:
+	case named && !slices.ContainsFunc(history, func(b *saved) bool { return string(b.id) == asked }):
+		note(chain.ParentGone) // deleted since it was asked for
+	case !named && len(history) == 0:
 		note(chain.NoParent)
 	}
 	for _, b := range history {
 		switch {
-		case asked != identity.ParentAuto && string(b.id) != asked:
+		case named && string(b.id) != asked:
 		case b.handle == v.handle:
 			parents = append(parents, b)
 		case len(parents) == 0:
@@ -513,7 +516,9 @@ func (s *soak) backUp(jobs ...*job) {
 		s.beside[j.name] = len(jobs) > 1
 		s.begin(j)
 	}
+	var deleted *saved
 	if parent := jobs[0].want.parent; parent != nil && s.chance(6) {
+		deleted = parent
 		s.done["parent deleted meanwhile"]++
 		for _, j := range jobs {
 			s.beside[j.name] = true
@@ -524,30 +529,50 @@ func (s *soak) backUp(jobs ...*job) {
 	for _, j := range jobs {
 		j.proceed <- s.fate(j)
 	}
+	var again []*job
 	for _, j := range jobs {
-		if err := <-j.ended; !errors.Is(err, errGivenUp) && !errors.Is(err, errRefused) {
+		err := <-j.ended
+		switch {
+		case errors.Is(err, errGivenUp), errors.Is(err, errRefused):
+		case deleted != nil && j.want.parent == deleted:
+			require.ErrorIs(s, err, repository.ErrParentDeleted)
+			again = append(again, j)
+		default:
 			require.NoError(s, err)
 		}
 		require.NoError(s, j.dev.Close())
 		s.close(j.store)
-		s.storage.unpublish(j.clone)
-		s.storage.deleteVolume(j.clone)
-		if j.id == "" {
-			continue
-		}
-		s.say("%s is %s", j.name, j.id)
-		s.backups = append(s.backups, j.saved)
-		if s.options.RequireBaseSnapshotForDelta {
-			s.retained[j.snapshot] = j.saved
-		}
+		s.keep(j)
+	}
+	for _, j := range again {
+		s.begin(j)
+		j.proceed <- nil
+		require.NoError(s, <-j.ended)
+		require.NoError(s, j.dev.Close())
+		s.close(j.store)
+		s.keep(j)
 	}
 	for _, j := range jobs {
+		s.storage.unpublish(j.clone)
+		s.storage.deleteVolume(j.clone)
 		// The group may have gone with another member of it.
 		if s.retained[j.snapshot] == nil && !s.ghosts[j.snapshot] {
 			s.deleteSnapshot(j.snapshot)
 		}
 	}
 	s.releaseRetained()
+}
+
+// keep remembers what a job has saved.
+func (s *soak) keep(j *job) {
+	if j.id == "" {
+		return
+	}
+	s.say("%s is %s", j.name, j.id)
+	s.backups = append(s.backups, j.saved)
+	if s.options.RequireBaseSnapshotForDelta {
+		s.retained[j.snapshot] = j.saved
+	}
 }
 
 // begin checks that the backup begins as the model predicts.

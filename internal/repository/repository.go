@@ -37,6 +37,10 @@ var ErrCorrupt = errors.New("repository content is damaged")
 // cannot be reached, or does not do what it is asked for. The same call may succeed later.
 var ErrUnavailable = errors.New("object store is not available")
 
+// ErrParentDeleted is wrapped by the error of a writer whose parent was deleted before the image was saved. Another attempt may find another
+// parent, or none.
+var ErrParentDeleted = errors.New("it was deleted while the backup ran, and maintenance may have deleted what it consists of: another attempt does without it")
+
 // The default layout of an image; see Meta.WithDefaults.
 const (
 	// smallVolume is the largest volume with the smallest chunks and pages.
@@ -359,8 +363,8 @@ type Catalog interface {
 // Store is an open repository.
 type Store interface {
 	Catalog
-	// NewWriter starts an image. If the parent is deleted before the image is saved, that may make the
-	// writer fail in its first minute. After that, what the image inherits stays in the repository. A ChunkSize or SegmentSize
+	// NewWriter starts an image. If the parent is deleted in the first minute and before the image is saved, the writer may
+	// fail with ErrParentDeleted. After that, what the image inherits stays in the repository. A ChunkSize or SegmentSize
 	// of 0 in meta means that of the parent, or the default; another one than the parent's is
 	// an error. A PageSize of 0 means the default, or the chunk size if that is less. The
 	// writer sets Version, Kind and Parent in meta. The error wraps ErrNotFound or ErrCorrupt

@@ -93,7 +93,7 @@ func (w *writer) save(ctx context.Context, s repository.Snapshot, dir object.ID,
 	if err == nil {
 		err = w.hold.checkParent(ctx)
 	}
-	if errors.Is(err, errLost) || errors.Is(err, errParentDeleted) {
+	if errors.Is(err, errLost) || errors.Is(err, repository.ErrParentDeleted) {
 		err = errors.Join(err, (&hold{ids: []manifest.ID{id}}).release(ctx, w.rep))
 	}
 	return repository.SnapshotID(id), err
@@ -104,7 +104,7 @@ func (w *writer) explain(ctx context.Context, err error) error {
 	if !errors.Is(err, repository.ErrNotFound) || refresh(ctx, w.rep) != nil {
 		return err
 	}
-	if gone := w.hold.checkParent(ctx); errors.Is(gone, errParentDeleted) {
+	if gone := w.hold.checkParent(ctx); errors.Is(gone, repository.ErrParentDeleted) {
 		return fmt.Errorf("%w: %v", gone, err) //nolint:errorlint // it is not the repository that is damaged
 	}
 	return err

@@ -141,9 +141,6 @@ func (h *hold) take(ctx context.Context, w repo.RepositoryWriter, root object.ID
 	return nil
 }
 
-// errParentDeleted is Passing: another attempt finds another parent, or none.
-var errParentDeleted = errors.New("it was deleted while the backup ran, and maintenance may have deleted what it consists of: another attempt does without it")
-
 // checkParent fails if the parent was deleted before the operation had a hold. While the parent is there, it keeps what the
 // image inherits. Once it is gone, a maintenance that has looked for manifests in between keeps nothing of it. The
 // manifest that shall keep it instead is flushed, and the index is read after that.
@@ -153,7 +150,7 @@ func (h *hold) checkParent(ctx context.Context) error {
 	}
 	_, err := loadManifest(ctx, h.rep, h.parent)
 	if errors.Is(err, repository.ErrNotFound) {
-		err = errParentDeleted
+		err = repository.ErrParentDeleted
 	}
 	if err != nil {
 		return fmt.Errorf("look for parent %s: %w", h.parent, err)

@@ -130,7 +130,7 @@ func TestParentIsDeletedWhileAnIncrementRuns(t *testing.T) {
 				require.Empty(t, holdsIn(t, s))
 
 				s, _, _, err = run(t, deleteAfter, remember, true)
-				require.True(t, errors.Is(err, errParentDeleted) || errors.Is(err, errLost), "not held yet: %v", err)
+				require.True(t, errors.Is(err, repository.ErrParentDeleted) || errors.Is(err, errLost), "not held yet: %v", err)
 				require.NotErrorIs(t, err, repository.ErrNotFound, "another attempt does without the parent")
 				list, err := s.List(t.Context(), testVolume)
 				require.NoError(t, err)
@@ -170,7 +170,7 @@ func TestFirstHold(t *testing.T) {
 		inner.hold.start = inner.hold.start.Add(-holdDelay)
 		if deleted {
 			require.NoError(t, s.Delete(t.Context(), full))
-			require.ErrorIs(t, w.Advance(t.Context(), 8), errParentDeleted)
+			require.ErrorIs(t, w.Advance(t.Context(), 8), repository.ErrParentDeleted)
 			require.NoError(t, w.Close(t.Context(), repository.Discard))
 			require.Empty(t, holdsIn(t, s))
 			continue

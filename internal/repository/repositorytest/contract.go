@@ -369,8 +369,8 @@ func (s suite) deletedParent(t *testing.T) {
 		s.holds(t, id, data)
 		return
 	}
+	require.ErrorIs(t, err, repository.ErrParentDeleted)
 	require.NotErrorIs(t, err, repository.ErrNotFound, "another attempt does without the parent")
-	require.NotErrorIs(t, err, repository.ErrCorrupt)
 	end(t, w, repository.Discard)
 	list, err = s.List(t.Context(), shopDB)
 	require.NoError(t, err)
