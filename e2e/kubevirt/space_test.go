@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/blockmover/blockmover/e2e/kit"
 	"github.com/blockmover/blockmover/e2e/kubevirt/standin"
 )
 
@@ -22,7 +24,9 @@ func (s *scenario) testNoSpace(g vm, backUp func() string) {
 	const room = 4 << 20
 	s.fill(g, 1024, 8, 20)
 	filled := make(chan error, 1)
-	go func() { filled <- s.fillScratch(g, room) }()
+	before, err := s.scratch(s.ctx, g)
+	require.NoError(s, err)
+	go func() { filled <- s.fillScratch(g, before, room) }()
 	name := backUp()
 	require.NoError(s, <-filled)
 	uploads, err := s.kit.DataUploads(s.ctx, name)
@@ -33,10 +37,19 @@ func (s *scenario) testNoSpace(g vm, backUp func() string) {
 	s.requireEqual(s.restoreDisks(name, g.namespace, name+"-restored"), g)
 }
 
-// fillScratch leaves room for so many bytes in the next volume that QEMU is given for its files.
-func (s *scenario) fillScratch(g vm, room int64) error {
+// scratch lists the PVCs that QEMU is given for its files.
+func (s *scenario) scratch(ctx context.Context, g vm) ([]kit.Object, error) {
+	return s.kit.List(ctx, "-n", g.namespace, "pvc", "-l", "blockmover.io/vm-backup")
+}
+
+// fillScratch leaves room for so many bytes in the next volume that QEMU is given for its files, less what it has written already. Those of
+// an earlier backup may be about to go.
+func (s *scenario) fillScratch(g vm, before []kit.Object, room int64) error {
 	err := s.kit.Wait(s.ctx, "volume for the files", time.Minute, func(ctx context.Context) (bool, string, error) {
-		claims, err := s.kit.List(ctx, "-n", g.namespace, "pvc", "-l", "blockmover.io/vm-backup")
+		claims, err := s.scratch(ctx, g)
+		claims = slices.DeleteFunc(claims, func(c kit.Object) bool {
+			return slices.ContainsFunc(before, func(b kit.Object) bool { return b.Metadata.UID == c.Metadata.UID })
+		})
 		if err != nil || len(claims) == 0 || claims[0].Spec.VolumeName == "" {
 			return false, fmt.Sprint(claims), err
 		}
@@ -53,9 +66,29 @@ func (s *scenario) fillScratch(g vm, room int64) error {
 		if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
 			return false, "", err
 		}
-		return true, "", unix.Fallocate(int(f.Fd()), 0, 0, int64(fs.Bavail)*fs.Bsize-room)
+		written, err := bytesIn(directories[0])
+		if err != nil {
+			return false, "", err
+		}
+		return true, "", unix.Fallocate(int(f.Fd()), 0, 0, int64(fs.Bavail)*fs.Bsize-max(0, room-written))
 	})
 	return err
+}
+
+// bytesIn is how much room the files in a directory take.
+func bytesIn(directory string) (total int64, err error) {
+	err = filepath.WalkDir(directory, func(path string, d os.DirEntry, err error) error {
+		var st syscall.Stat_t
+		if err == nil && !d.IsDir() {
+			err = syscall.Stat(path, &st)
+		}
+		total += st.Blocks * 512
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // it has gone meanwhile
+		}
+		return err
+	})
+	return total, err
 }
 
 // isMountPoint reports whether a directory is on another file system than its parent.

@@ -217,8 +217,8 @@ func (s *scenario) verifyFindsDamage(namespace string, backups []string, want ki
 		{"a pack cut to a third", func() func() {
 			return s.rewriteNewest(namespace, "p", func(pack []byte) []byte { return pack[:len(pack)/3] })
 		}, `\bp[0-9a-f]{32}-s`},
-		// An upload writes more index blobs than these.
-		{"a lost part of the index", func() func() { return s.hideNewest(namespace, "xn", 3) }, "a part of the index is lost|an index blob is lost"},
+		// Each upload writes one.
+		{"a lost part of the index", func() func() { return s.hideNewest(namespace, "xn", 1) }, "a part of the index is lost|an index blob is lost"},
 	} {
 		repair := d.wreck()
 		_, damaged := s.verify(backups[0], "")
