@@ -540,17 +540,13 @@ func (s *soak) backUp(jobs ...*job) {
 		default:
 			require.NoError(s, err)
 		}
-		require.NoError(s, j.dev.Close())
-		s.close(j.store)
-		s.keep(j)
+		s.finish(j)
 	}
 	for _, j := range again {
 		s.begin(j)
 		j.proceed <- nil
 		require.NoError(s, <-j.ended)
-		require.NoError(s, j.dev.Close())
-		s.close(j.store)
-		s.keep(j)
+		s.finish(j)
 	}
 	for _, j := range jobs {
 		s.storage.unpublish(j.clone)
@@ -563,8 +559,11 @@ func (s *soak) backUp(jobs ...*job) {
 	s.releaseRetained()
 }
 
-// keep remembers what a job has saved.
-func (s *soak) keep(j *job) {
+// finish closes what a job has open, and remembers what it has saved.
+func (s *soak) finish(j *job) {
+	s.Helper()
+	require.NoError(s, j.dev.Close())
+	s.close(j.store)
 	if j.id == "" {
 		return
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/kopia/kopia/repo"
@@ -49,12 +47,7 @@ func TestCheck(t *testing.T) {
 	other, err := s.rep.ContentInfo(t.Context(), firstContent(seg.chunk(0)[0].Object))
 	require.NoError(t, err)
 	require.NotEqual(t, info.PackBlobID, other.PackBlobID)
-	require.NoError(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err == nil && strings.HasSuffix(strings.ReplaceAll(path, "/", ""), string(other.PackBlobID)+".f") {
-			return os.Remove(path)
-		}
-		return err
-	}))
+	require.NoError(t, os.Remove(last(blobFiles(t, dir, string(other.PackBlobID)))))
 	require.ErrorIs(t, s.Check(t.Context(), full), repository.ErrNotFound)
 	require.ErrorIs(t, s.Check(t.Context(), third), repository.ErrNotFound)
 	require.ErrorContains(t, s.Check(t.Context(), third), "look up pack "+string(other.PackBlobID), "it has its own documents")
@@ -81,9 +74,7 @@ func TestKilledBeforeItHasLooked(t *testing.T) {
 	data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
 	full, _ := backup(t, s, meta, "", data, allChunks(t, meta))
 	data[0]++
-	direct, ok := s.rep.(repo.DirectRepository)
-	require.True(t, ok)
-	d := &dying{direct, 100}
+	d := &dying{direct(t, s), 100}
 	s.rep = d
 	w, err := s.NewWriter(t.Context(), meta, nextOperation(full))
 	require.NoError(t, err)

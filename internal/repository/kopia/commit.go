@@ -66,7 +66,7 @@ func (w *writer) save(ctx context.Context, s repository.Snapshot, dir object.ID,
 	case err != nil:
 		return "", err
 	case saved != "":
-		return saved, w.hold.release(ctx, w.rep)
+		return saved, w.hold.release(ctx)
 	}
 	holds, err := findHolds(ctx, w.rep, w.hold.volume, w.hold.operation)
 	if err != nil {
@@ -94,7 +94,7 @@ func (w *writer) save(ctx context.Context, s repository.Snapshot, dir object.ID,
 		err = w.hold.checkParent(ctx)
 	}
 	if errors.Is(err, errLost) || errors.Is(err, repository.ErrParentDeleted) {
-		err = errors.Join(err, (&hold{ids: []manifest.ID{id}}).release(ctx, w.rep))
+		err = errors.Join(err, removeManifests(ctx, w.rep, []manifest.ID{id}))
 	}
 	return repository.SnapshotID(id), err
 }

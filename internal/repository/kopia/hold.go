@@ -54,10 +54,8 @@ type hold struct {
 	start     time.Time
 	// delay is after what time the parent gets a hold.
 	delay time.Duration
-	// parent is the image that the new one inherits from, or "".
+	// parent is the image that the new one inherits from, or "" once a manifest of the operation keeps it.
 	parent repository.SnapshotID
-	// held is set while a manifest of the operation keeps the parent.
-	held bool
 	// ids are the manifests that the next one replaces: its own last one, or what
 	// an earlier run of the operation has left.
 	ids []manifest.ID
@@ -129,15 +127,15 @@ func (h *hold) take(ctx context.Context, w repo.RepositoryWriter, root object.ID
 		return fmt.Errorf("flush hold: %w", err)
 	}
 	h.ids, h.root, h.summary, h.taken = []manifest.ID{id}, root, summary, now.ToTime()
-	if !h.held && h.parent != "" {
+	if h.parent != "" {
 		if err := refresh(ctx, h.rep); err != nil {
 			return err
 		}
 		if err := h.checkParent(ctx); err != nil {
-			return errors.Join(err, h.release(ctx, h.rep))
+			return errors.Join(err, h.release(ctx))
 		}
+		h.parent = ""
 	}
-	h.held = true
 	return nil
 }
 
@@ -145,7 +143,7 @@ func (h *hold) take(ctx context.Context, w repo.RepositoryWriter, root object.ID
 // image inherits. Once it is gone, a maintenance that has looked for manifests in between keeps nothing of it. The
 // manifest that shall keep it instead is flushed, and the index is read after that.
 func (h *hold) checkParent(ctx context.Context) error {
-	if h.held || h.parent == "" {
+	if h.parent == "" {
 		return nil
 	}
 	_, err := loadManifest(ctx, h.rep, h.parent)
@@ -167,7 +165,7 @@ func (h *hold) keep(ctx context.Context, objects *objectWriter, dir object.ID, s
 	}
 	err := objects.checkWritten(ctx)
 	if errors.Is(err, errLost) {
-		err = errors.Join(err, h.release(ctx, h.rep))
+		err = errors.Join(err, h.release(ctx))
 	}
 	return err
 }
@@ -185,23 +183,25 @@ func (h *hold) renew(ctx context.Context, w repo.RepositoryWriter) error {
 }
 
 // release removes the hold.
-func (h *hold) release(ctx context.Context, rep repo.Repository) error {
-	if len(h.ids) == 0 {
+func (h *hold) release(ctx context.Context) error {
+	if err := removeManifests(ctx, h.rep, h.ids); err != nil {
+		return fmt.Errorf("release hold: %w", err)
+	}
+	h.ids = nil
+	return nil
+}
+
+// removeManifests deletes manifests in a session of its own.
+func removeManifests(ctx context.Context, rep repo.Repository, ids []manifest.ID) error {
+	if len(ids) == 0 {
 		return nil
 	}
 	// Maintenance may have moved the manifests meanwhile, all of which kopia reads to delete one.
 	if err := refresh(ctx, rep); err != nil {
 		return err
 	}
-	err := repo.WriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "Blockmover release"},
-		func(ctx context.Context, w repo.RepositoryWriter) error {
-			return deleteManifests(ctx, w, h.ids)
-		})
-	if err != nil {
-		return fmt.Errorf("release hold: %w", err)
-	}
-	h.ids = nil
-	return nil
+	return repo.WriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "Blockmover release"},
+		func(ctx context.Context, w repo.RepositoryWriter) error { return deleteManifests(ctx, w, ids) })
 }
 
 func deleteManifests(ctx context.Context, w repo.RepositoryWriter, ids []manifest.ID) error {
@@ -243,5 +243,8 @@ func sweepHolds(ctx context.Context, rep repo.Repository) error {
 	for i, m := range dead {
 		ids[i] = m.ID
 	}
-	return (&hold{ids: ids}).release(ctx, rep)
+	if err := removeManifests(ctx, rep, ids); err != nil {
+		return fmt.Errorf("release hold: %w", err)
+	}
+	return nil
 }

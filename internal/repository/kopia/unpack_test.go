@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"context"
 	"maps"
-	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/kopia/kopia/repo"
-	"github.com/kopia/kopia/repo/blob/filesystem"
 	"github.com/kopia/kopia/repo/compression"
 	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/encryption"
@@ -24,17 +22,10 @@ import (
 func newRepositoryWith(t *testing.T, f format.ContentFormat) repo.DirectRepository {
 	t.Helper()
 	dir := t.TempDir()
-	st, err := filesystem.New(t.Context(), &filesystem.Options{Path: dir}, true)
+	st, err := openDirectory(t.Context(), dir, true)
 	require.NoError(t, err)
 	require.NoError(t, repo.Initialize(t.Context(), st, &repo.NewRepositoryOptions{BlockFormat: f}, testPassword))
-	config := filepath.Join(t.TempDir(), "config")
-	require.NoError(t, repo.Connect(t.Context(), config, st, testPassword, &repo.ConnectOptions{}))
-	rep, err := repo.Open(t.Context(), config, testPassword, &repo.Options{})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, rep.Close(context.Background())) })
-	direct, ok := rep.(repo.DirectRepository)
-	require.True(t, ok)
-	return direct
+	return direct(t, openStore(t, dir))
 }
 
 // putContent stores a content as kopia does.

@@ -89,7 +89,7 @@ func (s *Store) newWriter(ctx context.Context, meta repository.Meta, o repositor
 	defer func() {
 		// A run that is canceled, or has lost the object store, is continued by the next one.
 		if err != nil && ctx.Err() == nil && !errors.Is(mark(err), repository.ErrUnavailable) {
-			err = errors.Join(err, h.release(ctx, s.rep))
+			err = errors.Join(err, h.release(ctx))
 		}
 	}()
 	w := &writer{rep: s.rep, objects: objects, hold: h, layout: layout, doc: document{Meta: meta, Zero: from.document.Zero}}
@@ -134,13 +134,13 @@ func (w *writer) begin(ctx context.Context, from image, interval int64) error {
 	switch {
 	case len(finished) > 0:
 		w.doc.Zero = earlier.document.Zero
-		w.hold.held = true // the checkpoint has the parent in its directory
+		w.hold.parent = "" // the checkpoint keeps it, too
 		err = w.hold.take(ctx, w.objects.w, earlier.root, earlier.manifest.Summary)
 	case from.root != object.EmptyID:
 		w.hold.root, w.hold.summary = from.root, from.manifest.Summary
 		err = w.hold.renew(ctx, w.objects.w)
 	default:
-		err = w.hold.release(ctx, w.rep) // what an earlier run left is of no use
+		err = w.hold.release(ctx) // what an earlier run left is of no use
 	}
 	if err != nil {
 		return err
@@ -337,7 +337,7 @@ func (w *writer) Close(ctx context.Context, how repository.Ending) error {
 	// Closing a session that was not flushed drops its buffers.
 	err := w.objects.w.Close(ctx)
 	if how == repository.Discard {
-		err = errors.Join(err, w.hold.release(ctx, w.rep))
+		err = errors.Join(err, w.hold.release(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("close image: %w", err)
