@@ -6,7 +6,7 @@ import (
 )
 
 // Velero makes repositories with the first hash function, and from its next release on with
-// the second. blockmover computes sums of the first ahead, and leaves the second to kopia.
+// the second.
 const (
 	hashBLAKE2b = "BLAKE2B-256-128"
 	hashHMAC    = "HMAC-SHA256-128"

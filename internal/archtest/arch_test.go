@@ -53,6 +53,7 @@ var pure = []string{
 	"internal/fscheck",
 	"internal/fuzztest",
 	"internal/group",
+	"internal/hmacsha256",
 	"internal/identity",
 	"internal/inplace",
 	"internal/phase",

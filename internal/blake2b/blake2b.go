@@ -64,8 +64,14 @@ func New(key []byte) (*Hasher, error) {
 	return newHasher(key, usable[0])
 }
 
+// Lanes is how many messages at most Sum takes.
+func (*Hasher) Lanes() int { return Lanes }
+
 // Least is from how many messages on, 1 to Lanes, Sum is faster than hashing one by one.
 func (h *Hasher) Least() int { return h.least }
+
+// BlockSize divides the length of every message, in bytes.
+func (*Hasher) BlockSize() int { return BlockSize }
 
 func newHasher(key []byte, i implementation) (*Hasher, error) {
 	if len(key) < 1 || len(key) > blake2b.Size {
@@ -101,7 +107,7 @@ func (h *Hasher) check(key []byte) error {
 	for lane := range messages {
 		messages[lane] = bytes.Repeat([]byte{byte(lane), 1, 2}, BlockSize)[:2*BlockSize]
 	}
-	sums, err := h.Sum(&messages)
+	sums, err := h.Sum(messages[:])
 	if err != nil {
 		return err
 	}
@@ -119,22 +125,26 @@ func (h *Hasher) check(key []byte) error {
 	return nil
 }
 
-// Sum hashes eight messages of the same length, a positive multiple of BlockSize.
-func (h *Hasher) Sum(messages *[Lanes][]byte) ([Lanes][Size]byte, error) {
+// Sum hashes 1 to Lanes messages of the same length, a positive multiple of BlockSize.
+func (h *Hasher) Sum(messages [][]byte) ([][Size]byte, error) {
+	if len(messages) < 1 || len(messages) > Lanes {
+		return nil, fmt.Errorf("%d messages, want 1 to %d", len(messages), Lanes)
+	}
 	length := len(messages[0])
 	if length == 0 || length%BlockSize != 0 {
-		return [Lanes][Size]byte{}, fmt.Errorf("message has %d bytes, want a multiple of %d", length, BlockSize)
+		return nil, fmt.Errorf("message has %d bytes, want a multiple of %d", length, BlockSize)
 	}
 	var data [Lanes]*byte
-	for lane, m := range messages {
+	for lane := range data {
+		m := messages[min(lane, len(messages)-1)]
 		if len(m) != length {
-			return [Lanes][Size]byte{}, fmt.Errorf("messages have %d and %d bytes, want the same", length, len(m))
+			return nil, fmt.Errorf("messages have %d and %d bytes, want the same", length, len(m))
 		}
 		data[lane] = &m[0]
 	}
 	s := h.keyed
-	h.compress(&s, &data, uint64(length/BlockSize), BlockSize, ^uint64(0))
-	var sums [Lanes][Size]byte
+	h.compress(&s, &data, uint64(length/BlockSize), BlockSize, ^uint64(0)) //nolint:gosec // it is not negative
+	sums := make([][Size]byte, len(messages))
 	for lane := range sums {
 		for word := range Size / 8 {
 			binary.LittleEndian.PutUint64(sums[lane][word*8:], s[word][lane])

@@ -32,10 +32,11 @@ func hashers(t testing.TB, key []byte) []*Hasher {
 }
 
 // requireSums compares the sums of messages with the reference.
-func requireSums(t *testing.T, h *Hasher, key []byte, messages *[Lanes][]byte) {
+func requireSums(t *testing.T, h *Hasher, key []byte, messages [][]byte) {
 	t.Helper()
 	sums, err := h.Sum(messages)
 	require.NoError(t, err)
+	require.Len(t, sums, len(messages))
 	for lane, m := range messages {
 		one, err := reference.New256(key)
 		require.NoError(t, err)
@@ -54,7 +55,9 @@ func TestSum(t *testing.T) {
 					// not aligned
 					messages[lane] = random(uint64(lane), length+lane)[lane:]
 				}
-				requireSums(t, h, key, &messages)
+				requireSums(t, h, key, messages[:])
+				requireSums(t, h, key, messages[:1])
+				requireSums(t, h, key, messages[2:7])
 			}
 		}
 	}
@@ -72,7 +75,7 @@ func FuzzSum(f *testing.F) {
 			messages[lane] = bytes.Repeat(data[lane%len(data):], length)[:length]
 		}
 		for _, h := range hashers(t, key) {
-			requireSums(t, h, key, &messages)
+			requireSums(t, h, key, messages[:])
 		}
 	})
 }
@@ -88,15 +91,19 @@ func TestMisuse(t *testing.T) {
 			for lane := range messages {
 				messages[lane] = make([]byte, length)
 			}
-			_, err := h.Sum(&messages)
+			_, err := h.Sum(messages[:])
 			require.Error(t, err, "%d bytes", length)
 		}
 		for lane := range messages {
 			messages[lane] = make([]byte, 256)
 		}
 		messages[7] = make([]byte, 128)
-		_, err := h.Sum(&messages)
+		_, err := h.Sum(messages[:])
 		require.Error(t, err, "different lengths")
+		for _, wrong := range [][][]byte{nil, append(messages[:7:7], messages[0], messages[0])} {
+			_, err := h.Sum(wrong)
+			require.Error(t, err, "%d messages", len(wrong))
+		}
 	}
 }
 
@@ -125,7 +132,7 @@ func BenchmarkSum(b *testing.B) {
 			b.Run(fmt.Sprintf("%s, %d KiB", h.name, length>>10), func(b *testing.B) {
 				b.SetBytes(int64(length) * Lanes)
 				for b.Loop() {
-					_, err := h.Sum(&messages)
+					_, err := h.Sum(messages[:])
 					require.NoError(b, err)
 				}
 			})

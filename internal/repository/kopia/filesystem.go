@@ -21,11 +21,11 @@ import (
 // CreateFilesystem makes a repository in a directory, with the hash function that Velero
 // uses. It creates the directory if there is none.
 func CreateFilesystem(ctx context.Context, dir, password string) error {
-	return CreateFilesystemWithHash(ctx, dir, password, hashName)
+	return CreateFilesystemWithHash(ctx, dir, password, DefaultBlockHash)
 }
 
 // DefaultBlockHash is the hash function of repositories that Velero 1.18 makes.
-const DefaultBlockHash = hashName
+const DefaultBlockHash = "BLAKE2B-256-128"
 
 // BlockHashes are the names of the hash functions that a repository can have.
 func BlockHashes() []string { return hashing.SupportedAlgorithms() }

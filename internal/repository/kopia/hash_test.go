@@ -26,12 +26,12 @@ func TestLookUp(t *testing.T) {
 	const secret = "secret"
 	many, err := blake2b.New([]byte(secret))
 	require.NoError(t, err)
-	known := &sums{known: map[sumKey][blake2b.Size]byte{}}
+	known := &sums{known: map[sumKey][sumSize]byte{}}
 	h := hasher{secret, many, known}
 	calls := 0
 	one := func(output []byte, _ *bytes.Reader) []byte {
 		calls++
-		return append(output, make([]byte, blake2b.Size)...)
+		return append(output, make([]byte, sumSize)...)
 	}
 	// isKnown asks for the hash of some bytes, as kopia does.
 	isKnown := func(secret string, data []byte) bool {
@@ -75,15 +75,16 @@ func TestLookUp(t *testing.T) {
 // TestHashAhead compares the names of contents that were hashed ahead with those
 // that kopia gives.
 func TestHashAhead(t *testing.T) {
-	for _, function := range []string{hashName, "BLAKE2B-256", "HMAC-SHA256-128"} {
+	for _, function := range []string{DefaultBlockHash, "HMAC-SHA256-128", "BLAKE2B-256", "HMAC-SHA256", "HMAC-SHA3-256"} {
 		rep := newRepositoryWithHash(t, function)
 		_, session, err := rep.NewWriter(t.Context(), repo.WriteSessionOptions{})
 		require.NoError(t, err)
 		w, err := newObjectWriter(rep, session, repository.NoCompression)
 		require.NoError(t, err)
-		require.Equal(t, function == hashName && blake2b.Available(), w.hasher.many != nil, function)
+		ours, ok := hashFunctions[function]
+		require.Equal(t, ok && ours.available(), w.hasher.many != nil, function)
 
-		for _, n := range []int{1, 2, 7, 8, 9, 20} {
+		for _, n := range []int{1, 2, 7, 8, 9, 15, 16, 17, 40} {
 			contents := cut(n, 8<<10)
 			var got []object.ID
 			require.NoError(t, w.writeAll(t.Context(), contents, func(i int, id object.ID, _ int64) error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -15,7 +16,6 @@ import (
 	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/object"
 
-	"github.com/blockmover/blockmover/internal/blake2b"
 	"github.com/blockmover/blockmover/internal/repository"
 )
 
@@ -120,10 +120,12 @@ func compressible(data []byte) bool {
 // writeAll stores objects, and calls each with the number of an object and with what write
 // returns for it. Many objects of one length take less time together.
 func (o *objectWriter) writeAll(ctx context.Context, objects [][]byte, each func(i int, id object.ID, fresh int64) error) error {
-	for first := 0; first < len(objects); first += blake2b.Lanes {
-		if err := o.writeSome(ctx, first, objects[first:min(first+blake2b.Lanes, len(objects))], each); err != nil {
+	first := 0
+	for some := range slices.Chunk(objects, o.hasher.lanes()) {
+		if err := o.writeSome(ctx, first, some, each); err != nil {
 			return err
 		}
+		first += len(some)
 	}
 	return nil
 }
