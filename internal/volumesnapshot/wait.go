@@ -29,10 +29,11 @@ type NotYetError string
 func (e NotYetError) Error() string { return string(e) }
 
 // HandleDelay is the delay between looks for the handle of a snapshot. The storage
-// snapshots a small volume within a second; looking more often than every 2 s does
-// not help if it takes minutes.
+// snapshots a small volume within a second, and Velero takes one snapshot after the
+// other, so a delay is a tenth of what was waited already. Looking more often than
+// every 2 s does not help if it takes minutes.
 func HandleDelay() wait.DelayFunc {
-	return wait.Backoff{Duration: 100 * time.Millisecond, Factor: 1.3, Cap: 2 * time.Second, Steps: 1 << 30}.DelayFunc()
+	return wait.Backoff{Duration: 100 * time.Millisecond, Factor: 1.1, Cap: 2 * time.Second, Steps: 1 << 30}.DelayFunc()
 }
 
 // Until calls look until it returns no error, or one that wraps phase.ErrBroken, or
