@@ -4,10 +4,11 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"math"
+	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
@@ -33,11 +34,27 @@ const (
 	maxRequests = 32
 )
 
-// packRange is a part of a pack. buf has its bytes once it is fetched.
+// packRange is a part of a pack.
 type packRange struct {
 	pack        blob.ID
 	offset, end int64
-	buf         *rangeBuffer
+	// unread is how many reads of its contents are still to come.
+	unread atomic.Int64
+
+	mu sync.RWMutex
+	// buf has its bytes once it is fetched, until it is freed.
+	buf *rangeBuffer
+}
+
+// use passes a part of the pack on, if it is here. The bytes are valid until do returns.
+func (r *packRange) use(offset, length int64, do func([]byte)) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if r.buf == nil {
+		return false
+	}
+	do((*r.buf)[offset-r.offset:][:length])
+	return true
 }
 
 // fetched are the contents of some ranges.
@@ -52,29 +69,28 @@ type several []*fetched
 
 type fetchedKey struct{}
 
-// find returns the bytes of a part of a pack.
-func (s several) find(pack blob.ID, offset, length int64) ([]byte, bool) {
+// find passes a part of a pack on, if it is here.
+func (s several) find(pack blob.ID, offset, length int64, do func([]byte)) bool {
 	for _, f := range s {
-		if data, ok := f.find(pack, offset, length); ok {
-			return data, true
+		if r := f.find(pack, offset, length); r != nil && r.use(offset, length, do) {
+			return true
 		}
 	}
-	return nil, false
+	return false
 }
 
-// content returns what its pack has of a content.
-func (s several) content(id content.ID) (info content.Info, packed []byte, ok bool) {
+// content returns where a content is.
+func (s several) content(id content.ID) (content.Info, *packRange) {
 	for _, f := range s {
 		if info, ok := f.infos[id]; ok {
-			packed, ok := f.find(info.PackBlobID, int64(info.PackOffset), int64(info.PackedLength))
-			return info, packed, ok
+			return info, f.find(info.PackBlobID, int64(info.PackOffset), int64(info.PackedLength))
 		}
 	}
-	return content.Info{}, nil, false
+	return content.Info{}, nil
 }
 
-// find returns the bytes of a part of a pack.
-func (f *fetched) find(pack blob.ID, offset, length int64) ([]byte, bool) {
+// find returns the range that has all of a part of a pack.
+func (f *fetched) find(pack blob.ID, offset, length int64) *packRange {
 	i, found := slices.BinarySearchFunc(f.ranges, offset, func(r *packRange, offset int64) int {
 		return cmp.Or(cmp.Compare(r.pack, pack), cmp.Compare(r.offset, offset))
 	})
@@ -82,9 +98,9 @@ func (f *fetched) find(pack blob.ID, offset, length int64) ([]byte, bool) {
 		i-- // the last one that begins before
 	}
 	if i < 0 || f.ranges[i].pack != pack || offset+length > f.ranges[i].end {
-		return nil, false
+		return nil
 	}
-	return (*f.ranges[i].buf)[offset-f.ranges[i].offset:][:length], true
+	return f.ranges[i]
 }
 
 // rangeBuffer is a blob.OutputBuffer.
@@ -115,10 +131,13 @@ func planRanges(infos []content.Info) []*packRange {
 			r := ranges[n-1]
 			if r.pack == info.PackBlobID && offset-r.end <= maxGap && end-r.offset <= maxRange {
 				r.end = max(r.end, end)
+				r.unread.Add(1)
 				continue
 			}
 		}
-		ranges = append(ranges, &packRange{pack: info.PackBlobID, offset: offset, end: end})
+		r := &packRange{pack: info.PackBlobID, offset: offset, end: end}
+		r.unread.Store(1)
+		ranges = append(ranges, r)
 	}
 	return ranges
 }
@@ -128,10 +147,11 @@ type rangeReader struct {
 	rep   repo.Repository
 	blobs blob.Reader
 	unpack
+	places places
 	// requests has room for those that are under way.
 	requests *semaphore.Weighted
-	// buffers are free for reuse.
-	buffers sync.Pool
+	// buffers are free for reuse. Each has room for a power of two of bytes, and its place is the exponent.
+	buffers [bits.UintSize]sync.Pool
 }
 
 // newRangeReader returns nil if the repository gives no access to its packs.
@@ -162,18 +182,40 @@ func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Co
 	return context.WithValue(ctx, fetchedKey{}, several{found}), release, nil
 }
 
+// learn prepares for looking up many contents.
+func (f *rangeReader) learn(ctx context.Context) {
+	if f != nil {
+		f.places.learn(ctx, f.rep)
+	}
+}
+
+// look looks a content up.
+func (f *rangeReader) look(ctx context.Context, id content.ID) (content.Info, bool) {
+	if info, ok := f.places.find(id); ok {
+		return info, true
+	}
+	info, err := f.rep.ContentInfo(ctx, id)
+	return info, err == nil
+}
+
 // get gets contents in large requests. It returns nothing if they take more bytes than the limit.
 func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_ *fetched, release func(), _ error) {
 	if f == nil {
 		return nil, nil, nil
 	}
 	infos := make(map[content.ID]content.Info, len(ids))
+	all := make([]content.Info, 0, len(ids)) // as often as they are read
 	for _, id := range ids {
-		if info, err := f.rep.ContentInfo(ctx, id); err == nil {
+		info, ok := infos[id]
+		if !ok {
+			if info, ok = f.look(ctx, id); !ok {
+				continue
+			}
 			infos[id] = info
 		}
+		all = append(all, info)
 	}
-	ranges := planRanges(slices.Collect(maps.Values(infos)))
+	ranges := planRanges(all)
 	var total int64
 	for _, r := range ranges {
 		total += r.end - r.offset
@@ -183,9 +225,7 @@ func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_
 	}
 	release = func() {
 		for _, r := range ranges {
-			if r.buf != nil {
-				f.buffers.Put(r.buf)
-			}
+			f.free(r)
 		}
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -196,14 +236,16 @@ func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_
 				return err
 			}
 			defer f.requests.Release(1)
-			r.buf = f.buffer(int(r.end - r.offset))
-			if err := f.blobs.GetBlob(groupCtx, r.pack, r.offset, r.end-r.offset, r.buf); err != nil {
+			buf := f.buffer(int(r.end - r.offset))
+			r.buf = buf
+			if err := f.blobs.GetBlob(groupCtx, r.pack, r.offset, r.end-r.offset, buf); err != nil {
 				return fmt.Errorf("read pack %s from %d to %d: %w", r.pack, r.offset, r.end, translate(err))
 			}
 			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
+		f.places.forget()
 		release()
 		return nil, nil, err
 	}
@@ -211,23 +253,47 @@ func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_
 }
 
 // read fills p with a whole content, if it was fetched. It leaves what cannot be read to kopia, which has the better error.
+//
+// A range is freed once all of it was read. Who reads something again fetches it again.
 func (f *rangeReader) read(ctx context.Context, id content.ID, p []byte) bool {
 	s, ok := ctx.Value(fetchedKey{}).(several)
 	if !ok {
 		return false
 	}
-	info, packed, ok := s.content(id)
-	return ok && f.unpack(info, packed, p) == nil
+	info, r := s.content(id)
+	if r == nil {
+		return false
+	}
+	var err error
+	if !r.use(int64(info.PackOffset), int64(info.PackedLength), func(packed []byte) { err = f.unpack(info, packed, p) }) || err != nil {
+		return false
+	}
+	if r.unread.Add(-1) == 0 {
+		f.free(r)
+	}
+	return true
+}
+
+// free makes the buffer of a range free for reuse.
+func (f *rangeReader) free(r *packRange) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.buf != nil {
+		f.buffers[bits.Len(uint(cap(*r.buf)-1))].Put(r.buf)
+		r.buf = nil
+	}
 }
 
 // buffer returns an empty buffer with room for so many bytes.
 func (f *rangeReader) buffer(length int) *rangeBuffer {
-	b, ok := f.buffers.Get().(*rangeBuffer)
-	if !ok {
-		b = new(rangeBuffer)
+	const least = 4 << 10
+	exponent := bits.Len(uint(max(length, least) - 1))
+	if b, ok := f.buffers[exponent].Get().(*rangeBuffer); ok {
+		b.Reset()
+		return b
 	}
-	*b = slices.Grow((*b)[:0], length)
-	return b
+	b := make(rangeBuffer, 0, 1<<exponent)
+	return &b
 }
 
 // rangedType is the type of a storage that looks into the context first. kopia opens a
@@ -264,9 +330,11 @@ type rangedStorage struct{ blob.Storage }
 // GetBlob implements blob.Reader.
 func (s rangedStorage) GetBlob(ctx context.Context, id blob.ID, offset, length int64, output blob.OutputBuffer) error {
 	if f, ok := ctx.Value(fetchedKey{}).(several); ok {
-		if data, ok := f.find(id, offset, length); ok {
+		var err error
+		if f.find(id, offset, length, func(data []byte) {
 			output.Reset()
-			_, err := output.Write(data)
+			_, err = output.Write(data)
+		}) {
 			return err
 		}
 	}

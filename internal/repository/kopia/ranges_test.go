@@ -20,39 +20,34 @@ func TestPlanRanges(t *testing.T) {
 	at := func(pack blob.ID, offset, length uint32) content.Info {
 		return content.Info{PackBlobID: pack, PackOffset: offset, PackedLength: length}
 	}
+	type planned struct {
+		pack                blob.ID
+		offset, end, unread int64
+	}
 	for _, c := range []struct {
 		name  string
 		infos []content.Info
-		want  []packRange
+		want  []planned
 	}{
 		{"nothing", nil, nil},
-		{"alone", []content.Info{at("p1", 0, 10)}, []packRange{{pack: "p1", offset: 0, end: 10}}},
-		{"one in each of two packs", []content.Info{at("p2", 10, 10), at("p1", 0, 10)}, []packRange{
-			{pack: "p1", offset: 0, end: 10},
-			{pack: "p2", offset: 10, end: 20},
+		{"alone", []content.Info{at("p1", 0, 10)}, []planned{{"p1", 0, 10, 1}}},
+		{"one in each of two packs", []content.Info{at("p2", 10, 10), at("p1", 0, 10)}, []planned{{"p1", 0, 10, 1}, {"p2", 10, 20, 1}}},
+		{"neighbours, in any order", []content.Info{at("p1", 30, 10), at("p1", 10, 20)}, []planned{{"p1", 10, 40, 2}}},
+		{"the same twice", []content.Info{at("p1", 10, 20), at("p1", 10, 20)}, []planned{{"p1", 10, 30, 2}}},
+		{"a gap", []content.Info{at("p1", 0, 10), at("p1", 10+maxGap, 10)}, []planned{{"p1", 0, 20 + maxGap, 2}}},
+		{"a wide gap", []content.Info{at("p1", 0, 10), at("p1", 11+maxGap, 10), at("p1", 21+maxGap, 10)}, []planned{
+			{"p1", 0, 10, 1},
+			{"p1", 11 + maxGap, 31 + maxGap, 2},
 		}},
-		{"neighbours, in any order", []content.Info{at("p1", 30, 10), at("p1", 10, 20)}, []packRange{
-			{pack: "p1", offset: 10, end: 40},
-		}},
-		{"the same twice", []content.Info{at("p1", 10, 20), at("p1", 10, 20)}, []packRange{
-			{pack: "p1", offset: 10, end: 30},
-		}},
-		{"a gap", []content.Info{at("p1", 0, 10), at("p1", 10+maxGap, 10)}, []packRange{
-			{pack: "p1", offset: 0, end: 20 + maxGap},
-		}},
-		{"a wide gap", []content.Info{at("p1", 0, 10), at("p1", 11+maxGap, 10), at("p1", 21+maxGap, 10)}, []packRange{
-			{pack: "p1", offset: 0, end: 10},
-			{pack: "p1", offset: 11 + maxGap, end: 31 + maxGap},
-		}},
-		{"two ranges", []content.Info{at("p1", 0, maxRange-1), at("p1", maxRange-1, 1), at("p1", maxRange, 5), at("p1", maxRange+5, 5)}, []packRange{
-			{pack: "p1", offset: 0, end: maxRange},
-			{pack: "p1", offset: maxRange, end: maxRange + 10},
+		{"two ranges", []content.Info{at("p1", 0, maxRange-1), at("p1", maxRange-1, 1), at("p1", maxRange, 5), at("p1", maxRange+5, 5)}, []planned{
+			{"p1", 0, maxRange, 2},
+			{"p1", maxRange, maxRange + 10, 2},
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var got []packRange
+			var got []planned
 			for _, r := range planRanges(c.infos) {
-				got = append(got, *r)
+				got = append(got, planned{r.pack, r.offset, r.end, r.unread.Load()})
 			}
 			require.Equal(t, c.want, got)
 		})
@@ -62,13 +57,13 @@ func TestPlanRanges(t *testing.T) {
 // TestFindInRanges: a content is found in the range that holds all of it, and nowhere else.
 func TestFindInRanges(t *testing.T) {
 	var ranges fetched
-	for _, r := range []packRange{{pack: "p1", offset: 10, end: 20}, {pack: "p1", offset: 30, end: 40}, {pack: "p3", offset: 0, end: 5}} {
+	for _, r := range []*packRange{{pack: "p1", offset: 10, end: 20}, {pack: "p1", offset: 30, end: 40}, {pack: "p3", offset: 0, end: 5}} {
 		buf := make(rangeBuffer, r.end-r.offset)
 		for i := range buf {
 			buf[i] = byte(r.offset) + byte(i)
 		}
 		r.buf = &buf
-		ranges.ranges = append(ranges.ranges, &r)
+		ranges.ranges = append(ranges.ranges, r)
 	}
 	for _, c := range []struct {
 		pack           blob.ID
@@ -91,15 +86,50 @@ func TestFindInRanges(t *testing.T) {
 		{"p3", 4, 2, false},
 		{"p4", 0, 1, false},
 	} {
-		data, found := ranges.find(c.pack, c.offset, c.length)
-		require.Equal(t, c.found, found, c)
-		if found {
+		found := several{new(fetched), &ranges}.find(c.pack, c.offset, c.length, func(data []byte) {
 			require.Len(t, data, int(c.length))
 			require.Equal(t, byte(c.offset), data[0])
+		})
+		require.Equal(t, c.found, found, c)
+	}
+	ranges.ranges[2].buf = nil // it was freed
+	require.False(t, several{&ranges}.find("p3", 0, 5, nil))
+}
+
+// TestRangesAreFreed: a range is freed with the last read of what it was fetched for, and read anew by who comes later.
+func TestRangesAreFreed(t *testing.T) {
+	s := openStore(t, newRepository(t))
+	meta := testMeta(256<<10, testTime)
+	data := randomBytes(rand.New(rand.NewPCG(1, 2)), meta.Size)
+	copy(data[meta.ChunkSize:], data[:meta.ChunkSize]) // the second chunk is the first one again
+	id, _ := backup(t, s, meta, "", data, allChunks(t, meta))
+	r, err := s.openReader(t.Context(), id)
+	require.NoError(t, err)
+
+	ids, _, err := r.regionContents(0, 1)
+	require.NoError(t, err)
+	require.Equal(t, ids[0], ids[1])
+	found, release, err := r.ranges.get(t.Context(), ids, 1<<20)
+	require.NoError(t, err)
+	require.Len(t, found.ranges, 1)
+	ctx := context.WithValue(t.Context(), fetchedKey{}, several{found})
+	got := make([]byte, meta.ChunkSize)
+	for again := range 2 {
+		for n, id := range ids {
+			fetched := r.ranges.read(ctx, id, got)
+			require.Equal(t, again == 0, fetched, n)
+			if fetched {
+				require.Equal(t, data[int64(n)*meta.ChunkSize:][:meta.ChunkSize], got)
+			}
+			require.Equal(t, again > 0 || n == len(ids)-1, found.ranges[0].buf == nil, n)
 		}
 	}
-	_, found := new(fetched).find("p1", 0, 1)
-	require.False(t, found)
+	release()
+	all := make([]byte, meta.Size)
+	_, err = r.ReadAt(all, 0)
+	require.NoError(t, err)
+	require.Equal(t, data, all)
+	require.NoError(t, r.Close())
 }
 
 // vanishing counts requests. It removes a pack once a range of it was fetched, so that a

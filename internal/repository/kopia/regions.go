@@ -8,15 +8,18 @@ import (
 	"github.com/kopia/kopia/repo/content"
 )
 
-// regionSize is how much of a volume is fetched ahead at once. Of an image with many ancestors, each of them has
-// some contents of every region, side by side in a pack: the larger a region, the fewer requests.
-const regionSize = 8 << 20
+const (
+	// regionSize is how much of a volume a reader looks at to see whether all of it is read.
+	regionSize = 8 << 20
+	// regionsTogether are fetched together. Of an image with many ancestors, each of them has some contents of
+	// every place, side by side in a pack: the more of them at once, the fewer requests.
+	regionsTogether = 4
+	// regionsAhead is how far ahead they are fetched: the link has nothing to do once all of them are here.
+	regionsAhead = 6
+)
 
-// regionsAhead is how many regions are on their way while one is used.
-const regionsAhead = 2
-
-// regions fetches whole regions of an image ahead, for who reads all of it in ascending order, as a restore
-// does. While one region is used, the next ones are on their way. Who reads here and there gets no regions.
+// regions fetches stretches of whole regions of an image ahead, for who reads all of it in ascending order, as a
+// restore does. While one stretch is used, the next ones are on their way. Who reads here and there gets none.
 type regions struct {
 	size int64
 
@@ -25,14 +28,15 @@ type regions struct {
 	// were asked for.
 	recent []int64
 	read   map[int64]int64
-	// known are those that are here, or on their way.
-	known    map[int64]*region
+	// known are the stretches that are here, or on their way. The first of them begins with region 0.
+	known    map[int64]*stretch
 	fetching sync.WaitGroup
 }
 
-// region is a part of a volume.
-type region struct {
-	done chan struct{}
+// stretch are the regions from first on that are fetched together, if they are not behind.
+type stretch struct {
+	first int64
+	done  chan struct{}
 	// found has its contents once done is closed. It is nil if they could not be fetched.
 	found   *fetched
 	release func()
@@ -42,12 +46,12 @@ type region struct {
 }
 
 func newRegions() *regions {
-	return &regions{size: regionSize, read: map[int64]int64{}, known: map[int64]*region{}}
+	return &regions{size: regionSize, read: map[int64]int64{}, known: map[int64]*stretch{}}
 }
 
-// enter notes a read, and returns the regions that it is in, or none if not all of them are known. The caller
+// enter notes a read, and returns the stretches that it is in, or none if not all of them are known. The caller
 // leaves them.
-func (s *regions) enter(r *reader, off, length int64) []*region {
+func (s *regions) enter(r *reader, off, length int64) []*stretch {
 	first, end := off/s.size, (off+length-1)/s.size+1
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,13 +63,15 @@ func (s *regions) enter(r *reader, off, length int64) []*region {
 			s.read[n] += min(off+length, (n+1)*s.size) - max(off, n*s.size)
 		}
 	}
-	var all []*region
+	var all []*stretch
 	for n := first; n < end; n++ {
-		g := s.known[n]
-		if g == nil {
+		g := s.known[n/regionsTogether]
+		if g == nil || n < g.first {
 			return nil
 		}
-		all = append(all, g)
+		if !slices.Contains(all, g) {
+			all = append(all, g)
+		}
 	}
 	for _, g := range all {
 		g.users++
@@ -73,7 +79,7 @@ func (s *regions) enter(r *reader, off, length int64) []*region {
 	return all
 }
 
-// move makes a region the last one. If what is behind was read as a whole, it and the next ones are fetched. Those who
+// move makes a region the last one. If what is behind was read as a whole, it and what follows are fetched. Those who
 // read side by side may not all have come to the region before it yet, but to the one before that.
 func (s *regions) move(r *reader, n int64) {
 	s.recent = append(s.recent, n)
@@ -85,7 +91,7 @@ func (s *regions) move(r *reader, n int64) {
 		s.recent = s.recent[1:]
 	}
 	for old, g := range s.known {
-		if old < s.recent[0] {
+		if (old+1)*regionsTogether <= s.recent[0] {
 			delete(s.known, old)
 			g.dropped = true
 			s.giveUp(g)
@@ -94,29 +100,30 @@ func (s *regions) move(r *reader, n int64) {
 	if !whole {
 		return
 	}
-	for next := n; next <= n+regionsAhead; next++ {
-		if s.known[next] != nil || next*s.size >= r.meta.Size {
+	for next := n / regionsTogether; next <= (n+regionsAhead)/regionsTogether; next++ {
+		first := max(n, next*regionsTogether)
+		if s.known[next] != nil || first*s.size >= r.meta.Size {
 			continue
 		}
-		g := &region{done: make(chan struct{}), users: 1}
+		g := &stretch{first: first, done: make(chan struct{}), users: 1}
 		s.known[next] = g
 		s.fetching.Go(func() {
-			g.found, g.release = r.fetchRegion(next)
+			g.found, g.release = r.fetchRegions(first, (next+1)*regionsTogether)
 			close(g.done)
-			s.leave([]*region{g})
+			s.leave([]*stretch{g})
 		})
 	}
 }
 
-// giveUp releases a region that nobody uses any more. s.mu is held.
-func (s *regions) giveUp(g *region) {
+// giveUp releases a stretch that nobody uses any more. s.mu is held.
+func (s *regions) giveUp(g *stretch) {
 	if g.dropped && g.users == 0 && g.release != nil {
 		g.release()
 		g.release = nil
 	}
 }
 
-func (s *regions) leave(all []*region) {
+func (s *regions) leave(all []*stretch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, g := range all {
@@ -125,8 +132,8 @@ func (s *regions) leave(all []*region) {
 	}
 }
 
-// wait returns ctx with what the regions have. ok is false if one of them has nothing.
-func (s *regions) wait(ctx context.Context, all []*region) (_ context.Context, ok bool) {
+// wait returns ctx with what the stretches have. ok is false if one of them has nothing.
+func (s *regions) wait(ctx context.Context, all []*stretch) (_ context.Context, ok bool) {
 	var found several
 	for _, g := range all {
 		<-g.done
@@ -138,10 +145,9 @@ func (s *regions) wait(ctx context.Context, all []*region) (_ context.Context, o
 	return context.WithValue(ctx, fetchedKey{}, found), len(found) > 0
 }
 
-// regionContents returns the contents of a region, and how many bytes of it they are.
-func (r *reader) regionContents(n int64) (ids []content.ID, length int64, err error) {
-	end := min((n+1)*r.regions.size, r.meta.Size)
-	for off := n * r.regions.size; off < end; off += r.layout.ChunkSize() {
+// regionContents returns the contents of regions, and how many bytes of the volume they are.
+func (r *reader) regionContents(first, end int64) (ids []content.ID, length int64, err error) {
+	for off := first * r.regions.size; off < min(end*r.regions.size, r.meta.Size); off += r.layout.ChunkSize() {
 		entries, err := r.chunk(r.ctx, r.layout.ChunkAt(off))
 		if err != nil {
 			return nil, 0, err
@@ -161,19 +167,20 @@ func (r *reader) regionContents(n int64) (ids []content.ID, length int64, err er
 
 // isMost reports whether so many bytes are most of what a region has.
 func (r *reader) isMost(n, read int64) bool {
-	_, length, err := r.regionContents(n)
+	_, length, err := r.regionContents(n, n+1)
 	return err == nil && read >= length/4*3
 }
 
-// fetchRegion returns nil if there is nothing to fetch, or too much, or if that fails: the reads of it have the
+// fetchRegions returns nil if there is nothing to fetch, or too much, or if that fails: the reads of it have the
 // better error.
-func (r *reader) fetchRegion(n int64) (*fetched, func()) {
-	ids, _, err := r.regionContents(n)
+func (r *reader) fetchRegions(first, end int64) (*fetched, func()) {
+	ids, _, err := r.regionContents(first, end)
 	if err != nil {
 		return nil, nil
 	}
+	r.ranges.learn(r.ctx)
 	// What does not compress takes a little more, and there are gaps.
-	found, release, err := r.ranges.get(r.ctx, ids, r.regions.size/2*3)
+	found, release, err := r.ranges.get(r.ctx, ids, (end-first)*r.regions.size/2*3)
 	if err != nil {
 		return nil, nil
 	}

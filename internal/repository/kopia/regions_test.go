@@ -39,7 +39,7 @@ func regionImage(t *testing.T) (open func() (*reader, *counting), data []byte) {
 		require.NoError(t, err)
 		c := &counting{Reader: r.ranges.blobs}
 		r.ranges.blobs = c
-		r.regions.size = 128 << 10
+		r.regions.size = 64 << 10
 		return r, c
 	}, data
 }
@@ -85,7 +85,7 @@ func TestRegionsAreFetchedAhead(t *testing.T) {
 			require.NoError(t, readThrough(t, r, data, readers, piece, nil))
 			ahead := c.requests.Load()
 			require.NoError(t, r.Close())
-			if piece == 4<<10 || int64(readers)*piece > 128<<10 {
+			if piece == 4<<10 || int64(readers)*piece > r.regions.size {
 				continue // kopia reads single contents by itself; and what is under way is more than a region
 			}
 
@@ -118,7 +118,7 @@ func TestRegionsInVain(t *testing.T) {
 
 	// A region that claims more than it may have is not fetched.
 	r, c = open()
-	ids, length, err := r.regionContents(3)
+	ids, length, err := r.regionContents(3, 5)
 	require.NoError(t, err)
 	require.EqualValues(t, 128<<10, length)
 	found, _, err := r.ranges.get(t.Context(), ids, length/2)
