@@ -163,7 +163,7 @@ func newRangeReader(rep repo.Repository) *rangeReader {
 	return &rangeReader{
 		rep:      rep,
 		blobs:    direct.BlobReader(),
-		unpack:   newUnpack(direct.ContentReader().ContentFormat().Encryptor().Decrypt),
+		unpack:   newUnpack(direct.ContentReader().ContentFormat().Encryptor()),
 		requests: semaphore.NewWeighted(maxRequests),
 	}
 }
@@ -279,7 +279,7 @@ func (f *rangeReader) free(r *packRange) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.buf != nil {
-		f.buffers[bits.Len(uint(cap(*r.buf)-1))].Put(r.buf)
+		f.buffers[bits.Len(uint(cap(*r.buf)))-1].Put(r.buf) //nolint:gosec // it is not negative
 		r.buf = nil
 	}
 }
@@ -287,7 +287,7 @@ func (f *rangeReader) free(r *packRange) {
 // buffer returns an empty buffer with room for so many bytes.
 func (f *rangeReader) buffer(length int) *rangeBuffer {
 	const least = 4 << 10
-	exponent := bits.Len(uint(max(length, least) - 1))
+	exponent := bits.Len(uint(max(length, least) - 1)) //nolint:gosec // it is not negative
 	if b, ok := f.buffers[exponent].Get().(*rangeBuffer); ok {
 		b.Reset()
 		return b

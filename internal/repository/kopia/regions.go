@@ -14,8 +14,8 @@ const (
 	// regionsTogether are fetched together. Of an image with many ancestors, each of them has some contents of
 	// every place, side by side in a pack: the more of them at once, the fewer requests.
 	regionsTogether = 4
-	// regionsAhead is how far ahead they are fetched: the link has nothing to do once all of them are here.
-	regionsAhead = 6
+	// regionsAhead is how far ahead they are fetched. The link has nothing to do once they are here, and what waits here takes memory.
+	regionsAhead = 5
 )
 
 // regions fetches stretches of whole regions of an image ahead, for who reads all of it in ascending order, as a

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kopia/kopia/repo/compression"
 	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/encryption"
 )
 
 // To read a content, kopia looks it up in each index blob, although who has fetched it has done so before. An image whose pages are in
@@ -23,32 +24,23 @@ type gathered interface {
 	Reader() io.ReadSeekCloser
 }
 
-// gathering is kopia's gather.WriteBuffer.
-type gathering[Buffer any, Bytes gathered] interface {
-	*Buffer
-	Append(data []byte)
-	Bytes() Bytes
-	Close()
-}
-
 var errWrongLength = errors.New("content does not have the length of its entry")
 
 // newUnpack does what kopia's content manager does after it has read a content.
-func newUnpack[Buffer any, Bytes gathered, P gathering[Buffer, Bytes]](decrypt func(Bytes, []byte, P) error) unpack {
+func newUnpack(e encryption.Encryptor) unpack {
 	return func(info content.Info, packed, to []byte) error {
 		hash := info.ContentID.Hash()
 		if len(hash) < aes.BlockSize || int64(info.OriginalLength) != int64(len(to)) || info.EncryptionKeyID != 0 {
 			return errWrongLength
 		}
-		var sealed, opened Buffer
-		defer P(&sealed).Close()
-		defer P(&opened).Close()
-		P(&sealed).Append(packed)
-		if err := decrypt(P(&sealed).Bytes(), hash[len(hash)-aes.BlockSize:], &opened); err != nil {
+		sealed, opened := parametersOf(e.Decrypt)
+		sealed.Slices = [][]byte{packed}
+		defer opened.Close()
+		if err := e.Decrypt(sealed, hash[len(hash)-aes.BlockSize:], opened); err != nil {
 			return fmt.Errorf("decrypt content %v: %w", info.ContentID, err)
 		}
 		w := &filler{rest: to}
-		if err := decompress(info.CompressionHeaderID, P(&opened).Bytes(), w); err != nil {
+		if err := decompress(info.CompressionHeaderID, opened.Bytes(), w); err != nil {
 			return fmt.Errorf("decompress content %v: %w", info.ContentID, err)
 		}
 		if len(w.rest) > 0 {
@@ -56,6 +48,11 @@ func newUnpack[Buffer any, Bytes gathered, P gathering[Buffer, Bytes]](decrypt f
 		}
 		return nil
 	}
+}
+
+// parametersOf returns empty values of the types that Decrypt takes: kopia's gather.Bytes and gather.WriteBuffer.
+func parametersOf[Bytes, Buffer any](func(Bytes, []byte, *Buffer) error) (sealed Bytes, opened *Buffer) {
+	return sealed, new(Buffer)
 }
 
 func decompress(id compression.HeaderID, from gathered, to io.Writer) error {
