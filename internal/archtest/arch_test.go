@@ -56,6 +56,7 @@ var pure = []string{
 	"internal/hmacsha256",
 	"internal/identity",
 	"internal/inplace",
+	"internal/lanes",
 	"internal/phase",
 	"internal/policy",
 	"internal/qcow2",

@@ -14,6 +14,8 @@ import (
 	"fmt"
 
 	"golang.org/x/crypto/blake2b"
+
+	"github.com/blockmover/blockmover/internal/lanes"
 )
 
 const (
@@ -127,20 +129,10 @@ func (h *Hasher) check(key []byte) error {
 
 // Sum hashes 1 to Lanes messages of the same length, a positive multiple of BlockSize.
 func (h *Hasher) Sum(messages [][]byte) ([][Size]byte, error) {
-	if len(messages) < 1 || len(messages) > Lanes {
-		return nil, fmt.Errorf("%d messages, want 1 to %d", len(messages), Lanes)
-	}
-	length := len(messages[0])
-	if length == 0 || length%BlockSize != 0 {
-		return nil, fmt.Errorf("message has %d bytes, want a multiple of %d", length, BlockSize)
-	}
 	var data [Lanes]*byte
-	for lane := range data {
-		m := messages[min(lane, len(messages)-1)]
-		if len(m) != length {
-			return nil, fmt.Errorf("messages have %d and %d bytes, want the same", length, len(m))
-		}
-		data[lane] = &m[0]
+	length, err := lanes.Fill(data[:], messages, BlockSize)
+	if err != nil {
+		return nil, err
 	}
 	s := h.keyed
 	h.compress(&s, &data, uint64(length/BlockSize), BlockSize, ^uint64(0)) //nolint:gosec // it is not negative

@@ -60,9 +60,7 @@ func TestPlacesInVain(t *testing.T) {
 	open, data := regionImage(t)
 	r, _ := open()
 	var p places
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	p.learn(ctx, struct{ repo.Repository }{r.rep})
+	p.learn(t.Context(), struct{ repo.Repository }{r.rep})
 	require.Empty(t, p.first)
 
 	direct, ok := r.rep.(repo.DirectRepository)

@@ -236,9 +236,8 @@ func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_
 				return err
 			}
 			defer f.requests.Release(1)
-			buf := f.buffer(int(r.end - r.offset))
-			r.buf = buf
-			if err := f.blobs.GetBlob(groupCtx, r.pack, r.offset, r.end-r.offset, buf); err != nil {
+			r.buf = f.buffer(int(r.end - r.offset))
+			if err := f.blobs.GetBlob(groupCtx, r.pack, r.offset, r.end-r.offset, r.buf); err != nil {
 				return fmt.Errorf("read pack %s from %d to %d: %w", r.pack, r.offset, r.end, translate(err))
 			}
 			return nil
