@@ -29,6 +29,7 @@ const (
 // of something else that they import.
 var pure = []string{
 	"internal/anomaly",
+	"internal/arena",
 	"internal/audit",
 	"internal/backup",
 	"internal/blake2b",

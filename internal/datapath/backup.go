@@ -170,9 +170,9 @@ func (b *backupRun) move(ctx context.Context, it item) error {
 	}
 	defer b.buffers.put(buf)
 	if it.pages != nil {
-		err = b.movePages(ctx, it.first, it.pages, buf)
+		err = b.movePages(ctx, it.first, it.pages, buf.Bytes)
 	} else {
-		err = b.moveChunks(ctx, it.first, it.end, buf)
+		err = b.moveChunks(ctx, it.first, it.end, buf.Bytes)
 	}
 	if err != nil {
 		return err

@@ -31,6 +31,7 @@ type image struct {
 	// paged is what the parent has in pages.
 	paged    map[int64][]byte
 	inPages  int
+	inOrder  int
 	resumed  int64
 	advanced int64
 	fail     error
@@ -258,6 +259,8 @@ type reader struct{ *image }
 
 func (reader) Close() error { return nil }
 
+func (r reader) ReadInOrder() { r.inOrder++ }
+
 // filled returns an image with data in the given chunks.
 func filled(size int64, chunks ...int64) (reader, []byte) {
 	img := newImage(size)
@@ -315,6 +318,25 @@ func TestRestoreZeroesRunsAtOnce(t *testing.T) {
 	require.Equal(t, 2, dev.Calls(devicetest.Write))
 	require.Equal(t, 1, dev.Calls(devicetest.Sync))
 	require.Zero(t, dev.Calls(devicetest.Close), "the device is the caller's")
+}
+
+// TestRestoreSaysThatItReadsAll: unless it may find something on the device, or looks at a part of it.
+func TestRestoreSaysThatItReadsAll(t *testing.T) {
+	for _, tc := range []struct {
+		options datapath.Options
+		want    int
+	}{
+		{datapath.Options{}, 1},
+		{datapath.Options{Verify: true}, 1},
+		{datapath.Options{Resume: true}, 0},
+		{datapath.Options{Compare: true}, 0},
+		{datapath.Options{Only: bitmap(t, 4*chunkSize, block.Extent{Length: chunkSize})}, 0},
+	} {
+		img, want := filled(4*chunkSize, 1, 2)
+		_, err := datapath.Restore(t.Context(), img, device.NewMemory(make([]byte, len(want)), 512), tc.options)
+		require.NoError(t, err)
+		require.Equal(t, tc.want, img.inOrder, tc.options)
+	}
 }
 
 func TestRestoreRefusesASmallerDevice(t *testing.T) {

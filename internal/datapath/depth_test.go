@@ -132,6 +132,8 @@ func (s scatteredImage) IsZero(_ context.Context, chunk int64) (bool, error) {
 	return !s.data.AnyIn(block.Extent{Offset: chunk * s.meta.ChunkSize, Length: s.meta.ChunkSize}), nil
 }
 
+func (scatteredImage) ReadInOrder() {}
+
 func (scatteredImage) ReadAt(p []byte, _ int64) (int, error) { return len(p), nil }
 
 // zeroed takes zeros at once.

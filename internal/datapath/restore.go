@@ -64,6 +64,9 @@ func restore(ctx context.Context, r repository.VolumeReader, dev device.Writer, 
 		o.Progress.total.Store(2 * dev.Size())
 		run.sums = newChecksums(dev.Size(), g.ChunkSize())
 	}
+	if o.Only == nil && !o.Resume {
+		r.ReadInOrder()
+	}
 	stats, err := run.write(ctx)
 	if err != nil {
 		return stats, err
@@ -230,7 +233,7 @@ func (r *restoreRun) move(ctx context.Context, p piece) error {
 		return err
 	}
 	defer r.buffers.put(all)
-	buf, fresh := all[:size], all[size:]
+	buf, fresh := all.Bytes[:size], all.Bytes[size:]
 	if p.zero {
 		return r.clear(ctx, p.Extent, buf)
 	}

@@ -48,15 +48,15 @@ type Writer interface {
 	Sync() error
 }
 
-// bufferAlign suits every logical block size in use, and the page size.
-const bufferAlign = 4096
+// Alignment of buffers suits every logical block size in use, and the page size.
+const Alignment = 4096
 
 // NewBuffer returns a buffer that is aligned for direct access.
 func NewBuffer(size int) []byte {
-	b := make([]byte, size+bufferAlign-1)
+	b := make([]byte, size+Alignment-1)
 	skip := 0
-	if r := int(uintptr(unsafe.Pointer(unsafe.SliceData(b))) % bufferAlign); r != 0 {
-		skip = bufferAlign - r
+	if r := int(uintptr(unsafe.Pointer(unsafe.SliceData(b))) % Alignment); r != 0 {
+		skip = Alignment - r
 	}
 	return b[skip : skip+size : skip+size]
 }
@@ -64,7 +64,7 @@ func NewBuffer(size int) []byte {
 // aligned reports whether a buffer and its offset suit direct access.
 func aligned(p []byte, off int64, blockSize int) bool {
 	return off%int64(blockSize) == 0 && len(p)%blockSize == 0 && len(p) > 0 &&
-		uintptr(unsafe.Pointer(unsafe.SliceData(p)))%bufferAlign == 0
+		uintptr(unsafe.Pointer(unsafe.SliceData(p)))%Alignment == 0
 }
 
 // CheckRange refuses an access outside a device of size bytes. The error wraps io.EOF.

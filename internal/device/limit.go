@@ -12,7 +12,7 @@ import (
 // at least one page, which is the least that can bypass the page cache.
 const (
 	slicesPerSecond = 16
-	minSlice        = bufferAlign
+	minSlice        = Alignment
 	maxSlice        = 1 << 20
 )
 
@@ -73,7 +73,7 @@ type limit struct {
 }
 
 func newLimit(ctx context.Context, bytesPerSecond int64) limit {
-	slice := min(max(bytesPerSecond/slicesPerSecond/bufferAlign*bufferAlign, minSlice), maxSlice)
+	slice := min(max(bytesPerSecond/slicesPerSecond/Alignment*Alignment, minSlice), maxSlice)
 	limiter := rate.NewLimiter(rate.Limit(bytesPerSecond), int(slice))
 	limiter.SetBurst(int(max(bytesPerSecond/catchUp, slice))) // it starts without: nothing was missed yet
 	return limit{ctx: ctx, limiter: limiter, slice: int(slice)}

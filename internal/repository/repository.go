@@ -337,6 +337,9 @@ type VolumeReader interface {
 	// the last chunk of the volume is padded with zeros. It compares content IDs and
 	// downloads nothing.
 	Matches(ctx context.Context, chunk int64, data []byte) (bool, error)
+	// ReadInOrder says that everything that is not zero will be read once, in ascending order, by several goroutines side by
+	// side, so that the reader fetches ahead. Reads in another order get the same bytes, and take longer.
+	ReadInOrder()
 	io.Closer
 }
 

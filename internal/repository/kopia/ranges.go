@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"math/bits"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,6 +14,8 @@ import (
 	"github.com/kopia/kopia/repo/content"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/blockmover/blockmover/internal/arena"
 )
 
 // kopia reads each content with a request of its own. For an image in small chunks or pages,
@@ -25,13 +26,16 @@ import (
 const (
 	// maxGap is the largest gap between two contents that are fetched together. Fetching it
 	// takes less time than another request.
-	maxGap = 64 << 10
+	maxGap = 32 << 10
 	// maxRange bounds the memory for one request.
 	maxRange = 8 << 20
 	// maxRequests is how many the reads of one image make at once. A read needs several packs if
 	// an image has many parents, and what increments have scattered lies alone in them: on a link
-	// of 20 ms, so many requests of 64 KiB move 100 MB/s.
-	maxRequests = 32
+	// of 20 ms, so many requests of 64 KiB move 150 MB/s.
+	maxRequests = 48
+	// rangeMemory is kept for what one image has fetched. It bounds what is fetched ahead: a stretch of data that does not compress,
+	// and the next one on its way while that is used.
+	rangeMemory = 64 << 20
 )
 
 // packRange is a part of a pack.
@@ -43,7 +47,9 @@ type packRange struct {
 
 	mu sync.RWMutex
 	// buf has its bytes once it is fetched, until it is freed.
-	buf *rangeBuffer
+	buf   *rangeBuffer
+	lent  arena.Part
+	freed bool
 }
 
 // use passes a part of the pack on, if it is here. The bytes are valid until do returns.
@@ -57,11 +63,39 @@ func (r *packRange) use(offset, length int64, do func([]byte)) bool {
 	return true
 }
 
-// fetched are the contents of some ranges.
+// borrow makes room for the range.
+func (r *packRange) borrow(from *arena.Arena) {
+	r.lent = from.Get(int(r.end - r.offset))
+	buf := rangeBuffer(r.lent.Bytes[:0])
+	r.buf = &buf
+}
+
+// fetched are the contents of some ranges that are fetched, or will be.
 type fetched struct {
 	// ranges are in order of pack and offset. They do not overlap.
 	ranges []*packRange
 	infos  map[content.ID]content.Info
+	// held is how many bytes of them are not freed.
+	held atomic.Int64
+}
+
+// free gives the memory of one of the ranges back.
+func (f *fetched) free(r *packRange) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.freed {
+		return
+	}
+	f.held.Add(r.offset - r.end)
+	r.lent.Free()
+	r.buf, r.lent, r.freed = nil, arena.Part{}, true
+}
+
+// release frees all ranges.
+func (f *fetched) release() {
+	for _, r := range f.ranges {
+		f.free(r)
+	}
 }
 
 // several are those that a context carries.
@@ -80,13 +114,14 @@ func (s several) find(pack blob.ID, offset, length int64, do func([]byte)) bool 
 }
 
 // content returns where a content is.
-func (s several) content(id content.ID) (content.Info, *packRange) {
+func (s several) content(id content.ID) (content.Info, *fetched, *packRange) {
 	for _, f := range s {
 		if info, ok := f.infos[id]; ok {
-			return info, f.find(info.PackBlobID, int64(info.PackOffset), int64(info.PackedLength))
+			r := f.find(info.PackBlobID, int64(info.PackOffset), int64(info.PackedLength))
+			return info, f, r
 		}
 	}
-	return content.Info{}, nil
+	return content.Info{}, nil, nil
 }
 
 // find returns the range that has all of a part of a pack.
@@ -118,8 +153,8 @@ func (b *rangeBuffer) Reset() { *b = (*b)[:0] }
 // Length implements blob.OutputBuffer.
 func (b *rangeBuffer) Length() int { return len(*b) }
 
-// planRanges joins contents into ranges, in order of pack and offset.
-func planRanges(infos []content.Info) []*packRange {
+// planRanges joins contents into ranges, in order of pack and offset. No gap in them is larger than maxGap.
+func planRanges(infos []content.Info, maxGap int64) []*packRange {
 	slices.SortFunc(infos, func(a, b content.Info) int {
 		return cmp.Or(cmp.Compare(a.PackBlobID, b.PackBlobID), cmp.Compare(a.PackOffset, b.PackOffset))
 	})
@@ -148,10 +183,11 @@ type rangeReader struct {
 	blobs blob.Reader
 	unpack
 	places places
+	// gap is the largest one in a range.
+	gap int64
 	// requests has room for those that are under way.
 	requests *semaphore.Weighted
-	// buffers are free for reuse. Each has room for a power of two of bytes, and its place is the exponent.
-	buffers [bits.UintSize]sync.Pool
+	buffers  *arena.Arena
 }
 
 // newRangeReader returns nil if the repository gives no access to its packs.
@@ -164,7 +200,9 @@ func newRangeReader(rep repo.Repository) *rangeReader {
 		rep:      rep,
 		blobs:    direct.BlobReader(),
 		unpack:   newUnpack(direct.ContentReader().ContentFormat().Encryptor()),
+		gap:      maxGap,
 		requests: semaphore.NewWeighted(maxRequests),
+		buffers:  arena.New(maxRange, rangeMemory),
 	}
 }
 
@@ -175,11 +213,14 @@ func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Co
 	if len(ids) < 2 {
 		return ctx, func() {}, nil
 	}
-	found, release, err := f.get(ctx, ids, math.MaxInt64)
-	if err != nil || found == nil {
+	found := f.plan(ctx, ids, math.MaxInt64)
+	if found == nil {
+		return ctx, func() {}, nil
+	}
+	if err := f.get(ctx, found); err != nil {
 		return ctx, func() {}, err
 	}
-	return context.WithValue(ctx, fetchedKey{}, several{found}), release, nil
+	return context.WithValue(ctx, fetchedKey{}, several{found}), found.release, nil
 }
 
 // learn prepares for looking up many contents.
@@ -198,10 +239,10 @@ func (f *rangeReader) look(ctx context.Context, id content.ID) (content.Info, bo
 	return info, err == nil
 }
 
-// get gets contents in large requests. It returns nothing if they take more bytes than the limit.
-func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_ *fetched, release func(), _ error) {
+// plan says what get shall fetch for some contents. It returns nil if there is nothing, or more bytes than the limit.
+func (f *rangeReader) plan(ctx context.Context, ids []content.ID, limit int64) *fetched {
 	if f == nil {
-		return nil, nil, nil
+		return nil
 	}
 	infos := make(map[content.ID]content.Info, len(ids))
 	all := make([]content.Info, 0, len(ids)) // as often as they are read
@@ -215,28 +256,29 @@ func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_
 		}
 		all = append(all, info)
 	}
-	ranges := planRanges(all)
+	p := &fetched{ranges: planRanges(all, f.gap), infos: infos}
 	var total int64
-	for _, r := range ranges {
+	for _, r := range p.ranges {
 		total += r.end - r.offset
 	}
 	if total == 0 || total > limit {
-		return nil, nil, nil
+		return nil
 	}
-	release = func() {
-		for _, r := range ranges {
-			f.free(r)
-		}
-	}
+	p.held.Store(total)
+	return p
+}
+
+// get fetches what was planned, in large requests. After an error, nothing is held.
+func (f *rangeReader) get(ctx context.Context, p *fetched) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(maxRequests)
-	for _, r := range ranges {
+	for _, r := range p.ranges {
 		group.Go(func() error {
 			if err := f.requests.Acquire(groupCtx, 1); err != nil {
 				return err
 			}
 			defer f.requests.Release(1)
-			r.buf = f.buffer(int(r.end - r.offset))
+			r.borrow(f.buffers)
 			if err := f.blobs.GetBlob(groupCtx, r.pack, r.offset, r.end-r.offset, r.buf); err != nil {
 				return fmt.Errorf("read pack %s from %d to %d: %w", r.pack, r.offset, r.end, translate(err))
 			}
@@ -245,10 +287,10 @@ func (f *rangeReader) get(ctx context.Context, ids []content.ID, limit int64) (_
 	}
 	if err := group.Wait(); err != nil {
 		f.places.forget()
-		release()
-		return nil, nil, err
+		p.release()
+		return err
 	}
-	return &fetched{ranges, infos}, release, nil
+	return nil
 }
 
 // read fills p with a whole content, if it was fetched. It leaves what cannot be read to kopia, which has the better error.
@@ -259,7 +301,7 @@ func (f *rangeReader) read(ctx context.Context, id content.ID, p []byte) bool {
 	if !ok {
 		return false
 	}
-	info, r := s.content(id)
+	info, of, r := s.content(id)
 	if r == nil {
 		return false
 	}
@@ -268,31 +310,9 @@ func (f *rangeReader) read(ctx context.Context, id content.ID, p []byte) bool {
 		return false
 	}
 	if r.unread.Add(-1) == 0 {
-		f.free(r)
+		of.free(r)
 	}
 	return true
-}
-
-// free makes the buffer of a range free for reuse.
-func (f *rangeReader) free(r *packRange) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.buf != nil {
-		f.buffers[bits.Len(uint(cap(*r.buf)))-1].Put(r.buf) //nolint:gosec // it is not negative
-		r.buf = nil
-	}
-}
-
-// buffer returns an empty buffer with room for so many bytes.
-func (f *rangeReader) buffer(length int) *rangeBuffer {
-	const least = 4 << 10
-	exponent := bits.Len(uint(max(length, least) - 1)) //nolint:gosec // it is not negative
-	if b, ok := f.buffers[exponent].Get().(*rangeBuffer); ok {
-		b.Reset()
-		return b
-	}
-	b := make(rangeBuffer, 0, 1<<exponent)
-	return &b
 }
 
 // rangedType is the type of a storage that looks into the context first. kopia opens a

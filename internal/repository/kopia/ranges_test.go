@@ -46,7 +46,7 @@ func TestPlanRanges(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var got []planned
-			for _, r := range planRanges(c.infos) {
+			for _, r := range planRanges(c.infos, maxGap) {
 				got = append(got, planned{r.pack, r.offset, r.end, r.unread.Load()})
 			}
 			require.Equal(t, c.want, got)
@@ -109,9 +109,9 @@ func TestRangesAreFreed(t *testing.T) {
 	ids, _, err := r.regionContents(0, 1)
 	require.NoError(t, err)
 	require.Equal(t, ids[0], ids[1])
-	found, release, err := r.ranges.get(t.Context(), ids, 1<<20)
-	require.NoError(t, err)
+	found := r.ranges.plan(t.Context(), ids, 1<<20)
 	require.Len(t, found.ranges, 1)
+	require.NoError(t, r.ranges.get(t.Context(), found))
 	ctx := context.WithValue(t.Context(), fetchedKey{}, several{found})
 	got := make([]byte, meta.ChunkSize)
 	for again := range 2 {
@@ -124,7 +124,9 @@ func TestRangesAreFreed(t *testing.T) {
 			require.Equal(t, again > 0 || n == len(ids)-1, found.ranges[0].buf == nil, n)
 		}
 	}
-	release()
+	require.Zero(t, found.held.Load())
+	found.release()
+	require.Zero(t, found.held.Load())
 	all := make([]byte, meta.Size)
 	_, err = r.ReadAt(all, 0)
 	require.NoError(t, err)

@@ -95,10 +95,13 @@ func (s *Store) openReader(ctx context.Context, id repository.SnapshotID) (*read
 // Meta implements repository.VolumeReader.
 func (r *reader) Meta() repository.Meta { return r.meta }
 
+// ReadInOrder implements repository.VolumeReader.
+func (r *reader) ReadInOrder() { r.regions.fetchAll(r) }
+
 // Close implements repository.VolumeReader.
 func (r *reader) Close() error {
+	r.regions.close()
 	r.walk.loading.Wait()
-	r.regions.fetching.Wait()
 	return nil
 }
 

@@ -1,10 +1,14 @@
 package kopia
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/kopia/kopia/repo/content"
 	"github.com/stretchr/testify/require"
@@ -39,7 +43,7 @@ func regionImage(t *testing.T) (open func() (*reader, *counting), data []byte) {
 		require.NoError(t, err)
 		c := &counting{Reader: r.ranges.blobs}
 		r.ranges.blobs = c
-		r.regions.size = 64 << 10
+		r.regions.size, r.ranges.gap = 64<<10, 8<<10
 		return r, c
 	}, data
 }
@@ -121,15 +125,121 @@ func TestRegionsInVain(t *testing.T) {
 	ids, length, err := r.regionContents(3, 5)
 	require.NoError(t, err)
 	require.EqualValues(t, 128<<10, length)
-	found, _, err := r.ranges.get(t.Context(), ids, length/2)
-	require.NoError(t, err)
-	require.Nil(t, found)
+	require.Nil(t, r.ranges.plan(t.Context(), ids, length/2))
+	require.NotNil(t, r.ranges.plan(t.Context(), ids, length*2))
+	require.Nil(t, r.ranges.plan(t.Context(), []content.ID{}, length))
 	require.Zero(t, c.requests.Load())
-	found, release, err := r.ranges.get(t.Context(), ids, length*2)
-	require.NoError(t, err)
-	require.NotNil(t, found)
-	release()
-	found, _, err = r.ranges.get(t.Context(), []content.ID{}, length)
-	require.NoError(t, err)
-	require.Nil(t, found)
+}
+
+// TestReadInOrder fetches each stretch once, whoever is how far ahead, and keeps none.
+func TestReadInOrder(t *testing.T) {
+	open, data := regionImage(t)
+	r, c := open()
+	require.NoError(t, readThrough(t, r, data, 1, 8<<10, nil))
+	require.NoError(t, r.Close())
+	otherwise := c.requests.Load()
+	var fewest int64
+	for _, readers := range []int{1, 4, 16} {
+		for _, piece := range []int64{8 << 10, 64 << 10, 300 << 10} {
+			r, c := open()
+			r.ReadInOrder()
+			require.NoError(t, readThrough(t, r, data, readers, piece, nil))
+			if fewest == 0 {
+				fewest = c.requests.Load()
+				require.Less(t, fewest, otherwise)
+			}
+			require.Equal(t, fewest, c.requests.Load(), "%d readers of %d bytes", readers, piece)
+			require.Empty(t, holding(r))
+			require.NoError(t, r.Close())
+		}
+	}
+}
+
+// holding returns the stretches that have memory.
+func holding(r *reader) []int64 {
+	r.regions.mu.Lock()
+	defer r.regions.mu.Unlock()
+	var all []int64
+	for k, g := range r.regions.known {
+		if g.holds != nil {
+			all = append(all, k)
+		}
+	}
+	return all
+}
+
+// TestReadInOrderOfSomebodyElse: who reads in another order than it has said, or not all, gets the bytes, and nobody waits for ever.
+func TestReadInOrderOfSomebodyElse(t *testing.T) {
+	open, data := regionImage(t)
+	for name, read := range map[string]func(r *reader) error{
+		"nothing": func(*reader) error { return nil },
+		"backwards": func(r *reader) error {
+			for off := int64(len(data)) - 32<<10; off >= 0; off -= 32 << 10 {
+				if err := same(r, data, off, 32<<10); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"parts of contents": func(r *reader) error {
+			for off := int64(1); off < int64(len(data))-8<<10; off += 6 << 10 {
+				if err := same(r, data, off, 3<<10); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"twice": func(r *reader) error {
+			return errors.Join(readThrough(t, r, data, 4, 64<<10, nil), readThrough(t, r, data, 4, 64<<10, nil))
+		},
+		"some": func(r *reader) error {
+			return readThrough(t, r, data, 4, 64<<10, func(off int64) bool { return off/(64<<10)%5 != 3 })
+		},
+	} {
+		r, _ := open()
+		r.regions.memory = 300 << 10
+		r.ReadInOrder()
+		require.NoError(t, read(r), name)
+		require.NoError(t, r.Close(), name)
+	}
+}
+
+func same(r *reader, data []byte, off, length int64) error {
+	got := make([]byte, length)
+	if _, err := r.ReadAt(got, off); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, data[off:off+length]) {
+		return fmt.Errorf("bytes from %d on differ", off)
+	}
+	return nil
+}
+
+// TestReadInOrderInVain: what cannot be fetched is left to the reads, which have the error.
+func TestReadInOrderInVain(t *testing.T) {
+	open, data := regionImage(t)
+	r, c := open()
+	c.err = errFull
+	r.ReadInOrder()
+	require.ErrorIs(t, readThrough(t, r, data, 4, 64<<10, nil), errFull)
+	require.NoError(t, r.Close())
+}
+
+// TestReadInOrderKeepsToTheMemory: what nobody has come to is fetched as far as there is memory.
+func TestReadInOrderKeepsToTheMemory(t *testing.T) {
+	open, data := regionImage(t)
+	r, _ := open()
+	r.regions.memory = 700 << 10 // two stretches
+	r.ReadInOrder()
+	require.Eventually(t, func() bool { return len(holding(r)) == 2 }, 10*time.Second, time.Millisecond)
+	for off := int64(0); off < int64(len(data)); off += 64 << 10 {
+		if !block.IsZero(data[off : off+64<<10]) {
+			require.NoError(t, same(r, data, off, 64<<10))
+		}
+		r.regions.mu.Lock()
+		held := r.regions.held()
+		r.regions.mu.Unlock()
+		require.LessOrEqual(t, held, int64(700<<10))
+	}
+	require.NoError(t, r.Close())
 }

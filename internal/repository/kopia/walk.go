@@ -15,7 +15,7 @@ const aheadSegments = 16
 // everything else waits for. While one batch of segments is used, the next one is loaded.
 type walk struct {
 	mu sync.Mutex
-	// at is the batch of the last call, or less than 0.
+	// at is the last batch that was reached, or less than 0.
 	at int64
 	// batches are those that are loaded, or will be. A channel is closed once that is so.
 	batches map[int64]chan struct{}
@@ -24,8 +24,8 @@ type walk struct {
 
 func newWalk() *walk { return &walk{at: -1, batches: map[int64]chan struct{}{}} }
 
-// reach returns when the segment at an index is loaded, if the walk goes on in order. What cannot be loaded is left to the read of it, which
-// has the better error.
+// reach returns when the segment at an index is loaded, if the walk goes on in order. Who fetches ahead may be a batch before the others. What
+// cannot be loaded is left to the read of it, which has the better error.
 func (w *walk) reach(ctx context.Context, r *reader, index int64) {
 	n := index / aheadSegments
 	w.mu.Lock()
@@ -41,9 +41,13 @@ func (w *walk) reach(ctx context.Context, r *reader, index int64) {
 			}
 		}
 	}
-	if n != w.at {
-		delete(w.batches, w.at)
+	if n > w.at {
 		w.at = n
+		for old := range w.batches {
+			if old < n-1 {
+				delete(w.batches, old)
+			}
+		}
 	}
 	done := w.batches[n]
 	w.mu.Unlock()

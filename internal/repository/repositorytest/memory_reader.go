@@ -69,6 +69,9 @@ func (r memoryReader) IsZero(_ context.Context, chunk int64) (bool, error) {
 	return !data, err
 }
 
+// ReadInOrder implements repository.VolumeReader.
+func (r memoryReader) ReadInOrder() {}
+
 // Matches implements repository.VolumeReader.
 func (r memoryReader) Matches(ctx context.Context, chunk int64, data []byte) (bool, error) {
 	zero, err := r.IsZero(ctx, chunk)
