@@ -24,29 +24,31 @@ import (
 
 // Defaults of Options.
 const (
-	// minWorkers keep a storage with long latency busy. maxWorkers bound the memory on
+	// MinWorkers keep a storage with long latency busy. maxWorkers bound the memory on
 	// machines with many cores.
-	minWorkers = 4
+	MinWorkers = 4
 	maxWorkers = 16
-	// defaultReadSize is large enough that the number of requests slows no storage down: at
-	// least 2 * 4 * 2 MiB are in flight.
-	defaultReadSize = 2 << 20
+	// minReadSize is large enough that the number of requests slows no storage down: at least 2 * 4 * 1 MiB
+	// are in flight. It is small enough that the caches of a processor have an item until it was put.
+	minReadSize = 1 << 20
+	// An item has as many chunks as are hashed at once, or maxReadSize.
+	defaultChunks = 16
+	maxReadSize   = 2 << 20
 	// defaultDepth is what a volume of a cloud takes at once. More adds nothing.
 	defaultDepth = 32
 )
 
-// DefaultWorkers returns twice the cores, from 4 to 16: each core has work while as many items
-// wait for the storage.
-func DefaultWorkers() int { return min(max(minWorkers, 2*runtime.GOMAXPROCS(0)), maxWorkers) }
+// DefaultWorkers returns the number of cores, from 4 to 16.
+func DefaultWorkers() int { return min(max(MinWorkers, runtime.GOMAXPROCS(0)), maxWorkers) }
 
 // Options of both pipelines. The zero value of each field means its default.
 type Options struct {
 	// Workers is how many items are put into an image at once, and half of how many of ReadSize are
-	// in flight; default twice the cores, from 4 to 16.
+	// in flight; default the number of cores, from 4 to 16.
 	Workers int
 	// Depth is how many items of any size are in flight; default 32, or Workers if that is set.
 	Depth int
-	// ReadSize is the most bytes that an item has; default 2 MiB. It is rounded down to whole
+	// ReadSize is the most bytes that an item has; default 16 chunks, from 1 to 2 MiB. It is rounded down to whole
 	// chunks, and is at least one chunk.
 	ReadSize int64
 	// InFlight is how many bytes of a Backup may be under way at once, from the first chunk that
@@ -81,7 +83,7 @@ func (o Options) withDefaults(chunkSize int64) Options {
 	}
 	o.Depth = max(o.Depth, o.Workers)
 	if o.ReadSize <= 0 {
-		o.ReadSize = defaultReadSize
+		o.ReadSize = min(max(minReadSize, defaultChunks*chunkSize), maxReadSize)
 	}
 	if o.InFlight <= 0 || o.InFlight > repository.MaxInFlight {
 		o.InFlight = repository.MaxInFlight

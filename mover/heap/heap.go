@@ -15,11 +15,12 @@ import (
 	"github.com/blockmover/blockmover/internal/datapath"
 )
 
-// moving returns how much memory a data path may use, including garbage. Each worker has a buffer, and
-// may have a pack that is on its way. With less, the garbage collector takes the time of the cores.
+// moving returns how much memory a data path may use, including garbage. With less, the garbage collector takes the time of the cores: each
+// time, it also frees the buffers that are kept for reuse.
 func moving() int64 {
-	const always, perWorker = 80 << 20, 16 << 20
-	return always + perWorker*int64(datapath.DefaultWorkers())
+	// On a few cores, one or two packs are on their way at once; on many, each worker may have one.
+	const few, perWorker = 144 << 20, 24 << 20
+	return few + perWorker*int64(datapath.DefaultWorkers()-datapath.MinWorkers)
 }
 
 // Below returns what GOMEMLIMIT is in a container with a memory limit: a tenth is left for what is not heap.
