@@ -84,7 +84,7 @@ func TestDepth(t *testing.T) {
 		},
 		"large items": {
 			options: datapath.Options{Workers: 4, Depth: 32}, item: 4 << 20,
-			deep: 8 << 20, puts: 4,
+			deep: 16 << 20, puts: 4,
 		},
 		"what was there before depth": {
 			options: datapath.Options{Workers: 4}, item: chunk,
