@@ -206,7 +206,7 @@ func newRangeReader(rep repo.Repository) *rangeReader {
 	}
 }
 
-// fetch gets contents in large requests. It returns a context in which kopia finds them,
+// fetch gets contents in large requests. It returns a context in which kopia finds them, beside those that were fetched before,
 // until release is called. A content that cannot be looked up is left to the read of it,
 // which has the better error.
 func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Context, release func(), _ error) {
@@ -220,7 +220,8 @@ func (f *rangeReader) fetch(ctx context.Context, ids []content.ID) (_ context.Co
 	if err := f.get(ctx, found); err != nil {
 		return ctx, func() {}, err
 	}
-	return context.WithValue(ctx, fetchedKey{}, several{found}), found.release, nil
+	all, _ := ctx.Value(fetchedKey{}).(several)
+	return context.WithValue(ctx, fetchedKey{}, append(all[:len(all):len(all)], found)), found.release, nil
 }
 
 // learn prepares for looking up many contents.
@@ -269,14 +270,18 @@ func (f *rangeReader) plan(ctx context.Context, ids []content.ID, limit int64) *
 }
 
 // get fetches what was planned, in large requests. After an error, nothing is held.
-func (f *rangeReader) get(ctx context.Context, p *fetched) error {
+func (f *rangeReader) get(ctx context.Context, p *fetched) error { return f.start(ctx, p)() }
+
+// start returns when all requests for what was planned are made, so that what is planned later does not delay it. The function that it returns
+// waits for the answers.
+func (f *rangeReader) start(ctx context.Context, p *fetched) (wait func() error) {
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(maxRequests)
 	for _, r := range p.ranges {
+		if err := f.requests.Acquire(groupCtx, 1); err != nil {
+			group.Go(func() error { return err })
+			break
+		}
 		group.Go(func() error {
-			if err := f.requests.Acquire(groupCtx, 1); err != nil {
-				return err
-			}
 			defer f.requests.Release(1)
 			r.borrow(f.buffers)
 			if err := f.blobs.GetBlob(groupCtx, r.pack, r.offset, r.end-r.offset, r.buf); err != nil {
@@ -285,12 +290,14 @@ func (f *rangeReader) get(ctx context.Context, p *fetched) error {
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		f.places.forget()
-		p.release()
-		return err
+	return func() error {
+		if err := group.Wait(); err != nil {
+			f.places.forget()
+			p.release()
+			return err
+		}
+		return nil
 	}
-	return nil
 }
 
 // read fills p with a whole content, if it was fetched. It leaves what cannot be read to kopia, which has the better error.

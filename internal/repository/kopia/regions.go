@@ -43,7 +43,9 @@ type regions struct {
 	// next is the stretch to be fetched next, from the region from on, and last the last one. They are fetched while running is set.
 	next, from, last int64
 	running, closed  bool
-	fetching         sync.WaitGroup
+	// started is closed once all requests of the stretch before the next one are made.
+	started  chan struct{}
+	fetching sync.WaitGroup
 }
 
 // stretch are the regions from first on that are fetched together.
@@ -60,6 +62,8 @@ type stretch struct {
 func newRegions() *regions {
 	s := &regions{size: regionSize, memory: rangeMemory, read: map[int64]int64{}, known: map[int64]*stretch{}}
 	s.changed = sync.NewCond(&s.mu)
+	s.started = make(chan struct{})
+	close(s.started)
 	return s
 }
 
@@ -173,9 +177,14 @@ func (s *regions) fetchNext(r *reader) {
 		return
 	}
 	g.holds = found
+	before, started := s.started, make(chan struct{})
+	s.started = started
 	s.fetching.Go(func() {
+		<-before // its reader comes first
+		wait := r.ranges.start(r.ctx, found)
+		close(started)
 		// The reads of what cannot be fetched have the better error.
-		if err := r.ranges.get(r.ctx, found); err == nil {
+		if err := wait(); err == nil {
 			g.found = found
 		}
 		close(g.done)

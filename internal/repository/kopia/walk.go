@@ -5,11 +5,15 @@ import (
 	"sync"
 
 	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/object"
 )
 
 // aheadSegments is how many segments of an image are loaded at once for a walk through it: 128 MiB of a volume in small chunks. The
 // segments of an image that scattered changes have made lie side by side in one pack.
 const aheadSegments = 16
+
+// maxPieces is how many pieces of an index are fetched ahead. A segment that Blockmover writes has at most 32.
+const maxPieces = 64
 
 // walk loads segments for who goes through an image in ascending order, as a restore does. Without it, each segment costs a request that
 // everything else waits for. While one batch of segments is used, the next one is loaded.
@@ -60,16 +64,22 @@ func (w *walk) reach(ctx context.Context, r *reader, index int64) {
 	}
 }
 
-// loadBatch loads the segments of a batch with few requests.
+// loadBatch loads the segments of a batch with few requests. The index of a segment with many pages is in pieces, which its own index names.
 func (r *reader) loadBatch(ctx context.Context, batch int64) {
 	first := batch * aheadSegments
 	end := min(first+aheadSegments, int64(len(r.root)))
-	var ids []content.ID
+	var (
+		ids     []content.ID
+		divided []object.ID
+	)
 	for _, id := range r.root[first:end] {
-		if index, ok := id.IndexObjectID(); ok {
-			if id, _, ok := index.ContentID(); ok {
-				ids = append(ids, id)
-			}
+		index, _ := id.IndexObjectID()
+		if inner, ok := index.IndexObjectID(); ok {
+			divided = append(divided, index)
+			index = inner
+		}
+		if id, _, ok := index.ContentID(); ok {
+			ids = append(ids, id)
 		}
 	}
 	ctx, release, err := r.ranges.fetch(ctx, ids)
@@ -77,9 +87,38 @@ func (r *reader) loadBatch(ctx context.Context, batch int64) {
 		return
 	}
 	defer release()
+	var pieces []content.ID
+	for _, index := range divided {
+		pieces = append(pieces, r.pieces(ctx, index)...)
+	}
+	ctx, releasePieces, err := r.ranges.fetch(ctx, pieces)
+	if err != nil {
+		return
+	}
+	defer releasePieces()
 	for i := first; i < end; i++ {
 		if _, err := r.segment(ctx, r.root[i], r.layout.SegmentLength(i)); err != nil {
 			return
 		}
 	}
+}
+
+// pieces returns the contents of an indirect object. It returns none if the index cannot be read.
+func (r *reader) pieces(ctx context.Context, id object.ID) []content.ID {
+	o, err := r.rep.OpenObject(ctx, id)
+	if err != nil {
+		return nil
+	}
+	defer o.Close() //nolint:errcheck // it holds nothing
+	var ids []content.ID
+	err = readIndex(ctx, r.rep, id, o.Length(), maxPieces, func(e entry) error {
+		if id, _, ok := e.Object.ContentID(); ok {
+			ids = append(ids, id)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil
+	}
+	return ids
 }

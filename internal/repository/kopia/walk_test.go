@@ -3,6 +3,9 @@ package kopia
 import (
 	"context"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -91,4 +94,53 @@ func TestWalkInVain(t *testing.T) {
 	cancel()
 	r.walk.batches[0], r.walk.at = make(chan struct{}), 0 // it never ends
 	r.walk.reach(ctx, r, 3)
+}
+
+// vanished has no more packs after some requests.
+type vanished struct {
+	counting
+	after int64
+	repo  string
+}
+
+func (v *vanished) GetBlob(ctx context.Context, id blob.ID, offset, length int64, output blob.OutputBuffer) error {
+	if err := v.counting.GetBlob(ctx, id, offset, length, output); err != nil || v.requests.Load() != v.after {
+		return err
+	}
+	return filepath.WalkDir(v.repo, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && strings.Contains(strings.TrimPrefix(path, v.repo), "/q") {
+			return os.Remove(path)
+		}
+		return err
+	})
+}
+
+// TestWalkLoadsPieces: the indexes of segments with many pages are in pieces. All of them come with a few requests, and nothing else is read.
+func TestWalkLoadsPieces(t *testing.T) {
+	dir := newRepository(t)
+	s := openStore(t, dir)
+	meta := testMeta(16<<20, testTime)
+	meta.ChunkSize, meta.SegmentSize, meta.PageSize = 64<<10, 2<<20, 4<<10
+	data := randomBytes(rand.New(rand.NewPCG(1, 1)), meta.Size)
+	full, _ := backup(t, s, meta, "", data, allChunks(t, meta))
+	w, err := s.NewWriter(t.Context(), meta, nextOperation(full))
+	require.NoError(t, err)
+	for c := range meta.Size / meta.ChunkSize {
+		data[c*meta.ChunkSize] ^= 1
+		require.NoError(t, w.PutPages(t.Context(), c, []repository.Pages{{Data: data[c*meta.ChunkSize:][:meta.ChunkSize]}}))
+	}
+	id, _ := commit(t, w)
+
+	r, err := s.openReader(t.Context(), id)
+	require.NoError(t, err)
+	v := &vanished{counting: counting{Reader: r.ranges.blobs}, after: 2, repo: dir}
+	r.ranges.blobs = v
+	for _, id := range r.root {
+		index, _ := id.IndexObjectID()
+		_, divided := index.IndexObjectID()
+		require.True(t, divided, "a segment has %d entries", 512)
+	}
+	r.loadBatch(t.Context(), 0)
+	require.Len(t, r.cache, len(r.root))
+	require.Equal(t, v.after, v.requests.Load(), "one for the indexes, one for their pieces")
 }
