@@ -1,6 +1,6 @@
 // Package heap bounds the memory of a process that moves data.
 //
-// The data path uses some 60 MiB at once on two cores, whatever the size of the volume, and more
+// The data path uses some 80 MiB at once on two cores, whatever the size of the volume, and more
 // with more workers. But its buffers come and go, and by default the garbage collector lets
 // their garbage become as large as everything else together.
 package heap

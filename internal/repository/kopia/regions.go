@@ -284,10 +284,10 @@ func (r *reader) isMost(n, read int64) bool {
 
 // planStretch says what is to be fetched for some regions. It returns nil if that is nothing, or too much, or cannot be said.
 func (r *reader) planStretch(first, end int64) *fetched {
-	last := min(end*r.regions.size, r.meta.Size) - 1
-	for off := first * r.regions.size; off <= last; off += r.layout.ChunkSize() {
-		index, _ := r.layout.SegmentAt(r.layout.ChunkAt(off))
-		r.walk.reach(r.ctx, r, index)
+	segment, _ := r.layout.SegmentAt(r.layout.ChunkAt(first * r.regions.size))
+	last, _ := r.layout.SegmentAt(r.layout.ChunkAt(min(end*r.regions.size, r.meta.Size) - 1))
+	for ; segment <= last; segment++ {
+		r.walk.reach(r.ctx, r, segment)
 	}
 	ids, _, err := r.regionContents(first, end)
 	if err != nil {
