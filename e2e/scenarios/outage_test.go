@@ -17,19 +17,24 @@ import (
 	"github.com/blockmover/blockmover/e2e/kit"
 )
 
-// envOutage is how long TestObjectStoreAway keeps the object store away, and envOutageSize the
-// size of the volume.
+// envOutage is how long TestObjectStoreAway keeps the object store away at least, and
+// envOutageSize the size of the volume.
 const (
 	envOutage     = "BLOCKMOVER_OUTAGE"
 	envOutageSize = "BLOCKMOVER_OUTAGE_SIZE"
 )
 
-// outageSeconds is how long the data moves without an outage.
-const outageSeconds = 20
+const (
+	// outageSeconds is how long the data moves without an outage.
+	outageSeconds = 20
+	// outageMore is how much longer the object store stays away at most, for the attempt to end. A
+	// restore first writes what it has fetched ahead.
+	outageMore = 2 * time.Minute
+)
 
-// TestObjectStoreAway kills the S3 server in the middle of a backup and of a restore, for longer
-// than a request is repeated. Both complete, and nobody has to do anything. They read no more
-// again than what a checkpoint covers.
+// TestObjectStoreAway kills the S3 server in the middle of a backup and of a restore, until the
+// attempt has ended. Both complete, and nobody has to do anything. They read no more again than
+// what a checkpoint covers.
 func TestObjectStoreAway(t *testing.T) {
 	s := newScenario(t)
 	s.harness()
@@ -44,7 +49,7 @@ func TestObjectStoreAway(t *testing.T) {
 		require.NoError(t, err)
 		size = quantity.Value()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute+4*outage)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute+4*(outage+outageMore))
 	defer cancel()
 	s.ctx = ctx
 	namespace := s.namespace("away")
@@ -97,23 +102,36 @@ func (s *scenario) checkReadAgain(upload []string, size int64) {
 // read in all. A restore that goes on compares the device with the image.
 func (s *scenario) attemptsOf(operation []string) (read int64) {
 	s.Helper()
-	found, err := s.kit.List(s.ctx, append([]string{"-n", s.kit.VeleroNamespace}, operation...)...)
+	last, err := s.attempt(s.ctx, operation)
 	require.NoError(s, err)
-	require.Len(s, found, 1)
-	var attempt struct {
-		Number                int
-		BytesRead, ReadBefore int64
+	s.Logf("%s took %d attempts", operation, last.Number)
+	require.Greater(s, last.Number, 1, "the outage ended an attempt")
+	return last.BytesRead + last.ReadBefore
+}
+
+// lastAttempt is what an operation records of its attempts.
+type lastAttempt struct {
+	Number                int
+	BytesRead, ReadBefore int64
+}
+
+// attempt returns the last attempt of an operation.
+func (s *scenario) attempt(ctx context.Context, operation []string) (last lastAttempt, err error) {
+	found, err := s.kit.List(ctx, append([]string{"-n", s.kit.VeleroNamespace}, operation...)...)
+	if err != nil {
+		return last, err
 	}
-	require.NoError(s, json.Unmarshal([]byte(found[0].Metadata.Annotations["blockmover.io/attempt"]), &attempt))
-	s.Logf("%s took %d attempts", found[0], attempt.Number)
-	require.Greater(s, attempt.Number, 1, "the outage ended an attempt")
-	return attempt.BytesRead + attempt.ReadBefore
+	if len(found) != 1 {
+		return last, fmt.Errorf("found %d operations, want 1", len(found))
+	}
+	return last, json.Unmarshal([]byte(found[0].Metadata.Annotations["blockmover.io/attempt"]), &last)
 }
 
 // checkpointInterval is what the data path records at the latest.
 const checkpointInterval = 4 << 30
 
-// outageDuring kills the S3 server as soon as an operation moves data, and starts it again.
+// outageDuring kills the S3 server as soon as an operation moves data, and starts it again when
+// the outage is over and the attempt has ended.
 func (s *scenario) outageDuring(operation []string, size int64, outage time.Duration) {
 	s.Helper()
 	get := append([]string{"-n", s.kit.VeleroNamespace, "get"}, operation...)
@@ -129,9 +147,13 @@ func (s *scenario) outageDuring(operation []string, size int64, outage time.Dura
 	s.storeAvailableInTheEnd()
 	restart := s.kill("versitygw")
 	time.Sleep(outage)
+	require.NoError(s, s.kit.Wait(s.ctx, "the attempt to end", outageMore, func(ctx context.Context) (bool, string, error) {
+		last, err := s.attempt(ctx, operation)
+		return last.Number > 1, fmt.Sprintf("attempt %d", last.Number), err
+	}))
 	out, err := s.kit.Kubectl(s.ctx, append(get, "-o", `jsonpath={range .items[*]}{.status.phase} {.status.progress.bytesDone}/{.status.progress.totalBytes} {.metadata.annotations.blockmover\.io/attempt}{"\n"}{end}`)...)
 	require.NoError(s, err)
-	s.Logf("after %s without the object store:\n%s", outage, out)
+	s.Logf("after %s and more without the object store:\n%s", outage, out)
 	restart()
 }
 
